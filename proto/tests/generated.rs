@@ -1,0 +1,41 @@
+//! The committed code in `src/gen` is what the `.proto` files say. `SKEP_REGENERATE=1 cargo test -p skep-proto` writes
+//! it anew; without it a difference fails.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+const FILES: [&str; 10] = [
+    "types.proto",
+    "specs.proto",
+    "objects.proto",
+    "store.proto",
+    "control.proto",
+    "logs.proto",
+    "dispatch.proto",
+    "ca.proto",
+    "peer.proto",
+    "daemon.proto",
+];
+
+#[test]
+fn generated_code_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = tempfile::tempdir().unwrap();
+    let descriptors = protox::compile(FILES, [root.join("v1")]).unwrap();
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .out_dir(out.path())
+        .compile_fds(descriptors)
+        .unwrap();
+    let fresh = std::fs::read_to_string(out.path().join("skep.v1.rs")).unwrap();
+    let committed = root.join("src/gen/skep.v1.rs");
+    if std::env::var_os("SKEP_REGENERATE").is_some() {
+        std::fs::write(&committed, &fresh).unwrap();
+        return;
+    }
+    let stored = std::fs::read_to_string(&committed).unwrap_or_default();
+    assert!(
+        stored == fresh,
+        "src/gen is out of date: run `SKEP_REGENERATE=1 cargo test -p skep-proto`"
+    );
+}

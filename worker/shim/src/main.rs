@@ -1,0 +1,2 @@
+//! The resident monitor of one container.
+fn main() {}
