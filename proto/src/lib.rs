@@ -2,6 +2,8 @@
 //! units, and the validation of specs. The only crate that every other one may depend on; it never does I/O.
 
 pub mod id;
+pub mod state;
+pub mod time;
 
 /// Code generated from `v1/*.proto`; `tests/generated.rs` keeps it in step.
 #[allow(

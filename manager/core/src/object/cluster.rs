@@ -1,0 +1,36 @@
+//! The swarm itself.
+
+use std::fmt;
+
+use skep_proto::id::ClusterId;
+use skep_proto::v1::ClusterSpec;
+
+use super::Meta;
+
+/// The one swarm object: settings, root CA, join tokens.
+#[derive(Clone, PartialEq)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub meta: Meta,
+    pub spec: ClusterSpec,
+    /// Root certificate, PEM.
+    pub root_cert_pem: String,
+    /// Root key, PEM; never leaves the managers.
+    pub root_key_pem: String,
+    /// Secret parts of the join tokens.
+    pub worker_token_secret: [u8; 16],
+    pub manager_token_secret: [u8; 16],
+    /// Smallest feature level of all managers.
+    pub feature_level: u32,
+}
+
+impl fmt::Debug for Cluster {
+    /// Without key and tokens, so that no log line carries them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("id", &self.id)
+            .field("meta", &self.meta)
+            .field("spec", &self.spec)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,50 @@
+//! Services and their revisions.
+
+use std::sync::Arc;
+
+use skep_proto::id::ServiceId;
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{PortSpec, ServiceSpec, TaskTemplate};
+
+use super::Meta;
+
+/// A service. Its template is in the revision that `revision` names; `spec.template` is empty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub id: ServiceId,
+    pub meta: Meta,
+    pub spec: Arc<ServiceSpec>,
+    /// Number of the current revision; rises only.
+    pub revision: u64,
+    /// Resolved ports, in the order of the spec's.
+    pub ports: Vec<PortSpec>,
+}
+
+/// Names one revision of one service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RevisionKey {
+    pub service: ServiceId,
+    pub number: u64,
+}
+
+/// An immutable task template.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Revision {
+    pub key: RevisionKey,
+    pub template: Arc<TaskTemplate>,
+    pub created_at: UnixMs,
+    /// The revision that a rollback copied.
+    pub copied_from: Option<u64>,
+    /// For tasks that outlive their service.
+    pub service_name: Arc<str>,
+}
+
+impl Service {
+    /// Key of the current revision.
+    pub fn current(&self) -> RevisionKey {
+        RevisionKey {
+            service: self.id,
+            number: self.revision,
+        }
+    }
+}
