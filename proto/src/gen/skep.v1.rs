@@ -282,8 +282,8 @@ pub struct ClusterSpec {
     #[prost(int64, tag = "4")]
     pub node_cert_expiry_ms: i64,
     /// Labels of the swarm.
-    #[prost(map = "string, string", tag = "5")]
-    pub labels: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -301,8 +301,8 @@ pub struct NodeSpec {
     #[prost(enumeration = "Availability", tag = "2")]
     pub availability: i32,
     /// Labels for constraints (`node.labels.…`).
-    #[prost(map = "string, string", tag = "3")]
-    pub labels: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -314,8 +314,8 @@ pub struct ServiceSpec {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// Labels of the service.
-    #[prost(map = "string, string", tag = "2")]
-    pub labels: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -474,8 +474,8 @@ pub struct ContainerSpec {
     #[prost(string, repeated, tag = "9")]
     pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Labels of the container.
-    #[prost(map = "string, string", tag = "10")]
-    pub labels: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "10")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -516,8 +516,8 @@ pub struct ContainerSpec {
     #[prost(bool, tag = "22")]
     pub allow_new_privileges: bool,
     /// Kernel parameters of the sandbox's namespaces.
-    #[prost(map = "string, string", tag = "23")]
-    pub sysctls: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "23")]
+    pub sysctls: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -953,8 +953,8 @@ pub struct NodeDescription {
     #[prost(message, optional, tag = "3")]
     pub resources: ::core::option::Option<Resources>,
     /// Labels of the engine (`engine.labels.…`), from the daemon's configuration.
-    #[prost(map = "string, string", tag = "4")]
-    pub engine_labels: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub engine_labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -1428,8 +1428,11 @@ pub struct DoctorResponse {
     #[prost(message, repeated, tag = "1")]
     pub findings: ::prost::alloc::vec::Vec<Finding>,
     /// Objects looked at, by kind.
-    #[prost(map = "string, uint64", tag = "2")]
-    pub checked: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
+    #[prost(btree_map = "string, uint64", tag = "2")]
+    pub checked: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        u64,
+    >,
 }
 /// Something wrong with the state.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
