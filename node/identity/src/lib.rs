@@ -1,1 +1,38 @@
-//! skep-identity
+//! Who a node is, and how it proves it: the certificate authority, join tokens, credentials on disk, mutual TLS with
+//! renewal and denial, the transport under tonic, and image tickets.
+//!
+//! Used by the manager, the worker, the node and the CLI. It decides who is at the other end of a connection, never what
+//! they may do there. Keys and token secrets are never logged; nothing here trusts a certificate that `chain.rs` did not
+//! check.
+
+pub mod ca;
+mod chain;
+mod credentials;
+mod deny;
+mod key;
+mod peer;
+mod pem;
+mod role;
+mod roots;
+mod store;
+pub mod ticket;
+mod tls;
+mod token;
+pub mod transport;
+mod verify;
+
+#[cfg(test)]
+mod testing;
+
+pub use ca::{CaError, IssuedCertificate, NodeGrant, RootCa};
+pub use chain::CLOCK_TOLERANCE;
+pub use credentials::{Credentials, CredentialsError, LiveCredentials, Validity, renewal_at};
+pub use deny::{Denied, DenyList};
+pub use key::{KeyError, NodeKey};
+pub use peer::{PeerError, PeerIdentity};
+pub use role::{Role, RoleError};
+pub use roots::{RootBundle, RootCert, RootError};
+pub use store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError};
+pub use tls::{Anonymous, ClientTls, Expected, ServerTls};
+pub use token::{JoinToken, RootDigest, RootMismatch, TokenError, TokenSecret};
+pub use transport::Caller;

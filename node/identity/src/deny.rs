@@ -1,0 +1,198 @@
+//! Who is out: nodes removed from the cluster, refused at every handshake, and the live connections that end with them.
+//!
+//! One `DenyList` per daemon is shared by all its listeners and channels. The manager feeds it from the replicated state,
+//! a worker from its session. Admission and denial take one lock, so no connection slips in between.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::SystemTime;
+
+use futures::task::AtomicWaker;
+use skep_proto::id::NodeId;
+
+use crate::chain::CLOCK_TOLERANCE;
+use crate::peer::PeerIdentity;
+
+/// Connections without a certificate at a time: joining nodes, which need a second each. Beyond it the oldest ends.
+pub(crate) const MAX_ANONYMOUS: usize = 256;
+
+/// The node was removed from the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("node {0} was removed from the cluster")]
+pub struct Denied(pub NodeId);
+
+/// Removed nodes and live connections. Cheap to clone; all clones are one list.
+#[derive(Debug, Clone, Default)]
+pub struct DenyList(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    denied: HashSet<NodeId>,
+    /// By order of arrival.
+    live: BTreeMap<u64, Live>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Live {
+    /// `None`: no certificate was presented.
+    peer: Option<PeerIdentity>,
+    closer: Arc<Closer>,
+}
+
+impl DenyList {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Refuses a node from now on and closes its connections, both ways, at once. Says how many were closed.
+    pub fn deny(&self, node: NodeId) -> usize {
+        let mut inner = self.lock();
+        inner.denied.insert(node);
+        inner.close(|peer| peer.is_some_and(|peer| peer.node_id == node))
+    }
+
+    /// Replaces the whole list, as read from the replicated state: closes the connections of all nodes on it, admits
+    /// those no longer on it. Says how many were closed. A node's id may be dropped from the list only when its last
+    /// certificate has ended for longer than [`CLOCK_TOLERANCE`].
+    pub fn set(&self, nodes: impl IntoIterator<Item = NodeId>) -> usize {
+        let mut inner = self.lock();
+        inner.denied = nodes.into_iter().collect();
+        inner.close(|peer| peer.is_some_and(|peer| inner.denied.contains(&peer.node_id)))
+    }
+
+    /// Whether a node is refused.
+    pub fn is_denied(&self, node: NodeId) -> bool {
+        self.lock().denied.contains(&node)
+    }
+
+    /// Closes a node's connections without refusing it: its role changed, so it has to come back with a new certificate.
+    pub fn close(&self, node: NodeId) -> usize {
+        self.lock()
+            .close(|peer| peer.is_some_and(|peer| peer.node_id == node))
+    }
+
+    /// Closes connections whose certificate has ended (beyond the clock tolerance): handshakes check a certificate only
+    /// once. To be called on a timer, every minute or so.
+    pub fn close_expired(&self, now: SystemTime) -> usize {
+        self.lock()
+            .close(|peer| peer.is_some_and(|peer| peer.not_after + CLOCK_TOLERANCE < now))
+    }
+
+    /// Live connections with a node, in both directions.
+    pub fn connections(&self, node: NodeId) -> usize {
+        self.lock()
+            .live
+            .values()
+            .filter(|live| live.peer.as_ref().is_some_and(|peer| peer.node_id == node))
+            .count()
+    }
+
+    /// Registers a connection; the answer belongs into it, and unregisters it when dropped.
+    pub(crate) fn admit(&self, peer: Option<&PeerIdentity>) -> Result<Admission, Denied> {
+        let mut inner = self.lock();
+        match peer {
+            Some(peer) if inner.denied.contains(&peer.node_id) => return Err(Denied(peer.node_id)),
+            Some(_) => {}
+            None => inner.make_room_for_anonymous(),
+        }
+        let id = inner.next;
+        inner.next += 1;
+        let closer = Arc::new(Closer::default());
+        inner.live.insert(
+            id,
+            Live {
+                peer: peer.cloned(),
+                closer: Arc::clone(&closer),
+            },
+        );
+        Ok(Admission {
+            list: self.clone(),
+            id,
+            closer,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code panics while it holds the lock, and a half-done change would still refuse more, not less.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Closes what `which` says. The entries go when their connections drop.
+    fn close(&self, which: impl Fn(Option<&PeerIdentity>) -> bool) -> usize {
+        let chosen = self.live.values().filter(|live| which(live.peer.as_ref()));
+        chosen.filter(|live| live.closer.close()).count()
+    }
+
+    fn make_room_for_anonymous(&self) {
+        let mut open = self
+            .live
+            .values()
+            .filter(|live| live.peer.is_none() && !live.closer.is_closed());
+        let oldest = open.next();
+        if let Some(oldest) = oldest
+            && open.count() + 1 >= MAX_ANONYMOUS
+        {
+            oldest.closer.close();
+        }
+    }
+}
+
+/// A connection's place in the list.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    list: DenyList,
+    id: u64,
+    closer: Arc<Closer>,
+}
+
+impl Admission {
+    pub(crate) fn closer(&self) -> &Closer {
+        &self.closer
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.list.lock().live.remove(&self.id);
+    }
+}
+
+/// Ends a connection from outside: wakes its reader and its writer, which then see the flag.
+#[derive(Debug, Default)]
+pub(crate) struct Closer {
+    closed: AtomicBool,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+impl Closer {
+    /// Says whether this call was the one that closed it.
+    fn close(&self) -> bool {
+        let first = !self.closed.swap(true, Ordering::SeqCst);
+        self.reader.wake();
+        self.writer.wake();
+        first
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Registers the reader and says whether the connection was closed. Registering first means no wake-up is lost.
+    pub(crate) fn check_reader(&self, waker: &Waker) -> bool {
+        self.reader.register(waker);
+        self.is_closed()
+    }
+
+    /// The same for the writer.
+    pub(crate) fn check_writer(&self, waker: &Waker) -> bool {
+        self.writer.register(waker);
+        self.is_closed()
+    }
+}

@@ -1,0 +1,31 @@
+//! PEM (RFC 7468) around the DER that this crate works with. Private; pure.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
+
+/// Columns of base64 per line (RFC 7468 section 2).
+const LINE: usize = 64;
+
+/// Writes one PEM section.
+pub(crate) fn encode(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in body.as_bytes().chunks(LINE) {
+        out.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
+        out.push('\n');
+    }
+    out.push_str(&format!("-----END {label}-----\n"));
+    out
+}
+
+/// All certificates of a PEM text, in order; other sections are skipped.
+pub(crate) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+    CertificateDer::pem_slice_iter(text.as_bytes()).collect()
+}
+
+/// Writes certificates in order.
+pub(crate) fn encode_certificates(chain: &[CertificateDer<'_>]) -> String {
+    chain.iter().map(|der| encode("CERTIFICATE", der)).collect()
+}

@@ -1,0 +1,234 @@
+//! Credentials on disk: `<dir>/node.key` (mode 0600), `node.crt`, `root.crt`. Used by the node at start, join, renewal.
+//!
+//! Each file is replaced whole (temporary file, fsync, rename, fsync of the directory). A renewal that is cut off between
+//! two files loses nothing: while key and certificate change, `node.key` holds the new and the old key, and loading takes
+//! the one that the certificate is for. Roots are written first: a rotation adds the new root before certificates by it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use crate::credentials::{Credentials, CredentialsError};
+use crate::key::{KeyError, NodeKey, SEALED_LABEL};
+use crate::peer::CertificateFacts;
+use crate::pem;
+use crate::roots::RootBundle;
+
+/// The private key.
+pub const KEY_FILE: &str = "node.key";
+/// The certificate chain, the node's own first.
+pub const CERT_FILE: &str = "node.crt";
+/// The trusted roots.
+pub const ROOT_FILE: &str = "root.crt";
+
+/// Why credentials cannot be loaded or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause; `NotFound` means that the node is not a member of a cluster.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be written durably.
+    #[error("cannot write {}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Others than the owner may read the key.
+    #[error("{} has mode {mode:04o}: others may read the node's key; restrict it with chmod 600", .path.display())]
+    Exposed {
+        /// The key file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The key is sealed by autolock.
+    #[error("{} is sealed: unlocking is not supported yet", .path.display())]
+    Sealed {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// The key file is damaged.
+    #[error("{} holds no usable key", .path.display())]
+    Key {
+        /// The key file.
+        path: PathBuf,
+        /// The cause; `None` if there is no key in it at all.
+        #[source]
+        source: Option<KeyError>,
+    },
+    /// The files do not fit together.
+    #[error("the credentials in {} cannot be used", .dir.display())]
+    Credentials {
+        /// The directory.
+        dir: PathBuf,
+        /// The cause.
+        #[source]
+        source: CredentialsError,
+    },
+}
+
+impl StoreError {
+    /// Whether the node simply has no credentials: it never joined, or it left.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+impl Credentials {
+    /// Loads credentials and checks that the files fit together. Not the time: see [`Credentials::validity`].
+    pub fn load(dir: &Path) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Credentials {
+            dir: dir.to_owned(),
+            source,
+        };
+        let chain_pem = read(&dir.join(CERT_FILE))?;
+        let chain = pem::certificates(&chain_pem)
+            .map_err(|error| unusable(CredentialsError::Pem(error)))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| unusable(CredentialsError::Empty))?;
+        let public_key = CertificateFacts::read(leaf).map(|facts| facts.public_key);
+        let roots = RootBundle::from_pem(&read(&dir.join(ROOT_FILE))?)
+            .map_err(|error| unusable(CredentialsError::Roots(error)))?;
+        let mut keys = read_keys(&dir.join(KEY_FILE))?;
+        let matching = keys
+            .iter()
+            .position(|key| public_key.as_deref() == Ok(key.public_point()))
+            .unwrap_or(0);
+        Self::from_parts(keys.swap_remove(matching), chain, roots).map_err(unusable)
+    }
+
+    /// Writes credentials durably; a crash at any point leaves the old or the new ones loadable. Makes the directory
+    /// (mode 0700) if need be.
+    pub fn save(&self, dir: &Path) -> Result<(), StoreError> {
+        make_dir(dir).map_err(|source| StoreError::Write {
+            path: dir.to_owned(),
+            source,
+        })?;
+        let key_path = dir.join(KEY_FILE);
+        let own = self.key().to_pem();
+        // A key file that cannot be read holds nothing that could be lost.
+        let previous = read_keys(&key_path).unwrap_or_default();
+        let kept: String = previous
+            .iter()
+            .filter(|key| key.public_point() != self.key().public_point())
+            .map(NodeKey::to_pem)
+            .collect();
+        replace(dir, ROOT_FILE, self.roots().to_pem().as_bytes(), 0o644)?;
+        replace(dir, KEY_FILE, format!("{own}{kept}").as_bytes(), 0o600)?;
+        replace(dir, CERT_FILE, self.chain_pem().as_bytes(), 0o644)?;
+        if !kept.is_empty() {
+            replace(dir, KEY_FILE, own.as_bytes(), 0o600)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the credentials (`swarm leave`), the key first. Files that are not there are no error.
+    pub fn erase(dir: &Path) -> Result<(), StoreError> {
+        for name in [KEY_FILE, CERT_FILE, ROOT_FILE] {
+            let path = dir.join(name);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::Write { path, source });
+                }
+                _ => {}
+            }
+        }
+        match File::open(dir).and_then(|handle| handle.sync_all()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Write {
+                path: dir.to_owned(),
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, StoreError> {
+    std::fs::read_to_string(path).map_err(|source| StoreError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// All keys of a key file, at least one.
+fn read_keys(path: &Path) -> Result<Vec<NodeKey>, StoreError> {
+    let mode = std::fs::metadata(path)
+        .map_err(|source| StoreError::Read {
+            path: path.to_owned(),
+            source,
+        })?
+        .permissions()
+        .mode()
+        & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let text = read(path)?;
+    if text.contains(SEALED_LABEL) {
+        return Err(StoreError::Sealed {
+            path: path.to_owned(),
+        });
+    }
+    let unusable = |source| StoreError::Key {
+        path: path.to_owned(),
+        source,
+    };
+    let keys = PrivatePkcs8KeyDer::pem_slice_iter(text.as_bytes())
+        .map(|section| {
+            let der = section.map_err(|_| unusable(None))?;
+            NodeKey::from_pkcs8_der(der.secret_pkcs8_der()).map_err(|error| unusable(Some(error)))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if keys.is_empty() {
+        Err(unusable(None))
+    } else {
+        Ok(keys)
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+}
+
+/// Replaces a file durably. The temporary name is fixed: one daemon owns the directory, and a leftover is overwritten.
+fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!(".{name}.new"));
+    let write = || -> io::Result<()> {
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|source| StoreError::Write { path, source })
+}

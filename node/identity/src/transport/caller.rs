@@ -1,0 +1,91 @@
+//! Who calls an RPC. Every handler asks [`Caller::of`] first, then one of the `require` functions.
+
+use std::net::SocketAddr;
+
+use skep_proto::id::NodeId;
+use tonic::{Request, Status};
+
+use crate::{PeerIdentity, Role};
+
+/// The other end of the connection that a request came by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// A process on this host, by the socket file.
+    Local {
+        /// Its user, as the kernel says.
+        uid: u32,
+    },
+    /// A member of the cluster, by its verified certificate.
+    Node(PeerIdentity),
+    /// Someone without a certificate: a node that wants to join.
+    Anonymous {
+        /// From where.
+        addr: SocketAddr,
+    },
+}
+
+/// What the transport puts into a request's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Who calls.
+    pub caller: Caller,
+    /// From where; `None` on a socket file.
+    pub remote: Option<SocketAddr>,
+}
+
+impl ConnectionInfo {
+    /// The connection of a request; `None` if it did not come through this crate's transport.
+    pub fn of<T>(request: &Request<T>) -> Option<&Self> {
+        request.extensions().get::<Self>()
+    }
+}
+
+impl Caller {
+    /// Who makes this request. A request that did not come through this crate's transport is refused.
+    // Statuses are tonic's own currency between a handler and its helpers.
+    #[allow(clippy::result_large_err)]
+    pub fn of<T>(request: &Request<T>) -> Result<&Self, Status> {
+        ConnectionInfo::of(request)
+            .map(|info| &info.caller)
+            .ok_or_else(|| Status::unauthenticated("the connection does not say who calls"))
+    }
+
+    /// The caller as a member of the cluster, of either role; else `PERMISSION_DENIED`.
+    #[allow(clippy::result_large_err)]
+    pub fn require_node(&self) -> Result<&PeerIdentity, Status> {
+        match self {
+            Self::Node(peer) => Ok(peer),
+            Self::Local { .. } | Self::Anonymous { .. } => Err(Status::permission_denied(
+                "only a node of the cluster may do this",
+            )),
+        }
+    }
+
+    /// The caller as a manager; else `PERMISSION_DENIED`.
+    #[allow(clippy::result_large_err)]
+    pub fn require_manager(&self) -> Result<&PeerIdentity, Status> {
+        match self {
+            Self::Node(peer) if peer.role == Role::Manager => Ok(peer),
+            Self::Node(_) | Self::Local { .. } | Self::Anonymous { .. } => {
+                Err(Status::permission_denied("only a manager may do this"))
+            }
+        }
+    }
+
+    /// The caller as an operator: a local process (the socket file's mode says who may) or a manager that forwards.
+    #[allow(clippy::result_large_err)]
+    pub fn require_operator(&self) -> Result<(), Status> {
+        match self {
+            Self::Local { .. } => Ok(()),
+            Self::Node(_) | Self::Anonymous { .. } => self.require_manager().map(|_| ()),
+        }
+    }
+
+    /// The node that calls, if it is one.
+    pub fn node_id(&self) -> Option<NodeId> {
+        match self {
+            Self::Node(peer) => Some(peer.node_id),
+            Self::Local { .. } | Self::Anonymous { .. } => None,
+        }
+    }
+}

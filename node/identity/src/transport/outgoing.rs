@@ -1,0 +1,182 @@
+//! The connecting side of mutual TLS: a tonic channel over one or several addresses, reconnecting by itself.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::peer::PeerIdentity;
+use crate::tls::ClientTls;
+use crate::transport::refusal::explain;
+use crate::transport::{ClientConnection, Keepalive};
+
+/// How a channel behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelOptions {
+    /// For TCP and TLS together, each address anew.
+    pub connect_timeout: Duration,
+    /// Sent also while no call is under way.
+    pub keepalive: Keepalive,
+}
+
+impl ChannelOptions {
+    /// Between managers.
+    pub const MANAGERS: Self = Self {
+        connect_timeout: Duration::from_millis(1000),
+        keepalive: Keepalive::MANAGERS,
+    };
+    /// From a node to a manager or another node.
+    pub const NODES: Self = Self {
+        connect_timeout: Duration::from_secs(5),
+        keepalive: Keepalive::NODES,
+    };
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No address was given.
+    #[error("there is no address to connect to")]
+    NoAddress,
+    /// The only or last address failed.
+    #[error("cannot connect to {addr}")]
+    Io {
+        /// `host:port`.
+        addr: String,
+        /// The cause; [`crate::transport::refusal`] finds a refused certificate in it.
+        #[source]
+        source: io::Error,
+    },
+    /// TCP works but HTTP/2 does not.
+    #[error("cannot start HTTP/2")]
+    Http(#[source] tonic::transport::Error),
+}
+
+/// A channel that connects at its first call and again whenever it is cut. Addresses are `host:port`, tried in order from
+/// the last good one; names are resolved at each attempt. A failed call carries the cause (see [`crate::transport::refusal`]).
+pub fn channel(addrs: Vec<String>, tls: ClientTls, options: ChannelOptions) -> Channel {
+    let connector = Arc::new(Connector {
+        addrs,
+        tls,
+        options,
+        next: AtomicUsize::new(0),
+    });
+    endpoint(options).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let connector = Arc::clone(&connector);
+        async move { connector.connect().await.map(TokioIo::new) }
+    }))
+}
+
+/// Like [`channel`], but connects at once. In TLS 1.3 a refused client certificate shows only at the first call.
+pub async fn connect(
+    addrs: Vec<String>,
+    tls: ClientTls,
+    options: ChannelOptions,
+) -> Result<Channel, ConnectError> {
+    let connector = Arc::new(Connector {
+        addrs,
+        tls,
+        options,
+        next: AtomicUsize::new(0),
+    });
+    // The first stream is made here, so that its error keeps its type.
+    let first = connector.connect().await?;
+    let first = Arc::new(std::sync::Mutex::new(Some(first)));
+    let service = tower::service_fn(move |_: Uri| {
+        let connector = Arc::clone(&connector);
+        let first = Arc::clone(&first);
+        async move {
+            let made = first
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .take();
+            match made {
+                Some(stream) => Ok(TokioIo::new(stream)),
+                None => connector.connect().await.map(TokioIo::new),
+            }
+        }
+    });
+    endpoint(options)
+        .connect_with_connector(service)
+        .await
+        .map_err(ConnectError::Http)
+}
+
+/// One bare TLS connection, for protocols other than gRPC.
+pub async fn connect_stream(
+    addr: &str,
+    tls: &ClientTls,
+    timeout: Duration,
+) -> Result<ClientConnection, ConnectError> {
+    let failed = |source| ConnectError::Io {
+        addr: addr.to_owned(),
+        source,
+    };
+    match tokio::time::timeout(timeout, handshake(addr, tls)).await {
+        Ok(result) => result.map_err(|error| failed(explain(error))),
+        Err(_) => {
+            let text = format!("no answer within {} ms", timeout.as_millis());
+            Err(failed(io::Error::new(io::ErrorKind::TimedOut, text)))
+        }
+    }
+}
+
+fn endpoint(options: ChannelOptions) -> Endpoint {
+    // The authority of every request; the connector decides where they really go.
+    Endpoint::from_static("http://skep")
+        .http2_keep_alive_interval(options.keepalive.interval)
+        .keep_alive_timeout(options.keepalive.timeout)
+        .keep_alive_while_idle(true)
+}
+
+struct Connector {
+    addrs: Vec<String>,
+    tls: ClientTls,
+    options: ChannelOptions,
+    /// Index of the address to begin with.
+    next: AtomicUsize,
+}
+
+impl Connector {
+    async fn connect(&self) -> Result<ClientConnection, ConnectError> {
+        let start = self.next.load(Ordering::Relaxed);
+        let mut result = Err(ConnectError::NoAddress);
+        for offset in 0..self.addrs.len() {
+            let index = (start + offset) % self.addrs.len();
+            result =
+                connect_stream(&self.addrs[index], &self.tls, self.options.connect_timeout).await;
+            if result.is_ok() {
+                self.next.store(index, Ordering::Relaxed);
+                break;
+            }
+        }
+        result
+    }
+}
+
+async fn handshake(addr: &str, tls: &ClientTls) -> io::Result<ClientConnection> {
+    let stream = TcpStream::connect(addr).await?;
+    stream.set_nodelay(true)?;
+    let stream = TlsConnector::from(Arc::clone(&tls.config))
+        .connect(tls.name.clone(), stream)
+        .await?;
+    let admission = match &tls.deny {
+        None => None,
+        Some(deny) => {
+            let leaf = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .and_then(|chain| chain.first());
+            let leaf = leaf.ok_or_else(|| io::Error::other("the server showed no certificate"))?;
+            let peer = PeerIdentity::read(leaf).map_err(io::Error::other)?;
+            Some(deny.admit(Some(&peer)).map_err(io::Error::other)?)
+        }
+    };
+    Ok(ClientConnection::new(stream, admission))
+}
