@@ -1069,6 +1069,9 @@ pub struct Task {
     /// The task whose end it follows. Empty: none.
     #[prost(bytes = "vec", tag = "11")]
     pub replaces: ::prost::alloc::vec::Vec<u8>,
+    /// It replaces a task that ended by itself, so it counts as an attempt of the restart policy.
+    #[prost(bool, tag = "21")]
+    pub policy_restart: bool,
 }
 /// What is known of a task's run.
 #[derive(Clone, PartialEq, ::prost::Message)]

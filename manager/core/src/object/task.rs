@@ -37,6 +37,8 @@ pub struct Task {
     pub start_at: Option<UnixMs>,
     /// The task whose end it follows.
     pub replaces: Option<TaskId>,
+    /// It replaces a task that ended by itself, so it counts as an attempt of the restart policy.
+    pub policy_restart: bool,
 }
 
 impl Task {
