@@ -5,6 +5,7 @@ pub mod constraint;
 pub mod id;
 pub mod state;
 pub mod time;
+pub mod validate;
 
 /// Code generated from `v1/*.proto`; `tests/generated.rs` keeps it in step.
 #[allow(
