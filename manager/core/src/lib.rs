@@ -3,3 +3,4 @@
 
 pub mod change;
 pub mod object;
+pub mod store;

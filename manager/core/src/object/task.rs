@@ -41,6 +41,13 @@ pub struct Task {
     pub policy_restart: bool,
 }
 
+impl Slot {
+    /// Sorts before every place of a service.
+    pub const MIN: Self = Self::Replica(0);
+    /// Sorts after every other place of a service.
+    pub const MAX: Self = Self::Node(NodeId::new(u128::MAX));
+}
+
 impl Task {
     /// Its service.
     pub fn service(&self) -> ServiceId {

@@ -1,0 +1,106 @@
+//! The replicated state: typed tables with secondary indexes over persistent maps, so that a clone is a snapshot and
+//! costs nothing. Read by everything; written by `apply` and by snapshot restore only. It stores and indexes; it never
+//! decides: what may be stored is `apply`'s question, what should be is the loops'.
+
+mod find;
+mod images;
+mod nodes;
+mod object;
+mod requests;
+mod services;
+mod tasks;
+
+use std::sync::Arc;
+
+pub use find::{FindError, Kind};
+pub use object::{Object, ObjectKey};
+pub use requests::RequestRecord;
+pub use tasks::{HostPort, TaskCounts};
+
+use crate::object::Cluster;
+
+/// The whole state. Cloning is O(1): the clone shares everything and never sees later changes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    version: u64,
+    cluster: Option<Arc<Cluster>>,
+    nodes: nodes::NodeTable,
+    services: services::ServiceTable,
+    tasks: tasks::TaskTable,
+    images: images::ImageTable,
+    requests: requests::RequestTable,
+}
+
+impl State {
+    /// Store version: how many transactions were applied. 0: nothing yet.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The swarm object; `None` before `swarm init`'s transaction.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref()
+    }
+
+    /// The stored object of that key.
+    pub fn get(&self, key: &ObjectKey) -> Option<Object> {
+        match key {
+            ObjectKey::Cluster => self.cluster().cloned().map(Object::Cluster),
+            ObjectKey::Node(id) => self.node(*id).cloned().map(Object::Node),
+            ObjectKey::Service(id) => self.service(*id).cloned().map(Object::Service),
+            ObjectKey::Revision(key) => self.revision(*key).cloned().map(Object::Revision),
+            ObjectKey::Task(id) => self.task(*id).cloned().map(Object::Task),
+            ObjectKey::ImageName(name) => self.image_name(name).cloned().map(Object::ImageName),
+            ObjectKey::Credential(id) => self.credential(*id).cloned().map(Object::Credential),
+        }
+    }
+
+    /// Every stored object, kind by kind in the order of `Object`, each kind in the order of its keys.
+    pub fn objects(&self) -> impl Iterator<Item = Object> {
+        let cluster = self.cluster.iter().cloned().map(Object::Cluster);
+        cluster
+            .chain(self.nodes().cloned().map(Object::Node))
+            .chain(self.services().cloned().map(Object::Service))
+            .chain(self.revisions().cloned().map(Object::Revision))
+            .chain(self.tasks().cloned().map(Object::Task))
+            .chain(self.image_names().cloned().map(Object::ImageName))
+            .chain(self.credentials().cloned().map(Object::Credential))
+    }
+
+    /// Stores an object as it is, unchecked, in all its indexes; returns what it replaced. For `apply`, snapshot
+    /// restore, and tests that build a state. Unique keys (names, host ports) must have been checked.
+    pub fn put(&mut self, object: impl Into<Object>) -> Option<Object> {
+        match object.into() {
+            Object::Cluster(cluster) => self.cluster.replace(cluster).map(Object::Cluster),
+            Object::Node(node) => self.nodes.put(node).map(Object::Node),
+            Object::Service(service) => self.services.put(service).map(Object::Service),
+            Object::Revision(revision) => {
+                self.services.put_revision(revision).map(Object::Revision)
+            }
+            Object::Task(task) => self.tasks.put(task).map(Object::Task),
+            Object::ImageName(name) => self.images.put_name(name).map(Object::ImageName),
+            Object::Credential(credential) => self
+                .images
+                .put_credential(credential)
+                .map(Object::Credential),
+        }
+    }
+
+    /// Removes an object from all its indexes, unchecked; returns it.
+    pub fn remove(&mut self, key: &ObjectKey) -> Option<Object> {
+        match key {
+            ObjectKey::Cluster => self.cluster.take().map(Object::Cluster),
+            ObjectKey::Node(id) => self.nodes.remove(*id).map(Object::Node),
+            ObjectKey::Service(id) => self.services.remove(*id).map(Object::Service),
+            ObjectKey::Revision(key) => self.services.remove_revision(*key).map(Object::Revision),
+            ObjectKey::Task(id) => self.tasks.remove(*id).map(Object::Task),
+            ObjectKey::ImageName(name) => self.images.remove_name(name).map(Object::ImageName),
+            ObjectKey::Credential(id) => self.images.remove_credential(*id).map(Object::Credential),
+        }
+    }
+
+    /// Sets the store version. For `apply`, snapshot restore, and tests.
+    pub fn set_version(&mut self, version: u64) {
+        self.version = version;
+    }
+}
