@@ -17,6 +17,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use skep_proto::id::{ClusterId, NodeId};
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::oid_registry::OID_SIG_ECDSA_WITH_SHA256;
 use x509_parser::prelude::FromDer as _;
 
 use crate::key::{KeyError, NodeKey};
@@ -259,7 +260,11 @@ impl RequestKey {
         if spki.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(CaError::RequestAlgorithm);
         }
-        // ECDSA with SHA-256 is checked whatever algorithm the request claims.
+        let claimed = &parsed.signature_algorithm;
+        if claimed.algorithm != OID_SIG_ECDSA_WITH_SHA256 || parsed.signature_value.unused_bits != 0
+        {
+            return Err(CaError::RequestAlgorithm);
+        }
         ring::signature::UnparsedPublicKey::new(
             &ring::signature::ECDSA_P256_SHA256_ASN1,
             spki.der_bytes(),

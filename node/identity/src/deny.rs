@@ -196,3 +196,50 @@ impl Closer {
         self.is_closed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_oldest_anonymous_connection_gives_way() {
+        let list = DenyList::new();
+        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS)
+            .map(|_| list.admit(None).unwrap())
+            .collect();
+        assert!(
+            admitted
+                .iter()
+                .all(|admission| !admission.closer().is_closed())
+        );
+        let one_more = list.admit(None).unwrap();
+        assert!(admitted[0].closer().is_closed());
+        assert!(
+            admitted[1..]
+                .iter()
+                .all(|admission| !admission.closer().is_closed())
+        );
+        let another = list.admit(None).unwrap();
+        assert!(admitted[1].closer().is_closed());
+        assert!(!one_more.closer().is_closed() && !another.closer().is_closed());
+    }
+
+    #[test]
+    fn nobody_slips_in_between_denial_and_admission() {
+        let list = DenyList::new();
+        let peer = PeerIdentity {
+            node_id: NodeId::new(1),
+            role: crate::Role::Worker,
+            cluster_id: skep_proto::id::ClusterId::new(1),
+            not_after: SystemTime::UNIX_EPOCH,
+        };
+        let before = list.admit(Some(&peer)).unwrap();
+        assert_eq!(list.deny(peer.node_id), 1);
+        assert_eq!(list.deny(peer.node_id), 0, "closed once only");
+        assert!(before.closer().is_closed());
+        assert_eq!(list.admit(Some(&peer)).unwrap_err(), Denied(peer.node_id));
+        drop(before);
+        assert_eq!(list.connections(peer.node_id), 0);
+    }
+}

@@ -9,6 +9,7 @@ pub mod ca;
 mod chain;
 mod credentials;
 mod deny;
+mod join;
 mod key;
 mod peer;
 mod pem;
@@ -22,12 +23,21 @@ pub mod transport;
 mod verify;
 
 #[cfg(test)]
+mod ca_test;
+#[cfg(test)]
+mod chain_test;
+#[cfg(test)]
+mod store_test;
+#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod ticket_test;
 
 pub use ca::{CaError, IssuedCertificate, NodeGrant, RootCa};
 pub use chain::CLOCK_TOLERANCE;
 pub use credentials::{Credentials, CredentialsError, LiveCredentials, Validity, renewal_at};
 pub use deny::{Denied, DenyList};
+pub use join::{JoinError, join_channel};
 pub use key::{KeyError, NodeKey};
 pub use peer::{PeerError, PeerIdentity};
 pub use role::{Role, RoleError};

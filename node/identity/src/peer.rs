@@ -96,7 +96,7 @@ impl CertificateFacts {
 /// Parses exactly one certificate: trailing bytes are refused.
 pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PeerError> {
     match X509Certificate::from_der(der) {
-        Ok((rest, cert)) if rest.is_empty() => Ok(cert),
+        Ok(([], cert)) => Ok(cert),
         _ => Err(PeerError::Malformed),
     }
 }

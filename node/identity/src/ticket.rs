@@ -277,7 +277,3 @@ fn is_hex(text: &str) -> bool {
     text.bytes()
         .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
-
-#[cfg(test)]
-#[path = "ticket_test.rs"]
-mod ticket_test;

@@ -308,7 +308,7 @@ mod tests {
             let read: JoinToken = format!(" {text}\n").parse().unwrap();
             prop_assert!(read.matches(&token));
             prop_assert_eq!(read.secret().expose(), &secret);
-            prop_assert_eq!(read.root_digest().as_bytes(), &root);
+            prop_assert_eq!(read.root_digest(), RootDigest(root));
         }
 
         #[test]

@@ -138,7 +138,7 @@ impl Stream for Incoming {
 /// Why a connection was not taken in.
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
-    #[error("no handshake from {addr} within {}  ms", .within.as_millis())]
+    #[error("no handshake from {addr} within {} ms", .within.as_millis())]
     Timeout { addr: SocketAddr, within: Duration },
     #[error("handshake with {addr} failed")]
     Tls {

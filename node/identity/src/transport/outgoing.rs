@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::{Either, ready};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -58,7 +60,7 @@ pub enum ConnectError {
 }
 
 /// A channel that connects at its first call and again whenever it is cut. Addresses are `host:port`, tried in order from
-/// the last good one; names are resolved at each attempt. A failed call carries the cause (see [`crate::transport::refusal`]).
+/// the last good one (call it within a tokio runtime); names are resolved at each attempt. A failed call carries the cause (see [`crate::transport::refusal`]).
 pub fn channel(addrs: Vec<String>, tls: ClientTls, options: ChannelOptions) -> Channel {
     let connector = Arc::new(Connector {
         addrs,
@@ -84,24 +86,34 @@ pub async fn connect(
         options,
         next: AtomicUsize::new(0),
     });
-    // The first stream is made here, so that its error keeps its type.
     let first = connector.connect().await?;
-    let first = Arc::new(std::sync::Mutex::new(Some(first)));
-    let service = tower::service_fn(move |_: Uri| {
+    let reconnect = move || {
         let connector = Arc::clone(&connector);
-        let first = Arc::clone(&first);
-        async move {
-            let made = first
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .take();
-            match made {
-                Some(stream) => Ok(TokioIo::new(stream)),
-                None => connector.connect().await.map(TokioIo::new),
-            }
-        }
+        async move { connector.connect().await }
+    };
+    begin_with(first, reconnect, endpoint(options)).await
+}
+
+/// A channel over a stream that is already there, so that its error kept its type, and over new ones once it is cut.
+pub(crate) async fn begin_with<S, F, Fut>(
+    first: S,
+    reconnect: F,
+    endpoint: Endpoint,
+) -> Result<Channel, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn() -> Fut + Send + 'static,
+    Fut: Future<Output = Result<S, ConnectError>> + Send + 'static,
+{
+    let mut first = Some(first);
+    let service = tower::service_fn(move |_: Uri| {
+        let next = match first.take() {
+            Some(stream) => Either::Left(ready(Ok(stream))),
+            None => Either::Right(reconnect()),
+        };
+        async move { next.await.map(TokioIo::new) }
     });
-    endpoint(options)
+    endpoint
         .connect_with_connector(service)
         .await
         .map_err(ConnectError::Http)

@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tracing::{debug, warn};
 
 use crate::transport::incoming::ACCEPT_PAUSE;
+use crate::transport::outgoing::begin_with;
 use crate::transport::{Caller, ConnectError, ConnectionInfo};
 
 /// The longest path that fits `sun_path` with its final NUL.
@@ -82,25 +83,12 @@ pub fn unix_channel(path: impl Into<PathBuf>) -> Channel {
 /// is `NotFound` or `ConnectionRefused` then, `PermissionDenied` for another user than the daemon's.
 pub async fn connect_unix(path: &Path) -> Result<Channel, ConnectError> {
     let first = open(path).await?;
-    let first = std::sync::Arc::new(std::sync::Mutex::new(Some(first)));
     let path = path.to_owned();
-    let service = tower::service_fn(move |_: Uri| {
-        let (first, path) = (std::sync::Arc::clone(&first), path.clone());
-        async move {
-            let made = first
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .take();
-            match made {
-                Some(stream) => Ok(TokioIo::new(stream)),
-                None => open(&path).await.map(TokioIo::new),
-            }
-        }
-    });
-    endpoint()
-        .connect_with_connector(service)
-        .await
-        .map_err(ConnectError::Http)
+    let reconnect = move || {
+        let path = path.clone();
+        async move { open(&path).await }
+    };
+    begin_with(first, reconnect, endpoint()).await
 }
 
 fn endpoint() -> Endpoint {
