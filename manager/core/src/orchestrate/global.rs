@@ -1,0 +1,77 @@
+//! Global services: one task on every node that fits. A node that is down keeps its task: nowhere else could run it,
+//! and it may well run on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_proto::id::NodeId;
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{NodeState, TaskState, WantedState};
+
+use super::{make, replicated};
+use crate::change::Plan;
+use crate::ids::Ids;
+use crate::object::{Node, Service, Slot, Task};
+use crate::schedule::Needs;
+use crate::store::State;
+
+/// Makes a task for each fitting node without one, and stops those on nodes that no longer fit.
+pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids, plan: &mut Plan) {
+    let Some(revision) = state.revision(service.current()) else {
+        return;
+    };
+    let needs = Needs::new(revision, &[]);
+    let mut live: BTreeMap<NodeId, Vec<&Arc<Task>>> = BTreeMap::new();
+    let mut held: BTreeMap<NodeId, &Arc<Task>> = BTreeMap::new();
+    for task in state.tasks_of_service(service.id) {
+        let Slot::Node(node) = task.slot else {
+            continue;
+        };
+        match task.wanted {
+            WantedState::Remove => {}
+            wanted if wanted.wants_to_run() => live.entry(node).or_default().push(task),
+            _ if task.revision == service.current() && ended_by_itself(task.state) => {
+                held.insert(node, task);
+            }
+            _ => {}
+        }
+    }
+    for (node_id, tasks) in &live {
+        match state.node(*node_id) {
+            None => plan.push(
+                tasks
+                    .iter()
+                    .map(|task| make::want(task, WantedState::Remove))
+                    .collect(),
+            ),
+            Some(node) if node.status.state == NodeState::Down => {}
+            Some(_) => {
+                replicated::tend(state, service, Slot::Node(*node_id), tasks, now, ids, plan)
+            }
+        }
+    }
+    for node in state.nodes() {
+        let free = !live.contains_key(&node.id) && !held.contains_key(&node.id);
+        if free && takes(node, &needs) {
+            plan.push(vec![make::create(make::new_task(
+                service,
+                ids.task(),
+                Slot::Node(node.id),
+                now,
+            ))]);
+        }
+    }
+}
+
+/// Whether a node is to have a new task of the service.
+fn takes(node: &Node, needs: &Needs<'_>) -> bool {
+    node.takes_tasks() && needs.check_place(node).is_ok()
+}
+
+/// Whether the task's end was judged by the restart policy (and held), rather than asked for.
+fn ended_by_itself(state: TaskState) -> bool {
+    matches!(
+        state,
+        TaskState::Complete | TaskState::Failed | TaskState::Rejected
+    )
+}

@@ -1,0 +1,56 @@
+//! Makes tasks, and changes what is wanted of them.
+
+use std::sync::Arc;
+
+use skep_proto::id::{NodeId, TaskId};
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{PublishMode, TaskState, TaskStatus, WantedState};
+
+use crate::change::{Change, Op};
+use crate::object::{Meta, Service, Slot, Task};
+
+/// A new task of the service's current revision. Nothing needs allocating, so it starts as pending.
+pub(super) fn new_task(service: &Service, id: TaskId, slot: Slot, now: UnixMs) -> Task {
+    let status = TaskStatus {
+        state: TaskState::Pending.into(),
+        since_ms: now.0,
+        ..TaskStatus::default()
+    };
+    Task {
+        id,
+        meta: Meta::default(),
+        revision: service.current(),
+        slot,
+        node: match slot {
+            Slot::Node(node) => Some(node),
+            Slot::Replica(_) => None::<NodeId>,
+        },
+        wanted: WantedState::Running,
+        state: TaskState::Pending,
+        status: Arc::new(status),
+        ports: service
+            .ports
+            .iter()
+            .filter(|port| port.mode() == PublishMode::Host)
+            .copied()
+            .collect(),
+        start_at: None,
+        replaces: None,
+        policy_restart: false,
+    }
+}
+
+/// Stores a new task.
+pub(super) fn create(task: Task) -> Change {
+    Change::create(Op::PutTask(task))
+}
+
+/// Changes what is wanted of a task.
+pub(super) fn want(task: &Arc<Task>, wanted: WantedState) -> Change {
+    let changed = Task {
+        wanted,
+        start_at: None,
+        ..Task::clone(task)
+    };
+    Change::update(task.meta.version, Op::PutTask(changed))
+}

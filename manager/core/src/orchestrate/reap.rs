@@ -1,0 +1,161 @@
+//! Deletes records that nobody needs: tasks whose removal is done, history beyond the limit, revisions without tasks,
+//! credentials without a service; and gives up on tasks whose node has been down for a day.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_proto::id::ServiceId;
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{NodeState, TaskState, TaskStatus, WantedState};
+
+use crate::change::{Change, Op, Plan};
+use crate::object::{Slot, Task};
+use crate::store::State;
+
+/// After this long on a down node a task counts as gone, and its resources as free. Swarm's number.
+const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Ended tasks kept for each slot, where the cluster says nothing. Swarm's number.
+const DEFAULT_TASK_HISTORY: i32 = 5;
+const DEFAULT_REVISION_HISTORY: i32 = 10;
+
+/// Plans for one service (which may be gone).
+pub fn plan(state: &State, service: ServiceId, now: UnixMs) -> Plan {
+    let mut plan = Plan::default();
+    let mut history: BTreeMap<Slot, Vec<&Arc<Task>>> = BTreeMap::new();
+    for task in state.tasks_of_service(service) {
+        match fate(state, task, now) {
+            Fate::Delete => plan.push(vec![remove(task)]),
+            Fate::Orphan => plan.push(vec![orphan(task, now)]),
+            Fate::Wait(at) => plan.wake_by(at),
+            Fate::History => history.entry(task.slot).or_default().push(task),
+            Fate::Keep => {}
+        }
+    }
+    let keep = kept_per_slot(state, service);
+    for ended in history.values_mut().filter(|ended| ended.len() > keep) {
+        ended.sort_by_key(|task| (task.meta.created_at, task.id));
+        for task in &ended[..ended.len() - keep] {
+            plan.push(vec![remove(task)]);
+        }
+    }
+    reap_revisions(state, service, &mut plan);
+    plan
+}
+
+enum Fate {
+    Keep,
+    Delete,
+    /// Ended, and kept as history for a while.
+    History,
+    Orphan,
+    /// Its node is down: to be given up then.
+    Wait(UnixMs),
+}
+
+fn fate(state: &State, task: &Task, now: UnixMs) -> Fate {
+    let stopped = task.state < TaskState::Assigned || task.state.is_terminal();
+    if task.wanted == WantedState::Remove && stopped {
+        return Fate::Delete;
+    }
+    if !task.wanted.wants_to_stop() {
+        return Fate::Keep;
+    }
+    if stopped {
+        // Shut down before a node was chosen: there is no history to tell.
+        return if task.state.is_terminal() {
+            Fate::History
+        } else {
+            Fate::Delete
+        };
+    }
+    match task.node.and_then(|node| state.node(node)) {
+        None => Fate::Orphan,
+        Some(node) if node.status.state == NodeState::Down => {
+            let until = node.status.since.plus(ORPHAN_AFTER);
+            if now >= until {
+                Fate::Orphan
+            } else {
+                Fate::Wait(until)
+            }
+        }
+        Some(_) => Fate::Keep,
+    }
+}
+
+/// Ended tasks that a slot keeps: the cluster's limit, and at least what the restart policy has to count.
+fn kept_per_slot(state: &State, service: ServiceId) -> usize {
+    let limit = state
+        .cluster()
+        .map_or(0, |cluster| cluster.spec.task_history_limit);
+    let limit = match limit {
+        0 => DEFAULT_TASK_HISTORY,
+        limit => limit.max(0),
+    };
+    let attempts = state
+        .service(service)
+        .and_then(|service| state.revision(service.current()))
+        .and_then(|revision| revision.template.restart)
+        .map_or(0, |policy| policy.max_attempts);
+    let attempts = if attempts == 0 {
+        0
+    } else {
+        usize::try_from(attempts)
+            .unwrap_or(usize::MAX)
+            .saturating_add(1)
+    };
+    usize::try_from(limit).unwrap_or(0).max(attempts)
+}
+
+fn reap_revisions(state: &State, service: ServiceId, plan: &mut Plan) {
+    let gone = state.service(service).is_none();
+    if gone {
+        for credential in state.credentials_of(service) {
+            if state.tasks_of_service(service).next().is_none() {
+                plan.push(vec![Change::any(Op::RemoveCredential(credential.id))]);
+            }
+        }
+    }
+    let limit = state
+        .cluster()
+        .map_or(0, |cluster| cluster.spec.revision_history_limit);
+    let keep = usize::try_from(if limit == 0 {
+        DEFAULT_REVISION_HISTORY
+    } else {
+        limit
+    })
+    .unwrap_or(0);
+    let revisions: Vec<_> = state.revisions_of(service).collect();
+    let beyond = if gone {
+        revisions.len()
+    } else {
+        revisions.len().saturating_sub(keep.max(1))
+    };
+    let current = state.service(service).map(|service| service.revision);
+    // Oldest first.
+    for revision in &revisions[..beyond] {
+        if state.revision_in_use(revision.key) == 0 && current != Some(revision.key.number) {
+            plan.push(vec![Change::any(Op::RemoveRevision(revision.key))]);
+        }
+    }
+}
+
+fn remove(task: &Arc<Task>) -> Change {
+    Change::update(task.meta.version, Op::RemoveTask(task.id))
+}
+
+/// The one case in which the managers write the observed part past `ACCEPTED`: nobody else will.
+fn orphan(task: &Arc<Task>, now: UnixMs) -> Change {
+    let status = TaskStatus {
+        state: TaskState::Orphaned.into(),
+        since_ms: now.0,
+        error: "its node was gone for a day: nobody knows how it ended".to_owned(),
+        ..TaskStatus::clone(&task.status)
+    };
+    let orphaned = Task {
+        state: TaskState::Orphaned,
+        status: Arc::new(status),
+        ..Task::clone(task)
+    };
+    Change::update(task.meta.version, Op::PutTask(orphaned))
+}

@@ -1,0 +1,192 @@
+//! Replicated services: as many filled slots as replicas are wanted. A slot is filled while it has a task that is to
+//! run, or a last task whose restart policy wants no further run.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_proto::id::NodeId;
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{TaskState, WantedState};
+
+use super::fit::{self, Stay};
+use super::make;
+use super::restart::{self, Verdict};
+use crate::change::{Change, Plan};
+use crate::ids::Ids;
+use crate::object::{Service, Slot, Task};
+use crate::store::State;
+
+/// A slot's tasks: the ones that are to run, and the others.
+#[derive(Default)]
+struct SlotTasks<'a> {
+    live: Vec<&'a Arc<Task>>,
+    stopped: Vec<&'a Arc<Task>>,
+}
+
+/// Brings the number of filled slots to `replicas`, replaces what ended or cannot stay.
+pub(super) fn plan(
+    state: &State,
+    service: &Service,
+    replicas: u64,
+    now: UnixMs,
+    ids: &mut Ids,
+    plan: &mut Plan,
+) {
+    let mut slots: BTreeMap<u64, SlotTasks<'_>> = BTreeMap::new();
+    for task in state.tasks_of_service(service.id) {
+        let Slot::Replica(number) = task.slot else {
+            continue;
+        };
+        match task.wanted {
+            WantedState::Remove => {}
+            wanted if wanted.wants_to_run() => slots.entry(number).or_default().live.push(task),
+            _ => slots.entry(number).or_default().stopped.push(task),
+        }
+    }
+    // A slot whose last task belongs to an older revision and ended is not held by it.
+    slots.retain(|_, slot| {
+        !slot.live.is_empty()
+            || slot
+                .stopped
+                .iter()
+                .any(|task| task.revision == service.current())
+    });
+    let surplus = slots.len() as u64 - replicas.min(slots.len() as u64);
+    let removed = if surplus > 0 {
+        surplus_slots(&slots, surplus)
+    } else {
+        Vec::new()
+    };
+    for number in &removed {
+        if let Some(slot) = slots.remove(number) {
+            let all = slot.live.iter().chain(&slot.stopped);
+            plan.push(
+                all.map(|task| make::want(task, WantedState::Remove))
+                    .collect(),
+            );
+        }
+    }
+    for (number, slot) in &slots {
+        tend(
+            state,
+            service,
+            Slot::Replica(*number),
+            &slot.live,
+            now,
+            ids,
+            plan,
+        );
+    }
+    let missing = replicas.saturating_sub(slots.len() as u64);
+    let free = (1..).filter(|number| !slots.contains_key(number) && !removed.contains(number));
+    for number in free.take(usize::try_from(missing).unwrap_or(usize::MAX)) {
+        plan.push(vec![make::create(make::new_task(
+            service,
+            ids.task(),
+            Slot::Replica(number),
+            now,
+        ))]);
+    }
+}
+
+/// The slots to give up: those without a running task first, then from the nodes with the most of the service's tasks,
+/// then the highest numbers. A heap over nodes keeps it O(n log n).
+fn surplus_slots(slots: &BTreeMap<u64, SlotTasks<'_>>, surplus: u64) -> Vec<u64> {
+    let mut idle = Vec::new();
+    let mut by_node: BTreeMap<Option<NodeId>, Vec<u64>> = BTreeMap::new();
+    for (number, slot) in slots {
+        match slot
+            .live
+            .iter()
+            .find(|task| task.state == TaskState::Running)
+        {
+            Some(task) => by_node.entry(task.node).or_default().push(*number),
+            None => idle.push(*number),
+        }
+    }
+    let surplus = usize::try_from(surplus).unwrap_or(usize::MAX);
+    let mut chosen: Vec<u64> = idle.into_iter().rev().take(surplus).collect();
+    // (tasks left on the node, its highest slot), largest first.
+    let mut heap: std::collections::BinaryHeap<(usize, u64, Reverse<Option<NodeId>>)> = by_node
+        .iter()
+        .filter_map(|(node, slots)| Some((slots.len(), *slots.last()?, Reverse(*node))))
+        .collect();
+    while chosen.len() < surplus {
+        let Some((_, number, Reverse(node))) = heap.pop() else {
+            break;
+        };
+        chosen.push(number);
+        if let Some(rest) = by_node.get_mut(&node) {
+            rest.pop();
+            if let Some(highest) = rest.last() {
+                heap.push((rest.len(), *highest, Reverse(node)));
+            }
+        }
+    }
+    chosen
+}
+
+/// Looks after one filled slot: one task that is to run, replaced when it ended or cannot stay. Also used by global
+/// services, whose slot is a node.
+pub(super) fn tend(
+    state: &State,
+    service: &Service,
+    slot: Slot,
+    live: &[&Arc<Task>],
+    now: UnixMs,
+    ids: &mut Ids,
+    plan: &mut Plan,
+) {
+    // More than one is left behind only by a bug or an older build: the furthest along stays.
+    let Some(keep) = live
+        .iter()
+        .max_by_key(|task| (!task.state.is_terminal(), task.state, Reverse(task.id)))
+    else {
+        return;
+    };
+    let mut changes: Vec<Change> = live
+        .iter()
+        .filter(|task| task.id != keep.id)
+        .map(|task| make::want(task, WantedState::Shutdown))
+        .collect();
+    let replacement = if keep.state.is_terminal() {
+        changes.push(make::want(keep, WantedState::Shutdown));
+        match restart::judge(state, service, keep, now) {
+            Verdict::Hold => None,
+            Verdict::Replace(start_at) => Some(Task {
+                start_at,
+                wanted: if start_at.is_some() {
+                    WantedState::Ready
+                } else {
+                    WantedState::Running
+                },
+                policy_restart: true,
+                ..make::new_task(service, ids.task(), slot, now)
+            }),
+        }
+    } else {
+        match fit::judge(state, service, keep, now) {
+            Stay::Yes => None,
+            Stay::Until(at) => {
+                plan.wake_by(at);
+                None
+            }
+            Stay::No => {
+                changes.push(make::want(keep, WantedState::Shutdown));
+                match slot {
+                    Slot::Replica(_) => Some(make::new_task(service, ids.task(), slot, now)),
+                    // A global service's loop makes a new one when the node fits again.
+                    Slot::Node(_) => None,
+                }
+            }
+        }
+    };
+    if let Some(task) = replacement {
+        changes.push(make::create(Task {
+            replaces: Some(keep.id),
+            ..task
+        }));
+    }
+    plan.push(changes);
+}

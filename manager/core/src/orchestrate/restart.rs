@@ -1,0 +1,101 @@
+//! The restart policy: whether a task that ended is replaced, and when the replacement starts.
+
+use std::time::Duration;
+
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{RestartCondition, TaskState, WantedState};
+
+use crate::change::{Change, Op, Plan};
+use crate::object::{Service, Task};
+use crate::store::State;
+
+/// Wait before a replacement starts, where the policy says nothing. Swarm's number.
+const DEFAULT_DELAY: Duration = Duration::from_secs(5);
+
+/// What follows the end of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A replacement that starts then (`None`: at once).
+    Replace(Option<UnixMs>),
+    /// The slot stays as it is: the policy wants no further run.
+    Hold,
+}
+
+/// Judges the end of `task`, which must be in a terminal state.
+pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) -> Verdict {
+    // The policy of the revision that the slot's next task will have.
+    let revision = state.revision(service.current());
+    let policy = revision
+        .and_then(|revision| revision.template.restart)
+        .unwrap_or_default();
+    let wants_another = match (policy.condition(), task.state) {
+        (_, TaskState::Orphaned) => true,
+        (RestartCondition::Any, _) => true,
+        (RestartCondition::OnFailure, state) => {
+            matches!(state, TaskState::Failed | TaskState::Rejected)
+        }
+        (RestartCondition::None, _) => false,
+    };
+    if !wants_another || exhausted(state, task, &policy, now) {
+        return Verdict::Hold;
+    }
+    let delay = match policy.delay_ms {
+        0 => DEFAULT_DELAY,
+        ms => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
+    };
+    if delay.is_zero() || matches!(task.state, TaskState::Orphaned) {
+        Verdict::Replace(None)
+    } else {
+        Verdict::Replace(Some(now.plus(delay)))
+    }
+}
+
+/// Whether the slot had all the attempts that its policy allows. Counted from the slot's kept tasks; the reaper keeps
+/// enough of them.
+fn exhausted(
+    state: &State,
+    task: &Task,
+    policy: &skep_proto::v1::RestartPolicy,
+    now: UnixMs,
+) -> bool {
+    if policy.max_attempts == 0 {
+        return false;
+    }
+    let window = Duration::from_millis(u64::try_from(policy.window_ms).unwrap_or(0));
+    let from = if window.is_zero() {
+        UnixMs(i64::MIN)
+    } else {
+        now.minus(window)
+    };
+    let attempts = state
+        .tasks_in_slot(task.service(), task.slot)
+        .filter(|other| {
+            other.policy_restart && other.revision == task.revision && other.meta.created_at >= from
+        })
+        .count();
+    attempts as u64 >= policy.max_attempts
+}
+
+/// Starts the replacements whose delay has run out, and says when the next one will.
+pub fn due(state: &State, now: UnixMs) -> Plan {
+    let mut plan = Plan::default();
+    for task in state.waiting_tasks() {
+        // Without a time it waits for its updater.
+        match task.start_at {
+            Some(at) if at <= now => {
+                let started = Task {
+                    wanted: WantedState::Running,
+                    start_at: None,
+                    ..Task::clone(task)
+                };
+                plan.push(vec![Change::update(
+                    task.meta.version,
+                    Op::PutTask(started),
+                )]);
+            }
+            Some(at) => plan.wake_by(at),
+            None => {}
+        }
+    }
+    plan
+}
