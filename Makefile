@@ -1,0 +1,60 @@
+# Everything a developer or CI runs. Needs Debian (or alike), Rust, and root for what touches containers.
+
+CARGO   ?= cargo
+PROFILE ?= dev
+BIN     := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/skep
+# Debian packages: what skep is built with, and the real parts that the tests run.
+BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config make iproute2 nftables
+TEST_PACKAGES  := busybox-static redis-server nginx-light docker-registry skopeo curl apache2-utils
+
+.PHONY: help setup setup-test build demo test verify fix unit e2e bench clean
+
+help:
+	@echo "make setup    install the Debian packages that building and the demo need"
+	@echo "make demo     build, and show a service on a lab of three hosts"
+	@echo "make test     format, lints, unit and end-to-end tests (as root)"
+	@echo "make verify   format, lints and licences only; writes nothing"
+	@echo "make fix      format, and let clippy mend what it can"
+	@echo "make bench    figures next to the peers' (as root, release build)"
+
+setup:
+	@deploy/setup.sh $(BUILD_PACKAGES)
+
+setup-test:
+	@deploy/setup.sh $(BUILD_PACKAGES) $(TEST_PACKAGES)
+
+build: setup
+	$(CARGO) build --locked --profile $(PROFILE) -p skep
+
+demo: build target/whoami.tar
+	@deploy/demo.sh $(BIN)
+
+# The example image's root file system: one static program.
+target/whoami.tar: deploy/examples/whoami/Cargo.toml $(wildcard deploy/examples/whoami/src/*.rs)
+	@deploy/examples/whoami/build.sh $@
+
+verify:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; else echo "cargo-deny is not installed: licences and sources are not checked"; fi
+
+fix:
+	$(CARGO) fmt --all
+	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+# All phases, each with its time.
+test: setup-test
+	@deploy/test.sh
+
+unit:
+	$(CARGO) nextest run --locked --workspace --exclude skep-tests
+
+e2e: build target/whoami.tar
+	SKEP_BIN=$(CURDIR)/$(BIN) $(CARGO) nextest run --locked -p skep-tests
+
+bench: setup-test
+	$(CARGO) build --locked --release -p skep
+	SKEP_BIN=$(CURDIR)/target/release/skep $(CARGO) run --locked --release -p skep-tests --bin bench
+
+clean:
+	$(CARGO) clean
