@@ -1,1 +1,14 @@
-//! skep-tests
+//! What the end-to-end tests share: labs that clean up after themselves, images made of this machine's own programs,
+//! a real registry, and waiting without sleeping blindly. Used by `tests/*.rs` and the benchmarks only.
+//!
+//! The tests run the real binary (`SKEP_BIN`, set by `make e2e`) as root; each lab has a name of its own.
+
+mod images;
+mod lab;
+mod registry;
+mod wait;
+
+pub use images::{Image, busybox, nginx, redis};
+pub use lab::{Lab, Output, skep_binary};
+pub use registry::Registry;
+pub use wait::{until, until_some};

@@ -1,0 +1,203 @@
+//! A lab of hosts that goes down with the test, also when the test fails; and the `skep` binary run on its hosts.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::wait::until_some;
+
+/// The binary under test.
+pub fn skep_binary() -> PathBuf {
+    match std::env::var_os("SKEP_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => panic!("SKEP_BIN is not set: run the end-to-end tests with `make e2e`"),
+    }
+}
+
+/// What a command printed.
+#[derive(Debug)]
+pub struct Output {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    /// Panics unless the command succeeded; returns what it printed, trimmed.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert!(self.code == 0, "exit code {}\nstdout: {}\nstderr: {}", self.code, self.stdout, self.stderr);
+        self.stdout.trim().to_owned()
+    }
+
+    /// Panics unless the command failed with `code` and a message that contains `part`.
+    #[track_caller]
+    pub fn fails(self, code: i32, part: &str) {
+        assert!(
+            self.code == code && self.stderr.contains(part),
+            "expected exit code {code} and {part:?}, got {}\nstdout: {}\nstderr: {}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        assert!(!self.stderr.contains("panicked"), "a panic reached the user: {}", self.stderr);
+    }
+}
+
+/// Several hosts on this machine.
+pub struct Lab {
+    name: String,
+    dir: PathBuf,
+}
+
+impl Lab {
+    /// Brings up `nodes` hosts with one manager; `args` are further arguments of `lab up`.
+    #[track_caller]
+    pub fn up(name: &str, nodes: u32, args: &[&str]) -> Self {
+        Self::start(name, nodes, &[&["--managers", "1"], args].concat())
+    }
+
+    /// Hosts with daemons, not initialised.
+    #[track_caller]
+    pub fn without_swarm(name: &str, nodes: u32, args: &[&str]) -> Self {
+        Self::start(name, nodes, &[&["--no-swarm"], args].concat())
+    }
+
+    #[track_caller]
+    fn start(name: &str, nodes: u32, args: &[&str]) -> Self {
+        let name = format!("{name}{}", std::process::id());
+        let dir = std::env::temp_dir().join(format!("skep-lab-{name}"));
+        // Made first, so that a lab that fails half-way goes down too.
+        let lab = Self { name, dir };
+        let count = nodes.to_string();
+        lab.command(&[&["up", "--nodes", &count], args].concat()).ok();
+        lab
+    }
+
+    /// `skep lab <args>` for this lab.
+    pub fn command(&self, args: &[&str]) -> Output {
+        run(self.lab_command().args(args), None)
+    }
+
+    fn lab_command(&self) -> Command {
+        let mut command = Command::new(skep_binary());
+        command.args(["lab", "--name", &self.name, "--lab-dir"]).arg(&self.dir);
+        command
+    }
+
+    /// A command on a host, not yet started.
+    pub fn on(&self, host: u32, args: &[&str]) -> Command {
+        let mut command = self.lab_command();
+        command.args(["exec", &host.to_string(), "--"]).args(args);
+        command
+    }
+
+    /// Runs a command on a host.
+    pub fn exec(&self, host: u32, args: &[&str]) -> Output {
+        run(&mut self.on(host, args), None)
+    }
+
+    /// Runs `skep <args>` on a host.
+    pub fn skep(&self, host: u32, args: &[&str]) -> Output {
+        self.exec(host, &[&["skep"], args].concat())
+    }
+
+    /// Runs `skep <args>` on a host with `stdin` from a file.
+    pub fn skep_with_input(&self, host: u32, args: &[&str], input: &Path) -> Output {
+        run(&mut self.on(host, &[&["skep"], args].concat()), Some(input))
+    }
+
+    /// The objects that a listing prints as JSON, one a line.
+    #[track_caller]
+    pub fn list(&self, host: u32, args: &[&str]) -> Vec<Value> {
+        let printed = self.skep(host, &[args, &["--format", "json"]].concat()).ok();
+        printed.lines().map(|line| serde_json::from_str(line).expect("a listing prints JSON")).collect()
+    }
+
+    /// Waits until `service` has exactly `count` running tasks that are wanted; returns their ids and nodes.
+    #[track_caller]
+    pub fn running(&self, service: &str, count: usize, deadline: Duration) -> Vec<Running> {
+        until_some(&format!("{count} running tasks of {service}"), deadline, || {
+            let tasks = self.tasks(service);
+            let running: Vec<Running> = tasks.iter().filter_map(Running::of).collect();
+            let wanted = tasks.iter().filter(|task| task["DesiredState"] == "Running").count();
+            if running.len() == count && wanted == count {
+                return Ok(running);
+            }
+            Err(format!("{} running of {wanted} wanted: {tasks:#?}", running.len()))
+        })
+    }
+
+    /// `service ps`, all of it; empty when the service is unknown.
+    pub fn tasks(&self, service: &str) -> Vec<Value> {
+        let output = self.skep(1, &["service", "ps", "--no-trunc", "--format", "json", service]);
+        output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// `task inspect` of one task.
+    #[track_caller]
+    pub fn task(&self, id: &str) -> Value {
+        let printed = self.skep(1, &["task", "inspect", id]).ok();
+        let tasks: Value = serde_json::from_str(&printed).expect("inspect prints JSON");
+        tasks[0].clone()
+    }
+
+    /// First process of a task's first container, as the machine sees it.
+    #[track_caller]
+    pub fn pid(&self, task: &str) -> u64 {
+        let status = self.task(task);
+        status["Status"]["ContainerStatus"]["PID"]
+            .as_u64()
+            .filter(|pid| *pid > 0)
+            .unwrap_or_else(|| panic!("task {task} has no process: {status:#}"))
+    }
+
+    /// Directory of the lab.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// A task that runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Running {
+    pub id: String,
+    pub name: String,
+    /// Hostname.
+    pub node: String,
+}
+
+impl Running {
+    fn of(task: &Value) -> Option<Self> {
+        let runs = task["DesiredState"] == "Running" && task["CurrentState"].as_str()?.starts_with("Running");
+        let text = |field: &str| task[field].as_str().map(str::to_owned);
+        runs.then_some(Self { id: text("ID")?, name: text("Name")?, node: text("Node")? })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for host in 1..=3 {
+                let logs = self.command(&["logs", &host.to_string(), "--tail", "40"]);
+                eprintln!("--- daemon of host {host}\n{}{}", logs.stdout, logs.stderr);
+            }
+        }
+        let down = self.command(&["down"]);
+        if !std::thread::panicking() {
+            assert!(down.code == 0, "the lab does not go down: {}", down.stderr);
+        }
+    }
+}
+
+fn run(command: &mut Command, input: Option<&Path>) -> Output {
+    let stdin = input.map_or_else(Stdio::null, |path| std::fs::File::open(path).expect("the input exists").into());
+    let output = command.stdin(stdin).output().expect("skep starts");
+    Output {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
