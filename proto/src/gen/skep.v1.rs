@@ -1240,9 +1240,13 @@ pub struct Group {
 /// One change: a result, never a computation.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Change {
-    /// Version of the object that the change was decided on. 0 with a put: it must not exist. Ignored by observed kinds.
+    /// Version of the object that the change was decided on. 0 with a put: it must not exist; 0 with a removal: any.
+    /// Ignored by observed kinds, with revisions (they never change), and with `unconditional`.
     #[prost(uint64, tag = "1")]
     pub expect_version: u64,
+    /// A put that holds whatever is stored, if anything is.
+    #[prost(bool, tag = "96")]
+    pub unconditional: bool,
     #[prost(
         oneof = "change::Change",
         tags = "2, 3, 4, 5, 6, 7, 8, 32, 33, 34, 35, 36, 37, 64, 65"
@@ -1330,6 +1334,9 @@ pub struct SnapshotHeader {
     /// Store version.
     #[prost(uint64, tag = "2")]
     pub version: u64,
+    /// How many records follow: a cut snapshot is noticed.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
 }
 /// One record of a snapshot.
 #[derive(Clone, PartialEq, ::prost::Message)]
