@@ -1,0 +1,122 @@
+//! Joining the hosts of a new lab to one swarm, by the same commands that a user would type on them.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::command::HostCli;
+use crate::error::{LabError, Result};
+use crate::interrupt;
+use crate::lab::{Binary, Lab, find_host};
+use crate::logs;
+use crate::network;
+use crate::state::{LabState, host_name};
+
+/// How long one command may take, and how long the hosts may need to become ready after the last of them.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where managers listen.
+const MANAGER_PORT: u16 = 2377;
+
+/// Makes host 1 the first manager, joins the others (the first `managers` as managers) and waits until all are ready.
+pub(crate) fn form(lab: &Lab, state: &mut LabState, binary: &Binary, managers: u16) -> Result<()> {
+    let count = u16::try_from(state.hosts.len()).expect("a lab has at most 250 hosts");
+    let mut hosts = Vec::with_capacity(state.hosts.len());
+    for number in 1..=count {
+        let holder = find_host(state, number)?.holder.ok_or(LabError::PoweredOff(number))?;
+        hosts.push(HostCli { lab, binary, number, holder });
+    }
+    let Some((first, others)) = hosts.split_first() else { return Ok(()) };
+    let address = network::address(1).to_string();
+    eprintln!("making a swarm of {count} ({managers} manager{})", if managers == 1 { "" } else { "s" });
+    first.skep(&["swarm", "init", "--advertise-addr", &address], "skep swarm init", Instant::now() + PATIENCE)?;
+    let (managers, workers) = others.split_at(others.len().min(usize::from(managers.saturating_sub(1))));
+    if !managers.is_empty() {
+        let token = join_token(first, "manager")?;
+        // One after the other: the set of voters grows by one at a time.
+        managers.iter().try_for_each(|host| join(host, &token))?;
+    }
+    if !workers.is_empty() {
+        let token = join_token(first, "worker")?;
+        join_at_once(workers, &token)?;
+    }
+    wait_ready(first, count)
+}
+
+fn join_token(host: &HostCli<'_>, role: &str) -> Result<String> {
+    let shown = format!("skep swarm join-token -q {role}");
+    let answer = host.skep(&["swarm", "join-token", "-q", role], &shown, Instant::now() + PATIENCE)?;
+    Ok(answer.trim().to_owned())
+}
+
+fn join(host: &HostCli<'_>, token: &str) -> Result<()> {
+    let manager = format!("{}:{MANAGER_PORT}", network::address(1));
+    let shown = format!("skep swarm join --token … {manager}");
+    host.skep(&["swarm", "join", "--token", token, &manager], &shown, Instant::now() + PATIENCE).map(drop)
+}
+
+fn join_at_once(hosts: &[HostCli<'_>], token: &str) -> Result<()> {
+    /// More would only stand in each other's way on one machine.
+    const AT_ONCE: usize = 8;
+    for some in hosts.chunks(AT_ONCE) {
+        thread::scope(|scope| {
+            let joining: Vec<_> = some.iter().map(|host| scope.spawn(|| join(host, token))).collect();
+            joining.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(LabError::Interrupted)))
+        })?;
+    }
+    Ok(())
+}
+
+fn wait_ready(first: &HostCli<'_>, count: u16) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let answer = first.skep(&["node", "ls", "--format", "json"], "skep node ls --format json", deadline)?;
+        let Some((host, state)) = first_not_ready(&answer, count) else { return Ok(()) };
+        if Instant::now() + pause >= deadline {
+            let log = logs::end_of_log(&first.lab.host_dir(host).log(), 0);
+            return Err(LabError::NodeNotReady { host, within: PATIENCE, state, log });
+        }
+        interrupt::check()?;
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+/// One line of `skep node ls --format json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NodeLine {
+    hostname: String,
+    status: String,
+}
+
+/// The first host of `count` that is not `Ready`, and what is said of it.
+fn first_not_ready(node_ls: &str, count: u16) -> Option<(u16, String)> {
+    // A line that is not a node's (a warning, say) makes no host ready.
+    let nodes: Vec<NodeLine> = node_ls.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    (1..=count).find_map(|number| {
+        let name = host_name(number);
+        match nodes.iter().find(|node| node.hostname == name) {
+            Some(node) if node.status.eq_ignore_ascii_case("ready") => None,
+            Some(node) => Some((number, node.status.clone())),
+            None => Some((number, "not listed by `skep node ls`".to_owned())),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_is_read_by_host() {
+        let one = r#"{"ID":"x","Hostname":"host1","Status":"Ready","Availability":"Active","ManagerStatus":"Leader"}"#;
+        let two = r#"{"Hostname":"host2","Status":"Unknown"}"#;
+        let both = format!("{one}\n{two}\n");
+        assert_eq!(first_not_ready(&both, 1), None);
+        assert_eq!(first_not_ready(&both, 2), Some((2, "Unknown".to_owned())));
+        assert_eq!(first_not_ready(one, 3), Some((2, "not listed by `skep node ls`".to_owned())));
+        assert_eq!(first_not_ready("nonsense", 1).map(|(host, _)| host), Some(1));
+    }
+}
