@@ -1,1 +1,41 @@
-//! skep-raft
+//! Consensus for skep's managers: a replicated log on disk with the manager's state machine behind it.
+//!
+//! The manager implements [`StateMachine`], starts a [`RaftNode`] and talks to it through [`Consensus`]. openraft is the
+//! engine inside and shows nowhere outside. Start reading at `consensus.rs` (what others see), `node.rs` (how it is
+//! put together), `store/mod.rs` (what is on disk). This crate knows nothing of skep's objects, and opens no sockets.
+
+mod codec;
+mod config;
+mod consensus;
+mod crypto;
+mod disk;
+mod election;
+mod error;
+mod inbound;
+mod keys;
+mod lock;
+mod members;
+mod network;
+mod node;
+mod policy;
+mod reads;
+mod serve;
+mod state_machine;
+mod status;
+mod store;
+mod transport;
+mod types;
+mod wire;
+
+pub use config::{Config, Limits, Start, Timing};
+pub use consensus::{
+    BarrierError, Committed, Consensus, Member, Membership, MembershipError, ProposeError, RaftId, Role, SnapshotInfo,
+    Status,
+};
+pub use crypto::KeyEncryptionKey;
+pub use error::{StartError, StoreError};
+pub use inbound::HandleError;
+pub use node::RaftNode;
+pub use state_machine::{FatalError, Snapshot, StateMachine};
+pub use transport::{MessageKind, NoPeers, Transport, TransportError};
+pub use wire::WireError;

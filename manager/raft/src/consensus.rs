@@ -1,0 +1,280 @@
+//! The consensus trait: everything the rest of the manager may know about Raft.
+//!
+//! The sequencer proposes through it, readers pass its barrier, the role manager changes membership and
+//! `Leadership` follows its status. No type of the engine behind it (today openraft 0.9) appears here, so another
+//! engine can take its place. It must never grow a method that only one engine can serve.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+/// A Raft node id. It comes from a log index and is never used twice, not even for the same host: a wiped node that
+/// answers under its old id could vote twice in one term.
+pub type RaftId = u64;
+
+/// An entry that a quorum holds on disk and that this node has applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed<R> {
+    /// Index in the log. Indexes have gaps from the proposer's view: leaders and membership changes take some.
+    pub index: u64,
+    /// Term under which it was appended.
+    pub term: u64,
+    /// What the state machine answered when it applied the entry.
+    pub response: R,
+}
+
+/// Why a proposal has no committed result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// The entry was not appended, or was removed again by a newer leader: it has no effect and never will.
+    #[error("this manager is not the leader{}", leader_hint(.leader))]
+    NotLeader {
+        /// The leader that this node follows; None while there is none.
+        leader: Option<Member>,
+    },
+    /// Nothing was proposed: this leader has not heard a quorum of the managers for too long.
+    #[error(
+        "no quorum: a majority of the managers has not answered for {silent_ms} ms; bring managers back or wait for the network"
+    )]
+    NoQuorum {
+        /// Milliseconds since the last answer of a quorum.
+        silent_ms: u64,
+    },
+    /// The entry was proposed, and it is not known whether it is or will be committed.
+    #[error(
+        "result unknown: the change was proposed but not confirmed within {waited_ms} ms; it may still take effect"
+    )]
+    ResultUnknown {
+        /// Milliseconds waited since the proposal.
+        waited_ms: u64,
+    },
+    /// Nothing was proposed: the entry is larger than the log takes.
+    #[error("entry of {bytes} bytes is too large, the limit is {limit} bytes; split the change")]
+    TooLarge {
+        /// Size of the entry in bytes.
+        bytes: usize,
+        /// The largest entry accepted, in bytes.
+        limit: usize,
+    },
+    /// Nothing was proposed: the node is stopped, or stops.
+    #[error("consensus is stopped: {reason}")]
+    Stopped {
+        /// Why: "shut down", or the fatal error.
+        reason: Arc<str>,
+    },
+    /// Nothing was proposed: the storage failed. The node stops; the text names the file.
+    #[error("consensus storage failed: {0}")]
+    Storage(Arc<str>),
+}
+
+/// Why a read barrier or an order to the node was not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BarrierError {
+    /// Only the leader can confirm that nothing newer was committed.
+    #[error("this manager is not the leader{}", leader_hint(.leader))]
+    NotLeader {
+        /// The leader that this node follows; None while there is none.
+        leader: Option<Member>,
+    },
+    /// A quorum did not confirm the leader, or not within the deadline.
+    #[error("no quorum: a majority of the managers did not confirm the leader within {waited_ms} ms")]
+    NoQuorum {
+        /// Milliseconds waited.
+        waited_ms: u64,
+    },
+    /// The node is stopped, or stops.
+    #[error("consensus is stopped: {reason}")]
+    Stopped {
+        /// Why: "shut down", or the fatal error.
+        reason: Arc<str>,
+    },
+}
+
+/// Why the membership was not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// Only the leader changes membership.
+    #[error("this manager is not the leader{}", leader_hint(.leader))]
+    NotLeader {
+        /// The leader that this node follows; None while there is none.
+        leader: Option<Member>,
+    },
+    /// The transport given at start reaches no peers, so a second member could never answer.
+    #[error("not supported yet: {0}")]
+    NotSupported(&'static str),
+    /// The change is against the rules of Raft (another one in progress, unknown member, no voter left).
+    #[error("membership change refused: {0}")]
+    Refused(String),
+    /// The change was proposed, and it is not known whether it is or will be committed.
+    #[error("result unknown: the membership change was proposed but not confirmed within {waited_ms} ms")]
+    ResultUnknown {
+        /// Milliseconds waited since the proposal.
+        waited_ms: u64,
+    },
+    /// The node is stopped, or stops.
+    #[error("consensus is stopped: {reason}")]
+    Stopped {
+        /// Why: "shut down", or the fatal error.
+        reason: Arc<str>,
+    },
+}
+
+fn leader_hint(leader: &Option<Member>) -> String {
+    match leader {
+        Some(leader) => format!(", raft node {} at {:?} is", leader.id, leader.address),
+        None => ", and no leader is known".to_owned(),
+    }
+}
+
+/// What this node is in its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Follows the log without a vote.
+    Learner,
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads, or believes so: also look at the age of the last quorum answer.
+    Leader,
+    /// Stopped; [`Status::stopped`] says why.
+    Stopped,
+}
+
+/// A member of the group as others see it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Member {
+    /// Raft node id.
+    pub id: RaftId,
+    /// Where its transport listens, in a form only the transport reads.
+    pub address: String,
+}
+
+/// The members of the group, as of the newest membership entry in this node's log (committed or not).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Membership {
+    /// Log index of that entry; None before the first.
+    pub index: Option<u64>,
+    /// Members with a vote. During a change this is the union of the old and the new voters.
+    pub voters: BTreeMap<RaftId, Member>,
+    /// Members without a vote.
+    pub learners: BTreeMap<RaftId, Member>,
+    /// A change of voters is in progress (joint consensus).
+    pub changing: bool,
+}
+
+/// The newest snapshot on this node's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Last log index it contains.
+    pub index: u64,
+    /// Term of that entry.
+    pub term: u64,
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Digest of the state, if the state machine computes one: equal on all managers for the same index.
+    pub digest: Option<[u8; 32]>,
+}
+
+/// A view of the node, published on every change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// This node's id.
+    pub id: RaftId,
+    /// What it is.
+    pub role: Role,
+    /// Current term; 0 before the first.
+    pub term: u64,
+    /// The leader of this term as far as known; for a leader that is itself.
+    pub leader: Option<Member>,
+    /// Index of the last log entry on this node; None if the log never had one.
+    pub last_log: Option<u64>,
+    /// Index of the last entry applied to the state machine; None if none.
+    pub last_applied: Option<u64>,
+    /// On a leader: when a quorum last confirmed it; a sole voter is its own quorum at all times. None elsewhere.
+    pub quorum_acked_at: Option<Instant>,
+    /// Who belongs to the group.
+    pub membership: Arc<Membership>,
+    /// On a leader: last index known to be on each member's disk. Empty elsewhere.
+    pub matched: BTreeMap<RaftId, Option<u64>>,
+    /// The newest snapshot on this node's disk; None if none was made.
+    pub snapshot: Option<SnapshotInfo>,
+    /// First index still in the log; 0 if nothing was purged.
+    pub first_log: u64,
+    /// Why the node stopped; None while it runs.
+    pub stopped: Option<Arc<str>>,
+}
+
+impl Status {
+    /// Whether this node leads, by its own view.
+    pub fn is_leader(&self) -> bool {
+        self.role == Role::Leader
+    }
+
+    /// Whether this node is the only voter, so that its own disk is the quorum.
+    pub fn is_sole_voter(&self) -> bool {
+        self.membership.voters.len() == 1 && self.membership.voters.contains_key(&self.id)
+    }
+
+    /// Milliseconds since a quorum confirmed this leader: 0 for a sole voter, None if it does not lead or never was
+    /// confirmed. Reaches past the election timeout when the node leads in name only.
+    pub fn millis_since_quorum_ack(&self, now: Instant) -> Option<u64> {
+        if self.is_leader() && self.is_sole_voter() {
+            return Some(0);
+        }
+        let at = self.quorum_acked_at?;
+        Some(u64::try_from(now.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// A replicated log with a state machine behind it.
+///
+/// Every method may be called from any runtime; none blocks. Dropping a returned future never takes a proposal back.
+pub trait Consensus: Send + Sync + 'static {
+    /// What the state machine answers for an applied entry.
+    type Response: Send + Sync + 'static;
+
+    /// Proposes an entry and waits until it is committed and applied here.
+    ///
+    /// The entry is queued before this function returns, so calls made one after the other are appended in that order,
+    /// and several may be in flight. After `timeout` the answer is [`ProposeError::ResultUnknown`].
+    fn propose(
+        &self,
+        entry: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Committed<Self::Response>, ProposeError>>;
+
+    /// Waits until this node has applied everything that was committed when it was called, and answers the index: a
+    /// read of the applied state after it is linearizable. Calls at the same time share one round to the others.
+    fn read_barrier(&self, timeout: Duration) -> BoxFuture<'static, Result<u64, BarrierError>>;
+
+    /// The node's status, newest value first. The channel closes when the node is gone.
+    fn status(&self) -> watch::Receiver<Status>;
+
+    /// Adds a member without a vote; the leader starts to send it the log. Idempotent.
+    fn add_learner(&self, member: Member, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>>;
+
+    /// Gives a learner a vote. The caller looks at [`Status::matched`] first: a voter that lags may cost the quorum.
+    fn promote(&self, id: RaftId, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>>;
+
+    /// Takes the vote from a member, which stays as a learner. The last voter is refused.
+    fn demote(&self, id: RaftId, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>>;
+
+    /// Removes a member, voter or learner. Its id is never used again. The last voter is refused.
+    fn remove(&self, id: RaftId, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>>;
+
+    /// Asks for a snapshot now; it is made in the background. [`Status::snapshot`] shows it.
+    fn snapshot_now(&self) -> BoxFuture<'static, Result<(), BarrierError>>;
+
+    /// Starts an election at once, whatever the timers say. No effect on a leader. The pre-vote of several voters ends
+    /// in this call.
+    fn campaign(&self) -> BoxFuture<'static, Result<(), BarrierError>>;
+
+    /// Stops the node: proposals in flight end, the disk is synced, the data directory is free when this returns.
+    /// Idempotent.
+    fn shutdown(&self) -> BoxFuture<'static, ()>;
+}

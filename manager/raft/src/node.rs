@@ -1,0 +1,293 @@
+//! A running node: opens the directory, starts the engine on threads of its own, and serves [`Consensus`].
+//!
+//! The manager starts one and drops it after [`Consensus::shutdown`]. The engine has a runtime of its own, so that load
+//! on the daemon's runtime delays neither heartbeats nor elections.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::error::{InitializeError, RaftError};
+use openraft::{BasicNode, SnapshotPolicy};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Config, Start};
+use crate::consensus::{RaftId, Role, Status};
+use crate::election;
+use crate::error::StartError;
+use crate::inbound::{HandleError, Inbound};
+use crate::network::Network;
+use crate::policy::Policy;
+use crate::reads::{self, Waiting};
+use crate::state_machine::StateMachine;
+use crate::status::{self, SHUT_DOWN};
+use crate::store::log::LogStore;
+use crate::store::machine::{Gauge, Machine};
+use crate::store::snapshots::SnapshotStore;
+use crate::store::{self, Closed, Store};
+use crate::transport::{MessageKind, Transport};
+use crate::types::{LogId, Raft};
+
+/// Threads of the engine's runtime: one for the core and its timers, one for the state machine.
+const THREADS: usize = 2;
+/// How long a new group of one may take to elect itself before the start counts as failed.
+const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last users of the data directory may take to let go of it at shutdown.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running Raft node with state machine `M`. Clones share it.
+pub struct RaftNode<M: StateMachine> {
+    pub(crate) inner: Arc<Inner>,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: StateMachine> Clone for RaftNode<M> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), machine: PhantomData }
+    }
+}
+
+impl<M: StateMachine> std::fmt::Debug for RaftNode<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNode").field("status", &*self.inner.status.borrow()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) raft: Raft,
+    pub(crate) handle: Handle,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) status: Arc<watch::Sender<Status>>,
+    pub(crate) barriers: mpsc::UnboundedSender<Waiting>,
+    pub(crate) entry_limit: usize,
+    /// A leader that no quorum has answered for this long takes no proposals.
+    pub(crate) silence_limit: Duration,
+    inbound: Mutex<Option<Arc<Inbound>>>,
+    running: Mutex<Option<Running>>,
+    /// Whoever shuts down holds it; who comes later waits for it.
+    closing: tokio::sync::Mutex<()>,
+}
+
+/// What keeps the data directory in use.
+struct Running {
+    runtime: Runtime,
+    log: LogStore,
+    store: Arc<Store>,
+    closed: Closed,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Running { runtime, .. }) = running {
+            // A runtime must not be dropped where blocking is not allowed.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The parts of an opened directory.
+struct Opened<M: StateMachine> {
+    store: Arc<Store>,
+    closed: Closed,
+    log: LogStore,
+    snapshots: Arc<SnapshotStore>,
+    machine: Machine<M>,
+    gauge: Arc<Gauge>,
+}
+
+/// Opens everything and checks that log and snapshot fit together. Blocks.
+fn open<M: StateMachine>(config: &Config, machine: M) -> Result<Opened<M>, StartError> {
+    let kek = config.key_encryption_key.as_ref();
+    let (store, closed) = Store::open(&config.dir, config.node_id, &config.start, kek, &config.limits)?;
+    let store = Arc::new(store);
+    let snapshots = Arc::new(SnapshotStore::open(Arc::clone(&store))?);
+    let gauge = Arc::new(Gauge::default());
+    let log = LogStore::open(Arc::clone(&store), &config.limits)?;
+    let contained: Option<LogId> = snapshots.current().and_then(|current| current.preface.meta.last_log_id);
+    log.check_begins_after(contained)?;
+    let machine = Machine::open(machine, Arc::clone(&snapshots), Arc::clone(&gauge))?;
+    Ok(Opened { store, closed, log, snapshots, machine, gauge })
+}
+
+fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let engine = openraft::Config {
+        cluster_name: "skep".to_owned(),
+        heartbeat_interval: millis(config.timing.heartbeat),
+        election_timeout_min: millis(config.timing.election_min),
+        election_timeout_max: millis(config.timing.election_max),
+        install_snapshot_timeout: millis(config.timing.snapshot_chunk),
+        snapshot_max_chunk_size: config.limits.snapshot_chunk_bytes as u64,
+        // Snapshots and purges are `policy`'s, elections are `election`'s.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_elect: false,
+        ..openraft::Config::default()
+    };
+    engine.validate().map_err(|error| StartError::Config(error.to_string()))
+}
+
+impl<M: StateMachine> RaftNode<M> {
+    /// Whether a directory holds the state of a node, so that [`Start::Existing`] is right. One left half-made by a
+    /// crash counts as empty.
+    pub fn exists(dir: &std::path::Path) -> bool {
+        store::exists(dir)
+    }
+
+    /// Opens the directory and starts the node. `machine` must be in its initial state; the newest snapshot and the
+    /// committed log are applied to it. With [`Start::Bootstrap`] the node leads when this returns.
+    pub async fn start(config: Config, machine: M, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
+        config.check()?;
+        let engine = engine_config(&config)?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("skep-raft")
+            .enable_all()
+            .build()
+            .map_err(|error| StartError::Engine(format!("cannot start threads: {error}")))?;
+        let started = runtime.spawn(start_engine(config, engine, machine, transport, runtime.handle().clone())).await;
+        match started.unwrap_or_else(|error| Err(StartError::Engine(error.to_string()))) {
+            Ok((inner, log, store, closed)) => {
+                *lock(&inner.running) = Some(Running { runtime, log, store, closed });
+                Ok(Self { inner: Arc::new(inner), machine: PhantomData })
+            }
+            Err(error) => {
+                runtime.shutdown_background();
+                Err(error)
+            }
+        }
+    }
+
+    /// Answers a message that came in over the transport. The caller has checked that the sender belongs to the group.
+    pub async fn handle(&self, kind: MessageKind, message: Bytes) -> Result<Bytes, HandleError> {
+        let inbound = lock(&self.inner.inbound).clone();
+        let Some(inbound) = inbound else { return Err(HandleError::Stopped(SHUT_DOWN.to_owned())) };
+        let answer = self.inner.handle.spawn(async move { inbound.handle(kind, message).await });
+        answer.await.unwrap_or_else(|error| Err(HandleError::Stopped(error.to_string())))
+    }
+}
+
+/// Opens the directory and brings the engine up. Runs on the engine's runtime.
+async fn start_engine<M: StateMachine>(
+    config: Config,
+    engine: openraft::Config,
+    machine: M,
+    transport: Arc<dyn Transport>,
+    handle: Handle,
+) -> Result<(Inner, LogStore, Arc<Store>, Closed), StartError> {
+    let opening = tokio::task::spawn_blocking(move || open(&config, machine).map(|opened| (config, opened)));
+    let (config, opened) = opening.await.map_err(|error| StartError::Engine(error.to_string()))??;
+    let Opened { store, closed, log, snapshots, machine, gauge } = opened;
+    let network = Network {
+        transport: Arc::clone(&transport),
+        recovery_epoch: config.recovery_epoch,
+        chunk_bytes: config.limits.snapshot_chunk_bytes,
+    };
+    let raft = Raft::new(config.node_id, Arc::new(engine), network, log.clone(), machine).await;
+    let raft = raft.map_err(|error| failed(&store, &error))?;
+    let status = Arc::new(watch::channel(status::initial(config.node_id)).0);
+    let (barriers, requests) = mpsc::unbounded_channel();
+    tokio::spawn(status::publish(raft.metrics(), Arc::clone(&snapshots), Arc::clone(&status)));
+    tokio::spawn(election::run(raft.clone(), status.subscribe()));
+    tokio::spawn(reads::run(raft.clone(), requests, config.timing.election_max));
+    let policy = Policy { raft: raft.clone(), log: log.clone(), gauge, limits: config.limits.clone() };
+    tokio::spawn(policy.run(status.subscribe()));
+    match &config.start {
+        Start::Bootstrap { address } => {
+            initialize(&raft, &store, config.node_id, address, status.subscribe()).await?;
+            store.finish_creation()?;
+        }
+        Start::Join => store.finish_creation()?,
+        Start::Existing => {}
+    }
+    let inbound = Inbound::new(raft.clone(), snapshots, config.recovery_epoch);
+    let inner = Inner {
+        raft,
+        handle,
+        transport,
+        status,
+        barriers,
+        entry_limit: config.limits.entry_bytes,
+        silence_limit: config.timing.election_max * 2,
+        inbound: Mutex::new(Some(Arc::new(inbound))),
+        running: Mutex::new(None),
+        closing: tokio::sync::Mutex::new(()),
+    };
+    Ok((inner, log, store, closed))
+}
+
+/// Makes this node the only voter of a new group and waits until it leads.
+async fn initialize(
+    raft: &Raft,
+    store: &Store,
+    id: RaftId,
+    address: &str,
+    mut status: watch::Receiver<Status>,
+) -> Result<(), StartError> {
+    let members = BTreeMap::from([(id, BasicNode { addr: address.to_owned() })]);
+    raft.initialize(members).await.map_err(|error| match error {
+        RaftError::Fatal(fatal) => failed(store, &fatal),
+        RaftError::APIError(InitializeError::NotAllowed(_) | InitializeError::NotInMembers(_)) => {
+            StartError::Engine("the directory just made is not empty".to_owned())
+        }
+    })?;
+    let leads = status.wait_for(|status| status.is_leader() || status.role == Role::Stopped);
+    match tokio::time::timeout(BOOTSTRAP_PATIENCE, leads).await {
+        Ok(Ok(status)) if status.is_leader() => Ok(()),
+        Ok(_) => Err(StartError::Engine(store.failure().map_or_else(|| SHUT_DOWN.to_owned(), |why| why.to_string()))),
+        Err(_) => Err(StartError::Engine(format!("no leader after {BOOTSTRAP_PATIENCE:?}"))),
+    }
+}
+
+/// The engine's failure in the store's words, if it has any.
+fn failed(store: &Store, error: &dyn std::fmt::Display) -> StartError {
+    StartError::Engine(store.failure().map_or_else(|| error.to_string(), |why| why.to_string()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    /// Why the node does not serve any more.
+    pub(crate) fn stop_reason(&self) -> Arc<str> {
+        self.status.borrow().stopped.clone().unwrap_or_else(|| SHUT_DOWN.into())
+    }
+
+    /// Stops the engine, syncs the disk and waits until the directory is free.
+    pub(crate) async fn shutdown(&self) {
+        let _closing = self.closing.lock().await;
+        let Some(Running { runtime, log, store, closed }) = lock(&self.running).take() else { return };
+        let raft = self.raft.clone();
+        // The engine ends here or has ended before; there is nothing to do about how.
+        let _ = self.handle.spawn(async move { raft.shutdown().await }).await;
+        lock(&self.inbound).take();
+        self.status.send_modify(|status| {
+            status.role = Role::Stopped;
+            let failure = || store.failure().unwrap_or_else(|| SHUT_DOWN.into());
+            status.stopped.get_or_insert_with(failure);
+        });
+        let closing = tokio::task::spawn_blocking(move || {
+            runtime.shutdown_timeout(CLOSE_PATIENCE);
+            if store.failure().is_none()
+                && let Err(error) = log.settle()
+            {
+                tracing::warn!(
+                    error = error.text(),
+                    "the last marks were not written; the next start does without them"
+                );
+            }
+            drop((log, store));
+            if !closed.wait(CLOSE_PATIENCE) {
+                tracing::error!("the data directory is still in use after the shutdown");
+            }
+        });
+        if closing.await.is_err() {
+            tracing::error!("the shutdown of consensus panicked");
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The log on disk, as openraft wants it: entries, the vote, marks.
+//!
+//! The Raft core is the only writer; replication reads. Writes go to sled's memory and are acknowledged by the flusher's
+//! thread (`db.rs`), so no thread of the Raft runtime waits for a disk. A purge only moves a mark: a thread of its own
+//! removes the records behind it in small steps, because removing a long log at once takes seconds.
+
+use std::fmt::Debug;
+use std::ops::{Bound, Range, RangeBounds};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use openraft::storage::{LogFlushed, LogState as EngineLogState, RaftLogStorage};
+use openraft::{AnyError, OptionalSend, RaftLogReader, StorageIOError};
+
+use super::Store;
+use super::db::Batch;
+use super::log_state::LogState;
+use super::record::{self, BadEntry};
+use crate::codec;
+use crate::config::Limits;
+use crate::error::StoreError;
+use crate::types::{EngineStorageError, Entry, LogId, TypeConfig, Vote};
+
+/// Records removed in one step, and the pause after it.
+const SWEEP_STEP: usize = 256;
+const SWEEP_PAUSE: Duration = Duration::from_millis(5);
+
+/// A handle on the log. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct LogStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<Store>,
+    state: Arc<Mutex<LogState>>,
+    append_bytes: u64,
+    /// Wakes the sweeper with the first index to stay.
+    sweep: mpsc::Sender<u64>,
+}
+
+impl LogStore {
+    /// Reads the whole log, checks every entry, and removes what a crash left unfinished behind the last flush.
+    pub(crate) fn open(store: Arc<Store>, limits: &Limits) -> Result<Self, StoreError> {
+        let state = load(&store, limits.cache_bytes)?;
+        let (sweep, requests) = mpsc::channel();
+        let weak = Arc::downgrade(&store);
+        thread::Builder::new()
+            .name("skep-raft-sweep".to_owned())
+            .spawn(move || sweep_loop(&weak, &requests))
+            .map_err(StoreError::io("start the sweeper of", store.db.path()))?;
+        let log = Self {
+            inner: Arc::new(Inner {
+                store,
+                append_bytes: limits.append_bytes as u64,
+                sweep,
+                state: Arc::new(Mutex::new(state)),
+            }),
+        };
+        log.sweep();
+        Ok(log)
+    }
+
+    fn state(&self) -> MutexGuard<'_, LogState> {
+        locked(&self.inner.state)
+    }
+
+    /// Refuses a log that begins behind the end of the snapshot: entries between them would be lost.
+    pub(crate) fn check_begins_after(&self, contained: Option<LogId>) -> Result<(), StoreError> {
+        let first = self.state().first();
+        let next = contained.map_or(0, |id| id.index + 1);
+        if first > next {
+            let what = format!(
+                "the log begins at entry {first}, but the newest snapshot only reaches to entry {next}, excluded"
+            );
+            return Err(StoreError::damaged(self.inner.store.db.path(), what));
+        }
+        Ok(())
+    }
+
+    /// See [`LogState::purge_target`].
+    pub(crate) fn purge_target(&self, contained: u64, limits: &Limits) -> Option<u64> {
+        self.state().purge_target(contained, limits.keep_entries, limits.keep_bytes)
+    }
+
+    /// Writes the marks that otherwise ride on the next append. Blocks: for shutdown.
+    pub(crate) fn settle(&self) -> Result<(), StoreError> {
+        let progress = self.state().progress;
+        let mut batch = Batch::default();
+        record::put_progress(&mut batch, &self.inner.store.ring, &progress);
+        self.inner.store.db.apply(batch)?;
+        self.inner.store.db.flush_and_wait()
+    }
+
+    fn sweep(&self) {
+        // The sweeper ends only with the store.
+        let _ = self.inner.sweep.send(self.state().first());
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<Entry>, StoreError> {
+        let range = {
+            let state = self.state();
+            let range = state.clamp(range);
+            if let Some(entries) = state.cached(range.clone()) {
+                return Ok(entries);
+            }
+            range
+        };
+        let store = &self.inner.store;
+        let mut entries = Vec::new();
+        for item in EntryParts::new(store, range.start, Some(range.end)) {
+            let (index, parts) = item?;
+            let (entry, _) =
+                record::join_entry(&store.ring, index, &parts).map_err(|bad| unreadable(store, index, bad))?;
+            entries.push(entry);
+        }
+        if entries.len() as u64 != range.end - range.start {
+            return Err(StoreError::damaged(store.db.path(), format!("log entries of {range:?} are missing")));
+        }
+        Ok(entries)
+    }
+
+    fn write(&self, entries: Vec<Entry>, flushed: LogFlushed<TypeConfig>) -> Result<(), StoreError> {
+        let store = &self.inner.store;
+        let mut batch = Batch::default();
+        record::put_progress(&mut batch, &store.ring, &self.state().progress);
+        let sizes: Vec<usize> = entries.iter().map(|entry| record::put_entry(&mut batch, &store.ring, entry)).collect();
+        store.db.apply(batch)?;
+        let last = {
+            let mut state = self.state();
+            for (entry, size) in entries.into_iter().zip(sizes) {
+                let index = entry.log_id.index;
+                if !state.push(entry, size) {
+                    let what = format!("entry {index} does not follow entry {}", state.next().wrapping_sub(1));
+                    return Err(StoreError::damaged(store.db.path(), what));
+                }
+            }
+            state.next().checked_sub(1)
+        };
+        let state = Arc::clone(&self.inner.state);
+        let failed = Arc::downgrade(store);
+        store.db.flush(move |result| {
+            match &result {
+                Ok(()) => {
+                    let mut state = locked(&state);
+                    state.progress.synced = state.progress.synced.max(last);
+                }
+                Err(error) => {
+                    if let Some(store) = failed.upgrade() {
+                        store.fail(format!("cannot flush database {:?}: {error}", store.db.path()));
+                    }
+                }
+            }
+            flushed.log_io_completed(result);
+        });
+        Ok(())
+    }
+
+    async fn cut(&self, since: u64) -> Result<(), StoreError> {
+        let store = &self.inner.store;
+        let mut batch = Batch::default();
+        {
+            let mut state = self.state();
+            for index in (since.max(state.first())..state.next()).rev() {
+                let len = usize::try_from(state.sealed_bytes(index)).unwrap_or(usize::MAX);
+                for part in (0..record::parts_of(len)).rev() {
+                    batch.remove(&record::entry_key(index, part));
+                }
+            }
+            state.truncate(since);
+            record::put_progress(&mut batch, &store.ring, &state.progress);
+        }
+        store.db.apply(batch)?;
+        store.db.flush_async().await
+    }
+
+    async fn discard(&self, upto: LogId) -> Result<(), StoreError> {
+        let store = &self.inner.store;
+        let mut batch = Batch::default();
+        let mut plain = Vec::new();
+        codec::put_log_id(&mut plain, &upto);
+        record::put_mark(&mut batch, &store.ring, record::PURGED, &plain);
+        store.db.apply(batch)?;
+        store.db.flush_async().await?;
+        self.state().purge(upto);
+        self.sweep();
+        Ok(())
+    }
+
+    async fn put_vote(&self, vote: &Vote) -> Result<(), StoreError> {
+        let store = &self.inner.store;
+        let mut plain = Vec::new();
+        codec::put_vote(&mut plain, vote);
+        let mut batch = Batch::default();
+        record::put_mark(&mut batch, &store.ring, record::VOTE, &plain);
+        store.db.apply(batch)?;
+        store.db.flush_async().await?;
+        self.state().vote = Some(*vote);
+        Ok(())
+    }
+
+    /// Notes a failure for the operator and turns it into the engine's type.
+    fn engine(&self, how: fn(AnyError) -> StorageIOError<u64>) -> impl FnOnce(StoreError) -> EngineStorageError + '_ {
+        move |error| {
+            let text = error.text();
+            self.inner.store.fail(text.clone());
+            how(AnyError::error(text)).into()
+        }
+    }
+}
+
+fn locked(state: &Mutex<LogState>) -> MutexGuard<'_, LogState> {
+    state.lock().expect("nothing panics while it holds the log's index")
+}
+
+fn unreadable(store: &Store, index: u64, bad: BadEntry) -> StoreError {
+    let what = match bad {
+        BadEntry::Incomplete => format!("log entry {index}: parts of it are missing"),
+        BadEntry::Damaged(what) => what,
+    };
+    StoreError::damaged(store.db.path(), what)
+}
+
+/// Groups the database's records by entry.
+struct EntryParts<I> {
+    records: I,
+    ahead: Option<(u64, u16, sled::IVec)>,
+}
+
+type Parts = (u64, Vec<(u16, sled::IVec)>);
+
+impl EntryParts<()> {
+    fn new(store: &Store, from: u64, to: Option<u64>) -> impl Iterator<Item = Result<Parts, StoreError>> + '_ {
+        let records = store.db.range(record::entry_range(from, to)).map(|item| {
+            let (key, value) = item?;
+            let (index, part) = record::parse_entry_key(&key)
+                .ok_or_else(|| StoreError::damaged(store.db.path(), "a record has an impossible name"))?;
+            Ok((index, part, value))
+        });
+        EntryParts { records, ahead: None }
+    }
+}
+
+impl<I> Iterator for EntryParts<I>
+where
+    I: Iterator<Item = Result<(u64, u16, sled::IVec), StoreError>>,
+{
+    type Item = Result<Parts, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (index, part, value) = match self.ahead.take() {
+            Some(first) => first,
+            None => match self.records.next()? {
+                Ok(first) => first,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        let mut parts = vec![(part, value)];
+        for item in self.records.by_ref() {
+            match item {
+                Ok((same, part, value)) if same == index => parts.push((part, value)),
+                Ok(other) => {
+                    self.ahead = Some(other);
+                    break;
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok((index, parts)))
+    }
+}
+
+fn load(store: &Store, cache_bytes: usize) -> Result<LogState, StoreError> {
+    let (db, ring) = (&store.db, &store.ring);
+    let purged = record::get_mark(db, ring, record::PURGED, codec::get_log_id)?;
+    let mut state = LogState::new(purged, cache_bytes);
+    state.vote = record::get_mark(db, ring, record::VOTE, codec::get_vote)?;
+    state.progress = record::get_progress(db, ring)?;
+    let synced = state.progress.synced;
+    let mut torn = None;
+    for item in EntryParts::new(store, state.first(), None) {
+        let (index, parts) = item?;
+        let unsynced = synced.is_none_or(|synced| state.next() > synced);
+        if index != state.next() {
+            if unsynced {
+                torn = Some(state.next());
+                break;
+            }
+            let what = format!("log entries {}..{index} are missing", state.next());
+            return Err(StoreError::damaged(db.path(), what));
+        }
+        match record::join_entry(ring, index, &parts) {
+            Ok((entry, size)) => {
+                if state.last_log_id().is_some_and(|last| entry.log_id.leader_id < last.leader_id) {
+                    return Err(StoreError::damaged(
+                        db.path(),
+                        format!("log entry {index} has an older term than the one before"),
+                    ));
+                }
+                state.push(entry, size);
+            }
+            // Never acknowledged: it was still being written when the process or the machine stopped.
+            Err(BadEntry::Incomplete) if unsynced => {
+                torn = Some(index);
+                break;
+            }
+            Err(bad) => return Err(unreadable(store, index, bad)),
+        }
+    }
+    check_ends(store, &state)?;
+    if let Some(since) = torn {
+        tracing::warn!(
+            since,
+            "removing log entries that were being written when skep stopped; they were never acknowledged"
+        );
+        remove_since(store, since)?;
+    }
+    Ok(state)
+}
+
+/// Refuses a log that lost its end or the vote that goes with it.
+fn check_ends(store: &Store, state: &LogState) -> Result<(), StoreError> {
+    let last = state.last_log_id().map(|id| id.index);
+    let committed = state.progress.committed.map(|id| id.index);
+    let known = state.progress.synced.max(committed);
+    if known > last {
+        let show = |index: Option<u64>| index.map_or_else(|| "nowhere".to_owned(), |index| format!("at entry {index}"));
+        let what = format!("the log ends {}, but it once ended {}", show(last), show(known));
+        return Err(StoreError::damaged(store.db.path(), what));
+    }
+    if state.vote.is_none() && last > Some(0) {
+        return Err(StoreError::damaged(store.db.path(), "it has a log but no vote"));
+    }
+    Ok(())
+}
+
+fn remove_since(store: &Store, since: u64) -> Result<(), StoreError> {
+    let mut batch = Batch::default();
+    for item in store.db.range(record::entry_range(since, None)) {
+        batch.remove(&item?.0);
+    }
+    store.db.apply(batch)?;
+    store.db.flush_and_wait()
+}
+
+/// Removes records before the index asked for last, in small steps. Ends with the log store.
+fn sweep_loop(store: &std::sync::Weak<Store>, requests: &mpsc::Receiver<u64>) {
+    while let Ok(first) = requests.recv() {
+        let upto = requests.try_iter().last().unwrap_or(first);
+        loop {
+            let Some(store) = store.upgrade() else { return };
+            match sweep_step(&store, upto) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    // Only space is lost; the next purge tries again, and a broken disk shows in the next write.
+                    tracing::warn!(error = error.text(), "cannot remove old log entries");
+                    break;
+                }
+            }
+            drop(store);
+            thread::sleep(SWEEP_PAUSE);
+        }
+    }
+}
+
+fn sweep_step(store: &Store, upto: u64) -> Result<usize, StoreError> {
+    let mut batch = Batch::default();
+    let mut count = 0;
+    for item in store.db.range(record::entry_range(0, Some(upto))).take(SWEEP_STEP) {
+        batch.remove(&item?.0);
+        count += 1;
+    }
+    store.db.apply(batch)?;
+    Ok(count)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, EngineStorageError> {
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start..end).map_err(self.engine(|error| StorageIOError::read_logs(error)))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, EngineStorageError> {
+        let end = {
+            let state = self.state();
+            state.limit(state.clamp(start..end), self.inner.append_bytes)
+        };
+        self.read(start..end).map_err(self.engine(|error| StorageIOError::read_logs(error)))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<EngineLogState<TypeConfig>, EngineStorageError> {
+        let state = self.state();
+        Ok(EngineLogState { last_purged_log_id: state.purged, last_log_id: state.last_log_id() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), EngineStorageError> {
+        self.put_vote(vote).await.map_err(self.engine(|error| StorageIOError::write_vote(error)))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, EngineStorageError> {
+        Ok(self.state().vote)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), EngineStorageError> {
+        // Written with the next append: an older mark only means that less is applied before a leader is known.
+        self.state().progress.committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, EngineStorageError> {
+        Ok(self.state().progress.committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), EngineStorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter().collect();
+        self.write(entries, callback).map_err(self.engine(|error| StorageIOError::write_logs(error)))
+    }
+
+    async fn truncate(&mut self, log_id: LogId) -> Result<(), EngineStorageError> {
+        self.cut(log_id.index).await.map_err(self.engine(|error| StorageIOError::write_logs(error)))
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), EngineStorageError> {
+        self.discard(log_id).await.map_err(self.engine(|error| StorageIOError::write_logs(error)))
+    }
+}

@@ -1,0 +1,136 @@
+//! The data directory: what is in it, and how it is opened without ever guessing.
+//!
+//! ```text
+//! lock           who uses the directory (lock.rs)
+//! initializing   present while the directory is being made; whatever else is there is then worthless
+//! keys, kek      data keys, and what wraps them (keys.rs)
+//! db/            sled: log, vote, marks (db.rs, log.rs)
+//! snapshots/     one file for each snapshot, and files on their way (snapshots.rs, snapshot_file.rs)
+//! ```
+
+pub(crate) mod db;
+pub(crate) mod log;
+mod log_state;
+pub(crate) mod machine;
+mod record;
+pub(crate) mod snapshot_file;
+pub(crate) mod snapshots;
+#[cfg(test)]
+mod suite_test;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
+
+use crate::config::{Limits, Start};
+use crate::consensus::RaftId;
+use crate::crypto::{KeyEncryptionKey, KeyRing};
+use crate::disk;
+use crate::error::StoreError;
+use crate::keys;
+use crate::lock::DirLock;
+use db::Db;
+
+const ADVICE_RESTORE: &str =
+    "restore the directory from a backup, or move it away and join the cluster again as a new node";
+
+/// An open data directory. Everything that reads or writes it holds an `Arc` of this; the directory is free for
+/// another process when the last one is gone.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) dir: PathBuf,
+    pub(crate) ring: Arc<KeyRing>,
+    pub(crate) db: Db,
+    /// The first failure that makes going on unsafe, in words for the operator.
+    failure: OnceLock<Arc<str>>,
+    _lock: DirLock,
+    /// Last field: dropped, and so seen by [`Closed`], when the others are gone.
+    _closed: mpsc::Sender<()>,
+}
+
+/// Tells when a store is closed.
+#[derive(Debug)]
+pub(crate) struct Closed(mpsc::Receiver<()>);
+
+impl Closed {
+    /// Waits until the store is gone; false when that took too long.
+    pub(crate) fn wait(&self, at_most: std::time::Duration) -> bool {
+        matches!(self.0.recv_timeout(at_most), Err(mpsc::RecvTimeoutError::Disconnected))
+    }
+}
+
+/// Whether the directory holds the state of a node that was completely made. Takes no lock and opens nothing.
+pub(crate) fn exists(dir: &Path) -> bool {
+    (dir.join("keys").exists() || dir.join("db").exists()) && !dir.join("initializing").exists()
+}
+
+impl Store {
+    /// Opens or makes the directory as `start` says. A directory made stays marked as unfinished until
+    /// [`Self::finish_creation`]; one left unfinished by a crash counts as empty.
+    pub(crate) fn open(
+        dir: &Path,
+        node: RaftId,
+        start: &Start,
+        kek: Option<&KeyEncryptionKey>,
+        limits: &Limits,
+    ) -> Result<(Self, Closed), StoreError> {
+        let existing = matches!(start, Start::Existing);
+        if existing && !dir.exists() {
+            return Err(StoreError::Empty { dir: dir.to_owned() });
+        }
+        disk::make_private_dir(dir)?;
+        let lock = DirLock::take(dir)?;
+        let parts = ["keys", "kek", "db", "snapshots"].map(|name| dir.join(name));
+        match (existing, exists(dir)) {
+            (true, false) => return Err(StoreError::Empty { dir: dir.to_owned() }),
+            (false, true) => return Err(StoreError::NotEmpty { dir: dir.to_owned() }),
+            (false, false) => {
+                disk::write_whole(&dir.join("initializing"), b"this directory is being made by skep\n")?;
+                for part in &parts {
+                    disk::remove(part)?;
+                }
+            }
+            (true, true) => {
+                for part in [&parts[2], &parts[3]] {
+                    if !part.exists() {
+                        return Err(StoreError::Missing { path: part.clone(), advice: ADVICE_RESTORE });
+                    }
+                }
+            }
+        }
+        let ring = Arc::new(if existing { keys::open(dir, kek)? } else { keys::create(dir, kek)? });
+        disk::make_private_dir(&dir.join("snapshots"))?;
+        let db = Db::open(&dir.join("db"), limits.database_cache_bytes, !existing)?;
+        if existing {
+            record::check_identity(&db, &ring, dir, node)?;
+        } else {
+            record::write_identity(&db, &ring, node)?;
+            disk::sync_dir(dir)?;
+        }
+        let (closed, closes) = mpsc::channel();
+        Ok((
+            Self { dir: dir.to_owned(), ring, db, failure: OnceLock::new(), _lock: lock, _closed: closed },
+            Closed(closes),
+        ))
+    }
+
+    /// Marks a directory just made as complete.
+    pub(crate) fn finish_creation(&self) -> Result<(), StoreError> {
+        disk::remove(&self.dir.join("initializing"))?;
+        disk::sync_dir(&self.dir)
+    }
+
+    /// Notes why the node has to stop. The first reason stays.
+    pub(crate) fn fail(&self, why: impl Into<Arc<str>>) {
+        let _ = self.failure.set(why.into());
+    }
+
+    /// Why the node has to stop; None while all is well.
+    pub(crate) fn failure(&self) -> Option<Arc<str>> {
+        self.failure.get().cloned()
+    }
+
+    pub(crate) fn snapshots_dir(&self) -> PathBuf {
+        self.dir.join("snapshots")
+    }
+}

@@ -1,0 +1,311 @@
+//! The snapshots of a directory: exactly one counts, and a mark in the database says which.
+//!
+//! A snapshot is written beside, synced, renamed, and its folder synced; then the mark moves to it; then older files go.
+//! A crash in between leaves files without the mark, which the next start removes. A mark without its file is damage.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::{Buf, BufMut, Bytes};
+
+use super::db::Batch;
+use super::snapshot_file::{BadSnapshot, FORMAT, Reader, Writer};
+use super::{ADVICE_RESTORE, Store, record};
+use crate::codec::{self, Malformed};
+use crate::consensus::SnapshotInfo;
+use crate::crypto::{KeyRing, random_id};
+use crate::disk;
+use crate::error::StoreError;
+use crate::state_machine::Snapshot;
+use crate::types::SnapshotMeta;
+use crate::wire;
+
+/// The first thing in the encrypted stream: what the snapshot is of.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Preface {
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) digest: Option<[u8; 32]>,
+}
+
+/// The snapshot that counts.
+#[derive(Debug, Clone)]
+pub(crate) struct Current {
+    pub(crate) preface: Preface,
+    pub(crate) file: SnapshotFile,
+    pub(crate) bytes: u64,
+}
+
+impl Current {
+    pub(crate) fn info(&self) -> Option<SnapshotInfo> {
+        let last = self.preface.meta.last_log_id?;
+        Some(SnapshotInfo {
+            index: last.index,
+            term: last.leader_id.term,
+            bytes: self.bytes,
+            digest: self.preface.digest,
+        })
+    }
+}
+
+/// A complete snapshot file, open: it can be read to its end even after it was replaced.
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotFile {
+    ring: Arc<KeyRing>,
+    path: PathBuf,
+    file: Arc<File>,
+}
+
+/// What openraft passes around as a snapshot's content. Empty until something was received.
+#[derive(Debug, Default)]
+pub(crate) struct SnapshotData(pub(crate) Option<SnapshotFile>);
+
+impl SnapshotFile {
+    fn open(path: &Path, ring: Arc<KeyRing>) -> Result<Self, StoreError> {
+        let file = File::open(path).map_err(StoreError::io("open", path))?;
+        Ok(Self { ring, path: path.to_owned(), file: Arc::new(file) })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn len(&self) -> Result<u64, StoreError> {
+        Ok(self.file.metadata().map_err(StoreError::io("inspect", &self.path))?.len())
+    }
+
+    /// The decrypted stream, from its beginning, independent of other readers.
+    pub(crate) fn read(&self) -> Result<Reader<impl Read + use<>>, StoreError> {
+        let from = BufReader::with_capacity(1 << 16, At { file: Arc::clone(&self.file), position: 0 });
+        Reader::new(from, Arc::clone(&self.ring)).map_err(|error| self.failed(error))
+    }
+
+    /// Names the file in a failure of reading it.
+    pub(crate) fn failed(&self, error: io::Error) -> StoreError {
+        let path = self.path.clone();
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<BadSnapshot>()) {
+            Some(BadSnapshot::NewerFormat(found)) => StoreError::NewerFormat { path, found: *found, supported: FORMAT },
+            Some(bad) => StoreError::Damaged { path, what: bad.to_string() },
+            None => StoreError::Io { action: "read", path, source: error },
+        }
+    }
+}
+
+/// Reads a shared file from a position of its own.
+struct At {
+    file: Arc<File>,
+    position: u64,
+}
+
+impl Read for At {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(out, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+/// Reads the preface of a stream.
+pub(crate) fn read_preface(from: &mut impl Read) -> io::Result<Preface> {
+    let bad = |_: Malformed| io::Error::new(io::ErrorKind::InvalidData, BadSnapshot::Foreign);
+    let mut len = [0; 4];
+    from.read_exact(&mut len)?;
+    let len = u32::from_be_bytes(len);
+    let mut block = Vec::new();
+    from.take(u64::from(len)).read_to_end(&mut block)?;
+    if block.len() as u64 != u64::from(len) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, BadSnapshot::CutOff));
+    }
+    let mut block = Bytes::from(block);
+    let meta = wire::get_meta(&mut block).map_err(bad)?;
+    let digest = codec::get_opt(&mut block, |block| {
+        let mut digest = [0; 32];
+        block.try_copy_to_slice(&mut digest).map_err(|_| Malformed("digest"))?;
+        Ok(digest)
+    });
+    Ok(Preface { meta, digest: digest.map_err(bad)? })
+}
+
+fn write_preface(out: &mut impl Write, preface: &Preface) -> io::Result<()> {
+    let mut block = Vec::new();
+    wire::put_meta(&mut block, &preface.meta);
+    codec::put_opt(&mut block, preface.digest.as_ref(), |out, digest| out.put_slice(digest));
+    let mut framed = Vec::new();
+    codec::put_bytes(&mut framed, &block);
+    out.write_all(&framed)
+}
+
+/// Which snapshot counts, and how it changes.
+#[derive(Debug)]
+pub(crate) struct SnapshotStore {
+    store: Arc<Store>,
+    current: Mutex<Option<Current>>,
+}
+
+/// What the mark in the database says about the snapshot that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    name: String,
+    bytes: u64,
+    file_id: [u8; 16],
+}
+
+impl SnapshotStore {
+    /// Finds the snapshot that counts, checks that it is the file the mark means, and removes leftovers. Its content is
+    /// checked by whoever restores from it.
+    pub(crate) fn open(store: Arc<Store>) -> Result<Self, StoreError> {
+        let mark = record::get_mark(&store.db, &store.ring, record::SNAPSHOT, get_mark)?;
+        let current = match &mark {
+            None => None,
+            Some(mark) => Some(open_marked(&store, mark)?),
+        };
+        let found = Self { store, current: Mutex::new(current) };
+        found.remove_others(mark.as_ref().map(|mark| mark.name.as_str()), &[".snap", ".part"])?;
+        Ok(found)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Current>> {
+        self.current.lock().expect("nothing panics while it holds the current snapshot")
+    }
+
+    pub(crate) fn current(&self) -> Option<Current> {
+        self.locked().clone()
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Writes a frozen state as the snapshot that counts. Blocks: runs on a thread of its own.
+    pub(crate) fn write(&self, meta: SnapshotMeta, state: &dyn Snapshot) -> Result<Current, StoreError> {
+        let preface = Preface { meta, digest: state.digest() };
+        let mut incoming = self.receive(&preface.meta.snapshot_id)?;
+        let failed = StoreError::io("write", &incoming.path);
+        let written = write_preface(&mut incoming.out, &preface).and_then(|()| state.write(&mut incoming.out));
+        written.map_err(failed)?;
+        let file = incoming.finish()?;
+        self.make_current(preface, &file)
+    }
+
+    /// Begins a file for a stream that comes piece by piece.
+    pub(crate) fn receive(&self, snapshot_id: &str) -> Result<Incoming, StoreError> {
+        // The id may come from another node: it must not become a path.
+        let safe: String = snapshot_id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(80).collect();
+        let path = self.store.snapshots_dir().join(format!("{safe}.part"));
+        let ring = Arc::clone(&self.store.ring);
+        let file = BufWriter::new(disk::create_private(&path)?);
+        let out = Writer::new(file, Arc::clone(&ring)).map_err(StoreError::io("write", &path))?;
+        Ok(Incoming { path, ring, out })
+    }
+
+    /// Makes a complete file the snapshot that counts. One of another directory (or key) is copied.
+    pub(crate) fn make_current(&self, preface: Preface, file: &SnapshotFile) -> Result<Current, StoreError> {
+        let dir = self.store.snapshots_dir();
+        let part = if file.path().parent() == Some(&dir) { file.clone() } else { self.copy(&preface, file)? };
+        let mut current = self.locked();
+        if current.as_ref().is_some_and(|now| now.preface.meta.last_log_id > preface.meta.last_log_id) {
+            disk::remove(part.path())?;
+            return Ok(current.clone().expect("it was just looked at"));
+        }
+        let name = format!("{}.snap", part.path().file_stem().unwrap_or_default().to_string_lossy());
+        let path = dir.join(&name);
+        disk::rename(part.path(), &path)?;
+        let file = SnapshotFile::open(&path, Arc::clone(&self.store.ring))?;
+        let mark = Mark { name, bytes: file.len()?, file_id: file.read()?.file_id() };
+        let mut batch = Batch::default();
+        record::put_mark(&mut batch, &self.store.ring, record::SNAPSHOT, &put_mark(&mark));
+        self.store.db.apply(batch)?;
+        self.store.db.flush_and_wait()?;
+        let now = Current { preface, file, bytes: mark.bytes };
+        *current = Some(now.clone());
+        drop(current);
+        self.remove_others(Some(&mark.name), &[".snap"])?;
+        Ok(now)
+    }
+
+    fn copy(&self, preface: &Preface, file: &SnapshotFile) -> Result<SnapshotFile, StoreError> {
+        let mut copy = self.receive(&preface.meta.snapshot_id)?;
+        let mut from = file.read()?;
+        io::copy(&mut from, &mut copy.out).map_err(|error| file.failed(error))?;
+        copy.finish()
+    }
+
+    /// Removes all files but one with these endings.
+    fn remove_others(&self, keep: Option<&str>, endings: &[&str]) -> Result<(), StoreError> {
+        let dir = self.store.snapshots_dir();
+        for entry in fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
+            let path = entry.map_err(StoreError::io("list", &dir))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if Some(&*name) != keep && endings.iter().any(|ending| name.ends_with(ending)) {
+                disk::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_marked(store: &Store, mark: &Mark) -> Result<Current, StoreError> {
+    let path = store.snapshots_dir().join(&mark.name);
+    if !path.exists() {
+        return Err(StoreError::Missing { path, advice: ADVICE_RESTORE });
+    }
+    let file = SnapshotFile::open(&path, Arc::clone(&store.ring))?;
+    let bytes = file.len()?;
+    if bytes != mark.bytes {
+        return Err(StoreError::damaged(path, format!("it has {bytes} bytes, but was written with {}", mark.bytes)));
+    }
+    let mut from = file.read()?;
+    if from.file_id() != mark.file_id {
+        return Err(StoreError::damaged(path, "it is not the snapshot that was written last"));
+    }
+    let preface = read_preface(&mut from).map_err(|error| file.failed(error))?;
+    Ok(Current { preface, file, bytes })
+}
+
+fn put_mark(mark: &Mark) -> Vec<u8> {
+    let mut out = Vec::new();
+    codec::put_bytes(&mut out, mark.name.as_bytes());
+    out.put_u64(mark.bytes);
+    out.put_slice(&mark.file_id);
+    out
+}
+
+fn get_mark(from: &mut Bytes) -> Result<Mark, Malformed> {
+    let bad = |_| Malformed("snapshot mark");
+    let name = codec::get_string(from)?;
+    let bytes = from.try_get_u64().map_err(bad)?;
+    let mut file_id = [0; 16];
+    from.try_copy_to_slice(&mut file_id).map_err(bad)?;
+    Ok(Mark { name, bytes, file_id })
+}
+
+/// A snapshot file being written: plain bytes in, an encrypted file out. Dropped unfinished, it stays without a mark
+/// and the next start removes it.
+pub(crate) struct Incoming {
+    path: PathBuf,
+    ring: Arc<KeyRing>,
+    out: Writer<BufWriter<File>>,
+}
+
+impl Incoming {
+    pub(crate) fn write(&mut self, plain: &[u8]) -> Result<(), StoreError> {
+        self.out.write_all(plain).map_err(StoreError::io("write", &self.path))
+    }
+
+    /// Ends the file and syncs it.
+    pub(crate) fn finish(self) -> Result<SnapshotFile, StoreError> {
+        let failed = StoreError::io("write", &self.path);
+        let finished = self.out.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
+        finished.and_then(|file| file.sync_all()).map_err(failed)?;
+        SnapshotFile::open(&self.path, self.ring)
+    }
+}
+
+/// A name for a new snapshot: unique, and telling what it is of.
+pub(crate) fn new_snapshot_id(meta: &SnapshotMeta) -> String {
+    let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.leader_id.term, id.index));
+    let unique = u64::from_be_bytes(*random_id().first_chunk().expect("the id has 16 bytes"));
+    format!("{term}-{index}-{unique:016x}")
+}
