@@ -124,8 +124,14 @@ impl LogStore {
 
     fn write(&self, entries: Vec<Entry>, flushed: LogFlushed<TypeConfig>) -> Result<(), StoreError> {
         let store = &self.inner.store;
+        let (purged, progress) = {
+            let state = self.state();
+            (state.purged.map(|id| id.index), state.progress)
+        };
+        // What was purged is in a snapshot: writing it again would only leave it for the sweeper.
+        let entries: Vec<Entry> = entries.into_iter().filter(|entry| Some(entry.log_id.index) > purged).collect();
         let mut batch = Batch::default();
-        record::put_progress(&mut batch, &store.ring, &self.state().progress);
+        record::put_progress(&mut batch, &store.ring, &progress);
         let sizes: Vec<usize> = entries.iter().map(|entry| record::put_entry(&mut batch, &store.ring, entry)).collect();
         store.db.apply(batch)?;
         let last = {
