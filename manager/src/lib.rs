@@ -1,1 +1,18 @@
-//! skep-manager
+//! A manager: the I/O around `skep-core`. Raft and the single writer, the leader's loops, the control API, the
+//! dispatcher of nodes' sessions, the log broker, the certificate authority. Decisions are not made here.
+
+mod ca;
+mod clock;
+mod control;
+pub mod dispatch;
+pub mod images;
+mod leader;
+mod logs;
+mod loops;
+mod machine;
+mod manager;
+mod sequencer;
+pub mod store;
+pub mod topic;
+
+pub use manager::{Bootstrap, Manager, ManagerConfig};

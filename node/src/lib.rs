@@ -1,1 +1,18 @@
-//! skep-node
+//! The daemon of one host: its place in a swarm, its listeners, and the composition of manager and worker. Called by
+//! the command line's `skep daemon`; decides nothing about services or tasks.
+
+mod address;
+mod config;
+mod daemon;
+mod host;
+mod links;
+mod lock;
+mod membership;
+mod registries;
+mod renewal;
+mod service;
+mod switch;
+mod upload;
+
+pub use config::{Config, MANAGER_PORT, PEER_PORT};
+pub use daemon::run;

@@ -69,6 +69,11 @@ impl NodeKey {
             .to_vec())
     }
 
+    /// The same as PEM, for the certificate authority's API.
+    pub fn signing_request_pem(&self) -> Result<String, KeyError> {
+        Ok(pem::encode("CERTIFICATE REQUEST", &self.signing_request()?))
+    }
+
     /// The secret as PEM: for a file of mode 0600, nothing else.
     pub(crate) fn to_pem(&self) -> String {
         pem::encode(PLAIN_LABEL, self.0.serialized_der())

@@ -55,6 +55,22 @@ impl State {
         }
     }
 
+    /// Whether there is an object of that key.
+    pub fn contains(&self, key: &ObjectKey) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// How many objects there are.
+    pub fn object_count(&self) -> usize {
+        usize::from(self.cluster.is_some())
+            + self.node_count()
+            + self.service_count()
+            + self.revision_count()
+            + self.task_count()
+            + self.image_names().count()
+            + self.credentials().count()
+    }
+
     /// Every stored object, kind by kind in the order of `Object`, each kind in the order of its keys.
     pub fn objects(&self) -> impl Iterator<Item = Object> {
         let cluster = self.cluster.iter().cloned().map(Object::Cluster);

@@ -1,0 +1,135 @@
+//! What a stored change must not break: references, claims, and the direction of a task's life.
+
+use skep_proto::id::TaskId;
+
+use super::refused::Refused;
+use super::{protocol_word, word};
+use crate::event::Event;
+use crate::object::{Revision, RevisionKey, Service, Task};
+use crate::store::{Object, ObjectKey, State};
+
+/// An object as messages name it: by its name where it has one.
+pub(super) fn name_of(object: &Object) -> String {
+    match object {
+        Object::Service(service) => format!("service {}", service.spec.name),
+        other => other.key().to_string(),
+    }
+}
+
+/// Whether a task's new wanted part follows from the stored one.
+pub(super) fn forward(stored: &Task, new: &Task) -> Result<(), Refused> {
+    let object = || format!("task {}", stored.id);
+    let fixed = |part| Err(Refused::Fixed { object: object(), part });
+    if stored.service() != new.service() {
+        return fixed("service");
+    }
+    if stored.slot != new.slot {
+        return fixed("slot");
+    }
+    if stored.node.is_some() && stored.node != new.node {
+        return fixed("node");
+    }
+    let backwards = |part, from: &str, to: &str| {
+        Err(Refused::Backwards { object: object(), part, from: word(from), to: word(to) })
+    };
+    if new.wanted < stored.wanted {
+        return backwards("wanted state", stored.wanted.as_str_name(), new.wanted.as_str_name());
+    }
+    // From ACCEPTED on the loops' view of the state may lag; it is not taken over then.
+    if new.state < stored.state && !stored.state.belongs_to_node() {
+        return backwards("state", stored.state.as_str_name(), new.state.as_str_name());
+    }
+    Ok(())
+}
+
+/// Whether the host ports that a task claims are free or its own.
+pub(super) fn ports_free(state: &State, task: &Task) -> Result<(), Refused> {
+    for claim in task.claimed_ports() {
+        if let Some(holder) = state.port_holder(claim).filter(|holder| *holder != task.id) {
+            let protocol = protocol_word(claim.protocol);
+            return Err(Refused::PortTaken { node: claim.node, protocol, port: claim.port, holder });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a task's record may go: while it may still run on a node of the swarm, its ports and resources are taken.
+pub(super) fn may_forget(state: &State, id: TaskId) -> Result<(), Refused> {
+    let held = state.task(id).filter(|task| task.occupies_node()).and_then(|task| task.node);
+    match held.filter(|node| state.node(*node).is_some()) {
+        Some(node) => Err(Refused::InUse { object: format!("task {id}"), by: format!("node {node}") }),
+        None => Ok(()),
+    }
+}
+
+/// Whether everything that a group stored refers to what is there, and nothing that it removed is still needed. Looks
+/// at the state after the whole group, so that the order within it does not matter.
+pub(super) fn references(state: &State, events: &[Event]) -> Result<(), Refused> {
+    for event in events {
+        match (&event.before, &event.after) {
+            (_, Some(Object::Service(service))) => service_refers(state, service)?,
+            (_, Some(Object::Revision(revision))) => revision_refers(state, revision)?,
+            (Some(Object::Revision(revision)), None) => still_current(state, revision.key)?,
+            (None, Some(Object::Task(task))) => {
+                needs(state, ObjectKey::Service(task.service()), &event.key)?;
+                task_refers(state, None, task)?;
+            }
+            (Some(Object::Task(before)), Some(Object::Task(task))) => task_refers(state, Some(before), task)?,
+            (None, Some(Object::Credential(credential))) => {
+                needs(state, ObjectKey::Service(credential.service), &event.key)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn needs(state: &State, object: ObjectKey, needed_by: &ObjectKey) -> Result<(), Refused> {
+    if state.contains(&object) {
+        return Ok(());
+    }
+    Err(Refused::Missing { object: object.to_string(), needed_by: needed_by.to_string() })
+}
+
+fn service_refers(state: &State, service: &Service) -> Result<(), Refused> {
+    // A later change of the group may have removed it again.
+    if state.service(service.id).is_none() {
+        return Ok(());
+    }
+    let needed_by = ObjectKey::Service(service.id);
+    needs(state, ObjectKey::Revision(service.current()), &needed_by)
+}
+
+fn revision_refers(state: &State, revision: &Revision) -> Result<(), Refused> {
+    let key = ObjectKey::Revision(revision.key);
+    if state.revision(revision.key).is_none() {
+        return Ok(());
+    }
+    needs(state, ObjectKey::Service(revision.key.service), &key)
+}
+
+fn still_current(state: &State, key: RevisionKey) -> Result<(), Refused> {
+    match state.service(key.service).filter(|service| service.current() == key) {
+        Some(service) => Err(Refused::InUse {
+            object: ObjectKey::Revision(key).to_string(),
+            by: format!("service {}", service.spec.name),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// A task needs its revision, and its node at the moment when it is placed; later the node may go.
+fn task_refers(state: &State, before: Option<&Task>, task: &Task) -> Result<(), Refused> {
+    if state.task(task.id).is_none() {
+        return Ok(());
+    }
+    let key = ObjectKey::Task(task.id);
+    if before.is_none_or(|before| before.revision != task.revision) {
+        needs(state, ObjectKey::Revision(task.revision), &key)?;
+    }
+    let was_placed = before.is_some_and(|before| before.node.is_some() && before.occupies_node());
+    match task.node {
+        Some(node) if task.occupies_node() && !was_placed => needs(state, ObjectKey::Node(node), &key),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,76 @@
+//! What the cluster's state says to every session alike: the heartbeat period, the managers. Pure.
+
+use std::time::Duration;
+
+use skep_core::store::State;
+use skep_proto::v1::{ManagerAddr, Managers};
+
+use super::limits::{
+    DEFAULT_PERIOD, HEARTBEATS_PER_SECOND, LONGEST_PERIOD, LONGEST_SCALED_PERIOD, MISSED_HEARTBEATS, SHORTEST_PERIOD,
+};
+
+/// What sessions tell their nodes, apart from their assignments.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ClusterView {
+    /// How often a node sends a heartbeat.
+    pub(crate) period: Duration,
+    /// All managers that have an address.
+    pub(crate) managers: Managers,
+}
+
+impl ClusterView {
+    pub(crate) fn of(state: &State) -> Self {
+        let spec = state.cluster().map(|cluster| cluster.spec.heartbeat_period_ms);
+        Self { period: period(spec.unwrap_or(0), state.node_count()), managers: managers(state) }
+    }
+
+    /// Silence after which a node is lost.
+    pub(crate) fn window(&self) -> Duration {
+        self.period * MISSED_HEARTBEATS
+    }
+
+    /// The period as the wire has it.
+    pub(crate) fn period_ms(&self) -> i64 {
+        i64::try_from(self.period.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+/// The heartbeat period for `nodes` nodes; `spec_ms` is the cluster's setting, 0 for the default.
+fn period(spec_ms: i64, nodes: usize) -> Duration {
+    let asked = match u64::try_from(spec_ms) {
+        Ok(0) | Err(_) => DEFAULT_PERIOD,
+        Ok(ms) => Duration::from_millis(ms).clamp(SHORTEST_PERIOD, LONGEST_PERIOD),
+    };
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    let rate = u32::try_from(HEARTBEATS_PER_SECOND).unwrap_or(u32::MAX);
+    let scaled = (Duration::from_secs(1).saturating_mul(nodes) / rate).min(LONGEST_SCALED_PERIOD);
+    // Below a thousand nodes the setting alone counts, also when it is shorter than the default.
+    if nodes <= rate { asked } else { asked.max(scaled) }
+}
+
+fn managers(state: &State) -> Managers {
+    let managers = state.nodes().filter_map(|node| {
+        let manager = node.manager.as_ref().filter(|manager| !manager.addr.is_empty())?;
+        Some(ManagerAddr { node_id: node.id.to_vec(), addr: manager.addr.clone() })
+    });
+    Managers { managers: managers.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_period_follows_the_spec_and_grows_with_the_cluster() {
+        let ms = Duration::from_millis;
+        assert_eq!(period(0, 3), ms(1000));
+        assert_eq!(period(-5, 3), ms(1000));
+        assert_eq!(period(200, 1000), ms(200));
+        assert_eq!(period(1, 3), SHORTEST_PERIOD);
+        assert_eq!(period(i64::MAX, 3), LONGEST_PERIOD);
+        assert_eq!(period(0, 1000), ms(1000));
+        assert_eq!(period(0, 2500), ms(2500));
+        assert_eq!(period(0, 100_000), ms(5000));
+        assert_eq!(period(10_000, 100_000), ms(10_000));
+    }
+}

@@ -1,0 +1,66 @@
+//! Every bound of the dispatcher, in one place, each with its reason: a node that misbehaves can only hurt itself.
+
+use std::time::Duration;
+
+/// A node that misses this many heartbeats in a row is down.
+pub(crate) const MISSED_HEARTBEATS: u32 = 3;
+/// Heartbeat period unless the cluster's spec says otherwise.
+pub(crate) const DEFAULT_PERIOD: Duration = Duration::from_secs(1);
+/// No spec makes nodes report faster or slower than this.
+pub(crate) const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
+/// See [`SHORTEST_PERIOD`].
+pub(crate) const LONGEST_PERIOD: Duration = Duration::from_secs(60);
+/// The period grows with the cluster so that all heartbeats together stay at about a thousand a second …
+pub(crate) const HEARTBEATS_PER_SECOND: usize = 1000;
+/// … but by itself never beyond this.
+pub(crate) const LONGEST_SCALED_PERIOD: Duration = Duration::from_secs(5);
+
+/// The first message of a session must come within this.
+pub(crate) const REGISTER_WITHIN: Duration = Duration::from_secs(10);
+/// How long the sets sent to a node are kept after its session ended, so that it can resume.
+pub(crate) const RESUME_WITHIN: Duration = Duration::from_secs(60);
+/// Sent sets kept for resuming: those between what the node acknowledged and the last one. They share their tasks.
+pub(crate) const KEPT_SETS: usize = 16;
+
+/// Shortest pause between two assignment messages to one node: a burst of changes becomes a few messages.
+pub(crate) const ASSIGN_EVERY: Duration = Duration::from_millis(8);
+/// Size of one difference, so that acknowledgements are never long behind one.
+pub(crate) const DIFFERENCE_BYTES: usize = 1 << 20;
+/// Size of a complete set, which a node applies as a whole: below tonic's 4 MiB of a message.
+pub(crate) const COMPLETE_BYTES: usize = 3 << 20;
+
+/// Acknowledgements and requests on their way to one node; a node that reads none of them is not worth more memory.
+pub(crate) const URGENT_QUEUE: usize = 256;
+/// Assignment messages on their way to one node: the next one waits for the network, and is then up to date.
+pub(crate) const BULK_QUEUE: usize = 2;
+/// Status batches of one node that wait for the store; beyond it the node is not read any further.
+pub(crate) const PENDING_BATCHES: usize = 8;
+
+/// Changes in one write of reports: the limit of a Raft entry.
+pub(crate) const REPORT_CHANGES: usize = 2_000;
+/// Bytes in one write of reports: half of a Raft entry.
+pub(crate) const REPORT_BYTES: usize = 512 << 10;
+/// How long reports wait for others while a write is under way.
+pub(crate) const REPORT_GATHER: Duration = Duration::from_millis(5);
+/// Writes of reports under way at a time.
+pub(crate) const REPORTS_IN_FLIGHT: usize = 3;
+/// Reports of all nodes that wait to be put into a write; beyond it sessions wait.
+pub(crate) const REPORT_QUEUE: usize = 1024;
+
+/// Bytes of a node's description.
+pub(crate) const DESCRIPTION_BYTES: usize = 64 << 10;
+/// Bytes of a status' error; the rest is cut off.
+pub(crate) const ERROR_BYTES: usize = 4 << 10;
+/// Bytes of a status' message; the rest is cut off.
+pub(crate) const MESSAGE_BYTES: usize = 1 << 10;
+/// Containers in a status.
+pub(crate) const STATUS_CONTAINERS: usize = 64;
+/// Bytes of a container's name or id in a status; the rest is cut off.
+pub(crate) const CONTAINER_NAME_BYTES: usize = 128;
+/// Images of one node in the index.
+pub(crate) const HELD_IMAGES: usize = 10_000;
+
+/// Peers in an answer about an image.
+pub(crate) const IMAGE_PEERS: usize = 8;
+/// How long an image ticket holds: long enough to pull a large image, short enough to be worthless soon.
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(600);

@@ -1,0 +1,193 @@
+//! Numbers assignment messages and cuts them to size. Pure.
+//!
+//! A complete set is one message wherever it fits: a node removes whatever a complete set lacks, so it must never see
+//! the first half of one. A difference may be cut anywhere, if what a task needs comes before it.
+
+use prost::Message as _;
+use skep_proto::v1::assignment_item::Item;
+use skep_proto::v1::{AssignmentItem, AssignmentKey, Assignments};
+
+/// What leads from one set to the next.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Difference {
+    pub(crate) put: Vec<AssignmentItem>,
+    pub(crate) remove: Vec<AssignmentKey>,
+}
+
+/// Sizes of messages, in bytes. A single item may exceed them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) complete: usize,
+    pub(crate) difference: usize,
+}
+
+/// The messages of a complete set; the first is number 1. If all of it is too much for one message, the tasks go first:
+/// a task without its revision waits, a task that is missing would be stopped.
+pub(crate) fn complete(put: Vec<AssignmentItem>, sizes: Sizes) -> Vec<Assignments> {
+    let mut put = put;
+    put.sort_by_key(|item| std::cmp::Reverse(order(item)));
+    let mut pieces = cut(put, sizes.complete, sizes.difference).into_iter();
+    let first = Assignments {
+        complete: true,
+        applies_to: 0,
+        sequence: 1,
+        put: pieces.next().unwrap_or_default(),
+        remove: Vec::new(),
+    };
+    let mut messages = vec![first];
+    messages.extend(pieces.zip(1..).map(|(put, applies_to)| Assignments {
+        complete: false,
+        applies_to,
+        sequence: applies_to + 1,
+        put,
+        remove: Vec::new(),
+    }));
+    messages
+}
+
+/// The messages of a difference to the set of number `applies_to`, numbered from the next on. Empty for no difference.
+pub(crate) fn difference(difference: Difference, applies_to: u64, sizes: Sizes) -> Vec<Assignments> {
+    let Difference { mut put, remove } = difference;
+    if put.is_empty() && remove.is_empty() {
+        return Vec::new();
+    }
+    put.sort_by_key(order);
+    let mut pieces = cut(put, sizes.difference, sizes.difference);
+    if pieces.is_empty() {
+        pieces.push(Vec::new());
+    }
+    let mut messages: Vec<Assignments> = pieces
+        .into_iter()
+        .zip(applies_to..)
+        .map(|(put, applies_to)| Assignments {
+            complete: false,
+            applies_to,
+            sequence: applies_to + 1,
+            put,
+            remove: Vec::new(),
+        })
+        .collect();
+    // Removals are small, and come last, when nothing that stays needs them.
+    if let Some(last) = messages.last_mut() {
+        last.remove = remove;
+    }
+    messages
+}
+
+/// What is needed comes before what needs it.
+fn order(item: &AssignmentItem) -> u8 {
+    match item.item {
+        Some(Item::Credential(_)) => 0,
+        Some(Item::Revision(_)) => 1,
+        Some(Item::Task(_)) | None => 2,
+    }
+}
+
+/// Cuts items into pieces: the first of at most `first` bytes, the others of `others`; a piece has at least one item.
+fn cut(items: Vec<AssignmentItem>, first: usize, others: usize) -> Vec<Vec<AssignmentItem>> {
+    /// Tag and length of an item in the message.
+    const FRAME: usize = 6;
+    let mut pieces: Vec<Vec<AssignmentItem>> = Vec::new();
+    let mut bytes = 0;
+    for item in items {
+        let size = item.encoded_len() + FRAME;
+        let limit = if pieces.len() <= 1 { first } else { others };
+        match pieces.last_mut() {
+            Some(piece) if bytes + size <= limit => {
+                piece.push(item);
+                bytes += size;
+            }
+            _ => {
+                pieces.push(vec![item]);
+                bytes = size;
+            }
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use skep_proto::v1::assignment_key::Key;
+    use skep_proto::v1::{Credential, Revision, Task};
+
+    use super::*;
+
+    const SIZES: Sizes = Sizes { complete: 300, difference: 100 };
+
+    fn task(number: u8) -> AssignmentItem {
+        let task = Task { id: vec![number; 16], ..Task::default() };
+        AssignmentItem { item: Some(Item::Task(task)) }
+    }
+
+    fn revision(number: u64, bytes: usize) -> AssignmentItem {
+        let revision = Revision { number, service_name: "x".repeat(bytes), ..Revision::default() };
+        AssignmentItem { item: Some(Item::Revision(revision)) }
+    }
+
+    fn credential() -> AssignmentItem {
+        AssignmentItem { item: Some(Item::Credential(Credential::default())) }
+    }
+
+    fn chained(messages: &[Assignments]) -> bool {
+        messages.windows(2).all(|pair| !pair[1].complete && pair[1].applies_to == pair[0].sequence)
+            && messages.iter().all(|message| message.complete || message.sequence == message.applies_to + 1)
+    }
+
+    #[test]
+    fn a_set_that_fits_is_one_message() {
+        let items = vec![credential(), revision(1, 10), task(1), task(2)];
+        let messages = complete(items, SIZES);
+        assert_eq!(messages.len(), 1);
+        assert!(messages[0].complete && messages[0].sequence == 1 && messages[0].put.len() == 4);
+        let empty = complete(Vec::new(), SIZES);
+        assert_eq!(empty, [Assignments { complete: true, sequence: 1, ..Assignments::default() }]);
+    }
+
+    #[test]
+    fn a_set_that_does_not_fit_has_its_tasks_in_the_first_message() {
+        let mut items: Vec<AssignmentItem> = (0..6).map(|number| revision(number, 80)).collect();
+        items.extend((0..5).map(task));
+        let messages = complete(items.clone(), SIZES);
+        assert!(messages.len() > 2 && chained(&messages), "{}", messages.len());
+        assert!(messages[0].encoded_len() <= SIZES.complete + 10);
+        let is_task = |item: &AssignmentItem| matches!(item.item, Some(Item::Task(_)));
+        assert_eq!(messages[0].put.iter().filter(|item| is_task(item)).count(), 5);
+        let all: usize = messages.iter().map(|message| message.put.len()).sum();
+        assert_eq!(all, items.len());
+    }
+
+    #[test]
+    fn a_difference_gives_first_what_is_needed_and_removes_last() {
+        let put = (0..5).map(task).chain([revision(1, 60), credential()]).collect();
+        let remove = vec![AssignmentKey { key: Some(Key::TaskId(vec![9; 16])) }];
+        let messages = difference(Difference { put, remove: remove.clone() }, 41, SIZES);
+        assert!(messages.len() > 1 && chained(&messages));
+        assert_eq!(messages[0].applies_to, 41);
+        let items: Vec<u8> = messages.iter().flat_map(|message| &message.put).map(order).collect();
+        assert!(items.is_sorted() && items.len() == 7, "{items:?}");
+        let (last, others) = messages.split_last().unwrap();
+        assert_eq!(last.remove, remove);
+        assert!(others.iter().all(|message| message.remove.is_empty()));
+    }
+
+    #[test]
+    fn removals_alone_are_a_message_and_nothing_is_none() {
+        let remove = vec![AssignmentKey { key: Some(Key::TaskId(vec![9; 16])) }];
+        let messages = difference(Difference { put: Vec::new(), remove }, 3, SIZES);
+        assert_eq!(messages.len(), 1);
+        assert_eq!((messages[0].applies_to, messages[0].sequence), (3, 4));
+        assert!(difference(Difference::default(), 3, SIZES).is_empty());
+    }
+
+    #[test]
+    fn an_item_larger_than_a_message_goes_alone() {
+        let messages = difference(
+            Difference { put: vec![revision(1, 500), task(1), revision(2, 500)], remove: Vec::new() },
+            0,
+            SIZES,
+        );
+        assert_eq!(messages.iter().map(|message| message.put.len()).collect::<Vec<_>>(), [1, 1, 1]);
+    }
+}

@@ -1,0 +1,375 @@
+//! One node's session: registration, then two loops side by side, one that reads what the node says and one that sends
+//! what it is to run. A task of its own for each session; it ends with the connection, with the node's next session, or
+//! with leadership.
+//!
+//! A slow node hurts only itself: messages to it wait in bounded channels, and what it says waits unread while its
+//! reports are being stored.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use skep_core::change::Change;
+use skep_identity::PeerIdentity;
+use skep_proto::id::{NodeId, SessionId};
+use skep_proto::v1::session_down::Message as DownMessage;
+use skep_proto::v1::session_up::Message as UpMessage;
+use skep_proto::v1::{
+    Assignments, Heartbeat, HeartbeatAck, HeldImages, NodeDescription, NodeState, Register, Registered, Removed,
+    SessionDown, SessionUp, StatusAck, StatusBatch,
+};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use super::assignments::Set;
+use super::limits::{ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, PENDING_BATCHES, REGISTER_WITHIN};
+use super::number::{self, Sizes};
+use super::sessions::{Begun, Down, End};
+use super::{Dispatcher, Leading, observe, statuses};
+use crate::store::WriteError;
+use crate::topic::Topic;
+
+const SIZES: Sizes = Sizes { complete: COMPLETE_BYTES, difference: DIFFERENCE_BYTES };
+
+/// One connection of a node that asks for a session.
+pub(super) struct Session {
+    pub(super) dispatcher: Dispatcher,
+    pub(super) leading: Arc<Leading>,
+    pub(super) peer: PeerIdentity,
+    /// From where, without the port; empty if the transport does not say.
+    pub(super) addr: String,
+    /// Acknowledgements and requests; sent before assignments.
+    pub(super) urgent: mpsc::Sender<Down>,
+    pub(super) bulk: mpsc::Sender<Down>,
+}
+
+/// How a session comes to its end.
+enum Over {
+    /// The connection is gone: there is nobody to tell.
+    Gone,
+    /// The node was told that it was removed.
+    Removed,
+    /// The node is told why.
+    Refused(Status),
+}
+
+/// What the reading loop waits for before it is done with a message.
+enum Work {
+    /// Statuses are stored.
+    Batch(u64),
+    /// Something of the node itself is stored.
+    Node,
+}
+
+impl From<Status> for Over {
+    fn from(status: Status) -> Self {
+        Self::Refused(status)
+    }
+}
+
+impl Session {
+    /// Runs to the end.
+    pub(super) async fn run(self, mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send) {
+        let (node, urgent) = (self.peer.node_id, self.urgent.clone());
+        let over = match self.register(&mut up).await {
+            Ok(begun) => {
+                let connection = begun.connection;
+                let over = self.serve(begun, up).await;
+                match over {
+                    Over::Removed => self.dispatcher.sessions().forget(node, connection),
+                    Over::Gone | Over::Refused(_) => self.dispatcher.sessions().end(node, connection),
+                }
+                over
+            }
+            Err(over) => over,
+        };
+        match over {
+            Over::Gone => debug!(%node, "the session's connection is gone"),
+            Over::Removed => info!(%node, "the session of a removed node has ended"),
+            Over::Refused(status) => {
+                info!(%node, reason = status.message(), "the session has ended");
+                // An error: the node has hung up.
+                let _ = urgent.send(Err(status)).await;
+            }
+        }
+    }
+
+    fn node(&self) -> NodeId {
+        self.peer.node_id
+    }
+
+    /// Takes the first message, writes the node down as ready, and says so.
+    async fn register(
+        &self,
+        up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
+    ) -> Result<Begun, Over> {
+        let Register { description, session_id, sequence } = first(up).await?;
+        let description =
+            observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let session = SessionId::from_wire_opt(&session_id)
+            .map_err(|error| Status::invalid_argument(format!("the session id: {error}")))?;
+
+        let store = self.dispatcher.store();
+        let Some(known) = store.state().node(self.node()).cloned() else {
+            return Err(self.removed().await);
+        };
+        // From here on silence counts, so that a node that is written down as ready is watched.
+        self.leading.pulse.heard(self.node());
+        let change = observe::registered(&known, description, self.peer.role, self.addr.clone(), store.now());
+        let stored = self.leading.reports.store(vec![change]).await.map_err(|error| unavailable(&error))?;
+        if !stored.refused.is_empty() {
+            self.leading.pulse.forget(self.node());
+            return Err(self.removed().await);
+        }
+        store.applied(stored.version).await;
+
+        let resume = session.map(|session| (session, sequence));
+        let begun = self.dispatcher.sessions().begin(self.node(), resume, self.urgent.clone());
+        // Leadership may have ended since this session was let in, and with it all sessions but this one.
+        if !self.dispatcher.leading().is_some_and(|leading| Arc::ptr_eq(&leading, &self.leading)) {
+            self.dispatcher.sessions().end(self.node(), begun.connection);
+            return Err(end_status(End::NotLeading).into());
+        }
+        let view = self.leading.view.borrow().clone();
+        let registered = Registered {
+            session_id: begun.session.to_vec(),
+            heartbeat_period_ms: view.period_ms(),
+            managers: Some(view.managers),
+            resumed: begun.resumed.is_some(),
+        };
+        info!(node = %self.node(), addr = self.addr, resumed = registered.resumed, "a node has registered");
+        self.tell(DownMessage::Registered(registered)).await?;
+        Ok(begun)
+    }
+
+    /// Reads and sends until the session ends. Its own end comes first, since it may already be another's turn.
+    async fn serve(&self, begun: Begun, up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send) -> Over {
+        let Begun { connection, resumed, ended, .. } = begun;
+        tokio::select! {
+            biased;
+            why = ended => end_status(why.unwrap_or(End::NotLeading)).into(),
+            over = self.read(connection, up) => over,
+            over = self.assign(connection, resumed) => over,
+        }
+    }
+
+    /// Tells the node that it was removed.
+    async fn removed(&self) -> Over {
+        let told = self.tell(DownMessage::Removed(Removed {})).await;
+        told.err().unwrap_or(Over::Removed)
+    }
+
+    async fn tell(&self, message: DownMessage) -> Result<(), Over> {
+        self.urgent.send(Ok(SessionDown { message: Some(message) })).await.map_err(|_| Over::Gone)
+    }
+
+    // --- what the node says ---
+
+    async fn read(&self, connection: u64, mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin) -> Over {
+        let mut working: FuturesOrdered<BoxFuture<'static, Result<Work, WriteError>>> = FuturesOrdered::new();
+        let mut leaving = false;
+        loop {
+            let full = working.len() >= PENDING_BATCHES;
+            let period = self.leading.view.borrow().period;
+            tokio::select! {
+                Some(done) = working.next() => match done {
+                    Ok(Work::Node) => {}
+                    // In order: an acknowledgement stands for all batches before it, too.
+                    Ok(Work::Batch(batch)) => {
+                        if let Err(over) = self.tell(DownMessage::StatusAck(StatusAck { batch })).await {
+                            return over;
+                        }
+                    }
+                    Err(error) => return unavailable(&error).into(),
+                },
+                message = up.next(), if !full => {
+                    let Some(Ok(SessionUp { message: Some(message) })) = message else { return Over::Gone };
+                    self.leading.pulse.heard(self.node());
+                    let work = match message {
+                        UpMessage::Heartbeat(heartbeat) => self.heartbeat(connection, &heartbeat, leaving),
+                        UpMessage::Statuses(batch) => Some(self.statuses(batch)),
+                        UpMessage::Description(description) => self.described(description),
+                        UpMessage::Images(held) => self.images(&held),
+                        UpMessage::Goodbye(_) => {
+                            leaving = true;
+                            self.goodbye()
+                        }
+                        UpMessage::Register(_) => {
+                            return Status::invalid_argument("the session is registered already").into();
+                        }
+                    };
+                    working.extend(work);
+                }
+                // It is the store that is slow, not the node.
+                () = sleep(period), if full => self.leading.pulse.heard(self.node()),
+            }
+        }
+    }
+
+    /// Acknowledges at once, and writes the node down as ready if something else is written there.
+    fn heartbeat(
+        &self,
+        connection: u64,
+        heartbeat: &Heartbeat,
+        leaving: bool,
+    ) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+        let heartbeat_period_ms = self.leading.view.borrow().period_ms();
+        let ack = DownMessage::HeartbeatAck(HeartbeatAck { heartbeat_period_ms });
+        // A node that does not read its acknowledgements has enough of them.
+        let _ = self.urgent.try_send(Ok(SessionDown { message: Some(ack) }));
+        self.dispatcher.sessions().applied(self.node(), connection, heartbeat.applied_sequence);
+
+        let store = self.dispatcher.store();
+        let state = store.state();
+        let node = state.node(self.node())?;
+        if leaving || node.status.state == NodeState::Ready {
+            return None;
+        }
+        info!(node = %self.node(), "a node that was down is heard again");
+        Some(self.observe(observe::ready(node, self.addr.clone(), store.now())))
+    }
+
+    fn statuses(&self, batch: StatusBatch) -> BoxFuture<'static, Result<Work, WriteError>> {
+        let number = batch.batch;
+        let checked = statuses::check(&self.dispatcher.store().state(), self.node(), batch.statuses);
+        if checked.foreign > 0 || checked.malformed > 0 {
+            let (foreign, malformed) = (checked.foreign, checked.malformed);
+            warn!(node = %self.node(), foreign, malformed, "reports that the node cannot make are left out");
+        }
+        let reports = self.leading.reports.clone();
+        async move {
+            // An empty batch waits for its turn only.
+            if !checked.changes.is_empty() {
+                reports.store(checked.changes).await?;
+            }
+            Ok(Work::Batch(number))
+        }
+        .boxed()
+    }
+
+    fn described(&self, description: NodeDescription) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+        match observe::checked(Some(description)) {
+            Ok(description) => Some(self.observe(observe::described(self.node(), description))),
+            Err(error) => {
+                warn!(node = %self.node(), %error, "a description is left out");
+                None
+            }
+        }
+    }
+
+    fn images(&self, held: &HeldImages) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+        let passed_over = self.dispatcher.0.images.update(self.node(), held);
+        if passed_over > 0 {
+            warn!(node = %self.node(), passed_over, "held images are left out: not digests, or too many");
+        }
+        None
+    }
+
+    /// The connection may be gone before this is stored, so it is stored apart.
+    fn goodbye(&self) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+        let store = self.dispatcher.store();
+        let state = store.state();
+        let leaving = self.observe(observe::leaving(state.node(self.node())?, store.now()));
+        let node = self.node();
+        tokio::spawn(async move {
+            if let Err(error) = leaving.await {
+                debug!(%node, %error, "cannot write down that a node is leaving");
+            }
+        });
+        None
+    }
+
+    fn observe(&self, change: Change) -> BoxFuture<'static, Result<Work, WriteError>> {
+        let reports = self.leading.reports.clone();
+        async move { reports.store(vec![change]).await.map(|_| Work::Node) }.boxed()
+    }
+
+    // --- what the node is to run ---
+
+    /// Sends the node's set, then what changes in it: the first change at once, a burst of them together.
+    async fn assign(&self, connection: u64, resumed: Option<(u64, Arc<Set>)>) -> Over {
+        let store = self.dispatcher.store();
+        let mut own = store.watch(Topic::Node(self.node()));
+        let mut view = self.leading.view.clone();
+        let mut managers = view.borrow_and_update().managers.clone();
+        let mut sent = resumed;
+        loop {
+            let looked = Instant::now();
+            let state = store.state();
+            if state.node(self.node()).is_none() {
+                self.leading.pulse.forget(self.node());
+                return self.removed().await;
+            }
+            let set = Arc::new(Set::of(&state, self.node()));
+            drop(state);
+            let messages = match &sent {
+                None => number::complete(set.items(), SIZES),
+                Some((sequence, old)) => number::difference(set.since(old), *sequence, SIZES),
+            };
+            if let Some(last) = messages.last().map(|message| message.sequence) {
+                if !self.dispatcher.sessions().sending(self.node(), connection, last, &set) {
+                    return end_status(End::Replaced).into();
+                }
+                sent = Some((last, set));
+                if let Err(over) = self.send_all(messages).await {
+                    return over;
+                }
+            }
+            tokio::select! {
+                () = own.changed() => {}
+                changed = view.changed() => {
+                    if changed.is_err() {
+                        return end_status(End::NotLeading).into();
+                    }
+                    let now = view.borrow_and_update().managers.clone();
+                    if now != managers {
+                        managers = now.clone();
+                        if let Err(over) = self.tell(DownMessage::Managers(now)).await {
+                            return over;
+                        }
+                    }
+                }
+            }
+            sleep_until(looked + ASSIGN_EVERY).await;
+        }
+    }
+
+    async fn send_all(&self, messages: Vec<Assignments>) -> Result<(), Over> {
+        for message in messages {
+            let message = SessionDown { message: Some(DownMessage::Assignments(message)) };
+            self.bulk.send(Ok(message)).await.map_err(|_| Over::Gone)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first message, which must be `register`, and must come soon.
+fn first<'a>(
+    up: &'a mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
+) -> impl Future<Output = Result<Register, Over>> + 'a {
+    async move {
+        match timeout(REGISTER_WITHIN, up.next()).await {
+            Ok(Some(Ok(SessionUp { message: Some(UpMessage::Register(register)) }))) => Ok(register),
+            Ok(Some(Ok(_))) => Err(Status::invalid_argument("the first message of a session is `register`").into()),
+            Ok(Some(Err(_)) | None) => Err(Over::Gone),
+            Err(_) => Err(Status::deadline_exceeded("the session did not register in time").into()),
+        }
+    }
+}
+
+fn end_status(why: End) -> Status {
+    match why {
+        End::Replaced => Status::aborted("the node has opened another session"),
+        End::NotLeading => Status::unavailable("this manager does not lead: try another one"),
+        End::Reconnect => Status::unavailable("the manager asks the node to connect again"),
+    }
+}
+
+/// The node keeps what was not stored, and says it again in its next session.
+fn unavailable(error: &WriteError) -> Status {
+    Status::unavailable(format!("the node's reports could not be stored: {error}"))
+}

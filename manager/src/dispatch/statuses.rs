@@ -1,0 +1,210 @@
+//! What a node reports of its tasks, checked: only its own tasks, only the part that is the node's, nothing that would
+//! bloat the state. Pure. Used by sessions before a batch goes to the store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use skep_core::change::{Change, Op, TaskObserved};
+use skep_core::store::State;
+use skep_proto::id::{NodeId, TaskId};
+use skep_proto::v1::{self, TaskState, TaskStatus};
+
+use super::limits::{CONTAINER_NAME_BYTES, ERROR_BYTES, MESSAGE_BYTES, STATUS_CONTAINERS};
+
+/// A batch after the checks.
+#[derive(Debug, Default)]
+pub(crate) struct Checked {
+    /// One for each task, in the order of the batch.
+    pub(crate) changes: Vec<Change>,
+    /// Reports on other nodes' tasks: the node misbehaves.
+    pub(crate) foreign: usize,
+    /// Reports that say nothing a node can say (bad id, unknown state, a state that is not the node's).
+    pub(crate) malformed: usize,
+}
+
+/// Checks a batch that `node` sent. Of several reports on one task the one that is furthest on counts. Reports on tasks
+/// that the store no longer has are passed over: the node will be told to remove them.
+pub(crate) fn check(state: &State, node: NodeId, batch: Vec<v1::TaskObserved>) -> Checked {
+    let mut checked = Checked::default();
+    let mut latest: Vec<(TaskId, TaskStatus)> = Vec::with_capacity(batch.len());
+    let mut place: HashMap<TaskId, usize> = HashMap::with_capacity(batch.len());
+    for report in batch {
+        let Some((task, status)) = read(report) else {
+            checked.malformed += 1;
+            continue;
+        };
+        match state.task(task) {
+            None => continue,
+            Some(known) if known.node != Some(node) => {
+                checked.foreign += 1;
+                continue;
+            }
+            Some(_) => {}
+        }
+        match place.get(&task) {
+            Some(&at) if latest[at].1.state <= status.state => latest[at].1 = status,
+            Some(_) => {}
+            None => {
+                place.insert(task, latest.len());
+                latest.push((task, status));
+            }
+        }
+    }
+    let observe = |(task, status)| TaskObserved {
+        task,
+        node,
+        status: Arc::new(trimmed(status)),
+    };
+    let changes = latest.into_iter().map(observe);
+    checked.changes = changes
+        .map(|observed| Change::any(Op::ObserveTask(observed)))
+        .collect();
+    checked
+}
+
+/// A report that a node can make. The reporter that it names is not believed: the certificate says who it is.
+fn read(report: v1::TaskObserved) -> Option<(TaskId, TaskStatus)> {
+    let task = TaskId::from_wire(&report.task_id).ok()?;
+    let status = report.status?;
+    let state = TaskState::try_from(status.state).ok()?;
+    // What comes before is the loops', and nobody but the loops knows that a task is an orphan.
+    let says = state.belongs_to_node() && state != TaskState::Orphaned;
+    says.then_some((task, status))
+}
+
+/// The status without what is not the node's, and no longer than a status may be.
+fn trimmed(mut status: TaskStatus) -> TaskStatus {
+    status.refusals.clear();
+    truncate(&mut status.message, MESSAGE_BYTES);
+    truncate(&mut status.error, ERROR_BYTES);
+    status.containers.truncate(STATUS_CONTAINERS);
+    for container in &mut status.containers {
+        truncate(&mut container.name, CONTAINER_NAME_BYTES);
+        truncate(&mut container.container_id, CONTAINER_NAME_BYTES);
+    }
+    status
+}
+
+/// Cuts a text at a character's boundary.
+fn truncate(text: &mut String, bytes: usize) {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use skep_core::object::{Meta, RevisionKey, Slot, Task};
+    use skep_proto::id::ServiceId;
+    use skep_proto::v1::{ContainerStatus, Refusal, WantedState};
+
+    use super::*;
+
+    const ME: NodeId = NodeId::new(1);
+
+    fn state() -> State {
+        let mut state = State::default();
+        for (id, node) in [(1, 1), (2, 1), (3, 2)] {
+            let service = ServiceId::new(9);
+            state.put(Task {
+                id: TaskId::new(id),
+                meta: Meta::default(),
+                revision: RevisionKey { service, number: 1 },
+                slot: Slot::Replica(1),
+                node: Some(NodeId::new(node)),
+                wanted: WantedState::Running,
+                state: TaskState::Assigned,
+                status: Arc::default(),
+                ports: Vec::new(),
+                start_at: None,
+                replaces: None,
+                policy_restart: false,
+            });
+        }
+        state
+    }
+
+    fn report(task: u128, state: TaskState) -> v1::TaskObserved {
+        let status = TaskStatus {
+            state: state.into(),
+            ..TaskStatus::default()
+        };
+        v1::TaskObserved {
+            task_id: TaskId::new(task).to_vec(),
+            // A lie, which nobody reads.
+            node_id: NodeId::new(2).to_vec(),
+            status: Some(status),
+        }
+    }
+
+    fn stored(checked: &Checked) -> Vec<(u128, NodeId, TaskState)> {
+        let read = |change: &Change| match &change.op {
+            Op::ObserveTask(observed) => (
+                observed.task.value(),
+                observed.node,
+                observed.status.state(),
+            ),
+            other => panic!("{other:?}"),
+        };
+        checked.changes.iter().map(read).collect()
+    }
+
+    #[test]
+    fn a_node_reports_on_its_own_tasks_only() {
+        let batch = vec![
+            report(1, TaskState::Running),
+            report(3, TaskState::Failed),
+            report(7, TaskState::Running),
+        ];
+        let checked = check(&state(), ME, batch);
+        assert_eq!(stored(&checked), [(1, ME, TaskState::Running)]);
+        assert_eq!((checked.foreign, checked.malformed), (1, 0));
+    }
+
+    #[test]
+    fn of_several_reports_the_furthest_counts() {
+        let batch = vec![
+            report(2, TaskState::Preparing),
+            report(1, TaskState::Accepted),
+            report(2, TaskState::Failed),
+            report(2, TaskState::Running),
+        ];
+        let checked = check(&state(), ME, batch);
+        let expected = [(2, ME, TaskState::Failed), (1, ME, TaskState::Accepted)];
+        assert_eq!(stored(&checked), expected);
+    }
+
+    #[test]
+    fn what_no_node_can_say_is_malformed() {
+        let mut bad_id = report(1, TaskState::Running);
+        bad_id.task_id.pop();
+        let mut unknown = report(1, TaskState::Running);
+        unknown.status.as_mut().unwrap().state = 513;
+        let mut empty = report(1, TaskState::Running);
+        empty.status = None;
+        let loops = report(1, TaskState::Pending);
+        let orphan = report(1, TaskState::Orphaned);
+        let checked = check(&state(), ME, vec![bad_id, unknown, empty, loops, orphan]);
+        assert!(checked.changes.is_empty());
+        assert_eq!(checked.malformed, 5);
+    }
+
+    #[test]
+    fn a_status_is_cut_to_size() {
+        let mut report = report(1, TaskState::Failed);
+        let status = report.status.as_mut().unwrap();
+        status.error = "ä".repeat(ERROR_BYTES);
+        status.refusals = vec![Refusal::default()];
+        status.containers = vec![ContainerStatus::default(); STATUS_CONTAINERS + 1];
+        status.containers[0].name = "x".repeat(CONTAINER_NAME_BYTES + 1);
+        let checked = check(&state(), ME, vec![report]);
+        let Op::ObserveTask(observed) = &checked.changes[0].op else {
+            panic!("not a report");
+        };
+        assert_eq!(observed.status.error.len(), ERROR_BYTES);
+        assert!(observed.status.refusals.is_empty());
+        assert_eq!(observed.status.containers.len(), STATUS_CONTAINERS);
+        assert_eq!(observed.status.containers[0].name.len(), CONTAINER_NAME_BYTES);
+    }
+}

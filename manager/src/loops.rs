@@ -1,0 +1,151 @@
+//! Drives the leader's loops: wake, snapshot, plan, write. Every loop is a plan function of `skep-core`, keyed by what
+//! changed since it last looked, with a full pass on a timer, so that nothing depends on having seen an event.
+//!
+//! All loops share one thread of their own: plans neither wait for nor hold up the rest of the manager. While a write
+//! is under way, events gather; one round then handles them together.
+
+mod orchestrator;
+mod reaper;
+mod restarter;
+mod scheduler;
+
+use std::time::Duration;
+
+use skep_core::change::{Group, Plan};
+use skep_core::event::Event;
+use skep_core::store::State;
+use skep_proto::time::UnixMs;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::store::{Store, WriteError};
+
+/// Every loop looks at everything this often, though no event asks for it.
+const FULL_PASS: Duration = Duration::from_secs(30);
+/// Groups in one write; a round with more goes on in the next.
+const MAX_GROUPS: usize = 2_000;
+/// Pause after a write that could not be done (no leader, storage trouble).
+const RETRY: Duration = Duration::from_millis(200);
+
+/// One loop: notes what changed, and plans for that.
+trait Loop: Send {
+    /// For logs.
+    fn name(&self) -> &'static str;
+    /// Takes note of a change. `state` is the state after it, or a later one.
+    fn note(&mut self, event: &Event, state: &State);
+    /// Forgets what it knew and looks at everything next time.
+    fn look_at_all(&mut self, state: &State);
+    /// What to do for what was noted. Clears the notes.
+    fn plan(&mut self, state: &State, now: UnixMs) -> Plan;
+}
+
+/// What the state machine tells the loops of an applied entry.
+pub(crate) struct Feed {
+    pub(crate) events: Vec<Event>,
+}
+
+/// Runs the loops until `feed` ends, which is when leadership is lost.
+pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
+    let mut loops: [Box<dyn Loop>; 4] = [
+        Box::new(orchestrator::Orchestrator::default()),
+        Box::new(restarter::Restarter::default()),
+        Box::new(scheduler::Scheduler::default()),
+        Box::new(reaper::Reaper::default()),
+    ];
+    let mut full_pass = tokio::time::interval(FULL_PASS);
+    let mut wake_at: Option<UnixMs> = None;
+    loop {
+        let due = async {
+            match wake_at {
+                Some(at) => tokio::time::sleep(at.since(store.now())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            fed = feed.recv() => match fed {
+                Some(fed) => take_note(&mut loops, fed, &mut feed, &store.state()),
+                None => return,
+            },
+            _ = full_pass.tick() => {
+                let state = store.state();
+                loops.iter_mut().for_each(|each| each.look_at_all(&state));
+            }
+            () = due => {}
+        }
+        wake_at = round(&mut loops, &store).await;
+    }
+}
+
+/// Hands on everything that has gathered.
+fn take_note(
+    loops: &mut [Box<dyn Loop>; 4],
+    first: Feed,
+    feed: &mut mpsc::UnboundedReceiver<Feed>,
+    state: &State,
+) {
+    let mut next = Some(first);
+    while let Some(fed) = next {
+        for event in &fed.events {
+            loops.iter_mut().for_each(|each| each.note(event, state));
+        }
+        next = feed.try_recv().ok();
+    }
+}
+
+/// One plan of each loop, one write. Returns when to look again though nothing changes.
+async fn round(loops: &mut [Box<dyn Loop>; 4], store: &Store) -> Option<UnixMs> {
+    let (state, now) = (store.state(), store.now());
+    let mut wake_at: Option<UnixMs> = None;
+    let mut groups: Vec<Group> = Vec::new();
+    for each in loops.iter_mut() {
+        let plan = each.plan(&state, now);
+        if !plan.groups.is_empty() {
+            debug!(name = each.name(), groups = plan.groups.len(), "planned");
+        }
+        wake_at = [wake_at, plan.wake_at].into_iter().flatten().min();
+        groups.extend(plan.groups);
+    }
+    let mut groups = groups.into_iter();
+    loop {
+        let piece: Vec<Group> = groups.by_ref().take(MAX_GROUPS).collect();
+        if piece.is_empty() {
+            return wake_at;
+        }
+        if let Err(trouble) = write(store, piece).await {
+            // What was planned is planned again from what is then there.
+            loops.iter_mut().for_each(|each| each.look_at_all(&store.state()));
+            match trouble {
+                Trouble::Refused => return Some(store.now()),
+                Trouble::Failed => {
+                    tokio::time::sleep(RETRY).await;
+                    return Some(store.now());
+                }
+            }
+        }
+    }
+}
+
+enum Trouble {
+    /// Someone else changed an object in between.
+    Refused,
+    Failed,
+}
+
+async fn write(store: &Store, groups: Vec<Group>) -> Result<(), Trouble> {
+    match store.write_groups(groups).await {
+        Ok(written) => {
+            // The next plan must see this one's results.
+            store.applied(written.version).await;
+            for (_, reason) in &written.refused {
+                debug!(%reason, "a planned change was overtaken");
+            }
+            if written.refused.is_empty() { Ok(()) } else { Err(Trouble::Refused) }
+        }
+        Err(WriteError::NoLeader) => Err(Trouble::Failed),
+        Err(error) => {
+            warn!(%error, "the loops could not write");
+            Err(Trouble::Failed)
+        }
+    }
+}

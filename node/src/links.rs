@@ -1,0 +1,94 @@
+//! Connections between nodes with this node's identity: to managers, to other nodes' image service, and the image
+//! service that this node offers.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use skep_identity::transport::{self, AcceptLimits, ChannelOptions, Keepalive, connect};
+use skep_identity::{Anonymous, Caller, ClientTls, DenyList, Expected, LiveCredentials, ServerTls, ticket};
+use skep_proto::id::NodeId;
+use skep_proto::v1::peer_server::PeerServer;
+use skep_worker::{ConnectError, Connector, TicketCheck};
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+use tracing::warn;
+
+use crate::host::Host;
+
+/// Opens connections as this node.
+#[derive(Clone)]
+pub struct Links {
+    live: LiveCredentials,
+    deny: DenyList,
+}
+
+impl Links {
+    pub fn new(live: &LiveCredentials, deny: &DenyList) -> Arc<Self> {
+        Arc::new(Self { live: live.clone(), deny: deny.clone() })
+    }
+
+    async fn open(&self, addr: &str, expected: Expected) -> Result<Channel, ConnectError> {
+        let tls = ClientTls::member(&self.live, &self.deny, expected);
+        Ok(connect(vec![addr.to_owned()], tls, ChannelOptions::NODES).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl Connector for Links {
+    async fn manager(&self, addr: &str) -> Result<Channel, ConnectError> {
+        self.open(addr, Expected::manager()).await
+    }
+
+    async fn peer(&self, node: NodeId, addr: &str) -> Result<Channel, ConnectError> {
+        self.open(addr, Expected::node(node)).await
+    }
+}
+
+/// Judges the tickets that other nodes show.
+struct Tickets {
+    live: LiveCredentials,
+    deny: DenyList,
+}
+
+impl TicketCheck for Tickets {
+    fn image(&self, request: &Request<()>, bytes: &[u8]) -> Result<String, Status> {
+        let bearer = Caller::of(request)?.require_node()?.node_id;
+        let own = self.live.current();
+        let ticket = ticket::verify(bytes, own.roots(), own.cluster_id(), bearer, SystemTime::now())
+            .map_err(|error| Status::permission_denied(error.to_string()))?;
+        if self.deny.is_denied(ticket.signer.node_id) {
+            return Err(Status::permission_denied("the ticket's signer was removed from the swarm"));
+        }
+        Ok(ticket.digest)
+    }
+}
+
+/// Serves this node's images to other nodes.
+pub async fn serve_peers(host: &Host, live: &LiveCredentials, deny: &DenyList) -> anyhow::Result<JoinHandle<()>> {
+    let port = host.config.peer_port;
+    let listener = bind_any(port).await.with_context(|| {
+        format!("cannot listen on port {port}, where other nodes fetch images: choose another with --peer-port")
+    })?;
+    let tickets = Tickets { live: live.clone(), deny: deny.clone() };
+    let service = PeerServer::new(skep_worker::PeerService::new(host.images.store().clone(), Arc::new(tickets)));
+    let tls = ServerTls::new(live, deny, Anonymous::Refused);
+    let incoming = transport::incoming(listener, tls, AcceptLimits::default());
+    let server = transport::server(Keepalive::NODES).add_service(service);
+    Ok(tokio::spawn(async move {
+        if let Err(error) = server.serve_with_incoming(incoming).await {
+            warn!(%error, "the image port is closed");
+        }
+    }))
+}
+
+/// All addresses of both families, or of IPv4 where the host has no IPv6.
+async fn bind_any(port: u16) -> std::io::Result<tokio::net::TcpListener> {
+    match tokio::net::TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(error),
+        Err(_) => tokio::net::TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await,
+    }
+}

@@ -1,0 +1,91 @@
+//! Keeps this node's certificate alive: renews it at a random point between half and four fifths of its life, at once
+//! when a manager asks or when it is already late, and tries again with growing pauses.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use skep_identity::{Credentials, LiveCredentials, NodeKey, RootBundle};
+use skep_proto::v1::RenewRequest;
+use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
+use skep_worker::Connector;
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use crate::links::Links;
+
+/// Between two tries: from here, doubling, to there.
+const RETRY_MIN: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// The timer is monotonic, a certificate's life is wall time: look again at least this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Runs as long as this host is a member. `asked` is notified when a manager wants a renewal.
+pub async fn run(
+    live: LiveCredentials,
+    links: Arc<Links>,
+    managers: watch::Receiver<Vec<String>>,
+    dir: PathBuf,
+    asked: Arc<Notify>,
+) {
+    let mut random: f64 = rand::random();
+    let mut retry = RETRY_MIN;
+    loop {
+        let due = live.current().renewal_at(random);
+        let wait = due.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(LOOK_AGAIN)) => continue,
+                () = asked.notified() => {}
+            }
+        }
+        let addrs = managers.borrow().clone();
+        match renew(&live, &links, &addrs, &dir).await {
+            Ok(end) => {
+                info!(?end, "this node's certificate was renewed");
+                (random, retry) = (rand::random(), RETRY_MIN);
+            }
+            Err(error) => {
+                warn!(error = %format!("{error:#}"), "this node's certificate could not be renewed");
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// Asks the managers in turn.
+async fn renew(live: &LiveCredentials, links: &Links, addrs: &[String], dir: &std::path::Path) -> anyhow::Result<SystemTime> {
+    let mut last = None;
+    for addr in addrs {
+        match renew_at(live, links, addr, dir).await {
+            Ok(end) => return Ok(end),
+            Err(error) => last = Some(error.context(format!("manager {addr}"))),
+        }
+    }
+    match last {
+        Some(error) => Err(error),
+        None => bail!("no manager is known"),
+    }
+}
+
+async fn renew_at(live: &LiveCredentials, links: &Links, addr: &str, dir: &std::path::Path) -> anyhow::Result<SystemTime> {
+    let key = NodeKey::generate()?;
+    let request = RenewRequest { csr_pem: key.signing_request_pem()? };
+    let asked = async {
+        let channel = links.manager(addr).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        let answer = CertificateAuthorityClient::new(channel).renew(request).await;
+        answer.map_err(|status| anyhow::anyhow!("{}", status.message()))
+    };
+    let issued = tokio::time::timeout(DEADLINE, asked).await.context("no answer in time")??.into_inner();
+    let renewed = Credentials::new(key, &issued.cert_chain_pem, RootBundle::from_pem(&issued.root_cert_pem)?)?;
+    if renewed.node_id() != live.current().node_id() {
+        bail!("the certificate is for another node");
+    }
+    renewed.save(dir).context("cannot store the new certificate")?;
+    let end = renewed.not_after();
+    live.replace(renewed);
+    Ok(end)
+}

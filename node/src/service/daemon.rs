@@ -1,0 +1,95 @@
+//! This host's place in a swarm: info, init, join, leave.
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use skep_identity::{Caller, Role};
+use skep_proto::v1::daemon_server::Daemon;
+use skep_proto::v1::{
+    InfoRequest, InfoResponse, NodeRole, SwarmInitRequest, SwarmInitResponse, SwarmJoinRequest, SwarmJoinResponse,
+    SwarmLeaveRequest, SwarmLeaveResponse, SwarmState,
+};
+use tonic::{Request, Response, Status};
+
+use crate::host::Host;
+use crate::membership::Membership;
+
+/// Serves `skep.v1.Daemon`.
+pub struct DaemonService {
+    pub host: Arc<Host>,
+    pub membership: Arc<Membership>,
+}
+
+#[tonic::async_trait]
+impl Daemon for DaemonService {
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        local(&request)?;
+        let standing = self.membership.standing();
+        let role = standing.role.unwrap_or(Role::Worker);
+        let expires = standing.cert_not_after.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
+        Ok(Response::new(InfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: standing.state.into(),
+            error: standing.error,
+            node_id: standing.node.map(|node| node.to_vec()).unwrap_or_default(),
+            cluster_id: standing.cluster.map(|cluster| cluster.to_vec()).unwrap_or_default(),
+            role: wire_role(role).into(),
+            control_available: standing.state == SwarmState::Active && role == Role::Manager,
+            node_addr: standing.node_addr,
+            manager_addrs: standing.managers,
+            description: Some(self.host.description()),
+            data_dir: self.host.config.data_dir.display().to_string(),
+            containers_running: self.membership.containers_running(),
+            images: u32::try_from(self.host.images.store().images().len()).unwrap_or(u32::MAX),
+            cgroup_layout: self.host.cgroup_layout(),
+            runtime: self.host.config.runtime.clone(),
+            cert_expires_at_ms: expires.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
+        }))
+    }
+
+    async fn swarm_init(&self, request: Request<SwarmInitRequest>) -> Result<Response<SwarmInitResponse>, Status> {
+        local(&request)?;
+        let made = self.membership.init(request.into_inner()).await;
+        let (node, token, manager_addr) = made.map_err(|error| refused(&error))?;
+        Ok(Response::new(SwarmInitResponse {
+            node_id: node.to_vec(),
+            worker_token: token.to_string(),
+            manager_addr: manager_addr.to_string(),
+        }))
+    }
+
+    async fn swarm_join(&self, request: Request<SwarmJoinRequest>) -> Result<Response<SwarmJoinResponse>, Status> {
+        local(&request)?;
+        let joined = self.membership.join(request.into_inner()).await;
+        let (node, role) = joined.map_err(|error| refused(&error))?;
+        Ok(Response::new(SwarmJoinResponse { node_id: node.to_vec(), role: wire_role(role).into() }))
+    }
+
+    async fn swarm_leave(&self, request: Request<SwarmLeaveRequest>) -> Result<Response<SwarmLeaveResponse>, Status> {
+        local(&request)?;
+        self.membership.leave(request.into_inner().force).await.map_err(|error| refused(&error))?;
+        Ok(Response::new(SwarmLeaveResponse {}))
+    }
+}
+
+fn wire_role(role: Role) -> NodeRole {
+    match role {
+        Role::Worker => NodeRole::Worker,
+        Role::Manager => NodeRole::Manager,
+    }
+}
+
+/// These calls are the local root's; the socket's mode already keeps others out.
+pub(super) fn local<T>(request: &Request<T>) -> Result<(), Status> {
+    match Caller::of(request)? {
+        Caller::Local { .. } => Ok(()),
+        Caller::Node(_) | Caller::Anonymous { .. } => {
+            Err(Status::permission_denied("only on the daemon's own socket"))
+        }
+    }
+}
+
+/// The whole chain of reasons as one sentence.
+fn refused(error: &anyhow::Error) -> Status {
+    Status::failed_precondition(format!("{error:#}"))
+}
