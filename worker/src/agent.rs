@@ -1,0 +1,535 @@
+//! The agent: owns the session, the record and one driver per task, and makes the node run what is assigned.
+//!
+//! Started by the node's daemon. One actor task holds all state; [`AgentHandle`] is its clonable handle. Order of every
+//! change: applied to the set, written to the record (one flush a message), only then acted upon.
+//!
+//! It must never stop a container for want of a manager, and never wait for the network.
+//!
+//! | task | owner | on cancel | on error |
+//! |---|---|---|---|
+//! | actor | the handle's `shutdown` or `stop_all` | never cancelled | logs, goes on |
+//! | driver of each task | actor's `JoinSet` | leaves its containers running | becomes the task's status |
+//! | log stream | `LogStreams` | ends | a warning in the stream |
+//! | session thread | `SessionGuard` | says goodbye | reconnects |
+//! | record thread | `RecordGuard` | writes what is queued | answers who waits |
+
+mod driver;
+mod reports;
+mod supplies;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_proto::id::{NodeId, TaskId};
+use skep_proto::v1::{Assignments, ManagerAddr, Managers, NodeDescription, TaskState, TaskStatus, WantedState};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::assignments::AssignmentSet;
+use crate::description::{DescriptionConfig, describe};
+use crate::executor::{ExecError, Executor, TaskJob};
+use crate::logs::LogStreams;
+use crate::reconcile::{self, Held};
+use crate::record::{Record, RecordError, RecordGuard, Recorded, SessionMark};
+use crate::session::{Connector, FromManager, Session, SessionConfig, SessionGuard, SessionState, SessionTiming};
+use crate::task::Life;
+use driver::{Driver, now_ms};
+use reports::Reports;
+use supplies::{Credentials, TaskSupplies};
+
+/// How often the host is looked at for changes worth telling (plugged memory or processors).
+const DESCRIBE_PERIOD: Duration = Duration::from_secs(60);
+/// How long a shutdown waits for containers that are being created.
+const SHUTDOWN_STARTS: Duration = Duration::from_secs(5);
+/// Between two tries to write the record (full disk).
+const RECORD_RETRY: Duration = Duration::from_secs(1);
+
+/// What an agent is started with.
+pub struct AgentConfig {
+    /// The node, as its certificate says.
+    pub node_id: NodeId,
+    /// Folder of the agent's own state; the record lies in it.
+    pub data_dir: PathBuf,
+    /// What the daemon knows of the host.
+    pub description: DescriptionConfig,
+    /// Runs the containers.
+    pub executor: Arc<dyn Executor>,
+    /// Opens connections with the node's identity.
+    pub connector: Arc<dyn Connector>,
+    /// Managers to try besides those that the record knows.
+    pub managers: Vec<String>,
+    /// Where events for the daemon go.
+    pub events: mpsc::UnboundedSender<AgentEvent>,
+    /// Time limits of the session.
+    pub timing: SessionTiming,
+}
+
+impl fmt::Debug for AgentConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentConfig")
+            .field("node_id", &self.node_id)
+            .field("data_dir", &self.data_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the daemon has to deal with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentEvent {
+    /// Renew the certificate now.
+    RenewCertificate,
+    /// The node was removed from the swarm. Containers still run; the daemon decides (`stop_all`).
+    Removed,
+    /// The managers there are now.
+    Managers(Vec<ManagerAddr>),
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The record cannot be used.
+    #[error("cannot use the agent's state in {}", path.display())]
+    Record {
+        /// Folder of the record.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: RecordError,
+    },
+    /// What earlier agents left cannot be taken over.
+    #[error("cannot take over the containers of this host")]
+    Recover(#[source] ExecError),
+}
+
+enum Command {
+    Shutdown(oneshot::Sender<()>),
+    StopAll(oneshot::Sender<()>),
+}
+
+/// The running agent; clones are cheap. Dropping all handles shuts it down as [`shutdown`](Self::shutdown) does.
+#[derive(Clone)]
+pub struct AgentHandle {
+    commands: mpsc::Sender<Command>,
+    quit: Arc<watch::Sender<bool>>,
+    reports: Reports,
+    description: watch::Sender<NodeDescription>,
+    config: watch::Sender<DescriptionConfig>,
+}
+
+impl fmt::Debug for AgentHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentHandle").field("session", &self.reports.session).finish_non_exhaustive()
+    }
+}
+
+impl AgentHandle {
+    /// Says goodbye to the manager and ends. Containers go on.
+    pub async fn shutdown(&self) {
+        self.quit.send_replace(true);
+        self.command(Command::Shutdown).await;
+    }
+
+    /// Stops and removes every container and forgets every assignment (the node leaves its swarm), then ends. Takes as
+    /// long as the longest grace period.
+    pub async fn stop_all(&self) {
+        self.command(Command::StopAll).await;
+    }
+
+    async fn command(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) {
+        let (done, wait) = oneshot::channel();
+        // An agent that has ended has nothing left to do.
+        if self.commands.send(command(done)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+
+    /// How the session stands, now and later.
+    pub fn session(&self) -> watch::Receiver<SessionState> {
+        self.reports.session.state()
+    }
+
+    /// Newest status of every held task.
+    pub fn tasks(&self) -> Vec<(TaskId, TaskStatus)> {
+        self.reports.snapshot()
+    }
+
+    /// Containers that run now.
+    pub fn containers_running(&self) -> usize {
+        self.reports.containers_running()
+    }
+
+    /// Whether the managers know every status.
+    pub fn all_acknowledged(&self) -> bool {
+        self.reports.session.all_acknowledged()
+    }
+
+    /// What the node says of itself.
+    pub fn description(&self) -> NodeDescription {
+        self.description.borrow().clone()
+    }
+
+    /// Changes what the daemon says of the host (labels, addresses); pushed if it differs.
+    pub fn redescribe(&self, config: DescriptionConfig) {
+        update_description(&self.description, &config);
+        self.config.send_replace(config);
+    }
+}
+
+fn update_description(sender: &watch::Sender<NodeDescription>, config: &DescriptionConfig) {
+    let fresh = describe(config);
+    sender.send_if_modified(|known| {
+        let changed = *known != fresh;
+        *known = fresh;
+        changed
+    });
+}
+
+/// Starts agents.
+#[derive(Debug)]
+pub struct Agent;
+
+/// The actor's state.
+struct Inner {
+    executor: Arc<dyn Executor>,
+    events: mpsc::UnboundedSender<AgentEvent>,
+    set: AssignmentSet,
+    held: BTreeMap<TaskId, Held>,
+    wants: BTreeMap<TaskId, watch::Sender<WantedState>>,
+    drivers: JoinSet<(TaskId, bool)>,
+    /// Removals of logs under way.
+    forgets: JoinSet<()>,
+    reports: Reports,
+    credentials: watch::Sender<Credentials>,
+    managers: Vec<ManagerAddr>,
+    logs: LogStreams,
+    /// A message of this session did not fit; the rest of it is of no use.
+    refused_session: Option<Arc<[u8]>>,
+    quit: watch::Receiver<bool>,
+    description: watch::Sender<NodeDescription>,
+    description_config: watch::Receiver<DescriptionConfig>,
+}
+
+impl Agent {
+    /// Opens the record, takes over what runs, opens the session. Returns when everything found is in hand; does not wait
+    /// for a manager.
+    pub async fn start(config: AgentConfig) -> Result<AgentHandle, AgentError> {
+        let path = config.data_dir.join("agent");
+        let record_error = |source| AgentError::Record { path: path.clone(), source };
+        let (record, record_guard, recorded) = Record::open(&path, config.node_id).map_err(record_error)?;
+        let (description, described) = watch::channel(describe(&config.description));
+        let (session, session_guard, from_manager) = Session::start(SessionConfig {
+            node_id: config.node_id,
+            connector: Arc::clone(&config.connector),
+            seeds: config.managers.clone(),
+            known: recorded.managers.managers.iter().map(|manager| manager.addr.clone()).collect(),
+            resume: resume_mark(&recorded),
+            description: described,
+            images: config.executor.held_images(),
+            timing: config.timing,
+        });
+        let reports = Reports::new(record.clone(), session);
+        let (quit, quit_seen) = watch::channel(false);
+        let (commands, command_queue) = mpsc::channel(1);
+        let description_config = watch::channel(config.description.clone()).0;
+        let handle = AgentHandle {
+            commands,
+            quit: Arc::new(quit),
+            reports: reports.clone(),
+            description: description.clone(),
+            config: description_config.clone(),
+        };
+        let mut inner = Inner {
+            logs: LogStreams::new(config.node_id, Arc::clone(&config.executor), config.connector),
+            executor: config.executor,
+            events: config.events,
+            set: AssignmentSet::default(),
+            held: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            drivers: JoinSet::new(),
+            forgets: JoinSet::new(),
+            reports,
+            credentials: watch::channel(Credentials::default()).0,
+            managers: recorded.managers.managers.clone(),
+            refused_session: None,
+            quit: quit_seen,
+            description,
+            description_config: description_config.subscribe(),
+        };
+        let boot_id = config.description.boot_id.clone();
+        inner.adopt(recorded, &boot_id).await.map_err(AgentError::Recover)?;
+        record.boot(&boot_id).await.map_err(record_error)?;
+        let guards = Guards { session: session_guard, record: record_guard, path };
+        tokio::spawn(inner.run(from_manager, command_queue, guards));
+        Ok(handle)
+    }
+}
+
+/// The session that a record lets one resume.
+fn resume_mark(recorded: &Recorded) -> SessionMark {
+    if recorded.session.session_id.is_empty() { SessionMark::default() } else { recorded.session.clone() }
+}
+
+/// What ends with the agent.
+struct Guards {
+    session: SessionGuard,
+    record: RecordGuard,
+    path: PathBuf,
+}
+
+impl Inner {
+    /// Takes over what the record and the executor know from before.
+    async fn adopt(&mut self, recorded: Recorded, boot_id: &str) -> Result<(), ExecError> {
+        let same_boot = recorded.boot_id.is_empty() || recorded.boot_id == boot_id;
+        let statuses = recorded.statuses;
+        self.set = AssignmentSet::from_record(recorded.session.sequence, recorded.tasks, recorded.revisions);
+        for id in statuses.keys().filter(|id| !self.set.tasks().contains_key(id)) {
+            // It was being stopped when the agent ended; `recover` removes what is left of it.
+            self.reports.record.forget(*id);
+        }
+        let (mut jobs, mut ended) = (Vec::new(), Vec::new());
+        for (&id, task) in self.set.tasks() {
+            let status = statuses.get(&id);
+            match status {
+                Some((status, acknowledged)) if status.state().is_terminal() => {
+                    ended.push(id);
+                    self.held.insert(id, Held { wanted: task.wanted(), driven: false });
+                    if *acknowledged {
+                        self.reports.note(id, status.clone());
+                    } else {
+                        self.reports.publish(id, status.clone());
+                    }
+                }
+                _ => {
+                    if let Some(job) = self.set.revision_of(task).and_then(|revision| TaskJob::new(task, revision)) {
+                        jobs.push(Arc::new(job));
+                    }
+                }
+            }
+        }
+        let found = self.executor.recover(&jobs, &ended, same_boot).await?;
+        if !same_boot {
+            tracing::info!("the host was rebooted: what ran before is gone");
+        }
+        for job in jobs {
+            let none = (TaskStatus::default(), false);
+            let (status, acknowledged) = statuses.get(&job.id).unwrap_or(&none);
+            let nothing = BTreeMap::new();
+            let life = Life::adopt(job.template(), status, found.get(&job.id).unwrap_or(&nothing), same_boot, now_ms());
+            let wanted = self.set.tasks()[&job.id].wanted();
+            if *acknowledged {
+                self.reports.note(job.id, status.clone());
+            }
+            self.drive(job, life, wanted, acknowledged.then(|| status.clone()));
+        }
+        self.reconcile();
+        Ok(())
+    }
+
+    async fn run(
+        mut self,
+        mut from_manager: mpsc::UnboundedReceiver<FromManager>,
+        mut commands: mpsc::Receiver<Command>,
+        guards: Guards,
+    ) {
+        let mut describe_timer = tokio::time::interval(DESCRIBE_PERIOD);
+        let done = loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None => break None,
+                    Some(Command::Shutdown(done)) => break Some(done),
+                    Some(Command::StopAll(done)) => {
+                        self.stop_all(guards).await;
+                        let _ = done.send(());
+                        return;
+                    }
+                },
+                Some(message) = from_manager.recv() => self.take(message).await,
+                Some(ended) = self.drivers.join_next() => self.driver_ended(ended),
+                Some(_) = self.forgets.join_next() => {}
+                _ = describe_timer.tick() => {
+                    update_description(&self.description, &self.description_config.borrow());
+                }
+            }
+        };
+        self.leave(guards).await;
+        if let Some(done) = done {
+            let _ = done.send(());
+        }
+    }
+
+    async fn take(&mut self, message: FromManager) {
+        match message {
+            FromManager::Assignments { session_id, message } => {
+                self.assign(&session_id, message).await;
+            }
+            FromManager::Acknowledged(stored) => self.reports.acknowledged(&stored),
+            FromManager::Managers(managers) => {
+                if managers != self.managers && !managers.is_empty() {
+                    self.managers.clone_from(&managers);
+                    self.reports.record.managers(&Managers { managers: managers.clone() });
+                    let _ = self.events.send(AgentEvent::Managers(managers));
+                }
+            }
+            FromManager::LogRequest(request) => {
+                let link = self.reports.session.link().borrow().clone();
+                if let Some(link) = link {
+                    let held = &self.held;
+                    self.logs.begin(request, link.addr, |task| held.contains_key(&task));
+                }
+            }
+            FromManager::LogCancel(stream_id) => self.logs.cancel(stream_id),
+            FromManager::Disconnected => self.logs.cancel_all(),
+            FromManager::RenewCertificate => {
+                let _ = self.events.send(AgentEvent::RenewCertificate);
+            }
+            FromManager::Removed => {
+                let _ = self.events.send(AgentEvent::Removed);
+            }
+        }
+    }
+
+    async fn assign(&mut self, session_id: &Arc<[u8]>, message: Assignments) {
+        if self.refused_session.as_ref() == Some(session_id) {
+            return;
+        }
+        self.refused_session = None;
+        let sequence = message.sequence;
+        let changes = match self.set.apply(message) {
+            Ok(changes) => changes,
+            Err(error) => {
+                tracing::warn!(%error, "refused assignments; asking for a complete set");
+                self.refused_session = Some(Arc::clone(session_id));
+                self.reports.session.resync();
+                return;
+            }
+        };
+        while let Err(error) = self.reports.record.assign(&changes, &self.set, session_id).await {
+            tracing::error!(error = %crate::executor::chain(&error), "cannot record the assignments; nothing is acted upon");
+            tokio::select! {
+                () = tokio::time::sleep(RECORD_RETRY) => {}
+                _ = self.quit.wait_for(|quit| *quit) => return,
+            }
+        }
+        self.reports.session.applied(session_id, sequence);
+        if **self.credentials.borrow() != *self.set.credentials() {
+            self.credentials.send_replace(Arc::new(self.set.credentials().clone()));
+        }
+        self.reconcile();
+    }
+
+    /// Carries out the plan.
+    fn reconcile(&mut self) {
+        for action in reconcile::plan(&self.held, &self.set) {
+            match action {
+                reconcile::Action::Begin(id, wanted) => {
+                    let task = &self.set.tasks()[&id];
+                    let job = self.set.revision_of(task).and_then(|revision| TaskJob::new(task, revision));
+                    let Some(job) = job else { continue };
+                    let life = Life::new(job.template(), now_ms());
+                    self.drive(Arc::new(job), life, wanted, None);
+                }
+                reconcile::Action::Want(id, wanted) => {
+                    if let Some(held) = self.held.get_mut(&id) {
+                        held.wanted = wanted;
+                    }
+                    if let Some(sender) = self.wants.get(&id) {
+                        sender.send_replace(wanted);
+                    }
+                }
+                reconcile::Action::Reject(id, error) => {
+                    self.held.insert(id, Held { wanted: WantedState::Shutdown, driven: false });
+                    let mut status = TaskStatus { since_ms: now_ms(), error, ..TaskStatus::default() };
+                    status.set_state(TaskState::Rejected);
+                    self.reports.publish(id, status);
+                }
+                reconcile::Action::Forget(id) => self.forget(id),
+            }
+        }
+    }
+
+    fn drive(&mut self, job: Arc<TaskJob>, life: Life, wanted: WantedState, published: Option<TaskStatus>) {
+        let id = job.id;
+        let (sender, receiver) = watch::channel(wanted);
+        let (progress, progress_queue) = mpsc::unbounded_channel();
+        let driver = Driver {
+            job,
+            life,
+            published,
+            executor: Arc::clone(&self.executor),
+            reports: self.reports.clone(),
+            supplies: Arc::new(TaskSupplies {
+                progress,
+                credentials: self.credentials.subscribe(),
+                link: self.reports.session.link(),
+            }),
+            progress: progress_queue,
+            wanted: receiver,
+            quit: self.quit.clone(),
+        };
+        self.held.insert(id, Held { wanted, driven: true });
+        self.wants.insert(id, sender);
+        self.drivers.spawn(driver.run());
+    }
+
+    fn driver_ended(&mut self, ended: Result<(TaskId, bool), tokio::task::JoinError>) {
+        match ended {
+            Ok((id, true)) => {
+                self.wants.remove(&id);
+                if let Some(held) = self.held.get_mut(&id) {
+                    held.driven = false;
+                }
+                self.reconcile();
+            }
+            Ok((_, false)) => {}
+            Err(error) => tracing::error!(%error, "a task's driver panicked; its containers are left as they are"),
+        }
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.held.remove(&id);
+        self.reports.forget(id);
+        let executor = Arc::clone(&self.executor);
+        self.forgets.spawn(async move {
+            if let Err(error) = executor.forget(id).await {
+                tracing::warn!(task = %id, error = %error.sentence(), "cannot remove a task's logs");
+            }
+        });
+    }
+
+    /// The agent ends, containers go on.
+    async fn leave(mut self, guards: Guards) {
+        self.logs.cancel_all();
+        let starts = async { while self.drivers.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_STARTS, starts).await.is_err() {
+            tracing::warn!("containers were still being created at the shutdown");
+        }
+        self.drivers.shutdown().await;
+        while self.forgets.join_next().await.is_some() {}
+        guards.session.close().await;
+        drop_blocking(guards.record).await;
+    }
+
+    /// The node leaves its swarm: everything stops, and no assignment is left.
+    async fn stop_all(&mut self, guards: Guards) {
+        self.logs.cancel_all();
+        self.set = AssignmentSet::default();
+        self.reconcile();
+        while let Some(ended) = self.drivers.join_next().await {
+            self.driver_ended(ended);
+        }
+        while self.forgets.join_next().await.is_some() {}
+        guards.session.close().await;
+        drop_blocking(guards.record).await;
+        if let Err(error) = tokio::fs::remove_dir_all(&guards.path).await {
+            tracing::warn!(path = %guards.path.display(), %error, "cannot remove the local record");
+        }
+    }
+}
+
+/// Closes the record without blocking a runtime thread on its last flush.
+async fn drop_blocking(guard: RecordGuard) {
+    let _ = tokio::task::spawn_blocking(move || drop(guard)).await;
+}

@@ -1,0 +1,196 @@
+//! Drives one task: performs the actions of its [`Life`] and feeds it what happens.
+//!
+//! One tokio task each, begun by the agent and owned by its `JoinSet`. On quit it stops acting, waits for starts that are
+//! under way (a half-made container would be nobody's) and leaves; containers go on. On errors it never ends early: they
+//! become the task's own status, or are tried again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use skep_proto::id::TaskId;
+use skep_proto::v1::{TaskStatus, WantedState};
+use tokio::sync::{mpsc, watch};
+
+use super::reports::Reports;
+use super::supplies::TaskSupplies;
+use crate::executor::{ContainerExit, Executor, TaskJob};
+use crate::task::{Action, Event, Life};
+
+/// Between two tries of something that must succeed.
+const RETRY: Duration = Duration::from_secs(1);
+/// Tries of a removal before its leftovers are left to the next start's clean-up.
+const REMOVE_TRIES: u32 = 5;
+/// Tries to wait for a container before it counts as lost.
+const WAIT_TRIES: u32 = 3;
+
+/// What one driver works with.
+pub(super) struct Driver {
+    pub(super) job: Arc<TaskJob>,
+    pub(super) life: Life,
+    /// What the managers know already. `None`: nothing.
+    pub(super) published: Option<TaskStatus>,
+    pub(super) executor: Arc<dyn Executor>,
+    pub(super) reports: Reports,
+    pub(super) supplies: Arc<TaskSupplies>,
+    pub(super) progress: mpsc::UnboundedReceiver<String>,
+    pub(super) wanted: watch::Receiver<WantedState>,
+    pub(super) quit: watch::Receiver<bool>,
+}
+
+/// An operation under way; `None`: its outcome comes another way.
+type Operation = BoxFuture<'static, Option<Event>>;
+
+impl Driver {
+    /// Runs the task to its end, or until the agent quits. Returns whether the life is over.
+    pub(super) async fn run(mut self) -> (TaskId, bool) {
+        let mut preparation: Option<BoxFuture<'static, Event>> = None;
+        let mut operations: FuturesUnordered<Operation> = FuturesUnordered::new();
+        let mut starting = 0usize;
+        loop {
+            let quitting = *self.quit.borrow();
+            if !quitting {
+                let wanted = *self.wanted.borrow_and_update();
+                for action in self.life.step(wanted, now_ms()) {
+                    match action {
+                        Action::Prepare => preparation = Some(self.prepare()),
+                        Action::CancelPrepare => preparation = None,
+                        Action::Start(position) => {
+                            starting += 1;
+                            operations.push(self.start(position));
+                        }
+                        Action::Watch(position) => operations.push(self.watch(position)),
+                        Action::Stop(position) => operations.push(self.stop(position)),
+                        Action::Remove => operations.push(self.remove()),
+                    }
+                }
+            }
+            self.publish();
+            if self.life.is_over() || (quitting && starting == 0) {
+                return (self.job.id, self.life.is_over());
+            }
+            let event = tokio::select! {
+                event = outcome(&mut preparation) => {
+                    preparation = None;
+                    Some(event)
+                }
+                Some(event) = operations.next() => event,
+                Some(text) = self.progress.recv() => Some(Event::Progress(text)),
+                changed = self.wanted.changed(), if !quitting => {
+                    // An agent that is gone leaves its containers as they are.
+                    if changed.is_err() {
+                        return (self.job.id, false);
+                    }
+                    None
+                }
+                _ = self.quit.changed(), if !quitting => None,
+            };
+            if let Some(event) = event {
+                if matches!(event, Event::Started(..)) {
+                    starting -= 1;
+                }
+                self.life.on(event, now_ms());
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = self.life.status();
+        if self.published.as_ref() != Some(&status) {
+            self.reports.publish(self.job.id, status.clone());
+            self.published = Some(status);
+        }
+    }
+
+    fn name(&self, position: usize) -> String {
+        self.job.template().containers[position].name.clone()
+    }
+
+    fn prepare(&self) -> BoxFuture<'static, Event> {
+        let (executor, job) = (Arc::clone(&self.executor), Arc::clone(&self.job));
+        let supplies = Arc::clone(&self.supplies);
+        Box::pin(async move {
+            let outcome = executor.prepare(job, supplies).await;
+            Event::Prepared(outcome.map_err(|error| error.sentence()))
+        })
+    }
+
+    fn start(&self, position: usize) -> Operation {
+        let (executor, job, name) = (Arc::clone(&self.executor), Arc::clone(&self.job), self.name(position));
+        Box::pin(async move {
+            let outcome = executor.start(job, &name).await;
+            Some(Event::Started(position, outcome.map_err(|error| error.sentence())))
+        })
+    }
+
+    fn watch(&self, position: usize) -> Operation {
+        let (executor, task, name) = (Arc::clone(&self.executor), self.job.id, self.name(position));
+        Box::pin(async move {
+            let mut tries = 1;
+            let exit = loop {
+                match executor.wait(task, &name).await {
+                    Ok(exit) => break exit,
+                    Err(error) if tries == WAIT_TRIES => {
+                        tracing::error!(%task, container = %name, error = %error.sentence(), "container lost");
+                        break ContainerExit { lost: true, ..ContainerExit::default() };
+                    }
+                    Err(error) => {
+                        tracing::warn!(%task, container = %name, error = %error.sentence(), "cannot wait");
+                    }
+                }
+                tries += 1;
+                tokio::time::sleep(RETRY).await;
+            };
+            Some(Event::Exited(position, exit))
+        })
+    }
+
+    fn stop(&self, position: usize) -> Operation {
+        let (executor, job, name) = (Arc::clone(&self.executor), Arc::clone(&self.job), self.name(position));
+        Box::pin(async move {
+            while let Err(error) = executor.stop(Arc::clone(&job), &name).await {
+                tracing::warn!(task = %job.id, container = %name, error = %error.sentence(), "cannot stop");
+                tokio::time::sleep(RETRY).await;
+            }
+            None
+        })
+    }
+
+    fn remove(&self) -> Operation {
+        let (executor, task, record) = (Arc::clone(&self.executor), self.job.id, self.reports.record.clone());
+        Box::pin(async move {
+            // How it ended is only known from what is removed now.
+            if let Err(error) = record.durable().await {
+                tracing::warn!(%task, %error, "the end of the task is not on disk");
+            }
+            for _ in 0..REMOVE_TRIES {
+                match executor.remove(task).await {
+                    Ok(()) => return Some(Event::Removed),
+                    Err(error) => {
+                        tracing::warn!(%task, error = %error.sentence(), "cannot remove the task's leftovers");
+                    }
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            Some(Event::Removed)
+        })
+    }
+}
+
+/// The end of the preparation; waits for ever where there is none.
+async fn outcome(preparation: &mut Option<BoxFuture<'static, Event>>) -> Event {
+    match preparation {
+        Some(preparation) => preparation.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Milliseconds since the epoch by this node's clock.
+pub(super) fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,414 @@
+//! The local record: what is assigned and what was observed, so that a restarted agent goes on where the last one was.
+//!
+//! Used by the agent and the task drivers. One thread of its own writes: whatever is queued goes in one atomic batch, and
+//! one flush serves all who wait (group commit), so a state never costs an fsync of its own. Credentials never come here.
+//!
+//! Keys: `m` + name for the agent's own facts, `t` + task id, `r` + service id + number, `s` + task id. A status is one
+//! byte (1: acknowledged by a manager) and the message.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use prost::Message;
+use skep_proto::id::{NodeId, ServiceId, TaskId};
+use skep_proto::v1::{Managers, Revision, Task, TaskStatus};
+use tokio::sync::oneshot;
+
+use crate::assignments::{AssignmentSet, Changes, RevisionKey};
+
+/// Format of the record; raised when an older build could misread it.
+const FORMAT: u8 = 1;
+/// Memory that sled may keep pages in: the record is small and read once.
+const CACHE_BYTES: u64 = 4 << 20;
+
+/// Why the record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The database does not open (another daemon has it, the disk is broken).
+    #[error("cannot open the local record {}", path.display())]
+    Open {
+        /// Its folder.
+        path: PathBuf,
+        /// What sled says.
+        #[source]
+        source: sled::Error,
+    },
+    /// A write failed (full disk).
+    #[error("cannot write the local record")]
+    Write(#[source] Arc<sled::Error>),
+    /// An entry does not read back.
+    #[error("the local record is damaged at key {key:?}")]
+    Damaged {
+        /// The key.
+        key: String,
+    },
+    /// Written by a newer version.
+    #[error("the local record has format {0}, this version reads format {FORMAT}")]
+    Format(u8),
+    /// It belongs to another node's identity.
+    #[error("the local record belongs to node {found}, this is node {here}; remove it to start afresh")]
+    Foreign {
+        /// Whose it is.
+        found: NodeId,
+        /// Who asks.
+        here: NodeId,
+    },
+    /// The writer is gone (shutdown).
+    #[error("the local record is closed")]
+    Closed,
+}
+
+/// The session that the recorded set came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionMark {
+    /// Empty: none.
+    pub session_id: Vec<u8>,
+    /// Last sequence in the record.
+    pub sequence: u64,
+}
+
+/// What a record held when it was opened.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    /// Boot in which it was written. Empty: a new record.
+    pub boot_id: String,
+    /// Where its assignments came from.
+    pub session: SessionMark,
+    /// Managers known at the end.
+    pub managers: Managers,
+    /// Assigned tasks.
+    pub tasks: BTreeMap<TaskId, Task>,
+    /// Their revisions.
+    pub revisions: BTreeMap<RevisionKey, Arc<Revision>>,
+    /// Last status of each held task, and whether a manager has it.
+    pub statuses: BTreeMap<TaskId, (TaskStatus, bool)>,
+}
+
+enum Command {
+    Apply(sled::Batch),
+    /// Answered when all before it is on disk.
+    Flush(oneshot::Sender<Result<(), RecordError>>),
+    Close,
+}
+
+/// A handle to the open record; clones are cheap.
+#[derive(Debug, Clone)]
+pub struct Record {
+    commands: mpsc::Sender<Command>,
+}
+
+/// Closes the record when dropped, after all that was queued is on disk.
+#[derive(Debug)]
+pub struct RecordGuard {
+    commands: mpsc::Sender<Command>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Drop for RecordGuard {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Close);
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Record {
+    /// Opens or makes the record in folder `path` for node `node`.
+    pub fn open(path: &Path, node: NodeId) -> Result<(Self, RecordGuard, Recorded), RecordError> {
+        let opened = |source| RecordError::Open { path: path.to_owned(), source };
+        let db = sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(Some(1000))
+            .open()
+            .map_err(opened)?;
+        let recorded = read(&db)?;
+        match db.get(b"mnode").map_err(opened)? {
+            Some(bytes) => {
+                let found = NodeId::from_wire(&bytes).map_err(|_| damaged(b"mnode"))?;
+                if found != node {
+                    return Err(RecordError::Foreign { found, here: node });
+                }
+            }
+            None => {
+                db.insert(b"mnode", node.to_vec()).map_err(opened)?;
+                db.insert(b"mformat", &[FORMAT]).map_err(opened)?;
+                db.flush().map_err(opened)?;
+            }
+        }
+        let (commands, receiver) = mpsc::channel();
+        let writer = std::thread::Builder::new()
+            .name("skep-record".to_owned())
+            .spawn(move || write_all(&db, &receiver))
+            .expect("a thread can be spawned at start");
+        let guard = RecordGuard { commands: commands.clone(), writer: Some(writer) };
+        Ok((Self { commands }, guard, recorded))
+    }
+
+    /// Writes a message's changes, with the set they led to. Durable when it returns: only then may the agent act.
+    pub async fn assign(&self, changes: &Changes, set: &AssignmentSet, session_id: &[u8]) -> Result<(), RecordError> {
+        let mut batch = sled::Batch::default();
+        for id in &changes.put_tasks {
+            batch.insert(task_key(b't', *id), set.tasks()[id].encode_to_vec());
+        }
+        for id in &changes.removed_tasks {
+            batch.remove(task_key(b't', *id));
+        }
+        for key in &changes.put_revisions {
+            if let Some(revision) = set.revision(key) {
+                batch.insert(revision_key(key), revision.encode_to_vec());
+            }
+        }
+        for key in &changes.removed_revisions {
+            batch.remove(revision_key(key));
+        }
+        let resumable = set.is_recordable();
+        batch.insert(b"msession", if resumable { session_id } else { &[] });
+        batch.insert(b"msequence", &set.sequence().to_be_bytes());
+        self.send(batch)?;
+        self.durable().await
+    }
+
+    /// Notes a status. On disk soon, or with the next [`durable`](Self::durable).
+    pub fn status(&self, task: TaskId, status: &TaskStatus, acknowledged: bool) {
+        let mut value = Vec::with_capacity(1 + status.encoded_len());
+        value.push(u8::from(acknowledged));
+        status.encode(&mut value).expect("a vector grows as needed");
+        let mut batch = sled::Batch::default();
+        batch.insert(task_key(b's', task), value);
+        // A closed record means shutdown; the truth is found again at the next start.
+        let _ = self.send(batch);
+    }
+
+    /// Drops a task that is neither assigned nor running.
+    pub fn forget(&self, task: TaskId) {
+        let mut batch = sled::Batch::default();
+        batch.remove(task_key(b't', task));
+        batch.remove(task_key(b's', task));
+        let _ = self.send(batch);
+    }
+
+    /// Notes the managers to find again after a restart.
+    pub fn managers(&self, managers: &Managers) {
+        let mut batch = sled::Batch::default();
+        batch.insert(b"mmanagers", managers.encode_to_vec());
+        let _ = self.send(batch);
+    }
+
+    /// Notes the boot that the record now speaks of. Durable when it returns.
+    pub async fn boot(&self, boot_id: &str) -> Result<(), RecordError> {
+        let mut batch = sled::Batch::default();
+        batch.insert(b"mboot", boot_id.as_bytes());
+        self.send(batch)?;
+        self.durable().await
+    }
+
+    /// Waits until everything noted so far is on disk.
+    pub async fn durable(&self) -> Result<(), RecordError> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(Command::Flush(answer)).map_err(|_| RecordError::Closed)?;
+        answered.await.map_err(|_| RecordError::Closed)?
+    }
+
+    fn send(&self, batch: sled::Batch) -> Result<(), RecordError> {
+        self.commands.send(Command::Apply(batch)).map_err(|_| RecordError::Closed)
+    }
+}
+
+/// The writer: takes all that is queued, writes it, flushes once if anybody waits.
+fn write_all(db: &sled::Db, commands: &mpsc::Receiver<Command>) {
+    while let Ok(first) = commands.recv() {
+        let (mut waiters, mut error, mut close) = (Vec::new(), None, false);
+        let mut next = Some(first);
+        while let Some(command) = next {
+            match command {
+                Command::Apply(batch) => {
+                    if let Err(source) = db.apply_batch(batch) {
+                        error.get_or_insert(Arc::new(source));
+                    }
+                }
+                Command::Flush(waiter) => waiters.push(waiter),
+                Command::Close => close = true,
+            }
+            next = commands.try_recv().ok();
+        }
+        if !waiters.is_empty() || close {
+            if let Err(source) = db.flush() {
+                error.get_or_insert(Arc::new(source));
+            }
+        }
+        if let Some(source) = &error {
+            tracing::error!(error = %source, "cannot write the local record");
+        }
+        for waiter in waiters {
+            let outcome = error.clone().map_or(Ok(()), |source| Err(RecordError::Write(source)));
+            let _ = waiter.send(outcome);
+        }
+        if close {
+            return;
+        }
+    }
+}
+
+fn task_key(kind: u8, id: TaskId) -> Vec<u8> {
+    [&[kind][..], &id.value().to_be_bytes()].concat()
+}
+
+fn revision_key(key: &RevisionKey) -> Vec<u8> {
+    [&b"r"[..], &key.0.value().to_be_bytes(), &key.1.to_be_bytes()].concat()
+}
+
+fn damaged(key: &[u8]) -> RecordError {
+    RecordError::Damaged { key: key.escape_ascii().to_string() }
+}
+
+fn read(db: &sled::Db) -> Result<Recorded, RecordError> {
+    let mut recorded = Recorded::default();
+    for entry in db.iter() {
+        let (key, value) = entry.map_err(|source| RecordError::Write(Arc::new(source)))?;
+        let bad = || damaged(&key);
+        match key.split_first() {
+            Some((b'm', name)) => read_fact(&mut recorded, name, &value).ok_or_else(bad)??,
+            Some((b't', id)) => {
+                let id = TaskId::from_wire(id).map_err(|_| bad())?;
+                recorded.tasks.insert(id, Task::decode(&*value).map_err(|_| bad())?);
+            }
+            Some((b's', id)) => {
+                let id = TaskId::from_wire(id).map_err(|_| bad())?;
+                let (acknowledged, status) = value.split_first().ok_or_else(bad)?;
+                let status = TaskStatus::decode(status).map_err(|_| bad())?;
+                recorded.statuses.insert(id, (status, *acknowledged == 1));
+            }
+            Some((b'r', rest)) => {
+                let (service, number) = rest.split_at_checked(16).ok_or_else(bad)?;
+                let service = ServiceId::from_wire(service).map_err(|_| bad())?;
+                let number = u64::from_be_bytes(number.try_into().map_err(|_| bad())?);
+                let revision = Revision::decode(&*value).map_err(|_| bad())?;
+                recorded.revisions.insert((service, number), Arc::new(revision));
+            }
+            _ => return Err(bad()),
+        }
+    }
+    Ok(recorded)
+}
+
+/// Reads one of the agent's own facts. `None`: damaged.
+fn read_fact(recorded: &mut Recorded, name: &[u8], value: &[u8]) -> Option<Result<(), RecordError>> {
+    match name {
+        b"boot" => recorded.boot_id = String::from_utf8(value.to_vec()).ok()?,
+        b"session" => recorded.session.session_id = value.to_vec(),
+        b"sequence" => recorded.session.sequence = u64::from_be_bytes(value.try_into().ok()?),
+        b"managers" => recorded.managers = Managers::decode(value).ok()?,
+        b"format" if value != [FORMAT] => {
+            return Some(Err(RecordError::Format(value.first().copied().unwrap_or(0))));
+        }
+        b"node" | b"format" => {}
+        _ => return None,
+    }
+    Some(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use skep_proto::v1::{AssignmentItem, Assignments, Credential, TaskState, assignment_item::Item};
+
+    use super::*;
+
+    fn set() -> (AssignmentSet, Changes) {
+        let item = |item| AssignmentItem { item: Some(item) };
+        let mut set = AssignmentSet::default();
+        let service_id = ServiceId::new(2).to_vec();
+        let changes = set
+            .apply(Assignments {
+                complete: true,
+                sequence: 4,
+                put: vec![
+                    item(Item::Task(Task {
+                        id: TaskId::new(1).to_vec(),
+                        service_id: service_id.clone(),
+                        revision: 3,
+                        ..Task::default()
+                    })),
+                    item(Item::Revision(Revision { service_id, number: 3, ..Revision::default() })),
+                    item(Item::Credential(Credential {
+                        id: TaskId::new(9).to_vec(),
+                        registry: "very-secret-registry".to_owned(),
+                        ..Credential::default()
+                    })),
+                ],
+                ..Assignments::default()
+            })
+            .unwrap();
+        (set, changes)
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeId::new(7);
+        let (record, guard, recorded) = Record::open(dir.path(), node).unwrap();
+        assert!(recorded.boot_id.is_empty() && recorded.tasks.is_empty());
+        let (set, changes) = set();
+        record.assign(&changes, &set, b"session").await.unwrap();
+        record.boot("boot-1").await.unwrap();
+        let mut status = TaskStatus::default();
+        status.set_state(TaskState::Running);
+        record.status(TaskId::new(1), &status, false);
+        drop(guard);
+        let (record, guard, recorded) = Record::open(dir.path(), node).unwrap();
+        assert_eq!(recorded.boot_id, "boot-1");
+        assert_eq!(recorded.session, SessionMark { session_id: b"session".to_vec(), sequence: 4 });
+        assert_eq!(&recorded.tasks, set.tasks());
+        assert!(recorded.revisions.contains_key(&(ServiceId::new(2), 3)));
+        assert_eq!(recorded.statuses[&TaskId::new(1)], (status, false));
+
+        record.forget(TaskId::new(1));
+        let (empty, gone) = (
+            AssignmentSet::default(),
+            Changes { removed_revisions: vec![(ServiceId::new(2), 3)], ..Changes::default() },
+        );
+        record.assign(&gone, &empty, b"session").await.unwrap();
+        drop(guard);
+        let (_record, _guard, recorded) = Record::open(dir.path(), node).unwrap();
+        assert!(recorded.tasks.is_empty() && recorded.statuses.is_empty() && recorded.revisions.is_empty());
+    }
+
+    #[tokio::test]
+    async fn another_nodes_record_and_a_second_daemon_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_record, guard, _) = Record::open(dir.path(), NodeId::new(7)).unwrap();
+        assert!(matches!(Record::open(dir.path(), NodeId::new(7)), Err(RecordError::Open { .. })));
+        drop(guard);
+        assert!(matches!(
+            Record::open(dir.path(), NodeId::new(8)),
+            Err(RecordError::Foreign { found, .. }) if found == NodeId::new(7)
+        ));
+    }
+
+    #[tokio::test]
+    async fn credentials_do_not_reach_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, guard, _) = Record::open(dir.path(), NodeId::new(7)).unwrap();
+        let (set, changes) = set();
+        assert_eq!(set.credentials().len(), 1);
+        record.assign(&changes, &set, b"s").await.unwrap();
+        drop(guard);
+        let mut folders = vec![dir.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let bytes = std::fs::read(path).unwrap();
+                let needle = b"very-secret-registry";
+                assert!(!bytes.windows(needle.len()).any(|window| window == needle));
+            }
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! One task's life: what happened so far, and what is to be done next. Pure.
+//!
+//! Used by the driver of each task (`agent/driver.rs`): it feeds [`Event`]s in, performs the [`Action`]s that [`Life::step`]
+//! returns, and publishes [`Life::status`]. Nothing here waits, spawns or reads a clock.
+//!
+//! | state | what is true in it | left when |
+//! |---|---|---|
+//! | ACCEPTED | it is in the local record | at once |
+//! | PREPARING | images, sandbox, files are being made | prepared, failed (REJECTED), asked to stop |
+//! | READY | can start at any moment; the pause point | the wanted state is RUNNING or DRAINING |
+//! | STARTING | containers start in the order of `depends_on` | every essential one runs, or one ends |
+//! | RUNNING | every essential container was seen running | an essential one ends, or asked to stop |
+//! | terminal | no container runs and none will; what is left is removed, logs stay | never |
+//!
+//! The published state only goes forward. A container is started at most once in a life.
+
+use skep_proto::v1::{ContainerState, ContainerStatus, TaskState, TaskStatus, TaskTemplate, WantedState};
+
+use crate::executor::{ContainerExit, Found, FoundTask, Started};
+
+/// What the driver is to do. Each leads to the event of the same name, except `CancelPrepare`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Prepare the task → [`Event::Prepared`].
+    Prepare,
+    /// Drop the preparation that is under way; no event follows.
+    CancelPrepare,
+    /// Start that container → [`Event::Started`].
+    Start(usize),
+    /// Wait for the end of that running container → [`Event::Exited`].
+    Watch(usize),
+    /// Stop that running container; its end comes as [`Event::Exited`].
+    Stop(usize),
+    /// Remove all but the logs → [`Event::Removed`].
+    Remove,
+}
+
+/// What happened. Numbers are positions in the template's containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Preparation got on.
+    Progress(String),
+    /// Preparation ended, well or with a sentence for the user.
+    Prepared(Result<(), String>),
+    /// A container started, or could not.
+    Started(usize, Result<Started, String>),
+    /// A container ended.
+    Exited(usize, ContainerExit),
+    /// Nothing but logs is left.
+    Removed,
+}
+
+/// What the wanted state asks of a life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    Hold,
+    Run,
+    Stop,
+}
+
+impl Goal {
+    fn of(wanted: WantedState) -> Self {
+        match wanted {
+            WantedState::Unspecified | WantedState::Ready => Self::Hold,
+            WantedState::Running | WantedState::Draining => Self::Run,
+            WantedState::Shutdown | WantedState::Remove => Self::Stop,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Not,
+    Underway,
+    Done,
+}
+
+/// Why the task is ending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// It was asked to.
+    Asked,
+    /// A container's end; with an error or without.
+    ByItself(Option<String>),
+    /// It cannot start.
+    Rejected(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Starting,
+    /// `watched`: somebody waits for its end.
+    Running {
+        watched: bool,
+    },
+    Stopping,
+    /// It ran (`started`) or could not be started, and is over.
+    Over {
+        started: bool,
+    },
+    /// Never to be started in this life.
+    Skipped,
+}
+
+impl Phase {
+    fn is_over(self) -> bool {
+        matches!(self, Self::Over { .. } | Self::Skipped)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Container {
+    essential: bool,
+    depends_on: Vec<usize>,
+    phase: Phase,
+    status: ContainerStatus,
+}
+
+/// One task's life.
+#[derive(Debug, Clone)]
+pub struct Life {
+    state: TaskState,
+    since_ms: i64,
+    message: String,
+    error: String,
+    preparation: Step,
+    removal: Step,
+    end: Option<End>,
+    containers: Vec<Container>,
+}
+
+impl Life {
+    /// A task that was just put into the record.
+    pub fn new(template: &TaskTemplate, now_ms: i64) -> Self {
+        let mut life = Self {
+            state: TaskState::Accepted,
+            since_ms: now_ms,
+            message: "accepted".to_owned(),
+            error: String::new(),
+            preparation: Step::Not,
+            removal: Step::Not,
+            end: None,
+            containers: Vec::with_capacity(template.containers.len()),
+        };
+        for spec in &template.containers {
+            let mut depends_on = Vec::with_capacity(spec.depends_on.len());
+            for name in &spec.depends_on {
+                match template.containers.iter().position(|other| other.name == *name) {
+                    Some(position) => depends_on.push(position),
+                    None => {
+                        life.end = Some(End::Rejected(format!(
+                            "container {} depends on {name}, which the task does not have",
+                            spec.name
+                        )));
+                    }
+                }
+            }
+            life.containers.push(Container {
+                essential: !spec.optional,
+                depends_on,
+                phase: Phase::Waiting,
+                status: ContainerStatus { name: spec.name.clone(), ..ContainerStatus::default() },
+            });
+        }
+        life
+    }
+
+    /// A task that an earlier agent drove: `recorded` is what it last wrote down (it may lag), `found` what is there.
+    pub fn adopt(
+        template: &TaskTemplate,
+        recorded: &TaskStatus,
+        found: &FoundTask,
+        same_boot: bool,
+        now_ms: i64,
+    ) -> Self {
+        let mut life = Self::new(template, now_ms);
+        if recorded.state() >= TaskState::Accepted {
+            life.state = recorded.state();
+            life.since_ms = recorded.since_ms;
+            life.message.clone_from(&recorded.message);
+            life.error.clone_from(&recorded.error);
+        }
+        if life.state.is_terminal() {
+            life.containers.iter_mut().for_each(|container| container.phase = Phase::Skipped);
+            for status in &recorded.containers {
+                if let Some(container) = life.containers.iter_mut().find(|known| known.status.name == status.name) {
+                    container.status = status.clone();
+                }
+            }
+            return life;
+        }
+        if !found.is_empty() && life.state < TaskState::Starting {
+            life.enter(TaskState::Starting, now_ms);
+        }
+        for position in 0..life.containers.len() {
+            let name = life.containers[position].status.name.clone();
+            let known = recorded.containers.iter().find(|status| status.name == name);
+            life.adopt_container(position, known, found.get(&name), same_boot, now_ms);
+        }
+        life
+    }
+
+    fn adopt_container(
+        &mut self,
+        position: usize,
+        recorded: Option<&ContainerStatus>,
+        found: Option<&Found>,
+        same_boot: bool,
+        now_ms: i64,
+    ) {
+        let container = &mut self.containers[position];
+        if let Some(status) = recorded {
+            container.status = status.clone();
+        }
+        let had_started = recorded.is_some_and(|status| status.started_at_ms != 0);
+        let had_ended = recorded.is_some_and(|status| status.finished_at_ms != 0);
+        let must_have_run = container.essential && self.state >= TaskState::Running;
+        match found {
+            Some(Found::Running(started)) => container.run(started),
+            Some(Found::Exited(started, exit)) => {
+                if let Some(started) = started {
+                    container.run(started);
+                }
+                self.exited(position, exit.clone(), same_boot, now_ms);
+            }
+            None if had_ended => {
+                let exit = ContainerExit {
+                    code: container.status.exit_code,
+                    oom_killed: container.status.oom_killed,
+                    finished_at_ms: container.status.finished_at_ms,
+                    lost: container.status.state() == ContainerState::Lost,
+                    reason: String::new(),
+                };
+                self.exited(position, exit, same_boot, now_ms);
+            }
+            None if had_started || must_have_run => {
+                let exit = ContainerExit { lost: true, ..ContainerExit::default() };
+                self.exited(position, exit, same_boot, now_ms);
+            }
+            None => {}
+        }
+    }
+
+    /// The published state.
+    pub fn state(&self) -> TaskState {
+        self.state
+    }
+
+    /// Whether the life is over and everything but logs is removed: no action will follow.
+    pub fn is_over(&self) -> bool {
+        self.state.is_terminal() && self.removal == Step::Done
+    }
+
+    /// What the managers are told.
+    pub fn status(&self) -> TaskStatus {
+        TaskStatus {
+            state: self.state.into(),
+            since_ms: self.since_ms,
+            message: self.message.clone(),
+            error: self.error.clone(),
+            containers: self.containers.iter().map(|container| container.status.clone()).collect(),
+            refusals: Vec::new(),
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn on(&mut self, event: Event, now_ms: i64) {
+        match event {
+            Event::Progress(message) => {
+                if self.preparation == Step::Underway && self.end.is_none() {
+                    self.message = message;
+                }
+            }
+            Event::Prepared(outcome) => {
+                if self.preparation != Step::Underway {
+                    return;
+                }
+                match outcome {
+                    Ok(()) => self.preparation = Step::Done,
+                    Err(sentence) => {
+                        self.preparation = Step::Not;
+                        self.end.get_or_insert(if self.state < TaskState::Starting {
+                            End::Rejected(sentence)
+                        } else {
+                            End::ByItself(Some(sentence))
+                        });
+                    }
+                }
+            }
+            Event::Started(position, Ok(started)) => self.containers[position].run(&started),
+            Event::Started(position, Err(sentence)) => self.not_started(position, &sentence, now_ms),
+            Event::Exited(position, exit) => self.exited(position, exit, true, now_ms),
+            Event::Removed => self.removal = Step::Done,
+        }
+    }
+
+    /// What is to be done now. Call after every event and every change of the wanted state.
+    pub fn step(&mut self, wanted: WantedState, now_ms: i64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while self.turn(Goal::of(wanted), now_ms, &mut actions) {}
+        actions
+    }
+
+    /// One turn of [`step`](Self::step). True: the state changed, so there may be more to do.
+    fn turn(&mut self, goal: Goal, now_ms: i64, actions: &mut Vec<Action>) -> bool {
+        if goal == Goal::Stop && !self.state.is_terminal() {
+            self.end.get_or_insert(End::Asked);
+        }
+        match self.state {
+            TaskState::New | TaskState::Pending | TaskState::Assigned => self.enter(TaskState::Accepted, now_ms),
+            TaskState::Accepted | TaskState::Preparing | TaskState::Ready if self.end.is_some() => {
+                self.cancel_preparation(actions);
+                self.settle(now_ms)
+            }
+            TaskState::Accepted => self.enter(TaskState::Preparing, now_ms),
+            TaskState::Preparing => self.prepared(actions) && self.enter(TaskState::Ready, now_ms),
+            TaskState::Ready => self.prepared(actions) && goal == Goal::Run && self.enter(TaskState::Starting, now_ms),
+            TaskState::Starting | TaskState::Running => {
+                self.watch_unwatched(actions);
+                if self.end.is_some() {
+                    self.cancel_preparation(actions);
+                    return self.wind_down(actions) && self.settle(now_ms);
+                }
+                self.start_waiting(actions)
+                    || (self.state == TaskState::Starting
+                        && self.essential_run()
+                        && self.enter(TaskState::Running, now_ms))
+            }
+            TaskState::Complete
+            | TaskState::Shutdown
+            | TaskState::Failed
+            | TaskState::Rejected
+            | TaskState::Orphaned => {
+                if self.removal == Step::Not {
+                    self.removal = Step::Underway;
+                    actions.push(Action::Remove);
+                }
+                false
+            }
+        }
+    }
+
+    /// Goes on to `state`. Returns true, for `&&` chains in [`turn`](Self::turn).
+    fn enter(&mut self, state: TaskState, now_ms: i64) -> bool {
+        debug_assert!(state > self.state, "states only go forward");
+        self.state = state;
+        self.since_ms = now_ms;
+        self.message = match state {
+            TaskState::Accepted => "accepted",
+            TaskState::Preparing => "preparing",
+            TaskState::Ready => "ready to start",
+            TaskState::Starting => "starting",
+            TaskState::Running => "started",
+            TaskState::Complete => "finished",
+            TaskState::Shutdown => "shut down",
+            TaskState::Failed => "failed",
+            TaskState::Rejected => "rejected",
+            TaskState::Orphaned | TaskState::New | TaskState::Pending | TaskState::Assigned => "",
+        }
+        .to_owned();
+        true
+    }
+
+    /// Whether it is prepared; sees to it that it will be.
+    fn prepared(&mut self, actions: &mut Vec<Action>) -> bool {
+        if self.preparation == Step::Not {
+            self.preparation = Step::Underway;
+            actions.push(Action::Prepare);
+        }
+        self.preparation == Step::Done
+    }
+
+    fn cancel_preparation(&mut self, actions: &mut Vec<Action>) {
+        if self.preparation == Step::Underway {
+            self.preparation = Step::Not;
+            actions.push(Action::CancelPrepare);
+        }
+    }
+
+    fn watch_unwatched(&mut self, actions: &mut Vec<Action>) {
+        for (position, container) in self.containers.iter_mut().enumerate() {
+            if container.phase == (Phase::Running { watched: false }) {
+                container.phase = Phase::Running { watched: true };
+                actions.push(Action::Watch(position));
+            }
+        }
+    }
+
+    fn essential_run(&self) -> bool {
+        self.containers.iter().all(|container| !container.essential || matches!(container.phase, Phase::Running { .. }))
+    }
+
+    /// Starts what may start. True: found a reason to end.
+    fn start_waiting(&mut self, actions: &mut Vec<Action>) -> bool {
+        let waiting = |container: &Container| container.phase == Phase::Waiting;
+        if !self.containers.iter().any(waiting) {
+            return self.end_if_nothing_runs();
+        }
+        // After a restart of the agent in the middle of a start, the rest needs preparation again.
+        if !self.prepared(actions) {
+            return false;
+        }
+        for position in 0..self.containers.len() {
+            if self.containers[position].phase != Phase::Waiting {
+                continue;
+            }
+            match self.dependencies(position) {
+                Dependencies::Met => {
+                    self.containers[position].phase = Phase::Starting;
+                    actions.push(Action::Start(position));
+                }
+                Dependencies::Pending => {}
+                Dependencies::Failed(other) => {
+                    self.containers[position].phase = Phase::Skipped;
+                    if self.containers[position].essential {
+                        let [name, other] = [position, other].map(|at| &self.containers[at].status.name);
+                        let sentence =
+                            format!("container {name} cannot start: it depends on {other}, which did not start");
+                        self.end.get_or_insert(End::ByItself(Some(sentence)));
+                        return true;
+                    }
+                }
+            }
+        }
+        let stuck = self.containers.iter().any(waiting)
+            && self.containers.iter().all(|container| container.phase == Phase::Waiting || container.phase.is_over());
+        if stuck {
+            let sentence = "containers depend on each other in a circle".to_owned();
+            self.end.get_or_insert(End::ByItself(Some(sentence)));
+        }
+        stuck || self.end_if_nothing_runs()
+    }
+
+    /// A task without essential containers ends with its last one.
+    fn end_if_nothing_runs(&mut self) -> bool {
+        let over = self.containers.iter().all(|container| container.phase.is_over());
+        if over {
+            self.end.get_or_insert(End::ByItself(None));
+        }
+        over
+    }
+
+    fn dependencies(&self, position: usize) -> Dependencies {
+        let mut verdict = Dependencies::Met;
+        for &other in &self.containers[position].depends_on {
+            match self.containers[other].phase {
+                Phase::Running { .. } | Phase::Stopping | Phase::Over { started: true } => {}
+                Phase::Waiting | Phase::Starting => verdict = Dependencies::Pending,
+                Phase::Over { started: false } | Phase::Skipped => return Dependencies::Failed(other),
+            }
+        }
+        verdict
+    }
+
+    /// Stops what runs, dependents first. True: nothing runs any more.
+    fn wind_down(&mut self, actions: &mut Vec<Action>) -> bool {
+        for container in &mut self.containers {
+            if container.phase == Phase::Waiting {
+                container.phase = Phase::Skipped;
+            }
+        }
+        let free = |life: &Self, position: usize| {
+            life.containers.iter().all(|other| other.phase.is_over() || !other.depends_on.contains(&position))
+        };
+        let running = |life: &Self| -> Vec<usize> {
+            (0..life.containers.len())
+                .filter(|&position| matches!(life.containers[position].phase, Phase::Running { .. }))
+                .collect()
+        };
+        let moving =
+            self.containers.iter().any(|container| matches!(container.phase, Phase::Starting | Phase::Stopping));
+        let mut stop: Vec<usize> = running(self).into_iter().filter(|&position| free(self, position)).collect();
+        if stop.is_empty() && !moving {
+            // Only a circle of dependencies can lead here.
+            stop = running(self);
+        }
+        for position in stop {
+            self.containers[position].phase = Phase::Stopping;
+            actions.push(Action::Stop(position));
+        }
+        self.containers.iter().all(|container| container.phase.is_over())
+    }
+
+    /// Enters the terminal state that the end calls for.
+    fn settle(&mut self, now_ms: i64) -> bool {
+        let (state, error) = match self.end.take() {
+            Some(End::Asked) | None => (TaskState::Shutdown, None),
+            Some(End::ByItself(None)) => (TaskState::Complete, None),
+            Some(End::ByItself(error)) => (TaskState::Failed, error),
+            Some(End::Rejected(error)) => (TaskState::Rejected, Some(error)),
+        };
+        self.enter(state, now_ms);
+        if let Some(error) = error {
+            self.error = error;
+        }
+        true
+    }
+
+    fn not_started(&mut self, position: usize, sentence: &str, now_ms: i64) {
+        let single = self.containers.len() == 1;
+        let container = &mut self.containers[position];
+        container.phase = Phase::Over { started: false };
+        container.status.set_state(ContainerState::Exited);
+        // The shells' code for "could not be run".
+        container.status.exit_code = 127;
+        container.status.finished_at_ms = now_ms;
+        if container.essential {
+            let error =
+                if single { sentence.to_owned() } else { format!("container {}: {sentence}", container.status.name) };
+            self.end.get_or_insert(End::ByItself(Some(error)));
+        } else {
+            self.message = format!("container {} did not start: {sentence}", container.status.name);
+        }
+    }
+
+    fn exited(&mut self, position: usize, exit: ContainerExit, same_boot: bool, now_ms: i64) {
+        let single = self.containers.len() == 1;
+        let container = &mut self.containers[position];
+        if container.phase.is_over() {
+            return;
+        }
+        let started = container.status.started_at_ms != 0;
+        container.phase = Phase::Over { started };
+        container.status.set_state(if exit.lost { ContainerState::Lost } else { ContainerState::Exited });
+        container.status.exit_code = exit.code;
+        container.status.oom_killed = exit.oom_killed;
+        container.status.finished_at_ms = if exit.finished_at_ms == 0 { now_ms } else { exit.finished_at_ms };
+        let who = if single { "task".to_owned() } else { format!("container {}", container.status.name) };
+        if container.essential {
+            let error = exit_error(&who, &exit, same_boot);
+            self.end.get_or_insert(End::ByItself(error));
+        }
+    }
+}
+
+/// Whether a container may start.
+enum Dependencies {
+    Met,
+    Pending,
+    /// That one will never run.
+    Failed(usize),
+}
+
+impl Container {
+    fn run(&mut self, started: &Started) {
+        self.phase = Phase::Running { watched: false };
+        self.status.set_state(ContainerState::Running);
+        self.status.pid = started.pid;
+        self.status.container_id.clone_from(&started.container_id);
+        self.status.started_at_ms = started.started_at_ms;
+    }
+}
+
+/// What an end says to the user. `None`: it is no error.
+fn exit_error(who: &str, exit: &ContainerExit, same_boot: bool) -> Option<String> {
+    if exit.lost {
+        return Some(if same_boot {
+            format!("{who}: its monitor died, how it ended is not known")
+        } else {
+            "host rebooted".to_owned()
+        });
+    }
+    if exit.code == 0 && exit.reason.is_empty() {
+        return None;
+    }
+    let mut text = format!("{who}: non-zero exit ({})", exit.code);
+    if exit.oom_killed {
+        text.push_str(": out of memory, the kernel killed it for its memory limit");
+    }
+    if !exit.reason.is_empty() {
+        text.push_str(": ");
+        text.push_str(&exit.reason);
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+#[path = "task_test.rs"]
+mod task_test;

@@ -1,0 +1,434 @@
+//! Tests of a task's life: examples, then properties over random events.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+use skep_proto::v1::ContainerSpec;
+
+use super::*;
+
+fn template(containers: &[(&str, bool, &[&str])]) -> TaskTemplate {
+    TaskTemplate {
+        containers: containers
+            .iter()
+            .map(|(name, optional, depends_on)| ContainerSpec {
+                name: (*name).to_owned(),
+                optional: *optional,
+                depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
+                ..ContainerSpec::default()
+            })
+            .collect(),
+        ..TaskTemplate::default()
+    }
+}
+
+fn single() -> TaskTemplate {
+    template(&[("main", false, &[])])
+}
+
+fn started(pid: u32) -> Started {
+    Started { pid, container_id: format!("c{pid}"), started_at_ms: 1 }
+}
+
+fn exit(code: i32) -> ContainerExit {
+    ContainerExit { code, finished_at_ms: 9, ..ContainerExit::default() }
+}
+
+fn running(template: &TaskTemplate) -> Life {
+    let mut life = Life::new(template, 0);
+    assert_eq!(life.step(WantedState::Running, 1), [Action::Prepare]);
+    life.on(Event::Prepared(Ok(())), 2);
+    loop {
+        let actions = life.step(WantedState::Running, 3);
+        if actions.is_empty() {
+            break life;
+        }
+        for action in actions {
+            if let Action::Start(position) = action {
+                life.on(Event::Started(position, Ok(started(100 + position as u32))), 4);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_life_from_accepted_to_complete() {
+    let mut life = running(&single());
+    assert_eq!(life.state(), TaskState::Running);
+    assert_eq!(life.status().containers[0].pid, 100);
+    life.on(Event::Exited(0, exit(0)), 5);
+    assert_eq!(life.step(WantedState::Running, 5), [Action::Remove]);
+    assert_eq!(life.state(), TaskState::Complete);
+    assert!(!life.is_over());
+    life.on(Event::Removed, 6);
+    assert!(life.step(WantedState::Running, 6).is_empty() && life.is_over());
+}
+
+#[test]
+fn ready_is_the_pause_point() {
+    let mut life = Life::new(&single(), 0);
+    life.step(WantedState::Ready, 0);
+    life.on(Event::Prepared(Ok(())), 0);
+    assert!(life.step(WantedState::Ready, 0).is_empty());
+    assert_eq!(life.state(), TaskState::Ready);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Start(0)]);
+    assert_eq!(life.state(), TaskState::Starting);
+}
+
+#[test]
+fn errors_before_starting_reject_and_after_it_fail() {
+    let mut life = Life::new(&single(), 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Err("no such image".into())), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Remove]);
+    assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Rejected, "no such image"));
+
+    let mut life = Life::new(&single(), 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Ok(())), 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Started(0, Err("exec: \"x\": not found".into())), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Remove]);
+    assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Failed, "exec: \"x\": not found"));
+}
+
+#[test]
+fn exit_codes_and_out_of_memory_are_told() {
+    let mut life = running(&single());
+    life.on(Event::Exited(0, exit(1)), 0);
+    life.step(WantedState::Running, 0);
+    assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Failed, "task: non-zero exit (1)"));
+    let mut life = running(&single());
+    life.on(Event::Exited(0, ContainerExit { oom_killed: true, ..exit(137) }), 0);
+    life.step(WantedState::Running, 0);
+    assert!(life.status().error.contains("non-zero exit (137): out of memory"));
+}
+
+#[test]
+fn a_stop_cancels_preparation_and_is_no_error() {
+    let mut life = Life::new(&single(), 0);
+    life.step(WantedState::Running, 0);
+    assert_eq!(life.step(WantedState::Shutdown, 0), [Action::CancelPrepare, Action::Remove]);
+    assert_eq!(life.state(), TaskState::Shutdown);
+    // The event of the dropped preparation, had it been on its way, changes nothing.
+    life.on(Event::Prepared(Ok(())), 0);
+    assert_eq!(life.state(), TaskState::Shutdown);
+    assert!(life.status().error.is_empty());
+}
+
+#[test]
+fn a_stop_while_starting_waits_for_the_start() {
+    let mut life = Life::new(&single(), 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Ok(())), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Start(0)]);
+    assert!(life.step(WantedState::Remove, 0).is_empty());
+    life.on(Event::Started(0, Ok(started(7))), 0);
+    assert_eq!(life.step(WantedState::Remove, 0), [Action::Watch(0), Action::Stop(0)]);
+    life.on(Event::Exited(0, exit(143)), 0);
+    assert_eq!(life.step(WantedState::Remove, 0), [Action::Remove]);
+    assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Shutdown, ""));
+}
+
+#[test]
+fn containers_start_in_order_and_stop_in_reverse() {
+    let template = template(&[("web", false, &["db"]), ("db", false, &[])]);
+    let mut life = Life::new(&template, 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Ok(())), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Start(1)]);
+    life.on(Event::Started(1, Ok(started(2))), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Watch(1), Action::Start(0)]);
+    life.on(Event::Started(0, Ok(started(1))), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Watch(0)]);
+    assert_eq!(life.state(), TaskState::Running);
+    assert_eq!(life.step(WantedState::Shutdown, 0), [Action::Stop(0)]);
+    life.on(Event::Exited(0, exit(0)), 0);
+    assert_eq!(life.step(WantedState::Shutdown, 0), [Action::Stop(1)]);
+}
+
+#[test]
+fn an_essential_end_stops_the_others_and_an_optional_one_does_not() {
+    let template = template(&[("web", false, &[]), ("side", true, &[])]);
+    let mut life = running(&template);
+    life.on(Event::Exited(1, exit(3)), 0);
+    assert!(life.step(WantedState::Running, 0).is_empty());
+    assert_eq!(life.state(), TaskState::Running);
+
+    let mut life = running(&template);
+    life.on(Event::Exited(0, exit(3)), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Stop(1)]);
+    assert_eq!(life.state(), TaskState::Running);
+    life.on(Event::Exited(1, exit(0)), 0);
+    life.step(WantedState::Running, 0);
+    assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Failed, "container web: non-zero exit (3)"));
+}
+
+#[test]
+fn bad_dependencies_are_errors_not_hangs() {
+    let mut life = Life::new(&template(&[("a", false, &["nope"])]), 0);
+    life.step(WantedState::Running, 0);
+    assert_eq!(life.state(), TaskState::Rejected);
+    assert_eq!(life.status().error, "container a depends on nope, which the task does not have");
+    let mut life = Life::new(&template(&[("a", false, &["b"]), ("b", false, &["a"])]), 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Ok(())), 0);
+    life.step(WantedState::Running, 0);
+    assert_eq!(
+        (life.state(), life.status().error.as_str()),
+        (TaskState::Failed, "containers depend on each other in a circle")
+    );
+    let mut life = Life::new(&template(&[("a", false, &["b"]), ("b", true, &[])]), 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Ok(())), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Start(1)]);
+    life.on(Event::Started(1, Err("x".into())), 0);
+    life.step(WantedState::Running, 0);
+    assert_eq!(life.status().error, "container a cannot start: it depends on b, which did not start");
+}
+
+#[test]
+fn adopting_a_running_task_keeps_its_pid() {
+    let recorded = running(&single()).status();
+    let found = FoundTask::from([("main".to_owned(), Found::Running(started(100)))]);
+    let mut life = Life::adopt(&single(), &recorded, &found, true, 50);
+    assert_eq!(life.step(WantedState::Running, 50), [Action::Watch(0)]);
+    assert_eq!(life.status(), recorded);
+}
+
+#[test]
+fn a_record_that_lags_is_overtaken_by_what_is_found() {
+    let recorded = Life::new(&single(), 0).status();
+    let found = FoundTask::from([("main".to_owned(), Found::Running(started(5)))]);
+    let mut life = Life::adopt(&single(), &recorded, &found, true, 50);
+    assert_eq!(life.step(WantedState::Running, 50), [Action::Watch(0)]);
+    assert_eq!((life.state(), life.status().containers[0].pid), (TaskState::Running, 5));
+
+    let found = FoundTask::from([("main".to_owned(), Found::Exited(Some(started(5)), exit(4)))]);
+    let mut life = Life::adopt(&single(), &recorded, &found, true, 50);
+    life.step(WantedState::Running, 50);
+    assert_eq!((life.state(), life.status().containers[0].exit_code), (TaskState::Failed, 4));
+}
+
+#[test]
+fn after_a_reboot_what_ran_has_failed_and_what_had_not_started_goes_on() {
+    let mut life = Life::adopt(&single(), &running(&single()).status(), &FoundTask::new(), false, 50);
+    life.step(WantedState::Running, 50);
+    assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Failed, "host rebooted"));
+    assert_eq!(life.status().containers[0].state(), ContainerState::Lost);
+
+    let mut ready = Life::new(&single(), 0);
+    ready.step(WantedState::Ready, 0);
+    ready.on(Event::Prepared(Ok(())), 0);
+    ready.step(WantedState::Ready, 0);
+    let mut life = Life::adopt(&single(), &ready.status(), &FoundTask::new(), false, 50);
+    assert_eq!(life.step(WantedState::Running, 50), [Action::Prepare]);
+    assert_eq!(life.state(), TaskState::Ready);
+    life.on(Event::Prepared(Ok(())), 51);
+    assert_eq!(life.step(WantedState::Running, 51), [Action::Start(0)]);
+}
+
+#[test]
+fn a_restart_in_the_middle_of_a_start_goes_on_with_the_rest() {
+    let template = template(&[("web", false, &["db"]), ("db", false, &[])]);
+    let mut life = Life::new(&template, 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Ok(())), 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Started(1, Ok(started(2))), 0);
+    let found = FoundTask::from([("db".to_owned(), Found::Running(started(2)))]);
+    let mut life = Life::adopt(&template, &life.status(), &found, true, 1);
+    assert_eq!(life.step(WantedState::Running, 1), [Action::Watch(1), Action::Prepare]);
+    life.on(Event::Prepared(Ok(())), 2);
+    assert_eq!(life.step(WantedState::Running, 2), [Action::Start(0)]);
+}
+
+/// What may happen next in a random run.
+#[derive(Debug, Clone)]
+enum Chance {
+    Want(WantedState),
+    /// Finish the pending operation at this position (modulo), well or badly.
+    Finish(usize, bool),
+    /// A running container ends by itself.
+    Die(usize, i32),
+    /// The agent is killed and started again.
+    Restart(bool),
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        3 => prop_oneof![
+            Just(WantedState::Ready),
+            Just(WantedState::Running),
+            Just(WantedState::Draining),
+            Just(WantedState::Shutdown),
+            Just(WantedState::Remove),
+        ].prop_map(Chance::Want),
+        12 => (0usize..8, prop::bool::weighted(0.85)).prop_map(|(which, well)| Chance::Finish(which, well)),
+        2 => (0usize..4, -1i32..3).prop_map(|(which, code)| Chance::Die(which, code)),
+        1 => prop::bool::weighted(0.8).prop_map(Chance::Restart),
+    ]
+}
+
+fn templates() -> impl Strategy<Value = TaskTemplate> {
+    // Any dependencies, circles too.
+    prop::collection::vec((any::<bool>(), prop::collection::vec(0usize..4, 0..2)), 1..4).prop_map(|containers| {
+        TaskTemplate {
+            containers: containers
+                .iter()
+                .enumerate()
+                .map(|(position, (optional, depends_on))| ContainerSpec {
+                    name: format!("c{position}"),
+                    optional: *optional,
+                    depends_on: depends_on.iter().map(|other| format!("c{}", other % containers.len())).collect(),
+                    ..ContainerSpec::default()
+                })
+                .collect(),
+            ..TaskTemplate::default()
+        }
+    })
+}
+
+/// The world that a driver and its executor make up.
+struct World {
+    template: TaskTemplate,
+    life: Life,
+    wanted: WantedState,
+    pending: Vec<Action>,
+    starts: Vec<u32>,
+    real: FoundTask,
+    seen: TaskState,
+}
+
+impl World {
+    fn step(&mut self) {
+        // Managers only move the wanted state forward once it asks to stop.
+        for action in self.life.step(self.wanted, 1) {
+            match action {
+                Action::CancelPrepare => self.pending.retain(|pending| *pending != Action::Prepare),
+                Action::Start(position) => {
+                    assert!(!self.wanted.wants_to_stop(), "nothing starts that is not wanted");
+                    assert_ne!(self.wanted, WantedState::Ready, "READY does not start");
+                    self.starts[position] += 1;
+                    for &other in &self.life.containers[position].depends_on {
+                        assert!(self.real.contains_key(&format!("c{other}")), "dependencies run first");
+                    }
+                    self.pending.push(action);
+                }
+                Action::Prepare => {
+                    assert!(!self.pending.contains(&Action::Prepare), "prepared once at a time");
+                    self.pending.push(action);
+                }
+                _ => self.pending.push(action),
+            }
+        }
+        assert!(self.life.state() >= self.seen, "states only go forward");
+        self.seen = self.life.state();
+        if self.seen.is_terminal() {
+            let running = self.real.values().any(|found| matches!(found, Found::Running(_)));
+            assert!(!running, "nothing runs in a terminal state");
+        }
+    }
+
+    fn finish(&mut self, which: usize, well: bool) {
+        // A container ends by itself or by being stopped.
+        let able: Vec<usize> = (0..self.pending.len())
+            .filter(|&at| match self.pending[at] {
+                Action::Watch(position) => matches!(self.real[&format!("c{position}")], Found::Exited(..)),
+                _ => true,
+            })
+            .collect();
+        if able.is_empty() {
+            return;
+        }
+        let action = self.pending.remove(able[which % able.len()]);
+        match action {
+            Action::Prepare => {
+                self.life.on(Event::Prepared(if well { Ok(()) } else { Err("bad".into()) }), 2);
+            }
+            Action::Start(position) if well => {
+                self.real.insert(format!("c{position}"), Found::Running(started(9)));
+                self.life.on(Event::Started(position, Ok(started(9))), 2);
+            }
+            Action::Start(position) => self.life.on(Event::Started(position, Err("bad".into())), 2),
+            Action::Stop(position) => self.die(position, 143),
+            Action::Watch(position) => {
+                let Found::Exited(_, exit) = self.real[&format!("c{position}")].clone() else {
+                    unreachable!("filtered above")
+                };
+                self.life.on(Event::Exited(position, exit), 2);
+            }
+            Action::Remove => {
+                self.real.clear();
+                self.life.on(Event::Removed, 2);
+            }
+            Action::CancelPrepare => unreachable!("never pending"),
+        }
+    }
+
+    fn die(&mut self, position: usize, code: i32) {
+        let entry = self.real.get_mut(&format!("c{position}"));
+        if let Some(found @ Found::Running(_)) = entry {
+            let end = ContainerExit { lost: code < 0, ..exit(code) };
+            *found = Found::Exited(Some(started(9)), end);
+        }
+    }
+
+    fn restart(&mut self, same_boot: bool) {
+        // Starts under way are finished by the executor before the agent goes.
+        while let Some(at) = self.pending.iter().position(|action| matches!(action, Action::Start(_))) {
+            let Action::Start(position) = self.pending.remove(at) else { unreachable!("just found") };
+            self.real.insert(format!("c{position}"), Found::Running(started(9)));
+        }
+        if !same_boot {
+            for position in 0..self.starts.len() {
+                self.die(position, -1);
+            }
+        }
+        self.pending.clear();
+        self.life = Life::adopt(&self.template, &self.life.status(), &self.real, same_boot, 3);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #[test]
+    fn any_life_goes_forward_starts_once_and_ends_when_asked(
+        template in templates(),
+        chances in prop::collection::vec(chance(), 0..60),
+    ) {
+        let mut world = World {
+            life: Life::new(&template, 0),
+            starts: vec![0; template.containers.len()],
+            template,
+            wanted: WantedState::Running,
+            pending: Vec::new(),
+            real: FoundTask::new(),
+            seen: TaskState::Accepted,
+        };
+        world.step();
+        for chance in chances {
+            match chance {
+                Chance::Want(wanted) if wanted >= world.wanted || !world.wanted.wants_to_stop() => {
+                    // A manager never takes RUNNING back to READY.
+                    if wanted != WantedState::Ready || world.seen < TaskState::Starting {
+                        world.wanted = wanted;
+                    }
+                }
+                Chance::Want(_) => {}
+                Chance::Finish(which, well) => world.finish(which, well),
+                Chance::Die(which, code) => world.die(which % world.starts.len(), code),
+                Chance::Restart(same_boot) => world.restart(same_boot),
+            }
+            world.step();
+            prop_assert!(world.starts.iter().all(|count| *count <= 1), "no container starts twice");
+        }
+        world.wanted = WantedState::Shutdown;
+        world.step();
+        for _ in 0..100 {
+            world.finish(0, true);
+            world.step();
+        }
+        prop_assert!(world.life.is_over(), "asked to stop, it ends: {:?}", world.life);
+    }
+}
