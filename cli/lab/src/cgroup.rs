@@ -112,6 +112,15 @@ impl CgroupTree {
     }
 }
 
+/// Whether the calling process is in a cgroup of this lab, that is, on one of its hosts.
+pub(crate) fn caller_is_in(lab: &str) -> Result<bool> {
+    let path = Path::new("/proc/self/cgroup");
+    let text = fs::read_to_string(path).context("read", path)?;
+    let inside = format!("/{TOP}/{lab}/");
+    // Lines are `ID:controllers:/path` (cgroups(7)).
+    Ok(text.lines().any(|line| line.contains(&inside)))
+}
+
 /// The folder and all below it, parents first. What vanishes meanwhile is left out.
 fn subtree(path: &Path) -> Vec<PathBuf> {
     let mut found = vec![path.to_owned()];

@@ -10,8 +10,8 @@ pub enum LabError {
     /// Not run as root.
     #[error("skep lab makes namespaces, mounts and cgroups, so it needs root")]
     NotRoot,
-    /// The command runs in a host of the very lab that it would take down.
-    #[error("this command would end itself: run it outside of lab {0:?}")]
+    /// Called on a host of the very lab, which sees neither the machine's boot id nor the other hosts.
+    #[error("this is a host of lab {0:?}; use skep lab on the machine itself")]
     Inside(String),
     /// No such lab.
     #[error("there is no lab {name:?} in {}; make one with: skep lab up --name {name}", dir.display())]

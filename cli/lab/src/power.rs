@@ -43,25 +43,24 @@ pub(crate) fn power_off(lab: &Lab, state: &mut LabState, numbers: &[u16]) -> Res
     let cgroups = lab.cgroups()?;
     for number in numbers {
         find_host(state, *number)?;
-        cgroups.refuse_suicide(&host_cgroup(*number))?;
     }
     // First nothing runs any more, then nothing is heard any more, then nothing is there any more: a process killed
     // while connected would tell its peers so.
     for number in numbers {
         cgroups.freeze(&host_cgroup(*number));
     }
-    for number in numbers {
-        if let Some(bridge) = state.bridge.filter(|bridge| bridge.is_alive()) {
-            network::disconnect(bridge, *number)?;
-        }
-    }
+    // A link that cannot be cut is told at the end: nothing may stay frozen.
+    let bridge = state.bridge.filter(|bridge| bridge.is_alive());
+    let cut =
+        numbers.iter().try_for_each(|number| bridge.map_or(Ok(()), |bridge| network::disconnect(bridge, *number)));
     for number in numbers {
         cgroups.kill(&host_cgroup(*number))?;
         cgroups.remove(&host_cgroup(*number))?;
         let host = find_host(state, *number)?;
         (host.holder, host.daemon) = (None, None);
     }
-    state.save(&lab.state_file())
+    state.save(&lab.state_file())?;
+    cut
 }
 
 fn write_files(dir: &HostDir, name: &str, boot_id: &str, host_count: u16) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::error::LabError;
 use crate::exec;
 use crate::holder::{HOLDER_COMMAND, holder_main};
 use crate::lab::Lab;
-use crate::{down, list, logs, partition, power, up};
+use crate::{cgroup, down, list, logs, partition, power, up};
 
 /// What shells answer for a command ended by SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
@@ -34,6 +34,9 @@ fn act(command: LabCommand) -> Result<(), LabError> {
     let lab = Lab::new(command.name, command.lab_dir)?;
     if !matches!(command.action, LabAction::Ls { .. } | LabAction::Logs { .. }) && !geteuid().is_root() {
         return Err(LabError::NotRoot);
+    }
+    if cgroup::caller_is_in(&lab.name)? {
+        return Err(LabError::Inside(lab.name));
     }
     match command.action {
         LabAction::Up(args) => up::up(&lab, &args),

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MANAGER_PORT: u16 = 2377;
 
 /// Makes host 1 the first manager, joins the others (the first `managers` as managers) and waits until all are ready.
-pub(crate) fn form(lab: &Lab, state: &mut LabState, binary: &Binary, managers: u16) -> Result<()> {
+pub(crate) fn form(lab: &Lab, state: &mut LabState, binary: &Binary, manager_count: u16) -> Result<()> {
     let count = u16::try_from(state.hosts.len()).expect("a lab has at most 250 hosts");
     let mut hosts = Vec::with_capacity(state.hosts.len());
     for number in 1..=count {
@@ -28,9 +28,9 @@ pub(crate) fn form(lab: &Lab, state: &mut LabState, binary: &Binary, managers: u
     }
     let Some((first, others)) = hosts.split_first() else { return Ok(()) };
     let address = network::address(1).to_string();
-    eprintln!("making a swarm of {count} ({managers} manager{})", if managers == 1 { "" } else { "s" });
+    eprintln!("making a swarm of {count} ({manager_count} manager{})", if manager_count == 1 { "" } else { "s" });
     first.skep(&["swarm", "init", "--advertise-addr", &address], "skep swarm init", Instant::now() + PATIENCE)?;
-    let (managers, workers) = others.split_at(others.len().min(usize::from(managers.saturating_sub(1))));
+    let (managers, workers) = others.split_at(others.len().min(usize::from(manager_count.saturating_sub(1))));
     if !managers.is_empty() {
         let token = join_token(first, "manager")?;
         // One after the other: the set of voters grows by one at a time.
@@ -40,7 +40,7 @@ pub(crate) fn form(lab: &Lab, state: &mut LabState, binary: &Binary, managers: u
         let token = join_token(first, "worker")?;
         join_at_once(workers, &token)?;
     }
-    wait_ready(first, count)
+    wait_ready(first, count, manager_count)
 }
 
 fn join_token(host: &HostCli<'_>, role: &str) -> Result<String> {
@@ -67,12 +67,12 @@ fn join_at_once(hosts: &[HostCli<'_>], token: &str) -> Result<()> {
     Ok(())
 }
 
-fn wait_ready(first: &HostCli<'_>, count: u16) -> Result<()> {
+fn wait_ready(first: &HostCli<'_>, count: u16, managers: u16) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(20);
     loop {
         let answer = first.skep(&["node", "ls", "--format", "json"], "skep node ls --format json", deadline)?;
-        let Some((host, state)) = first_not_ready(&answer, count) else { return Ok(()) };
+        let Some((host, state)) = first_not_ready(&answer, count, managers) else { return Ok(()) };
         if Instant::now() + pause >= deadline {
             let log = logs::end_of_log(&first.lab.host_dir(host).log(), 0);
             return Err(LabError::NodeNotReady { host, within: PATIENCE, state, log });
@@ -89,18 +89,29 @@ fn wait_ready(first: &HostCli<'_>, count: u16) -> Result<()> {
 struct NodeLine {
     hostname: String,
     status: String,
+    /// `Leader`, `Reachable`, `Unreachable`, or empty for a worker.
+    #[serde(default)]
+    manager_status: String,
 }
 
-/// The first host of `count` that is not `Ready`, and what is said of it.
-fn first_not_ready(node_ls: &str, count: u16) -> Option<(u16, String)> {
+/// The first host of `count` that is not ready, and what is said of it.
+///
+/// Ready are nodes with status `Ready`, the first `managers` of them with a manager that takes part in the quorum.
+fn first_not_ready(node_ls: &str, count: u16, managers: u16) -> Option<(u16, String)> {
     // A line that is not a node's (a warning, say) makes no host ready.
     let nodes: Vec<NodeLine> = node_ls.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     (1..=count).find_map(|number| {
         let name = host_name(number);
-        match nodes.iter().find(|node| node.hostname == name) {
-            Some(node) if node.status.eq_ignore_ascii_case("ready") => None,
-            Some(node) => Some((number, node.status.clone())),
-            None => Some((number, "not listed by `skep node ls`".to_owned())),
+        let Some(node) = nodes.iter().find(|node| node.hostname == name) else {
+            return Some((number, "not listed by `skep node ls`".to_owned()));
+        };
+        let manages = ["leader", "reachable"].iter().any(|status| node.manager_status.eq_ignore_ascii_case(status));
+        if !node.status.eq_ignore_ascii_case("ready") {
+            Some((number, format!("status {:?}", node.status)))
+        } else if number <= managers && !manages {
+            Some((number, format!("manager status {:?}", node.manager_status)))
+        } else {
+            None
         }
     })
 }
@@ -114,9 +125,13 @@ mod tests {
         let one = r#"{"ID":"x","Hostname":"host1","Status":"Ready","Availability":"Active","ManagerStatus":"Leader"}"#;
         let two = r#"{"Hostname":"host2","Status":"Unknown"}"#;
         let both = format!("{one}\n{two}\n");
-        assert_eq!(first_not_ready(&both, 1), None);
-        assert_eq!(first_not_ready(&both, 2), Some((2, "Unknown".to_owned())));
-        assert_eq!(first_not_ready(one, 3), Some((2, "not listed by `skep node ls`".to_owned())));
-        assert_eq!(first_not_ready("nonsense", 1).map(|(host, _)| host), Some(1));
+        let host = |answer: &str, count, managers| first_not_ready(answer, count, managers).map(|(host, _)| host);
+        assert_eq!(host(&both, 1, 1), None);
+        assert_eq!(first_not_ready(&both, 2, 1), Some((2, "status \"Unknown\"".to_owned())));
+        assert_eq!(first_not_ready(one, 3, 1), Some((2, "not listed by `skep node ls`".to_owned())));
+        assert_eq!(host("nonsense", 1, 1), Some(1));
+        let ready = both.replace("Unknown", "Ready");
+        assert_eq!(host(&ready, 2, 1), None);
+        assert_eq!(first_not_ready(&ready, 2, 2), Some((2, "manager status \"\"".to_owned())));
     }
 }

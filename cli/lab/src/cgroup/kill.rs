@@ -38,9 +38,8 @@ impl CgroupTree {
     /// Kills all processes of the cgroup and below, frozen or not, and waits until they are gone.
     ///
     /// # Errors
-    /// [`LabError::Undead`] names those that are still there after 10 s; [`LabError::Inside`] if the caller is one of them.
+    /// [`LabError::Undead`] names those that are still there after 10 s.
     pub(crate) fn kill(&self, below: &str) -> Result<()> {
-        self.refuse_suicide(below)?;
         self.freeze(below);
         let deadline = Instant::now() + DEATH_TIME;
         loop {
@@ -71,15 +70,6 @@ impl CgroupTree {
                 return Err(LabError::Undead { name: self.lab.clone(), pids: self.pids(below) });
             }
         }
-    }
-
-    /// Fails if the caller is in the cgroup.
-    pub(crate) fn refuse_suicide(&self, below: &str) -> Result<()> {
-        let me = i32::try_from(std::process::id()).ok();
-        if me.is_some_and(|me| self.pids(below).contains(&me)) {
-            return Err(LabError::Inside(self.lab.clone()));
-        }
-        Ok(())
     }
 
     /// Lets everything run, paused containers too: on v1 a frozen process does not die.

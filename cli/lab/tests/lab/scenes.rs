@@ -46,6 +46,12 @@ fn up_makes_hosts_and_down_leaves_nothing() {
     for verb in ["up", "down"] {
         assert!(elsewhere.fails(&[verb]).contains(world.dir.to_str().unwrap()), "says where the lab is");
     }
+    let traces = world.traces();
+    for kind in ["directory", "cgroup", "process", "mount"] {
+        assert!(traces.iter().any(|trace| trace.starts_with(kind)), "a lab that is up shows: {traces:?}");
+    }
+    let inside = world.run(&["exec", "1", "--", "skep", "lab", "--name", &world.name, "down"]);
+    assert!(String::from_utf8(inside.stderr).unwrap().contains("on the machine itself"));
     let background = world.background(2);
     let start = Instant::now();
     world.ok(&["down"]);

@@ -131,7 +131,10 @@ fn answer(request: &str, members: &Arc<Mutex<Vec<String>>>) -> Result<String, St
         }
         ("nodes", _) => {
             let members = members.lock().expect("no holder panics");
-            let line = |name: &String| serde_json::json!({"Hostname": name, "Status": "Ready"}).to_string() + "\n";
+            let role = |name: &String| if *name == hostname() { "Leader" } else { "" };
+            let line = |name: &String| {
+                serde_json::json!({"Hostname": name, "Status": "Ready", "ManagerStatus": role(name)}).to_string() + "\n"
+            };
             Ok(members.iter().map(line).collect())
         }
         ("", "") => Ok(String::new()),
