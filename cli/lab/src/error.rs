@@ -52,7 +52,7 @@ pub enum LabError {
     #[error("{} lies under /run, which every host has for itself; give another --lab-dir", .0.display())]
     UnderRun(PathBuf),
     /// More managers than hosts.
-    #[error("{managers} managers do not fit on {nodes} hosts; give fewer --managers or more --nodes")]
+    #[error("{managers} managers do not fit on {nodes} host(s); give fewer --managers or more --nodes")]
     TooManyManagers {
         /// As asked.
         managers: u16,
