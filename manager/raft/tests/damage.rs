@@ -46,7 +46,7 @@ async fn no_plain_text_reaches_the_disk() {
         content.windows(MARK.len()).any(|window| window == MARK.as_bytes())
     };
     let all = files(dir.path());
-    assert!(all.len() >= 6, "{all:?}");
+    assert!(all.len() >= 7, "{all:?}");
     let plain: Vec<_> = all.iter().filter(|path| holds_mark(path)).collect();
     assert!(plain.is_empty(), "plain text in {plain:?}");
     // The search finds the mark where it is: in sled without encryption, and in a plain file.
@@ -206,9 +206,12 @@ async fn files_of_another_directory_are_refused() {
     }
     // Both: the keys open, and then fit nothing.
     let kept = (steal("kek"), steal("keys"));
-    names(&refused(dir.path()).await, &["db", "another key"]);
+    names(&refused(dir.path()).await, &["floor", "is damaged", "can be read with the keys of this directory"]);
     fs::write(dir.path().join("kek"), kept.0).unwrap();
     fs::write(dir.path().join("keys"), kept.1).unwrap();
+    let kept = steal("floor");
+    names(&refused(dir.path()).await, &["floor", "is damaged"]);
+    fs::write(dir.path().join("floor"), kept).unwrap();
     // Another node's snapshot, made fit in name and length.
     let path = snapshot(dir.path());
     let good = fs::read(&path).unwrap();
@@ -224,7 +227,7 @@ async fn missing_parts_are_named() {
     let dir = tempfile::tempdir().unwrap();
     example(dir.path()).await;
     let away = tempfile::tempdir().unwrap();
-    for name in ["keys", "kek", "db", "snapshots", "db/db"] {
+    for name in ["keys", "kek", "floor", "db", "snapshots", "db/db"] {
         let kept = away.path().join("kept");
         fs::rename(dir.path().join(name), &kept).unwrap();
         let message = refused(dir.path()).await;
@@ -234,6 +237,23 @@ async fn missing_parts_are_named() {
     let (node, pairs) = start(dir.path()).await;
     assert_eq!(pairs.len(), 20);
     node.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_older_copy_of_the_database_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    example(dir.path()).await;
+    let old: Vec<_> = files(&dir.path().join("db")).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
+    let (node, _) = start(dir.path()).await;
+    put(&node, "newer", "1").await;
+    node.shutdown().await;
+    fs::remove_dir_all(dir.path().join("db")).unwrap();
+    fs::create_dir(dir.path().join("db")).unwrap();
+    fs::create_dir(dir.path().join("db/blobs")).unwrap();
+    for (content, path) in old {
+        fs::write(path, content).unwrap();
+    }
+    names(&refused(dir.path()).await, &["db", "is damaged", "but it once ended at entry"]);
 }
 
 #[tokio::test]

@@ -90,8 +90,10 @@ impl LogStore {
         let progress = self.state().progress;
         let mut batch = Batch::default();
         record::put_progress(&mut batch, &self.inner.store.ring, &progress);
-        self.inner.store.db.apply(batch)?;
-        self.inner.store.db.flush_and_wait()
+        let store = &self.inner.store;
+        store.db.apply(batch)?;
+        store.db.flush_and_wait()?;
+        store.floor.sync().map_err(StoreError::io("sync", store.floor.path()))
     }
 
     fn sweep(&self) {
@@ -146,19 +148,12 @@ impl LogStore {
             state.next().checked_sub(1)
         };
         let state = Arc::clone(&self.inner.state);
-        let failed = Arc::downgrade(store);
+        let weak = Arc::downgrade(store);
         store.db.flush(move |result| {
-            match &result {
-                Ok(()) => {
-                    let mut state = locked(&state);
-                    state.progress.synced = state.progress.synced.max(last);
-                }
-                Err(error) => {
-                    if let Some(store) = failed.upgrade() {
-                        store.fail(format!("cannot flush database {:?}: {error}", store.db.path()));
-                    }
-                }
-            }
+            let result = match weak.upgrade() {
+                Some(store) => note_flushed(&store, &state, last, result),
+                None => result,
+            };
             flushed.log_io_completed(result);
         });
         Ok(())
@@ -166,6 +161,7 @@ impl LogStore {
 
     async fn cut(&self, since: u64) -> Result<(), StoreError> {
         let store = &self.inner.store;
+        store.floor.lower(since)?;
         let mut batch = Batch::default();
         {
             let mut state = self.state();
@@ -203,6 +199,7 @@ impl LogStore {
         record::put_mark(&mut batch, &store.ring, record::VOTE, &plain);
         store.db.apply(batch)?;
         store.db.flush_async().await?;
+        store.floor.vote(*vote).map_err(StoreError::io("write", store.floor.path()))?;
         self.state().vote = Some(*vote);
         Ok(())
     }
@@ -215,6 +212,24 @@ impl LogStore {
             how(AnyError::error(text)).into()
         }
     }
+}
+
+/// After a flush, before it is acknowledged: remembers how far the log is durable. Runs on the flusher's thread.
+fn note_flushed(
+    store: &Store,
+    state: &Mutex<LogState>,
+    last: Option<u64>,
+    result: std::io::Result<()>,
+) -> std::io::Result<()> {
+    let noted = result.and_then(|()| store.floor.raise(last));
+    match &noted {
+        Ok(()) => {
+            let mut state = locked(state);
+            state.progress.synced = state.progress.synced.max(last);
+        }
+        Err(error) => store.fail(format!("cannot flush database {:?}: {error}", store.db.path())),
+    }
+    noted
 }
 
 fn locked(state: &Mutex<LogState>) -> MutexGuard<'_, LogState> {
@@ -284,7 +299,9 @@ fn load(store: &Store, cache_bytes: usize) -> Result<LogState, StoreError> {
     let mut state = LogState::new(purged, cache_bytes);
     state.vote = record::get_mark(db, ring, record::VOTE, codec::get_vote)?;
     state.progress = record::get_progress(db, ring)?;
-    let synced = state.progress.synced;
+    let floor = store.floor.mark();
+    let synced = state.progress.synced.max(floor.synced);
+    state.progress.synced = synced;
     let mut torn = None;
     for item in EntryParts::new(store, state.first(), None) {
         let (index, parts) = item?;
@@ -338,6 +355,14 @@ fn check_ends(store: &Store, state: &LogState) -> Result<(), StoreError> {
     }
     if state.vote.is_none() && last > Some(0) {
         return Err(StoreError::damaged(store.db.path(), "it has a log but no vote"));
+    }
+    if let Some(floor) = store.floor.mark().vote
+        && state.vote.is_none_or(|vote| vote < floor)
+    {
+        return Err(StoreError::damaged(
+            store.db.path(),
+            format!("its newest vote is older than {floor}, which was given"),
+        ));
     }
     Ok(())
 }

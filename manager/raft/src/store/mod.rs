@@ -5,10 +5,12 @@
 //! initializing   present while the directory is being made; whatever else is there is then worthless
 //! keys, kek      data keys, and what wraps them (keys.rs)
 //! db/            sled: log, vote, marks (db.rs, log.rs)
+//! floor          how far log and vote once reached, to notice a database that went back (floor.rs)
 //! snapshots/     one file for each snapshot, and files on their way (snapshots.rs, snapshot_file.rs)
 //! ```
 
 pub(crate) mod db;
+mod floor;
 pub(crate) mod log;
 mod log_state;
 pub(crate) mod machine;
@@ -30,6 +32,7 @@ use crate::error::StoreError;
 use crate::keys;
 use crate::lock::DirLock;
 use db::Db;
+use floor::Floor;
 
 const ADVICE_RESTORE: &str =
     "restore the directory from a backup, or move it away and join the cluster again as a new node";
@@ -41,6 +44,7 @@ pub(crate) struct Store {
     pub(crate) dir: PathBuf,
     pub(crate) ring: Arc<KeyRing>,
     pub(crate) db: Db,
+    pub(crate) floor: Floor,
     /// The first failure that makes going on unsafe, in words for the operator.
     failure: OnceLock<Arc<str>>,
     _lock: DirLock,
@@ -80,7 +84,7 @@ impl Store {
         }
         disk::make_private_dir(dir)?;
         let lock = DirLock::take(dir)?;
-        let parts = ["keys", "kek", "db", "snapshots"].map(|name| dir.join(name));
+        let parts = ["keys", "kek", "floor", "db", "snapshots"].map(|name| dir.join(name));
         match (existing, exists(dir)) {
             (true, false) => return Err(StoreError::Empty { dir: dir.to_owned() }),
             (false, true) => return Err(StoreError::NotEmpty { dir: dir.to_owned() }),
@@ -91,7 +95,7 @@ impl Store {
                 }
             }
             (true, true) => {
-                for part in [&parts[2], &parts[3]] {
+                for part in &parts[2..] {
                     if !part.exists() {
                         return Err(StoreError::Missing { path: part.clone(), advice: ADVICE_RESTORE });
                     }
@@ -99,6 +103,7 @@ impl Store {
             }
         }
         let ring = Arc::new(if existing { keys::open(dir, kek)? } else { keys::create(dir, kek)? });
+        let floor = if existing { Floor::open } else { Floor::create }(dir, Arc::clone(&ring))?;
         disk::make_private_dir(&dir.join("snapshots"))?;
         let db = Db::open(&dir.join("db"), limits.database_cache_bytes, !existing)?;
         if existing {
@@ -109,7 +114,7 @@ impl Store {
         }
         let (closed, closes) = mpsc::channel();
         Ok((
-            Self { dir: dir.to_owned(), ring, db, failure: OnceLock::new(), _lock: lock, _closed: closed },
+            Self { dir: dir.to_owned(), ring, db, floor, failure: OnceLock::new(), _lock: lock, _closed: closed },
             Closed(closes),
         ))
     }
