@@ -29,9 +29,8 @@ pub(super) fn forward(stored: &Task, new: &Task) -> Result<(), Refused> {
     if stored.node.is_some() && stored.node != new.node {
         return fixed("node");
     }
-    let backwards = |part, from: &str, to: &str| {
-        Err(Refused::Backwards { object: object(), part, from: word(from), to: word(to) })
-    };
+    let backwards =
+        |part, from: &str, to: &str| Err(Refused::Backwards { object: object(), part, from: word(from), to: word(to) });
     if new.wanted < stored.wanted {
         return backwards("wanted state", stored.wanted.as_str_name(), new.wanted.as_str_name());
     }

@@ -5,8 +5,8 @@ use skep_proto::id::NodeId;
 use skep_proto::time::UnixMs;
 
 use super::checks::{self, name_of};
-use super::refused::Refused;
 use super::observe;
+use super::refused::Refused;
 use crate::change::{Change, Expect, Group, Op};
 use crate::event::Event;
 use crate::object::{Meta, Node, Revision, Service, Task};

@@ -42,13 +42,8 @@ impl EntryWriter {
     }
 
     /// Bytes so far.
-    pub fn len(&self) -> usize {
+    pub fn size_bytes(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// Never: an entry has a head.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
     }
 
     /// The entry.

@@ -30,7 +30,7 @@ pub enum DecodeError {
         source: IdError,
     },
     /// A part that is always there.
-    #[error("the {what} has no {field}, or one of a wrong length")]
+    #[error("the {what} has no valid {field}")]
     Missing { what: &'static str, field: &'static str },
 }
 

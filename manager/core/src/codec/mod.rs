@@ -10,6 +10,7 @@ mod snapshot;
 #[cfg(test)]
 mod codec_prop_test;
 
+pub(crate) use entry::group_to_wire;
 pub use entry::{EntryWriter, decode_entry, encode_entry, transaction_to_wire};
 pub use error::{DecodeError, SnapshotError};
 pub use objects::{

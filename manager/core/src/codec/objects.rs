@@ -33,7 +33,7 @@ pub(super) fn known<E: TryFrom<i32>>(value: i32, what: &'static str, field: &'st
 
 pub fn cluster_to_wire(cluster: &Cluster) -> v1::Cluster {
     v1::Cluster {
-        root_key_pem: cluster.root_key_pem.clone(),
+        root_key_pem: cluster.root_key_pem.clone().into_bytes(),
         worker_token_secret: cluster.worker_token_secret.to_vec(),
         manager_token_secret: cluster.manager_token_secret.to_vec(),
         ..cluster_to_api(cluster)
@@ -46,7 +46,7 @@ pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
         id: cluster.id.to_vec(),
         meta: meta_to_wire(cluster.meta),
         spec: Some(cluster.spec.clone()),
-        root_cert_pem: cluster.root_cert_pem.clone(),
+        root_cert_pem: cluster.root_cert_pem.clone().into_bytes(),
         feature_level: cluster.feature_level,
         ..v1::Cluster::default()
     }
@@ -55,12 +55,14 @@ pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
 pub fn cluster_from_wire(wire: v1::Cluster) -> Result<Cluster, DecodeError> {
     const WHAT: &str = "cluster object";
     let secret = |bytes: Vec<u8>, field| bytes.try_into().map_err(|_| DecodeError::Missing { what: WHAT, field });
+    // PEM is text (RFC 7468).
+    let pem = |bytes, field| String::from_utf8(bytes).map_err(|_| DecodeError::Missing { what: WHAT, field });
     Ok(Cluster {
         id: ClusterId::from_wire(&wire.id).map_err(bad_id(WHAT, "id"))?,
         meta: meta_from_wire(wire.meta),
         spec: wire.spec.unwrap_or_default(),
-        root_cert_pem: wire.root_cert_pem,
-        root_key_pem: wire.root_key_pem,
+        root_cert_pem: pem(wire.root_cert_pem, "root certificate")?,
+        root_key_pem: pem(wire.root_key_pem, "root key")?,
         worker_token_secret: secret(wire.worker_token_secret, "worker token")?,
         manager_token_secret: secret(wire.manager_token_secret, "manager token")?,
         feature_level: wire.feature_level,
@@ -223,12 +225,7 @@ pub fn image_name_from_wire(wire: v1::ImageName) -> Result<ImageName, DecodeErro
     if wire.name.is_empty() {
         return Err(DecodeError::Missing { what: "image name", field: "name" });
     }
-    Ok(ImageName {
-        name: wire.name,
-        meta: meta_from_wire(wire.meta),
-        digest: wire.digest,
-        platforms: wire.platforms,
-    })
+    Ok(ImageName { name: wire.name, meta: meta_from_wire(wire.meta), digest: wire.digest, platforms: wire.platforms })
 }
 
 /// With its secret part: for the log, and for nodes with a task of its service.

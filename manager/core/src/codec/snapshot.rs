@@ -2,7 +2,7 @@
 //! states are equal bytes. Streamed: neither side ever holds the whole. Damage is the Raft layer's to detect (it
 //! encrypts and authenticates); here the shape is checked.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::sync::Arc;
 
 use prost::Message;
@@ -48,6 +48,7 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
 
 /// Reads a state that `write_snapshot` wrote, to the end of `from`.
 pub fn read_snapshot(from: &mut dyn Read) -> Result<State, SnapshotError> {
+    let from = &mut BufReader::new(from);
     let mut buffer = Vec::new();
     if !read_delimited(from, &mut buffer, 0)? {
         return Err(SnapshotError::Cut { found: 0, expected: 1 });
@@ -170,8 +171,6 @@ fn read_length(from: &mut dyn Read) -> io::Result<Option<u64>> {
 }
 
 fn decode<M: Message + Default>(bytes: &[u8], record: u64) -> Result<M, SnapshotError> {
-    M::decode(bytes).map_err(|source| SnapshotError::Record {
-        record,
-        source: DecodeError::Malformed { what: "record", source },
-    })
+    M::decode(bytes)
+        .map_err(|source| SnapshotError::Record { record, source: DecodeError::Malformed { what: "record", source } })
 }

@@ -85,12 +85,8 @@ impl State {
             return Ok(service);
         }
         let range = prefix_range(reference).into_iter();
-        let found = range.flat_map(|(low, high)| {
-            self.services_between(ServiceId::new(low), ServiceId::new(high))
-        });
-        single(Kind::Service, reference, found, |service| {
-            service.id.to_string()
-        })
+        let found = range.flat_map(|(low, high)| self.services_between(ServiceId::new(low), ServiceId::new(high)));
+        single(Kind::Service, reference, found, |service| service.id.to_string())
     }
 
     /// A node by id, hostname, or unique id prefix, in this order. A hostname that several nodes report is ambiguous.
@@ -99,18 +95,12 @@ impl State {
             return Ok(node);
         }
         let print = |node: &Node| node.id.to_string();
-        match single(
-            Kind::Node,
-            reference,
-            self.nodes_by_hostname(reference),
-            print,
-        ) {
+        match single(Kind::Node, reference, self.nodes_by_hostname(reference), print) {
             Err(FindError::NotFound { .. }) => {}
             found => return found,
         }
         let range = prefix_range(reference).into_iter();
-        let found =
-            range.flat_map(|(low, high)| self.nodes_between(NodeId::new(low), NodeId::new(high)));
+        let found = range.flat_map(|(low, high)| self.nodes_between(NodeId::new(low), NodeId::new(high)));
         single(Kind::Node, reference, found, print)
     }
 
@@ -124,8 +114,7 @@ impl State {
             return Ok(task);
         }
         let range = prefix_range(reference).into_iter();
-        let found =
-            range.flat_map(|(low, high)| self.tasks_between(TaskId::new(low), TaskId::new(high)));
+        let found = range.flat_map(|(low, high)| self.tasks_between(TaskId::new(low), TaskId::new(high)));
         single(Kind::Task, reference, found, |task| task.id.to_string())
     }
 

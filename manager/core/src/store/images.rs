@@ -25,10 +25,7 @@ impl ImageTable {
         self.names.remove(name)
     }
 
-    pub(super) fn put_credential(
-        &mut self,
-        credential: Arc<Credential>,
-    ) -> Option<Arc<Credential>> {
+    pub(super) fn put_credential(&mut self, credential: Arc<Credential>) -> Option<Arc<Credential>> {
         let (service, id) = (credential.service, credential.id);
         let old = self.credentials.insert(id, credential);
         if let Some(old) = &old {
@@ -70,15 +67,11 @@ impl State {
     pub fn credentials_of(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Credential>> {
         let low = (service, CredentialId::new(0));
         let high = (service, CredentialId::new(u128::MAX));
-        self.images
-            .by_service
-            .range(low..=high)
-            .filter_map(|(_, id)| self.images.credentials.get(id))
+        self.images.by_service.range(low..=high).filter_map(|(_, id)| self.images.credentials.get(id))
     }
 
     /// The newest credential of a service.
     pub fn credential_of(&self, service: ServiceId) -> Option<&Arc<Credential>> {
-        self.credentials_of(service)
-            .max_by_key(|credential| credential.meta.version)
+        self.credentials_of(service).max_by_key(|credential| credential.meta.version)
     }
 }

@@ -90,15 +90,10 @@ impl State {
             Object::Cluster(cluster) => self.cluster.replace(cluster).map(Object::Cluster),
             Object::Node(node) => self.nodes.put(node).map(Object::Node),
             Object::Service(service) => self.services.put(service).map(Object::Service),
-            Object::Revision(revision) => {
-                self.services.put_revision(revision).map(Object::Revision)
-            }
+            Object::Revision(revision) => self.services.put_revision(revision).map(Object::Revision),
             Object::Task(task) => self.tasks.put(task).map(Object::Task),
             Object::ImageName(name) => self.images.put_name(name).map(Object::ImageName),
-            Object::Credential(credential) => self
-                .images
-                .put_credential(credential)
-                .map(Object::Credential),
+            Object::Credential(credential) => self.images.put_credential(credential).map(Object::Credential),
         }
     }
 
@@ -118,5 +113,32 @@ impl State {
     /// Sets the store version. For `apply`, snapshot restore, and tests.
     pub fn set_version(&mut self, version: u64) {
         self.version = version;
+    }
+
+    /// Builds all indexes anew and compares. For the validator; the message names the table that differs.
+    pub(crate) fn check_indexes(&self) -> Result<(), String> {
+        let mut fresh = Self::default();
+        for object in self.objects() {
+            fresh.put(object);
+        }
+        for request in self.requests() {
+            fresh.put_request(request.clone());
+        }
+        for (node, until) in self.denied() {
+            fresh.deny(node, until);
+        }
+        let tables = [
+            ("nodes", self.nodes == fresh.nodes),
+            ("services", self.services == fresh.services),
+            ("tasks", self.tasks == fresh.tasks),
+            ("images", self.images == fresh.images),
+            ("requests", self.requests == fresh.requests),
+        ];
+        match tables.into_iter().find(|(_, same)| !same) {
+            Some((table, _)) => {
+                Err(format!("the indexes of the {table} do not match the objects: restart this manager"))
+            }
+            None => Ok(()),
+        }
     }
 }

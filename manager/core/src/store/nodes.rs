@@ -26,8 +26,7 @@ impl NodeTable {
         if before != node.hostname() {
             self.forget_hostname(before, node.id);
             if !node.hostname().is_empty() {
-                self.by_hostname
-                    .insert((node.hostname().to_owned(), node.id));
+                self.by_hostname.insert((node.hostname().to_owned(), node.id));
             }
         }
         old
@@ -79,18 +78,11 @@ impl State {
     pub fn nodes_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Node>> {
         let low = (hostname.to_owned(), NodeId::new(0));
         let high = (hostname.to_owned(), NodeId::new(u128::MAX));
-        self.nodes
-            .by_hostname
-            .range(low..=high)
-            .filter_map(|(_, id)| self.nodes.by_id.get(id))
+        self.nodes.by_hostname.range(low..=high).filter_map(|(_, id)| self.nodes.by_id.get(id))
     }
 
     /// Nodes whose ids lie in the range, by id.
-    pub(super) fn nodes_between(
-        &self,
-        low: NodeId,
-        high: NodeId,
-    ) -> impl Iterator<Item = &Arc<Node>> {
+    pub(super) fn nodes_between(&self, low: NodeId, high: NodeId) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.by_id.range(low..=high).map(|(_, node)| node)
     }
 

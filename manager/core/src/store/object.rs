@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use skep_proto::id::{CredentialId, NodeId, ServiceId, TaskId};
 
-use crate::object::{
-    Cluster, Credential, ImageName, Meta, Node, Revision, RevisionKey, Service, Task,
-};
+use crate::object::{Cluster, Credential, ImageName, Meta, Node, Revision, RevisionKey, Service, Task};
 
 /// A stored object of any kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +90,4 @@ macro_rules! into_object {
     )+};
 }
 
-into_object!(
-    Cluster, Node, Service, Revision, Task, ImageName, Credential
-);
+into_object!(Cluster, Node, Service, Revision, Task, ImageName, Credential);

@@ -66,15 +66,8 @@ impl State {
     }
 
     /// Services whose ids lie in the range, by id.
-    pub(super) fn services_between(
-        &self,
-        low: ServiceId,
-        high: ServiceId,
-    ) -> impl Iterator<Item = &Arc<Service>> {
-        self.services
-            .by_id
-            .range(low..=high)
-            .map(|(_, service)| service)
+    pub(super) fn services_between(&self, low: ServiceId, high: ServiceId) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.by_id.range(low..=high).map(|(_, service)| service)
     }
 
     /// One revision.
@@ -93,14 +86,8 @@ impl State {
     }
 
     /// Kept revisions of a service, also of one that is gone, oldest first.
-    pub fn revisions_of(
-        &self,
-        service: ServiceId,
-    ) -> impl DoubleEndedIterator<Item = &Arc<Revision>> {
+    pub fn revisions_of(&self, service: ServiceId) -> impl DoubleEndedIterator<Item = &Arc<Revision>> {
         let key = |number| RevisionKey { service, number };
-        self.services
-            .revisions
-            .range(key(0)..=key(u64::MAX))
-            .map(|(_, revision)| revision)
+        self.services.revisions.range(key(0)..=key(u64::MAX)).map(|(_, revision)| revision)
     }
 }

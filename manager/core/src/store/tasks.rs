@@ -79,12 +79,7 @@ impl Task {
 }
 
 /// Keeps one entry of an index in step with its task.
-fn reindex<K: Ord + Clone>(
-    index: &mut OrdMap<K, Arc<Task>>,
-    old: Option<K>,
-    new: Option<K>,
-    task: &Arc<Task>,
-) {
+fn reindex<K: Ord + Clone>(index: &mut OrdMap<K, Arc<Task>>, old: Option<K>, new: Option<K>, task: &Arc<Task>) {
     if let Some(old) = old
         && new.as_ref() != Some(&old)
     {
@@ -105,19 +100,9 @@ impl TaskTable {
         let pending = |task: &Task| is_pending(task).then_some(id);
         let wanted = |task: &Task, state| (task.wanted == state).then_some(id);
         let (ready, remove) = (WantedState::Ready, WantedState::Remove);
-        reindex(
-            &mut self.by_place,
-            before.map(place),
-            Some(place(&task)),
-            &task,
-        );
+        reindex(&mut self.by_place, before.map(place), Some(place(&task)), &task);
         reindex(&mut self.by_node, before.and_then(node), node(&task), &task);
-        reindex(
-            &mut self.pending,
-            before.and_then(pending),
-            pending(&task),
-            &task,
-        );
+        reindex(&mut self.pending, before.and_then(pending), pending(&task), &task);
         let was = before.and_then(|task| wanted(task, ready));
         reindex(&mut self.waiting, was, wanted(&task, ready), &task);
         let was = before.and_then(|task| wanted(task, remove));
@@ -156,11 +141,7 @@ impl TaskTable {
 
     fn count_service(&mut self, task: Option<&Task>, change: impl Fn(u64, u64) -> u64) {
         let Some(task) = task else { return };
-        let mut total = self
-            .of_service
-            .get(&task.service())
-            .copied()
-            .unwrap_or_default();
+        let mut total = self.of_service.get(&task.service()).copied().unwrap_or_default();
         let one = counts(task);
         total.stored = change(total.stored, one.stored);
         total.running = change(total.running, one.running);
@@ -189,10 +170,7 @@ impl TaskTable {
                 self.ports.remove(&claim);
             }
         }
-        for (claim, task) in new
-            .into_iter()
-            .flat_map(|task| task.claimed_ports().map(move |claim| (claim, task.id)))
-        {
+        for (claim, task) in new.into_iter().flat_map(|task| task.claimed_ports().map(move |claim| (claim, task.id))) {
             if !self.ports.contains_key(&claim) {
                 self.ports.insert(claim, task);
             }
@@ -217,10 +195,7 @@ impl State {
     }
 
     /// Tasks of a service, also of one that is gone, by slot.
-    pub fn tasks_of_service(
-        &self,
-        service: ServiceId,
-    ) -> impl DoubleEndedIterator<Item = &Arc<Task>> {
+    pub fn tasks_of_service(&self, service: ServiceId) -> impl DoubleEndedIterator<Item = &Arc<Task>> {
         let low = (service, Slot::MIN, TaskId::new(0));
         let high = (service, Slot::MAX, TaskId::new(u128::MAX));
         self.tasks.by_place.range(low..=high).map(|(_, task)| task)
@@ -239,11 +214,7 @@ impl State {
     }
 
     /// All tasks of one place, ended ones too, by id.
-    pub fn tasks_in_slot(
-        &self,
-        service: ServiceId,
-        slot: Slot,
-    ) -> impl Iterator<Item = &Arc<Task>> {
+    pub fn tasks_in_slot(&self, service: ServiceId, slot: Slot) -> impl Iterator<Item = &Arc<Task>> {
         let low = (service, slot, TaskId::new(0));
         let high = (service, slot, TaskId::new(u128::MAX));
         self.tasks.by_place.range(low..=high).map(|(_, task)| task)
@@ -266,8 +237,7 @@ impl State {
 
     /// Tasks wanted `REMOVE` whose record can go: nothing of them runs.
     pub fn ended_unreaped(&self) -> impl Iterator<Item = &Arc<Task>> {
-        self.tasks_wanted_removed()
-            .filter(|task| !task.occupies_node())
+        self.tasks_wanted_removed().filter(|task| !task.occupies_node())
     }
 
     /// How many stored tasks, ended ones too, are of the revision.
@@ -282,11 +252,7 @@ impl State {
 
     /// How many tasks the service has.
     pub fn task_counts(&self, service: ServiceId) -> TaskCounts {
-        self.tasks
-            .of_service
-            .get(&service)
-            .copied()
-            .unwrap_or_default()
+        self.tasks.of_service.get(&service).copied().unwrap_or_default()
     }
 
     /// The task that claims a port of a node.
@@ -296,28 +262,13 @@ impl State {
 
     /// Claimed ports of a node and the tasks that hold them, by protocol and port.
     pub fn ports_on_node(&self, node: NodeId) -> impl Iterator<Item = (HostPort, TaskId)> {
-        let low = HostPort {
-            node,
-            protocol: Protocol::Tcp,
-            port: 0,
-        };
-        let high = HostPort {
-            node,
-            protocol: Protocol::Udp,
-            port: u32::MAX,
-        };
-        self.tasks
-            .ports
-            .range(low..=high)
-            .map(|(claim, task)| (*claim, *task))
+        let low = HostPort { node, protocol: Protocol::Tcp, port: 0 };
+        let high = HostPort { node, protocol: Protocol::Udp, port: u32::MAX };
+        self.tasks.ports.range(low..=high).map(|(claim, task)| (*claim, *task))
     }
 
     /// Tasks whose ids lie in the range, by id.
-    pub(super) fn tasks_between(
-        &self,
-        low: TaskId,
-        high: TaskId,
-    ) -> impl Iterator<Item = &Arc<Task>> {
+    pub(super) fn tasks_between(&self, low: TaskId, high: TaskId) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks.by_id.range(low..=high).map(|(_, task)| task)
     }
 }
