@@ -9,6 +9,6 @@ mod registry;
 mod wait;
 
 pub use images::{Image, busybox, nginx, redis};
-pub use lab::{Lab, Output, skep_binary};
+pub use lab::{Lab, Output, Running, skep_binary};
 pub use registry::Registry;
 pub use wait::{until, until_some};
