@@ -14,7 +14,7 @@ use crate::store::{FindError, ImageRecord, Store, StoreError, blocking};
 /// What may be collected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Also images with names; without it only nameless ones, as `docker image prune`.
+    /// Also images with tags; without it only dangling ones, as `docker image prune`.
     pub named: bool,
     /// Only images not used for this long. Zero: any.
     pub unused_for: Duration,
@@ -27,7 +27,7 @@ pub fn plan(records: &[ImageRecord], in_use: &HashSet<Digest>, now: u64, policy:
     let mut candidates: Vec<&ImageRecord> = records
         .iter()
         .filter(|record| !in_use.contains(&record.digest))
-        .filter(|record| policy.named || record.names.is_empty())
+        .filter(|record| policy.named || record.tags().next().is_none())
         .filter(|record| now.saturating_sub(record.last_used) >= policy.unused_for.as_secs())
         .collect();
     candidates.sort_by_key(|record| (record.last_used, record.digest));
@@ -101,12 +101,11 @@ fn check_removal(
     force: bool,
 ) -> Result<(Vec<Reference>, bool), RemoveError> {
     let by_name = Reference::parse(text).ok().filter(|name| record.names.contains(name));
+    let tags = record.tags().count();
     match by_name {
-        Some(name) if record.names.len() > 1 => Ok((vec![name], false)),
+        Some(name) if tags > 1 => Ok((vec![name], false)),
         _ if used => Err(RemoveError::InUse(text.to_owned())),
-        None if record.names.len() > 1 && !force => {
-            Err(RemoveError::Named { id: text.to_owned(), count: record.names.len() })
-        }
+        None if tags > 1 && !force => Err(RemoveError::Named { id: text.to_owned(), count: tags }),
         _ => Ok((record.names.iter().cloned().collect(), true)),
     }
 }
@@ -127,6 +126,9 @@ impl Store {
                 }
                 Ok::<_, StoreError>(())
             })?;
+            if delete && store.image(&record.digest).is_some() {
+                return Err(RemoveError::InUse(text));
+            }
             let freed_bytes = store.collect()?;
             Ok(Removed { untagged, deleted: if delete { vec![record.digest] } else { vec![] }, freed_bytes })
         })
@@ -167,6 +169,7 @@ impl Store {
                 }
                 Ok::<_, StoreError>(())
             })?;
+            removed.deleted.retain(|digest| store.image(digest).is_none());
             removed.freed_bytes = store.collect()?;
             Ok(removed)
         })
@@ -174,7 +177,7 @@ impl Store {
     }
 
     /// Removes blobs and layers that no record names and nobody has pinned; gives the bytes freed. Blocks.
-    fn collect(&self) -> Result<u64, StoreError> {
+    pub(crate) fn collect(&self) -> Result<u64, StoreError> {
         let trash = tempfile::TempDir::new_in(self.temporary())
             .map_err(StoreError::io("create a directory in", &self.temporary()))?;
         let garbage = self.set_garbage_aside(trash.path())?;

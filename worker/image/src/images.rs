@@ -14,7 +14,7 @@ use crate::pull::{Downloads, NoSource, PullError, PullJob, now, pull};
 use crate::reference::Reference;
 use crate::registry::{Registry, RegistryAuth};
 use crate::source::BlobSource;
-use crate::store::{ImageRecord, ResolvedImage, Store, StoreError, StoredBlob, blocking};
+use crate::store::{ImageRecord, Pin, ResolvedImage, Store, StoreError, StoredBlob, blocking};
 use crate::transfer::Timeouts;
 
 /// What is wanted.
@@ -30,6 +30,15 @@ pub struct Wish {
     pub peers: Vec<Arc<dyn BlobSource>>,
     /// Who looks.
     pub progress: Progress,
+}
+
+/// An image that is here, and stays while this exists.
+#[derive(Debug)]
+pub struct Held {
+    /// How to run it.
+    pub image: Arc<ResolvedImage>,
+    /// Keeps it: the container's owner holds this.
+    pub lease: Pin,
 }
 
 /// Why an image could not be made to be here. Cheap to clone.
@@ -95,21 +104,28 @@ impl Images {
         &self.registry
     }
 
-    /// Makes the image be here and tells how to run it. Asks nobody if it is here. The caller holds a
-    /// [`crate::store::Pin`] on the digest for as long as it uses the image.
-    pub async fn ensure(&self, wish: Wish) -> Result<Arc<ResolvedImage>, EnsureError> {
+    /// Makes the image be here and tells how to run it. Asks nobody if it is here. The lease keeps it from being collected
+    /// until it is dropped.
+    pub async fn ensure(&self, wish: Wish) -> Result<Held, EnsureError> {
         let pinned = wish.reference.as_ref().and_then(Reference::digest).copied();
-        let Some(digest) = wish.digest.or(pinned) else {
-            let reference = wish.reference.ok_or(EnsureError::Nothing)?;
-            let record = self.pull(&reference, &wish.auth, wish.progress).await?;
-            return self.resolve(&record.digest).await;
+        let lease = match wish.digest.or(pinned) {
+            Some(digest) => {
+                let lease = self.store.pin(&digest);
+                if self.store.image(&digest).is_none() {
+                    self.fetch(digest, wish).await?;
+                }
+                lease
+            }
+            None => {
+                let reference = wish.reference.ok_or(EnsureError::Nothing)?;
+                self.pull_leased(&reference, &wish.auth, wish.progress).await?
+            }
         };
-        let _pin = self.store.pin(&digest);
+        let digest = *lease.digest();
         self.store.touch(&digest, now());
-        if self.store.image(&digest).is_none() {
-            self.fetch(digest, wish).await?;
-        }
-        self.resolve(&digest).await
+        let store = self.store.clone();
+        let image = blocking::<_, StoreError>(move || store.resolve(&digest)).await?;
+        Ok(Held { image, lease })
     }
 
     /// Pulls by name from the registry, as `image pull` does: the tag's present meaning, and the name is kept.
@@ -119,8 +135,18 @@ impl Images {
         auth: &RegistryAuth,
         progress: Progress,
     ) -> Result<ImageRecord, EnsureError> {
+        let lease = self.pull_leased(reference, auth, progress).await?;
+        Ok(self.store.image(lease.digest()).ok_or(StoreError::NoImage(*lease.digest()))?)
+    }
+
+    async fn pull_leased(
+        &self,
+        reference: &Reference,
+        auth: &RegistryAuth,
+        progress: Progress,
+    ) -> Result<Pin, EnsureError> {
         let resolved = self.registry.resolve(reference, auth).await?;
-        let _pin = self.store.pin(&resolved.digest);
+        let lease = self.store.pin(&resolved.digest);
         let name = reference.without_digest();
         if self.store.image(&resolved.digest).is_none() {
             let (store, document, digest) = (self.store.clone(), resolved.document, resolved.digest);
@@ -131,10 +157,10 @@ impl Images {
         }
         // A name stands for a digest only if it was asked for by name.
         if reference.digest().is_none() {
-            self.store.tag(&resolved.digest, &name).await.map_err(PullError::from)?;
+            self.store.tag(&resolved.digest, &name).await?;
         }
         self.store.touch(&resolved.digest, now());
-        self.store.image(&resolved.digest).ok_or(EnsureError::Pull(StoreError::NoImage(resolved.digest).into()))
+        Ok(lease)
     }
 
     /// Records an image whose blobs are all in the store (archives and imports).
@@ -147,11 +173,6 @@ impl Images {
         let image = names.first().map_or_else(|| digest.to_string(), Reference::familiar);
         let job = self.job(digest, image, names, progress);
         pull(&self.store, &self.downloads, Arc::new(NoSource("the archive")), job).await
-    }
-
-    async fn resolve(&self, digest: &Digest) -> Result<Arc<ResolvedImage>, EnsureError> {
-        let (store, digest) = (self.store.clone(), *digest);
-        blocking(move || Ok(store.resolve(&digest)?)).await
     }
 
     /// Fetches from the first source that delivers, shared with others who want the same.
@@ -177,7 +198,9 @@ impl Images {
         let mut failures: Vec<(String, PullError)> = Vec::new();
         for source in sources {
             let name = source.describe();
-            let job = self.job(digest, image.clone(), Vec::new(), wish.progress.clone());
+            // What the tag means now is not known here: the name it gets says so.
+            let names = wish.reference.iter().map(|name| name.pinned(digest)).collect();
+            let job = self.job(digest, image.clone(), names, wish.progress.clone());
             match pull(&self.store, &self.downloads, source, job).await {
                 Ok(record) => return Ok(record),
                 Err(error) if !error.is_the_sources() => return Err(error.into()),

@@ -4,13 +4,17 @@
 //! serve each other with [`Store::open_blob`]. Mounting layers is the runtime's job. This crate never trusts a byte whose
 //! digest it has not checked, and never lets a name stand for a digest: that is the managers' (DESIGN.md, section 5).
 
+pub mod change;
 pub mod config;
 pub mod digest;
 mod flight;
 pub mod gc;
 mod images;
+pub mod import;
 pub mod layer;
+pub mod load;
 pub mod manifest;
+mod pipe;
 pub mod platform;
 mod progress;
 mod pull;
@@ -23,7 +27,9 @@ mod transfer;
 pub use config::{ImageConfig, RunConfig};
 pub use digest::Digest;
 pub use gc::{Policy, RemoveError, Removed};
-pub use images::{EnsureError, Images, Wish, chain};
+pub use images::{EnsureError, Held, Images, Wish, chain};
+pub use import::ImportOptions;
+pub use load::LoadError;
 pub use platform::Platform;
 pub use progress::{LayerStatus, Progress, ProgressEvent};
 pub use pull::PullError;

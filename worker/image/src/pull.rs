@@ -151,7 +151,7 @@ pub(crate) async fn pull(
         config: config_digest,
         platform: config.platform,
         layers,
-        names: engine.job.names.iter().map(Reference::without_digest).collect(),
+        names: engine.job.names.iter().cloned().collect(),
         created: config.created,
         held_since: now,
         last_used: now,

@@ -146,6 +146,11 @@ impl Reference {
         Self { digest: Some(digest), ..self.clone() }
     }
 
+    /// The same repository without a tag, pinned to `digest`: the name of an image that came by its digest.
+    pub fn pinned(&self, digest: Digest) -> Self {
+        Self { tag: None, digest: Some(digest), ..self.clone() }
+    }
+
     /// The same reference without its digest: the tag, or `latest`.
     pub fn without_digest(&self) -> Self {
         Self { tag: Some(self.tag.clone().unwrap_or_else(|| DEFAULT_TAG.to_owned())), digest: None, ..self.clone() }

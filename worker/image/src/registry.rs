@@ -188,7 +188,10 @@ impl Inner {
                 _ => attempt.error("it redirects too often"),
             }
         });
-        reqwest::Client::builder()
+        let builder = reqwest::Client::builder();
+        // Insecure registries are on loopback or the own network: not behind a proxy of the environment.
+        let builder = if verify { builder } else { builder.no_proxy() };
+        builder
             .user_agent(concat!("skep/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.config.timeouts.connect)
             .read_timeout(self.config.timeouts.idle)

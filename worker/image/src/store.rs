@@ -147,6 +147,13 @@ pub struct Pin {
     digest: Digest,
 }
 
+impl Pin {
+    /// What it keeps.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+}
+
 impl std::fmt::Debug for Pin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Pin({})", self.digest)

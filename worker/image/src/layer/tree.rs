@@ -257,7 +257,7 @@ impl Tree {
             self.last_parent = None;
             return Ok(self.root.as_fd());
         }
-        if !self.last_parent.as_ref().is_some_and(|(last, _)| last == path) {
+        if self.last_parent.as_ref().is_none_or(|(last, _)| last != path) {
             let fd = match open_beneath(self.root.as_fd(), path) {
                 Ok(fd) => fd,
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENOSYS | Errno::EPERM) => {

@@ -29,6 +29,10 @@ impl FromStr for InsecureEntry {
             let most = if address.is_ipv4() { 32 } else { 128 };
             return if length <= most { Ok(Self::Network(address, length)) } else { Err(bad()) };
         }
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        if let Ok(address) = bare.parse::<IpAddr>() {
+            return Ok(Self::Network(address, if address.is_ipv4() { 32 } else { 128 }));
+        }
         // A registry of a reference has the same form.
         let probe = format!("{text}/x");
         match crate::reference::Reference::parse(&probe) {
@@ -93,7 +97,7 @@ mod tests {
     #[test]
     fn entries_match_what_they_say() {
         let list: Vec<InsecureEntry> =
-            ["Registry.example", "other.example:5000", "10.0.0.0/8", "0.0.0.0/32", "fd00::/16", "reg"]
+            ["Registry.example", "other.example:5000", "10.0.0.0/8", "0.0.0.0/32", "fd00::/16", "reg", "[fe80::1]"]
                 .iter()
                 .map(|e| e.parse().unwrap())
                 .collect();
@@ -107,6 +111,7 @@ mod tests {
             "other.example:5000",
             "10.9.9.9:80",
             "[fd00::1]",
+            "[fe80::1]:5000",
             "reg:5000",
         ] {
             assert!(is_insecure(yes, &list), "{yes}");

@@ -126,8 +126,10 @@ impl Session {
             return Ok(response);
         }
         // Nothing was shown yet, or the token has expired.
-        let challenges = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenge = challenges.iter().filter_map(|value| parse_challenge(value.to_str().ok()?)).last();
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
+        let challenge = challenges
+            .filter_map(|value| parse_challenge(value.to_str().ok()?))
+            .max_by_key(|challenge| matches!(challenge, Challenge::Bearer { .. }));
         let Some(authorization) = self.answer(challenge, scheme).await? else { return Ok(response) };
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization.clone());
         self.send_any(&build, Some(authorization)).await.map(|(response, _)| response)

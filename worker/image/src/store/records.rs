@@ -28,7 +28,8 @@ pub struct ImageRecord {
     pub platform: Platform,
     /// Lowest first.
     pub layers: Vec<LayerRecord>,
-    /// What users call it. A name belongs to one image of a store at most.
+    /// What users call it: `app:1`, or `app@sha256:…` if it came by its digest. A name belongs to one image of a store at
+    /// most.
     pub names: BTreeSet<Reference>,
     /// When it was built, RFC 3339, as the builder said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,6 +59,11 @@ impl ImageRecord {
         let documents = [self.digest, self.manifest, self.config];
         let index = usize::from(self.digest == self.manifest);
         documents.into_iter().skip(index).chain(self.layers.iter().map(|layer| layer.blob))
+    }
+
+    /// The names with a tag. An image without any is dangling, as Docker calls it.
+    pub fn tags(&self) -> impl Iterator<Item = &Reference> {
+        self.names.iter().filter(|name| name.tag().is_some())
     }
 
     /// Bytes of the unpacked files: what listings call the size.
@@ -93,8 +99,20 @@ impl Store {
         };
         let outcome = change(&mut records)?;
         self.write_records(&records)?;
-        self.install(records);
+        // Somebody may have begun to use what was to go: it stays.
+        if self.install(&mut records) {
+            self.write_records(&records)?;
+        }
         Ok(outcome)
+    }
+
+    /// Writes the last uses noted since the records were written. Call it now and then, and before the process ends.
+    pub async fn save_uses(&self) -> Result<(), StoreError> {
+        if self.inner.state().used.is_empty() {
+            return Ok(());
+        }
+        let store = self.clone();
+        super::blocking(move || store.update_records(|_| Ok(()))).await
     }
 
     /// Adds an image, or names and a last use to the one held. Names are taken from other images. Blocks.
@@ -119,13 +137,20 @@ impl Store {
         })
     }
 
-    fn install(&self, records: Records) {
+    /// Makes `records` count; puts back what is pinned and would go, and tells whether there was such.
+    fn install(&self, records: &mut Records) -> bool {
         let mut state = self.inner.state();
+        let pinned =
+            |record: &&ImageRecord| !records.contains_key(&record.digest) && state.pins.contains_key(&record.digest);
+        let back: Vec<ImageRecord> = state.records.values().filter(pinned).cloned().collect();
+        let any = !back.is_empty();
+        records.extend(back.into_iter().map(|record| (record.digest, record)));
         state.blobs = records.values().flat_map(ImageRecord::blobs).collect();
         state.resolved.retain(|digest, _| records.contains_key(digest));
         // Uses noted while the file was written stay noted.
         state.used.retain(|digest, used| records.get(digest).is_some_and(|record| record.last_used < *used));
-        state.records = records;
+        state.records = records.clone();
+        any
     }
 
     fn write_records(&self, records: &Records) -> Result<(), StoreError> {
@@ -159,7 +184,7 @@ impl Store {
             }
             records.insert(record.digest, record);
         }
-        self.install(records);
+        self.install(&mut records);
         Ok(())
     }
 
