@@ -7,9 +7,7 @@ use skep_proto::id::{CredentialId, NodeId, RequestId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{NodeDescription, NodeRole, TaskStatus};
 
-use crate::object::{
-    Cluster, Credential, ImageName, Node, NodeStatus, Revision, RevisionKey, Service, Task,
-};
+use crate::object::{Cluster, Credential, ImageName, Node, NodeStatus, Revision, RevisionKey, Service, Task};
 
 /// One change.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,26 +94,17 @@ pub struct Plan {
 impl Change {
     /// Stores an object that must not exist yet.
     pub fn create(op: Op) -> Self {
-        Self {
-            expect: Expect::Absent,
-            op,
-        }
+        Self { expect: Expect::Absent, op }
     }
 
     /// Replaces an object that must still have the version it was read with.
     pub fn update(version: u64, op: Op) -> Self {
-        Self {
-            expect: Expect::Version(version),
-            op,
-        }
+        Self { expect: Expect::Version(version), op }
     }
 
     /// A change without a condition.
     pub fn any(op: Op) -> Self {
-        Self {
-            expect: Expect::Any,
-            op,
-        }
+        Self { expect: Expect::Any, op }
     }
 }
 

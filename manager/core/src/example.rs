@@ -7,9 +7,8 @@ use skep_proto::id::{ClusterId, NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    Availability, ClusterSpec, ContainerSpec, GlobalMode, NodeDescription, NodeRole, NodeSpec,
-    NodeState, Platform, ReplicatedMode, ResourceSpec, Resources, RestartPolicy, ServiceSpec,
-    TaskState, TaskStatus, TaskTemplate,
+    Availability, ClusterSpec, ContainerSpec, GlobalMode, NodeDescription, NodeRole, NodeSpec, NodeState, Platform,
+    ReplicatedMode, ResourceSpec, Resources, RestartPolicy, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
 };
 
 use crate::change::{Op, Plan};
@@ -21,12 +20,7 @@ pub(crate) const START: UnixMs = UnixMs(1_000_000);
 
 /// A ready worker with 4 CPUs and 8 GiB.
 pub(crate) fn node(number: u128) -> NodeBuilder {
-    NodeBuilder {
-        id: NodeId::new(number),
-        labels: BTreeMap::new(),
-        address: String::new(),
-        state: NodeState::Ready,
-    }
+    NodeBuilder { id: NodeId::new(number), labels: BTreeMap::new(), address: String::new(), state: NodeState::Ready }
 }
 
 pub(crate) struct NodeBuilder {
@@ -50,35 +44,16 @@ impl NodeBuilder {
     pub(crate) fn build(self) -> Node {
         let description = NodeDescription {
             hostname: format!("host{}", self.id.value()),
-            platform: Some(Platform {
-                os: "linux".into(),
-                architecture: "amd64".into(),
-                variant: String::new(),
-            }),
-            resources: Some(Resources {
-                nano_cpus: 4_000_000_000,
-                memory_bytes: 8 << 30,
-            }),
+            platform: Some(Platform { os: "linux".into(), architecture: "amd64".into(), variant: String::new() }),
+            resources: Some(Resources { nano_cpus: 4_000_000_000, memory_bytes: 8 << 30 }),
             ..NodeDescription::default()
         };
         Node {
             id: self.id,
-            meta: Meta {
-                version: 1,
-                created_at: START,
-                updated_at: START,
-            },
-            spec: Arc::new(NodeSpec {
-                labels: self.labels,
-                ..NodeSpec::default()
-            }),
+            meta: Meta { version: 1, created_at: START, updated_at: START },
+            spec: Arc::new(NodeSpec { labels: self.labels, ..NodeSpec::default() }),
             description: Some(Arc::new(description)),
-            status: NodeStatus {
-                state: self.state,
-                addr: self.address,
-                since: START,
-                ..NodeStatus::default()
-            },
+            status: NodeStatus { state: self.state, addr: self.address, since: START, ..NodeStatus::default() },
             role: NodeRole::Worker,
             manager: None,
         }
@@ -113,44 +88,15 @@ pub(crate) fn global() -> Mode {
 }
 
 /// Puts service 100 with one container and revision 1, without restart delay, changed by `change`.
-pub(crate) fn with_service(
-    state: &mut State,
-    mode: Mode,
-    change: impl FnOnce(&mut TaskTemplate),
-) -> ServiceId {
+pub(crate) fn with_service(state: &mut State, mode: Mode, change: impl FnOnce(&mut TaskTemplate)) -> ServiceId {
     let id = ServiceId::new(100);
-    let container = ContainerSpec {
-        name: "main".into(),
-        image: "busybox".into(),
-        ..ContainerSpec::default()
-    };
-    let restart = RestartPolicy {
-        delay_ms: -1,
-        ..RestartPolicy::default()
-    };
-    let mut template = TaskTemplate {
-        containers: vec![container],
-        restart: Some(restart),
-        ..TaskTemplate::default()
-    };
+    let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
+    let restart = RestartPolicy { delay_ms: -1, ..RestartPolicy::default() };
+    let mut template = TaskTemplate { containers: vec![container], restart: Some(restart), ..TaskTemplate::default() };
     change(&mut template);
-    let spec = ServiceSpec {
-        name: "web".into(),
-        mode: Some(mode),
-        ..ServiceSpec::default()
-    };
-    let meta = Meta {
-        version: 1,
-        created_at: START,
-        updated_at: START,
-    };
-    let service = Service {
-        id,
-        meta,
-        spec: Arc::new(spec),
-        revision: 1,
-        ports: Vec::new(),
-    };
+    let spec = ServiceSpec { name: "web".into(), mode: Some(mode), ..ServiceSpec::default() };
+    let meta = Meta { version: 1, created_at: START, updated_at: START };
+    let service = Service { id, meta, spec: Arc::new(spec), revision: 1, ports: Vec::new() };
     let revision = Revision {
         key: service.current(),
         template: Arc::new(template),
@@ -168,11 +114,7 @@ pub(crate) fn set_mode(state: &mut State, service: ServiceId, mode: Mode) {
     change_service(state, service, |spec| spec.mode = Some(mode));
 }
 
-pub(crate) fn change_service(
-    state: &mut State,
-    service: ServiceId,
-    change: impl FnOnce(&mut ServiceSpec),
-) {
+pub(crate) fn change_service(state: &mut State, service: ServiceId, change: impl FnOnce(&mut ServiceSpec)) {
     let mut service = Service::clone(state.service(service).expect("the example has it"));
     change(Arc::make_mut(&mut service.spec));
     state.put(service);
@@ -180,24 +122,14 @@ pub(crate) fn change_service(
 
 /// Reserves memory for each task.
 pub(crate) fn reserve_memory(template: &mut TaskTemplate, memory_bytes: i64) {
-    let reservations = Some(Resources {
-        nano_cpus: 0,
-        memory_bytes,
-    });
-    template.containers[0].resources = Some(ResourceSpec {
-        reservations,
-        ..ResourceSpec::default()
-    });
+    let reservations = Some(Resources { nano_cpus: 0, memory_bytes });
+    template.containers[0].resources = Some(ResourceSpec { reservations, ..ResourceSpec::default() });
 }
 
 /// Sets a node's observed state.
 pub(crate) fn set_node(state: &mut State, number: u128, node_state: NodeState, since: UnixMs) {
     let mut node = Node::clone(state.node(NodeId::new(number)).expect("the example has it"));
-    node.status = NodeStatus {
-        state: node_state,
-        since,
-        ..node.status
-    };
+    node.status = NodeStatus { state: node_state, since, ..node.status };
     state.put(node);
 }
 
@@ -212,11 +144,7 @@ pub(crate) fn set_availability(state: &mut State, number: u128, availability: Av
 pub(crate) fn observe(state: &mut State, id: TaskId, task_state: TaskState, at: UnixMs) {
     let mut task = Task::clone(state.task(id).expect("the example has it"));
     task.state = task_state;
-    task.status = Arc::new(TaskStatus {
-        state: task_state.into(),
-        since_ms: at.0,
-        ..TaskStatus::default()
-    });
+    task.status = Arc::new(TaskStatus { state: task_state.into(), since_ms: at.0, ..TaskStatus::default() });
     state.put(task);
 }
 
@@ -228,14 +156,7 @@ pub(crate) fn carry_out(state: &mut State, plan: &Plan, now: UnixMs) {
         match &change.op {
             Op::PutTask(task) => {
                 let created_at = state.task(task.id).map_or(now, |old| old.meta.created_at);
-                state.put(Task {
-                    meta: Meta {
-                        version,
-                        created_at,
-                        updated_at: now,
-                    },
-                    ..task.clone()
-                });
+                state.put(Task { meta: Meta { version, created_at, updated_at: now }, ..task.clone() });
             }
             Op::RemoveTask(id) => {
                 state.remove(&ObjectKey::Task(*id));

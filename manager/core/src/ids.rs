@@ -13,20 +13,14 @@ pub struct Ids {
 impl Ids {
     /// `seed` must be random and used once.
     pub fn new(seed: u128) -> Self {
-        Self {
-            high: (seed >> 64) as u64,
-            low: (seed & u128::from(u64::MAX)) as u64,
-        }
+        Self { high: (seed >> 64) as u64, low: (seed & u128::from(u64::MAX)) as u64 }
     }
 
     /// The next task id.
     pub fn task(&mut self) -> TaskId {
         self.low = self.low.wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.high = self.high.wrapping_add(0xd1b5_4a32_d192_ed03);
-        TaskId::new(
-            u128::from(mix(self.high)) << 64
-                | u128::from(mix(self.low ^ self.high.rotate_left(32))),
-        )
+        TaskId::new(u128::from(mix(self.high)) << 64 | u128::from(mix(self.low ^ self.high.rotate_left(32))))
     }
 }
 

@@ -24,18 +24,13 @@ use crate::store::State;
 pub fn plan(state: &State, service: ServiceId, now: UnixMs, ids: &mut Ids) -> Plan {
     let mut plan = Plan::default();
     let Some(service) = state.service(service) else {
-        for task in state
-            .tasks_of_service(service)
-            .filter(|task| task.wanted != WantedState::Remove)
-        {
+        for task in state.tasks_of_service(service).filter(|task| task.wanted != WantedState::Remove) {
             plan.push(vec![make::want(task, WantedState::Remove)]);
         }
         return plan;
     };
     match &service.spec.mode {
-        Some(Mode::Replicated(mode)) => {
-            replicated::plan(state, service, mode.replicas, now, ids, &mut plan)
-        }
+        Some(Mode::Replicated(mode)) => replicated::plan(state, service, mode.replicas, now, ids, &mut plan),
         Some(Mode::Global(_)) => global::plan(state, service, now, ids, &mut plan),
         // The API refuses a spec without a mode; a newer manager's mode is left to it.
         None => {}

@@ -80,6 +80,11 @@ pub fn transaction_to_wire(transaction: &Transaction) -> v1::Transaction {
     }
 }
 
+/// Bytes of a transaction in an entry.
+pub fn transaction_size(transaction: &Transaction) -> usize {
+    transaction_to_wire(transaction).encoded_len()
+}
+
 fn transaction_from_wire(wire: v1::Transaction) -> Result<Transaction, DecodeError> {
     Ok(Transaction {
         request: RequestId::from_wire_opt(&wire.request_id).map_err(bad_id("transaction", "request_id"))?,

@@ -76,21 +76,27 @@ pub fn read_snapshot(from: &mut dyn Read) -> Result<State, SnapshotError> {
     Ok(state)
 }
 
-/// SHA-256 of the state's snapshot: equal for equal states, on every manager.
-pub fn digest(state: &State) -> [u8; 32] {
-    struct Hashing(Sha256);
-    impl Write for Hashing {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.update(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+impl State {
+    /// SHA-256 of the snapshot: equal for equal states, on every manager. O(n).
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hashing = Hashing(Sha256::new());
+        write_snapshot(self, &mut hashing).expect("hashing does no I/O that could fail");
+        hashing.0.finalize().into()
     }
-    let mut hashing = Hashing(Sha256::new());
-    write_snapshot(state, &mut hashing).expect("hashing does no I/O that could fail");
-    hashing.0.finalize().into()
+}
+
+/// Hashes what is written to it.
+struct Hashing(Sha256);
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn object_to_record(object: &Object) -> Record {

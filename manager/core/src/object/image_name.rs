@@ -32,9 +32,6 @@ pub struct Credential {
 impl fmt::Debug for Credential {
     /// Without the secret part.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credential")
-            .field("id", &self.id)
-            .field("registry", &self.registry)
-            .finish_non_exhaustive()
+        f.debug_struct("Credential").field("id", &self.id).field("registry", &self.registry).finish_non_exhaustive()
     }
 }

@@ -47,9 +47,7 @@ pub struct ManagerStatus {
 impl Node {
     /// Reported hostname; empty before it first registered.
     pub fn hostname(&self) -> &str {
-        self.description
-            .as_ref()
-            .map_or("", |description| &description.hostname)
+        self.description.as_ref().map_or("", |description| &description.hostname)
     }
 
     /// Whether new tasks may go to it.

@@ -42,9 +42,6 @@ pub struct Revision {
 impl Service {
     /// Key of the current revision.
     pub fn current(&self) -> RevisionKey {
-        RevisionKey {
-            service: self.id,
-            number: self.revision,
-        }
+        RevisionKey { service: self.id, number: self.revision }
     }
 }

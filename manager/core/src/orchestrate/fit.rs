@@ -32,22 +32,15 @@ pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) 
         Availability::Drain => return Stay::No,
         Availability::Active | Availability::Pause => {}
     }
-    let fits = state
-        .revision(task.revision)
-        .is_none_or(|revision| Needs::new(revision, &[]).check_place(node).is_ok());
+    let fits = state.revision(task.revision).is_none_or(|revision| Needs::new(revision, &[]).check_place(node).is_ok());
     if !fits {
         return Stay::No;
     }
     match node.status.state {
         NodeState::Down => {
-            let delay =
-                Duration::from_millis(service.spec.failover_delay_ms.try_into().unwrap_or(0));
+            let delay = Duration::from_millis(service.spec.failover_delay_ms.try_into().unwrap_or(0));
             let until = node.status.since.plus(delay);
-            if now >= until {
-                Stay::No
-            } else {
-                Stay::Until(until)
-            }
+            if now >= until { Stay::No } else { Stay::Until(until) }
         }
         // Unknown: a new leader has not heard it yet, and must not act on silence it did not observe itself.
         NodeState::Ready | NodeState::Disconnected | NodeState::Unknown => Stay::Yes,

@@ -38,27 +38,15 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
     }
     for (node_id, tasks) in &live {
         match state.node(*node_id) {
-            None => plan.push(
-                tasks
-                    .iter()
-                    .map(|task| make::want(task, WantedState::Remove))
-                    .collect(),
-            ),
+            None => plan.push(tasks.iter().map(|task| make::want(task, WantedState::Remove)).collect()),
             Some(node) if node.status.state == NodeState::Down => {}
-            Some(_) => {
-                replicated::tend(state, service, Slot::Node(*node_id), tasks, now, ids, plan)
-            }
+            Some(_) => replicated::tend(state, service, Slot::Node(*node_id), tasks, now, ids, plan),
         }
     }
     for node in state.nodes() {
         let free = !live.contains_key(&node.id) && !held.contains_key(&node.id);
         if free && takes(node, &needs) {
-            plan.push(vec![make::create(make::new_task(
-                service,
-                ids.task(),
-                Slot::Node(node.id),
-                now,
-            ))]);
+            plan.push(vec![make::create(make::new_task(service, ids.task(), Slot::Node(node.id), now))]);
         }
     }
 }
@@ -70,8 +58,5 @@ fn takes(node: &Node, needs: &Needs<'_>) -> bool {
 
 /// Whether the task's end was judged by the restart policy (and held), rather than asked for.
 fn ended_by_itself(state: TaskState) -> bool {
-    matches!(
-        state,
-        TaskState::Complete | TaskState::Failed | TaskState::Rejected
-    )
+    matches!(state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }

@@ -11,11 +11,7 @@ use crate::object::{Meta, Service, Slot, Task};
 
 /// A new task of the service's current revision. Nothing needs allocating, so it starts as pending.
 pub(super) fn new_task(service: &Service, id: TaskId, slot: Slot, now: UnixMs) -> Task {
-    let status = TaskStatus {
-        state: TaskState::Pending.into(),
-        since_ms: now.0,
-        ..TaskStatus::default()
-    };
+    let status = TaskStatus { state: TaskState::Pending.into(), since_ms: now.0, ..TaskStatus::default() };
     Task {
         id,
         meta: Meta::default(),
@@ -28,12 +24,7 @@ pub(super) fn new_task(service: &Service, id: TaskId, slot: Slot, now: UnixMs) -
         wanted: WantedState::Running,
         state: TaskState::Pending,
         status: Arc::new(status),
-        ports: service
-            .ports
-            .iter()
-            .filter(|port| port.mode() == PublishMode::Host)
-            .copied()
-            .collect(),
+        ports: service.ports.iter().filter(|port| port.mode() == PublishMode::Host).copied().collect(),
         start_at: None,
         replaces: None,
         policy_restart: false,
@@ -47,10 +38,6 @@ pub(super) fn create(task: Task) -> Change {
 
 /// Changes what is wanted of a task.
 pub(super) fn want(task: &Arc<Task>, wanted: WantedState) -> Change {
-    let changed = Task {
-        wanted,
-        start_at: None,
-        ..Task::clone(task)
-    };
+    let changed = Task { wanted, start_at: None, ..Task::clone(task) };
     Change::update(task.meta.version, Op::PutTask(changed))
 }

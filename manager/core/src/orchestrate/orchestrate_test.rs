@@ -7,14 +7,12 @@ use std::time::Duration;
 use proptest::prelude::*;
 use skep_proto::id::{NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
-use skep_proto::v1::{
-    Availability, NodeState, RestartCondition, RestartPolicy, TaskState, WantedState,
-};
+use skep_proto::v1::{Availability, NodeState, RestartCondition, RestartPolicy, TaskState, WantedState};
 
 use super::{due, plan, reap};
 use crate::example::{
-    START, carry_out, change_service, global, node, observe, replicated, set_availability,
-    set_mode, set_node, swarm, with_service,
+    START, carry_out, change_service, global, node, observe, replicated, set_availability, set_mode, set_node, swarm,
+    with_service,
 };
 use crate::ids::Ids;
 use crate::object::{Slot, Task};
@@ -31,12 +29,7 @@ struct World {
 
 impl World {
     fn new(state: State, service: ServiceId) -> Self {
-        let mut world = Self {
-            state,
-            service,
-            now: START,
-            seed: 1,
-        };
+        let mut world = Self { state, service, now: START, seed: 1 };
         world.settle();
         world
     }
@@ -97,18 +90,11 @@ impl World {
     }
 
     fn live(&self) -> Vec<Task> {
-        self.state
-            .tasks()
-            .filter(|task| task.wanted.wants_to_run())
-            .map(|task| Task::clone(task))
-            .collect()
+        self.state.tasks().filter(|task| task.wanted.wants_to_run()).map(|task| Task::clone(task)).collect()
     }
 
     fn running(&self) -> usize {
-        self.state
-            .tasks()
-            .filter(|task| task.state == TaskState::Running && task.wanted.wants_to_run())
-            .count()
+        self.state.tasks().filter(|task| task.state == TaskState::Running && task.wanted.wants_to_run()).count()
     }
 
     fn slots(&self) -> BTreeSet<Slot> {
@@ -147,10 +133,7 @@ fn scaling_follows_and_slots_are_reused() {
     assert_eq!(world.state.task_count(), 0);
     set_mode(&mut world.state, world.service, replicated(2));
     world.run();
-    assert_eq!(
-        world.slots(),
-        BTreeSet::from([Slot::Replica(1), Slot::Replica(2)])
-    );
+    assert_eq!(world.slots(), BTreeSet::from([Slot::Replica(1), Slot::Replica(2)]));
 }
 
 #[test]
@@ -161,18 +144,11 @@ fn scaling_down_takes_idle_slots_first_then_from_the_fullest_node() {
     observe(&mut world.state, idle.id, TaskState::Starting, world.now);
     set_mode(&mut world.state, world.service, replicated(4));
     world.settle();
-    assert!(
-        !world.slots().contains(&idle.slot),
-        "the slot that does not run goes first"
-    );
+    assert!(!world.slots().contains(&idle.slot), "the slot that does not run goes first");
     set_mode(&mut world.state, world.service, replicated(2));
     world.run();
     for number in 1..=2 {
-        let left = world
-            .live()
-            .iter()
-            .filter(|task| task.node == Some(NodeId::new(number)))
-            .count();
+        let left = world.live().iter().filter(|task| task.node == Some(NodeId::new(number))).count();
         assert_eq!(left, 1, "one stays on each node");
     }
 }
@@ -180,27 +156,16 @@ fn scaling_down_takes_idle_slots_first_then_from_the_fullest_node() {
 #[test]
 fn a_failed_task_is_replaced_after_the_delay_in_its_slot() {
     let mut state = swarm(1);
-    let policy = RestartPolicy {
-        delay_ms: 5000,
-        ..RestartPolicy::default()
-    };
-    let service = with_service(&mut state, replicated(1), |template| {
-        template.restart = Some(policy)
-    });
+    let policy = RestartPolicy { delay_ms: 5000, ..RestartPolicy::default() };
+    let service = with_service(&mut state, replicated(1), |template| template.restart = Some(policy));
     let mut world = World::new(state, service);
     world.run();
     let failed = world.live()[0].clone();
     observe(&mut world.state, failed.id, TaskState::Failed, world.now);
     world.run();
     let next = world.live()[0].clone();
-    assert_eq!(
-        (next.slot, next.replaces, next.wanted),
-        (failed.slot, Some(failed.id), WantedState::Ready)
-    );
-    assert_eq!(
-        due(&world.state, world.now).wake_at,
-        Some(world.now.plus(Duration::from_secs(5)))
-    );
+    assert_eq!((next.slot, next.replaces, next.wanted), (failed.slot, Some(failed.id), WantedState::Ready));
+    assert_eq!(due(&world.state, world.now).wake_at, Some(world.now.plus(Duration::from_secs(5))));
     world.now = world.now.plus(Duration::from_secs(5));
     world.run();
     assert_eq!(world.running(), 1);
@@ -217,24 +182,14 @@ fn conditions_and_attempts_are_honoured() {
     ];
     for (condition, end, replaced) in cases {
         let mut state = swarm(1);
-        let policy = RestartPolicy {
-            condition: condition.into(),
-            delay_ms: -1,
-            ..RestartPolicy::default()
-        };
-        let service = with_service(&mut state, replicated(1), |template| {
-            template.restart = Some(policy)
-        });
+        let policy = RestartPolicy { condition: condition.into(), delay_ms: -1, ..RestartPolicy::default() };
+        let service = with_service(&mut state, replicated(1), |template| template.restart = Some(policy));
         let mut world = World::new(state, service);
         world.run();
         let id = world.live()[0].id;
         observe(&mut world.state, id, end, world.now);
         world.run();
-        assert_eq!(
-            world.running(),
-            usize::from(replaced),
-            "{condition:?} after {end:?}"
-        );
+        assert_eq!(world.running(), usize::from(replaced), "{condition:?} after {end:?}");
         world.run();
         assert_eq!(world.running(), usize::from(replaced), "and it stays so");
     }
@@ -243,15 +198,8 @@ fn conditions_and_attempts_are_honoured() {
 #[test]
 fn attempts_run_out_within_the_window_only() {
     let mut state = swarm(1);
-    let policy = RestartPolicy {
-        max_attempts: 2,
-        window_ms: 60_000,
-        delay_ms: -1,
-        ..RestartPolicy::default()
-    };
-    let service = with_service(&mut state, replicated(1), |template| {
-        template.restart = Some(policy)
-    });
+    let policy = RestartPolicy { max_attempts: 2, window_ms: 60_000, delay_ms: -1, ..RestartPolicy::default() };
+    let service = with_service(&mut state, replicated(1), |template| template.restart = Some(policy));
     let mut world = World::new(state, service);
     let fail = |world: &mut World, after: u64| {
         world.now = world.now.plus(Duration::from_secs(after));
@@ -264,10 +212,7 @@ fn attempts_run_out_within_the_window_only() {
         world.running() == 1
     };
     assert!(fail(&mut world, 1));
-    assert!(
-        fail(&mut world, 100),
-        "the first attempt is out of the window"
-    );
+    assert!(fail(&mut world, 100), "the first attempt is out of the window");
     assert!(fail(&mut world, 1));
     assert!(!fail(&mut world, 1), "two attempts within a minute are all");
 }
@@ -279,49 +224,25 @@ fn a_lost_node_s_tasks_run_elsewhere_and_stop_when_it_returns() {
     set_node(&mut world.state, 1, NodeState::Down, world.now);
     world.run();
     assert_eq!(world.live().len(), 4);
-    assert!(
-        world
-            .live()
-            .iter()
-            .all(|task| task.node == Some(NodeId::new(2)))
-    );
-    let left = world
-        .state
-        .tasks_on_node(NodeId::new(1))
-        .filter(|task| !task.state.is_terminal())
-        .count();
+    assert!(world.live().iter().all(|task| task.node == Some(NodeId::new(2))));
+    let left = world.state.tasks_on_node(NodeId::new(1)).filter(|task| !task.state.is_terminal()).count();
     assert_eq!(left, 2, "nobody knows yet whether they stopped");
     set_node(&mut world.state, 1, NodeState::Ready, world.now);
     world.run();
-    assert!(
-        world
-            .state
-            .tasks_on_node(NodeId::new(1))
-            .all(|task| task.state.is_terminal())
-    );
+    assert!(world.state.tasks_on_node(NodeId::new(1)).all(|task| task.state.is_terminal()));
 }
 
 #[test]
 fn failover_delay_holds_the_tasks_of_a_lost_node_back() {
     let mut world = web(2, 2);
-    change_service(&mut world.state, world.service, |spec| {
-        spec.failover_delay_ms = 30_000
-    });
+    change_service(&mut world.state, world.service, |spec| spec.failover_delay_ms = 30_000);
     world.run();
     set_node(&mut world.state, 1, NodeState::Down, world.now);
     let until = world.now.plus(Duration::from_secs(30));
-    assert_eq!(
-        plan(&world.state, world.service, world.now, &mut Ids::new(9)).wake_at,
-        Some(until)
-    );
+    assert_eq!(plan(&world.state, world.service, world.now, &mut Ids::new(9)).wake_at, Some(until));
     world.now = until;
     world.run();
-    assert!(
-        world
-            .live()
-            .iter()
-            .all(|task| task.node == Some(NodeId::new(2)))
-    );
+    assert!(world.live().iter().all(|task| task.node == Some(NodeId::new(2))));
 }
 
 #[test]
@@ -330,12 +251,7 @@ fn drained_and_relabelled_nodes_lose_their_tasks() {
     world.run();
     set_availability(&mut world.state, 1, Availability::Drain);
     world.run();
-    assert!(
-        world
-            .live()
-            .iter()
-            .all(|task| task.node == Some(NodeId::new(2)))
-    );
+    assert!(world.live().iter().all(|task| task.node == Some(NodeId::new(2))));
     assert_eq!(world.running(), 4);
 
     let mut state = swarm(1);
@@ -349,20 +265,11 @@ fn drained_and_relabelled_nodes_lose_their_tasks() {
     });
     let mut world = World::new(state, service);
     world.run();
-    assert!(
-        world
-            .live()
-            .iter()
-            .all(|task| task.node == Some(NodeId::new(2)))
-    );
+    assert!(world.live().iter().all(|task| task.node == Some(NodeId::new(2))));
     world.state.put(node(2).label("disk", "hdd").build());
     world.run();
     assert_eq!(world.running(), 0);
-    assert!(world.live().iter().all(|task| {
-        task.status
-            .error
-            .contains("constraint node.labels.disk==ssd")
-    }));
+    assert!(world.live().iter().all(|task| { task.status.error.contains("constraint node.labels.disk==ssd") }));
 }
 
 #[test]
@@ -377,11 +284,7 @@ fn global_services_follow_the_nodes() {
     set_node(&mut world.state, 2, NodeState::Down, world.now);
     world.run();
     let places: BTreeSet<_> = world.live().iter().filter_map(|task| task.node).collect();
-    assert_eq!(
-        places,
-        BTreeSet::from([2, 3, 4].map(NodeId::new)),
-        "a drained node is left, a silent one is not"
-    );
+    assert_eq!(places, BTreeSet::from([2, 3, 4].map(NodeId::new)), "a drained node is left, a silent one is not");
     world.state.remove(&ObjectKey::Node(NodeId::new(2)));
     world.run();
     assert_eq!(world.live().len(), 2);
@@ -406,11 +309,7 @@ fn history_is_kept_to_the_limit_and_lost_tasks_are_given_up_after_a_day() {
         observe(&mut world.state, id, TaskState::Failed, world.now);
     }
     world.run();
-    assert_eq!(
-        world.state.task_count(),
-        6,
-        "one that runs and five of history"
-    );
+    assert_eq!(world.state.task_count(), 6, "one that runs and five of history");
 
     let mut world = web(2, 1);
     world.run();
@@ -421,10 +320,7 @@ fn history_is_kept_to_the_limit_and_lost_tasks_are_given_up_after_a_day() {
     assert_eq!(world.state.task(lost.id).unwrap().state, TaskState::Running);
     world.now = world.now.plus(Duration::from_secs(24 * 3600));
     world.run();
-    assert_eq!(
-        world.state.task(lost.id).unwrap().state,
-        TaskState::Orphaned
-    );
+    assert_eq!(world.state.task(lost.id).unwrap().state, TaskState::Orphaned);
 }
 
 /// Something that happens to the world.
@@ -441,21 +337,9 @@ enum Happening {
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
-    let end = prop_oneof![
-        Just(TaskState::Failed),
-        Just(TaskState::Complete),
-        Just(TaskState::Rejected)
-    ];
-    let node_state = prop_oneof![
-        Just(NodeState::Down),
-        Just(NodeState::Ready),
-        Just(NodeState::Unknown)
-    ];
-    let availability = prop_oneof![
-        Just(Availability::Active),
-        Just(Availability::Pause),
-        Just(Availability::Drain)
-    ];
+    let end = prop_oneof![Just(TaskState::Failed), Just(TaskState::Complete), Just(TaskState::Rejected)];
+    let node_state = prop_oneof![Just(NodeState::Down), Just(NodeState::Ready), Just(NodeState::Unknown)];
+    let availability = prop_oneof![Just(Availability::Active), Just(Availability::Pause), Just(Availability::Drain)];
     prop_oneof![
         2 => (0u64..12).prop_map(Happening::Scale),
         4 => (0usize..20, end).prop_map(|(index, state)| Happening::End(index, state)),
@@ -471,16 +355,10 @@ fn happening() -> impl Strategy<Value = Happening> {
 fn happen(world: &mut World, happening: &Happening) {
     let known = |world: &World, number: u128| world.state.node(NodeId::new(number)).is_some();
     match happening {
-        Happening::Scale(replicas) => {
-            set_mode(&mut world.state, world.service, replicated(*replicas))
-        }
+        Happening::Scale(replicas) => set_mode(&mut world.state, world.service, replicated(*replicas)),
         Happening::End(index, state) => {
-            let running: Vec<TaskId> = world
-                .state
-                .tasks()
-                .filter(|task| task.occupies_node())
-                .map(|task| task.id)
-                .collect();
+            let running: Vec<TaskId> =
+                world.state.tasks().filter(|task| task.occupies_node()).map(|task| task.id).collect();
             if let Some(id) = running.get(*index) {
                 observe(&mut world.state, *id, *state, world.now);
             }
@@ -506,18 +384,9 @@ fn happen(world: &mut World, happening: &Happening) {
 /// At most one task that is to run in each slot, and never more of them than wanted.
 fn assert_slots(world: &World, replicas: Option<u64>) -> Result<(), TestCaseError> {
     let live = world.live();
-    prop_assert_eq!(
-        world.slots().len(),
-        live.len(),
-        "a slot has two tasks that are to run"
-    );
+    prop_assert_eq!(world.slots().len(), live.len(), "a slot has two tasks that are to run");
     if let Some(replicas) = replicas {
-        prop_assert!(
-            live.len() as u64 <= replicas,
-            "{} tasks for {} replicas",
-            live.len(),
-            replicas
-        );
+        prop_assert!(live.len() as u64 <= replicas, "{} tasks for {} replicas", live.len(), replicas);
     }
     Ok(())
 }

@@ -63,21 +63,13 @@ fn fate(state: &State, task: &Task, now: UnixMs) -> Fate {
     }
     if stopped {
         // Shut down before a node was chosen: there is no history to tell.
-        return if task.state.is_terminal() {
-            Fate::History
-        } else {
-            Fate::Delete
-        };
+        return if task.state.is_terminal() { Fate::History } else { Fate::Delete };
     }
     match task.node.and_then(|node| state.node(node)) {
         None => Fate::Orphan,
         Some(node) if node.status.state == NodeState::Down => {
             let until = node.status.since.plus(ORPHAN_AFTER);
-            if now >= until {
-                Fate::Orphan
-            } else {
-                Fate::Wait(until)
-            }
+            if now >= until { Fate::Orphan } else { Fate::Wait(until) }
         }
         Some(_) => Fate::Keep,
     }
@@ -85,9 +77,7 @@ fn fate(state: &State, task: &Task, now: UnixMs) -> Fate {
 
 /// Ended tasks that a slot keeps: the cluster's limit, and at least what the restart policy has to count.
 fn kept_per_slot(state: &State, service: ServiceId) -> usize {
-    let limit = state
-        .cluster()
-        .map_or(0, |cluster| cluster.spec.task_history_limit);
+    let limit = state.cluster().map_or(0, |cluster| cluster.spec.task_history_limit);
     let limit = match limit {
         0 => DEFAULT_TASK_HISTORY,
         limit => limit.max(0),
@@ -97,13 +87,7 @@ fn kept_per_slot(state: &State, service: ServiceId) -> usize {
         .and_then(|service| state.revision(service.current()))
         .and_then(|revision| revision.template.restart)
         .map_or(0, |policy| policy.max_attempts);
-    let attempts = if attempts == 0 {
-        0
-    } else {
-        usize::try_from(attempts)
-            .unwrap_or(usize::MAX)
-            .saturating_add(1)
-    };
+    let attempts = if attempts == 0 { 0 } else { usize::try_from(attempts).unwrap_or(usize::MAX).saturating_add(1) };
     usize::try_from(limit).unwrap_or(0).max(attempts)
 }
 
@@ -116,21 +100,10 @@ fn reap_revisions(state: &State, service: ServiceId, plan: &mut Plan) {
             }
         }
     }
-    let limit = state
-        .cluster()
-        .map_or(0, |cluster| cluster.spec.revision_history_limit);
-    let keep = usize::try_from(if limit == 0 {
-        DEFAULT_REVISION_HISTORY
-    } else {
-        limit
-    })
-    .unwrap_or(0);
+    let limit = state.cluster().map_or(0, |cluster| cluster.spec.revision_history_limit);
+    let keep = usize::try_from(if limit == 0 { DEFAULT_REVISION_HISTORY } else { limit }).unwrap_or(0);
     let revisions: Vec<_> = state.revisions_of(service).collect();
-    let beyond = if gone {
-        revisions.len()
-    } else {
-        revisions.len().saturating_sub(keep.max(1))
-    };
+    let beyond = if gone { revisions.len() } else { revisions.len().saturating_sub(keep.max(1)) };
     let current = state.service(service).map(|service| service.revision);
     // Oldest first.
     for revision in &revisions[..beyond] {
@@ -152,10 +125,6 @@ fn orphan(task: &Arc<Task>, now: UnixMs) -> Change {
         error: "its node was gone for a day: nobody knows how it ended".to_owned(),
         ..TaskStatus::clone(&task.status)
     };
-    let orphaned = Task {
-        state: TaskState::Orphaned,
-        status: Arc::new(status),
-        ..Task::clone(task)
-    };
+    let orphaned = Task { state: TaskState::Orphaned, status: Arc::new(status), ..Task::clone(task) };
     Change::update(task.meta.version, Op::PutTask(orphaned))
 }

@@ -25,14 +25,7 @@ struct SlotTasks<'a> {
 }
 
 /// Brings the number of filled slots to `replicas`, replaces what ended or cannot stay.
-pub(super) fn plan(
-    state: &State,
-    service: &Service,
-    replicas: u64,
-    now: UnixMs,
-    ids: &mut Ids,
-    plan: &mut Plan,
-) {
+pub(super) fn plan(state: &State, service: &Service, replicas: u64, now: UnixMs, ids: &mut Ids, plan: &mut Plan) {
     let mut slots: BTreeMap<u64, SlotTasks<'_>> = BTreeMap::new();
     for task in state.tasks_of_service(service.id) {
         let Slot::Replica(number) = task.slot else {
@@ -45,48 +38,22 @@ pub(super) fn plan(
         }
     }
     // A slot whose last task belongs to an older revision and ended is not held by it.
-    slots.retain(|_, slot| {
-        !slot.live.is_empty()
-            || slot
-                .stopped
-                .iter()
-                .any(|task| task.revision == service.current())
-    });
+    slots.retain(|_, slot| !slot.live.is_empty() || slot.stopped.iter().any(|task| task.revision == service.current()));
     let surplus = slots.len() as u64 - replicas.min(slots.len() as u64);
-    let removed = if surplus > 0 {
-        surplus_slots(&slots, surplus)
-    } else {
-        Vec::new()
-    };
+    let removed = if surplus > 0 { surplus_slots(&slots, surplus) } else { Vec::new() };
     for number in &removed {
         if let Some(slot) = slots.remove(number) {
             let all = slot.live.iter().chain(&slot.stopped);
-            plan.push(
-                all.map(|task| make::want(task, WantedState::Remove))
-                    .collect(),
-            );
+            plan.push(all.map(|task| make::want(task, WantedState::Remove)).collect());
         }
     }
     for (number, slot) in &slots {
-        tend(
-            state,
-            service,
-            Slot::Replica(*number),
-            &slot.live,
-            now,
-            ids,
-            plan,
-        );
+        tend(state, service, Slot::Replica(*number), &slot.live, now, ids, plan);
     }
     let missing = replicas.saturating_sub(slots.len() as u64);
     let free = (1..).filter(|number| !slots.contains_key(number) && !removed.contains(number));
     for number in free.take(usize::try_from(missing).unwrap_or(usize::MAX)) {
-        plan.push(vec![make::create(make::new_task(
-            service,
-            ids.task(),
-            Slot::Replica(number),
-            now,
-        ))]);
+        plan.push(vec![make::create(make::new_task(service, ids.task(), Slot::Replica(number), now))]);
     }
 }
 
@@ -96,11 +63,7 @@ fn surplus_slots(slots: &BTreeMap<u64, SlotTasks<'_>>, surplus: u64) -> Vec<u64>
     let mut idle = Vec::new();
     let mut by_node: BTreeMap<Option<NodeId>, Vec<u64>> = BTreeMap::new();
     for (number, slot) in slots {
-        match slot
-            .live
-            .iter()
-            .find(|task| task.state == TaskState::Running)
-        {
+        match slot.live.iter().find(|task| task.state == TaskState::Running) {
             Some(task) => by_node.entry(task.node).or_default().push(*number),
             None => idle.push(*number),
         }
@@ -108,10 +71,8 @@ fn surplus_slots(slots: &BTreeMap<u64, SlotTasks<'_>>, surplus: u64) -> Vec<u64>
     let surplus = usize::try_from(surplus).unwrap_or(usize::MAX);
     let mut chosen: Vec<u64> = idle.into_iter().rev().take(surplus).collect();
     // (tasks left on the node, its highest slot), largest first.
-    let mut heap: std::collections::BinaryHeap<(usize, u64, Reverse<Option<NodeId>>)> = by_node
-        .iter()
-        .filter_map(|(node, slots)| Some((slots.len(), *slots.last()?, Reverse(*node))))
-        .collect();
+    let mut heap: std::collections::BinaryHeap<(usize, u64, Reverse<Option<NodeId>>)> =
+        by_node.iter().filter_map(|(node, slots)| Some((slots.len(), *slots.last()?, Reverse(*node)))).collect();
     while chosen.len() < surplus {
         let Some((_, number, Reverse(node))) = heap.pop() else {
             break;
@@ -139,28 +100,18 @@ pub(super) fn tend(
     plan: &mut Plan,
 ) {
     // More than one is left behind only by a bug or an older build: the furthest along stays.
-    let Some(keep) = live
-        .iter()
-        .max_by_key(|task| (!task.state.is_terminal(), task.state, Reverse(task.id)))
-    else {
+    let Some(keep) = live.iter().max_by_key(|task| (!task.state.is_terminal(), task.state, Reverse(task.id))) else {
         return;
     };
-    let mut changes: Vec<Change> = live
-        .iter()
-        .filter(|task| task.id != keep.id)
-        .map(|task| make::want(task, WantedState::Shutdown))
-        .collect();
+    let mut changes: Vec<Change> =
+        live.iter().filter(|task| task.id != keep.id).map(|task| make::want(task, WantedState::Shutdown)).collect();
     let replacement = if keep.state.is_terminal() {
         changes.push(make::want(keep, WantedState::Shutdown));
         match restart::judge(state, service, keep, now) {
             Verdict::Hold => None,
             Verdict::Replace(start_at) => Some(Task {
                 start_at,
-                wanted: if start_at.is_some() {
-                    WantedState::Ready
-                } else {
-                    WantedState::Running
-                },
+                wanted: if start_at.is_some() { WantedState::Ready } else { WantedState::Running },
                 policy_restart: true,
                 ..make::new_task(service, ids.task(), slot, now)
             }),
@@ -183,10 +134,7 @@ pub(super) fn tend(
         }
     };
     if let Some(task) = replacement {
-        changes.push(make::create(Task {
-            replaces: Some(keep.id),
-            ..task
-        }));
+        changes.push(make::create(Task { replaces: Some(keep.id), ..task }));
     }
     plan.push(changes);
 }

@@ -25,9 +25,7 @@ pub(super) enum Verdict {
 pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) -> Verdict {
     // The policy of the revision that the slot's next task will have.
     let revision = state.revision(service.current());
-    let policy = revision
-        .and_then(|revision| revision.template.restart)
-        .unwrap_or_default();
+    let policy = revision.and_then(|revision| revision.template.restart).unwrap_or_default();
     let wants_another = match (policy.condition(), task.state) {
         (_, TaskState::Orphaned) => true,
         (RestartCondition::Any, _) => true,
@@ -52,26 +50,15 @@ pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) 
 
 /// Whether the slot had all the attempts that its policy allows. Counted from the slot's kept tasks; the reaper keeps
 /// enough of them.
-fn exhausted(
-    state: &State,
-    task: &Task,
-    policy: &skep_proto::v1::RestartPolicy,
-    now: UnixMs,
-) -> bool {
+fn exhausted(state: &State, task: &Task, policy: &skep_proto::v1::RestartPolicy, now: UnixMs) -> bool {
     if policy.max_attempts == 0 {
         return false;
     }
     let window = Duration::from_millis(u64::try_from(policy.window_ms).unwrap_or(0));
-    let from = if window.is_zero() {
-        UnixMs(i64::MIN)
-    } else {
-        now.minus(window)
-    };
+    let from = if window.is_zero() { UnixMs(i64::MIN) } else { now.minus(window) };
     let attempts = state
         .tasks_in_slot(task.service(), task.slot)
-        .filter(|other| {
-            other.policy_restart && other.revision == task.revision && other.meta.created_at >= from
-        })
+        .filter(|other| other.policy_restart && other.revision == task.revision && other.meta.created_at >= from)
         .count();
     attempts as u64 >= policy.max_attempts
 }
@@ -83,15 +70,8 @@ pub fn due(state: &State, now: UnixMs) -> Plan {
         // Without a time it waits for its updater.
         match task.start_at {
             Some(at) if at <= now => {
-                let started = Task {
-                    wanted: WantedState::Running,
-                    start_at: None,
-                    ..Task::clone(task)
-                };
-                plan.push(vec![Change::update(
-                    task.meta.version,
-                    Op::PutTask(started),
-                )]);
+                let started = Task { wanted: WantedState::Running, start_at: None, ..Task::clone(task) };
+                plan.push(vec![Change::update(task.meta.version, Op::PutTask(started))]);
             }
             Some(at) => plan.wake_by(at),
             None => {}

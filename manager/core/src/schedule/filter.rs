@@ -38,10 +38,7 @@ impl fmt::Display for Reason {
                 write!(
                     f,
                     "host port {port}/{} is taken",
-                    protocol
-                        .as_str_name()
-                        .trim_start_matches("PROTOCOL_")
-                        .to_lowercase()
+                    protocol.as_str_name().trim_start_matches("PROTOCOL_").to_lowercase()
                 )
             }
             Self::MaxPerNode(max) => write!(f, "already has the most replicas per node ({max})"),
@@ -61,13 +58,7 @@ impl Refusals {
 
     /// For the task's status.
     pub fn to_wire(&self) -> Vec<Refusal> {
-        self.0
-            .iter()
-            .map(|(reason, nodes)| Refusal {
-                reason: reason.to_string(),
-                nodes: *nodes,
-            })
-            .collect()
+        self.0.iter().map(|(reason, nodes)| Refusal { reason: reason.to_string(), nodes: *nodes }).collect()
     }
 }
 
@@ -79,11 +70,7 @@ impl fmt::Display for Refusals {
         f.write_str("no suitable node: ")?;
         for (index, (reason, nodes)) in self.0.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
-            write!(
-                f,
-                "{separator}{reason} on {nodes} {}",
-                if *nodes == 1 { "node" } else { "nodes" }
-            )?;
+            write!(f, "{separator}{reason} on {nodes} {}", if *nodes == 1 { "node" } else { "nodes" })?;
         }
         Ok(())
     }
@@ -103,11 +90,7 @@ pub struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     /// A node with what its tasks hold.
     pub fn new(node: &'a Arc<Node>, load: Load, taken_ports: BTreeSet<(Protocol, u32)>) -> Self {
-        let total = node
-            .description
-            .as_ref()
-            .and_then(|description| description.resources)
-            .unwrap_or_default();
+        let total = node.description.as_ref().and_then(|description| description.resources).unwrap_or_default();
         Self {
             node,
             tasks: load.tasks,
@@ -162,11 +145,7 @@ impl<'a> Needs<'a> {
                 return Err(Reason::Platform);
             }
         }
-        match self
-            .constraints
-            .iter()
-            .find(|constraint| !matching::meets(node, constraint))
-        {
+        match self.constraints.iter().find(|constraint| !matching::meets(node, constraint)) {
             Some(constraint) => Err(Reason::Constraint(constraint.to_string())),
             None => Ok(()),
         }
@@ -177,16 +156,11 @@ impl<'a> Needs<'a> {
         if self.reserved.nano_cpus > 0 && self.reserved.nano_cpus > candidate.free_nano_cpus {
             return Err(Reason::Cpus);
         }
-        if self.reserved.memory_bytes > 0
-            && self.reserved.memory_bytes > candidate.free_memory_bytes
-        {
+        if self.reserved.memory_bytes > 0 && self.reserved.memory_bytes > candidate.free_memory_bytes {
             return Err(Reason::Memory);
         }
         for port in self.ports {
-            if candidate
-                .taken_ports
-                .contains(&(port.protocol(), port.published_port))
-            {
+            if candidate.taken_ports.contains(&(port.protocol(), port.published_port)) {
                 return Err(Reason::HostPort(port.published_port, port.protocol()));
             }
         }
@@ -201,11 +175,7 @@ impl<'a> Needs<'a> {
         candidate.tasks += 1;
         candidate.free_nano_cpus -= self.reserved.nano_cpus;
         candidate.free_memory_bytes -= self.reserved.memory_bytes;
-        candidate.taken_ports.extend(
-            self.ports
-                .iter()
-                .map(|port| (port.protocol(), port.published_port)),
-        );
+        candidate.taken_ports.extend(self.ports.iter().map(|port| (port.protocol(), port.published_port)));
     }
 }
 
@@ -213,8 +183,5 @@ impl<'a> Needs<'a> {
 pub fn parsed_constraints(revision: &Revision) -> Vec<Constraint> {
     let placement = revision.template.placement.as_ref();
     let texts = placement.map_or(&[][..], |placement| &placement.constraints);
-    texts
-        .iter()
-        .filter_map(|text| Constraint::parse(text).ok())
-        .collect()
+    texts.iter().filter_map(|text| Constraint::parse(text).ok()).collect()
 }

@@ -37,17 +37,8 @@ impl Ledger {
     /// Takes note of a task's present form; `None` when it was removed.
     pub fn update(&mut self, state: &State, id: TaskId, task: Option<&Task>) {
         let held = task.filter(|task| task.occupies_node()).and_then(|task| {
-            let reserved = state
-                .revision(task.revision)
-                .map(|revision| reserved_by(revision))
-                .unwrap_or_default();
-            Some((
-                task.node?,
-                Load {
-                    tasks: 1,
-                    ..reserved
-                },
-            ))
+            let reserved = state.revision(task.revision).map(|revision| reserved_by(revision)).unwrap_or_default();
+            Some((task.node?, Load { tasks: 1, ..reserved }))
         });
         if self.held.get(&id) == held.as_ref() {
             return;
@@ -68,9 +59,7 @@ impl Ledger {
 
     fn add(&mut self, node: NodeId, load: Load, sign: i64) {
         let sum = self.loads.entry(node).or_default();
-        sum.tasks = sum
-            .tasks
-            .saturating_add_signed(sign * load.tasks.cast_signed());
+        sum.tasks = sum.tasks.saturating_add_signed(sign * load.tasks.cast_signed());
         sum.nano_cpus += sign * load.nano_cpus;
         sum.memory_bytes += sign * load.memory_bytes;
         if *sum == Load::default() {
@@ -83,11 +72,7 @@ impl Ledger {
 pub fn reserved_by(revision: &Revision) -> Load {
     let mut sum = Load::default();
     for container in &revision.template.containers {
-        if let Some(reserved) = container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.reservations.as_ref())
-        {
+        if let Some(reserved) = container.resources.as_ref().and_then(|resources| resources.reservations.as_ref()) {
             sum.nano_cpus = sum.nano_cpus.saturating_add(reserved.nano_cpus);
             sum.memory_bytes = sum.memory_bytes.saturating_add(reserved.memory_bytes);
         }

@@ -15,11 +15,9 @@ pub fn meets(node: &Node, constraint: &Constraint) -> bool {
             value_of(node, &constraint.key).eq_ignore_ascii_case(canonical_arch(wanted))
         }
         Value::Text(wanted) => value_of(node, &constraint.key).eq_ignore_ascii_case(wanted),
-        Value::Network(network, length) => node
-            .status
-            .addr
-            .parse()
-            .is_ok_and(|address| in_network(address, *network, *length)),
+        Value::Network(network, length) => {
+            node.status.addr.parse().is_ok_and(|address| in_network(address, *network, *length))
+        }
     };
     match constraint.operator {
         Operator::Equal => equal,
@@ -40,34 +38,23 @@ pub fn value_of(node: &Node, key: &Key) -> String {
         }),
         Key::NodeIp => Some(node.status.addr.clone()),
         Key::PlatformOs => platform.map(|platform| platform.os.clone()),
-        Key::PlatformArch => {
-            platform.map(|platform| canonical_arch(&platform.architecture).to_owned())
-        }
+        Key::PlatformArch => platform.map(|platform| canonical_arch(&platform.architecture).to_owned()),
         Key::NodeLabel(name) => node.spec.labels.get(name).cloned(),
-        Key::EngineLabel(name) => {
-            description.and_then(|description| description.engine_labels.get(name).cloned())
-        }
+        Key::EngineLabel(name) => description.and_then(|description| description.engine_labels.get(name).cloned()),
     };
     found.unwrap_or_default()
 }
 
 /// Whether one of `offered` runs on `node`. Nothing offered means unknown, which fits.
 pub fn runs_on(node: &Node, offered: &[Platform]) -> bool {
-    let Some(own) = node
-        .description
-        .as_ref()
-        .and_then(|description| description.platform.as_ref())
-    else {
+    let Some(own) = node.description.as_ref().and_then(|description| description.platform.as_ref()) else {
         return offered.is_empty();
     };
     let fits = |wanted: &str, have: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(have);
     offered.is_empty()
         || offered.iter().any(|platform| {
             fits(&platform.os, &own.os)
-                && fits(
-                    canonical_arch(&platform.architecture),
-                    canonical_arch(&own.architecture),
-                )
+                && fits(canonical_arch(&platform.architecture), canonical_arch(&own.architecture))
         })
 }
 
@@ -114,24 +101,16 @@ mod tests {
         assert!(!holds(&node, "node.ip==10.2.0.0/16"));
         assert!(holds(&node, "node.ip==0.0.0.0/0"));
         assert!(holds(&node, "node.role==worker"));
-        assert!(
-            holds(&node, "node.platform.arch==x86_64") || holds(&node, "node.platform.arch==amd64")
-        );
+        assert!(holds(&node, "node.platform.arch==x86_64") || holds(&node, "node.platform.arch==amd64"));
     }
 
     #[test]
     fn platforms_fit_by_os_and_canonical_processor() {
         let node = node(1).build();
-        let offer = |os: &str, arch: &str| Platform {
-            os: os.into(),
-            architecture: arch.into(),
-            variant: String::new(),
-        };
+        let offer =
+            |os: &str, arch: &str| Platform { os: os.into(), architecture: arch.into(), variant: String::new() };
         assert!(runs_on(&node, &[]));
-        assert!(runs_on(
-            &node,
-            &[offer("linux", "s390x"), offer("linux", "x86_64")]
-        ));
+        assert!(runs_on(&node, &[offer("linux", "s390x"), offer("linux", "x86_64")]));
         assert!(!runs_on(&node, &[offer("linux", "s390x")]));
     }
 }

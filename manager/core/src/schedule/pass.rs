@@ -28,10 +28,7 @@ const FAILURE_WINDOW: Duration = Duration::from_secs(300);
 pub fn plan(state: &State, ledger: &Ledger, now: UnixMs, seed: u64) -> Plan {
     let mut plan = Plan::default();
     let mut groups: BTreeMap<RevisionKey, Vec<&Arc<Task>>> = BTreeMap::new();
-    for task in state
-        .pending_tasks()
-        .filter(|task| task.state == TaskState::Pending)
-    {
+    for task in state.pending_tasks().filter(|task| task.state == TaskState::Pending) {
         groups.entry(task.revision).or_default().push(task);
     }
     if groups.is_empty() {
@@ -57,29 +54,16 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn new(state: &'a State, ledger: &Ledger, now: UnixMs, seed: u64) -> Self {
-        let candidates: Vec<Candidate<'a>> = state
-            .nodes()
-            .map(|node| Candidate::new(node, ledger.load(node.id), taken_ports(state, node.id)))
-            .collect();
-        let by_node = candidates
-            .iter()
-            .enumerate()
-            .map(|(index, candidate)| (candidate.node.id, index))
-            .collect();
-        Self {
-            state,
-            now,
-            seed,
-            candidates,
-            by_node,
-        }
+        let candidates: Vec<Candidate<'a>> =
+            state.nodes().map(|node| Candidate::new(node, ledger.load(node.id), taken_ports(state, node.id))).collect();
+        let by_node = candidates.iter().enumerate().map(|(index, candidate)| (candidate.node.id, index)).collect();
+        Self { state, now, seed, candidates, by_node }
     }
 
     fn place_group(&mut self, revision: &Revision, tasks: &[&Arc<Task>], plan: &mut Plan) {
         let needs = Needs::new(revision, tasks.first().map_or(&[], |task| &task.ports));
         let mut of_service = self.service_counts(revision.key);
-        let (bound, free): (Vec<_>, Vec<_>) =
-            tasks.iter().copied().partition(|task| task.node.is_some());
+        let (bound, free): (Vec<_>, Vec<_>) = tasks.iter().copied().partition(|task| task.node.is_some());
         for task in bound {
             self.place_bound(task, &needs, &mut of_service, plan);
         }
@@ -91,11 +75,7 @@ impl<'a> Pass<'a> {
     /// Tasks of the service on each candidate, counted from the service's tasks only.
     fn service_counts(&self, key: RevisionKey) -> Vec<u64> {
         let mut counts = vec![0; self.candidates.len()];
-        for task in self
-            .state
-            .tasks_of_service(key.service)
-            .filter(|task| task.occupies_node())
-        {
+        for task in self.state.tasks_of_service(key.service).filter(|task| task.occupies_node()) {
             if let Some(index) = task.node.and_then(|node| self.by_node.get(&node)) {
                 counts[*index] += 1;
             }
@@ -116,28 +96,16 @@ impl<'a> Pass<'a> {
                 failures[*index] += 1;
             }
         }
-        failures
-            .into_iter()
-            .map(|count| count >= FAILURES)
-            .collect()
+        failures.into_iter().map(|count| count >= FAILURES).collect()
     }
 
     /// A global service's task: its node is given, only the fit is checked.
-    fn place_bound(
-        &mut self,
-        task: &Arc<Task>,
-        needs: &Needs<'_>,
-        of_service: &mut [u64],
-        plan: &mut Plan,
-    ) {
+    fn place_bound(&mut self, task: &Arc<Task>, needs: &Needs<'_>, of_service: &mut [u64], plan: &mut Plan) {
         let Some(index) = task.node.and_then(|node| self.by_node.get(&node).copied()) else {
             return;
         };
         let candidate = &mut self.candidates[index];
-        match needs
-            .check_node(candidate.node)
-            .and_then(|()| needs.check_room(candidate, of_service[index]))
-        {
+        match needs.check_node(candidate.node).and_then(|()| needs.check_room(candidate, of_service[index])) {
             Ok(()) => {
                 needs.occupy(candidate);
                 of_service[index] += 1;
@@ -222,10 +190,7 @@ impl<'a> Pass<'a> {
                     tasks: candidate.tasks,
                     tie: tie(self.seed, index),
                 },
-                path: preferred
-                    .iter()
-                    .map(|key| value_of(candidate.node, key))
-                    .collect(),
+                path: preferred.iter().map(|key| value_of(candidate.node, key)).collect(),
             });
         }
         offers
@@ -233,10 +198,7 @@ impl<'a> Pass<'a> {
 }
 
 fn taken_ports(state: &State, node: NodeId) -> BTreeSet<(Protocol, u32)> {
-    state
-        .ports_on_node(node)
-        .map(|(claim, _)| (claim.protocol, claim.port))
-        .collect()
+    state.ports_on_node(node).map(|(claim, _)| (claim.protocol, claim.port)).collect()
 }
 
 fn tie(seed: u64, index: usize) -> u64 {
@@ -244,17 +206,8 @@ fn tie(seed: u64, index: usize) -> u64 {
 }
 
 fn assign(task: &Arc<Task>, node: NodeId, now: UnixMs) -> Change {
-    let status = TaskStatus {
-        state: TaskState::Assigned.into(),
-        since_ms: now.0,
-        ..TaskStatus::default()
-    };
-    let assigned = Task {
-        node: Some(node),
-        state: TaskState::Assigned,
-        status: Arc::new(status),
-        ..Task::clone(task)
-    };
+    let status = TaskStatus { state: TaskState::Assigned.into(), since_ms: now.0, ..TaskStatus::default() };
+    let assigned = Task { node: Some(node), state: TaskState::Assigned, status: Arc::new(status), ..Task::clone(task) };
     Change::update(task.meta.version, Op::PutTask(assigned))
 }
 
@@ -271,17 +224,8 @@ fn explain(task: &Arc<Task>, refusals: &Refusals, now: UnixMs) -> Option<Change>
     if *task.status == status {
         return None;
     }
-    let status = TaskStatus {
-        since_ms: if task.status.since_ms == 0 {
-            now.0
-        } else {
-            task.status.since_ms
-        },
-        ..status
-    };
-    let told = Task {
-        status: Arc::new(status),
-        ..Task::clone(task)
-    };
+    let status =
+        TaskStatus { since_ms: if task.status.since_ms == 0 { now.0 } else { task.status.since_ms }, ..status };
+    let told = Task { status: Arc::new(status), ..Task::clone(task) };
     Some(Change::update(task.meta.version, Op::PutTask(told)))
 }

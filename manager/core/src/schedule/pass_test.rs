@@ -6,9 +6,7 @@ use skep_proto::id::{NodeId, ServiceId, TaskId};
 use skep_proto::v1::{NodeState, Placement, PortSpec, Protocol, PublishMode, TaskState};
 
 use super::{Ledger, plan};
-use crate::example::{
-    START, carry_out, node, replicated, reserve_memory, set_node, swarm, with_service,
-};
+use crate::example::{START, carry_out, node, replicated, reserve_memory, set_node, swarm, with_service};
 use crate::object::{Service, Task};
 use crate::store::State;
 use crate::{ids::Ids, orchestrate};
@@ -18,11 +16,7 @@ fn place(state: &mut State, service: ServiceId) {
     carry_out(state, &made, START);
     let placed = plan(state, &Ledger::of(state), START, 1);
     carry_out(state, &placed, START);
-    assert_eq!(
-        plan(state, &Ledger::of(state), START, 2).groups,
-        [],
-        "stable"
-    );
+    assert_eq!(plan(state, &Ledger::of(state), START, 2).groups, [], "stable");
 }
 
 fn on(state: &State, number: u128) -> usize {
@@ -30,24 +24,16 @@ fn on(state: &State, number: u128) -> usize {
 }
 
 fn errors(state: &State) -> Vec<String> {
-    state
-        .pending_tasks()
-        .map(|task| task.status.error.clone())
-        .collect()
+    state.pending_tasks().map(|task| task.status.error.clone()).collect()
 }
 
 #[test]
 fn reservations_are_never_exceeded_and_refusals_count_nodes() {
     let mut state = swarm(2);
-    let service = with_service(&mut state, replicated(6), |template| {
-        reserve_memory(template, 3 << 30)
-    });
+    let service = with_service(&mut state, replicated(6), |template| reserve_memory(template, 3 << 30));
     place(&mut state, service);
     assert_eq!((on(&state, 1), on(&state, 2)), (2, 2));
-    assert_eq!(
-        errors(&state),
-        vec!["no suitable node: not enough memory left to reserve on 2 nodes"; 2]
-    );
+    assert_eq!(errors(&state), vec!["no suitable node: not enough memory left to reserve on 2 nodes"; 2]);
 }
 
 #[test]
@@ -56,10 +42,7 @@ fn every_filter_has_its_reason() {
     set_node(&mut state, 1, NodeState::Down, START);
     let service = with_service(&mut state, replicated(1), |template| {
         let constraints = vec!["node.labels.gpu==yes".into()];
-        template.placement = Some(Placement {
-            constraints,
-            ..Placement::default()
-        });
+        template.placement = Some(Placement { constraints, ..Placement::default() });
     });
     place(&mut state, service);
     let expected = "no suitable node: node is down on 1 node; constraint node.labels.gpu==yes is not met on 2 nodes";
@@ -76,16 +59,10 @@ fn labels_spread_before_nodes() {
         state.put(node(number).label("zone", zone).build());
     }
     let service = with_service(&mut state, replicated(6), |template| {
-        template.placement = Some(Placement {
-            spread: vec!["node.labels.zone".into()],
-            ..Placement::default()
-        });
+        template.placement = Some(Placement { spread: vec!["node.labels.zone".into()], ..Placement::default() });
     });
     place(&mut state, service);
-    assert_eq!(
-        (1..=4).map(|number| on(&state, number)).collect::<Vec<_>>(),
-        [3, 1, 1, 1]
-    );
+    assert_eq!((1..=4).map(|number| on(&state, number)).collect::<Vec<_>>(), [3, 1, 1, 1]);
 }
 
 #[test]
@@ -103,23 +80,14 @@ fn host_ports_and_the_most_per_node_limit_a_node() {
     state.put(with_port);
     place(&mut state, service);
     assert_eq!((on(&state, 1), on(&state, 2)), (1, 1));
-    assert_eq!(
-        errors(&state),
-        ["no suitable node: host port 80/tcp is taken on 2 nodes"]
-    );
+    assert_eq!(errors(&state), ["no suitable node: host port 80/tcp is taken on 2 nodes"]);
 
     let mut state = swarm(2);
     let service = with_service(&mut state, replicated(5), |template| {
-        template.placement = Some(Placement {
-            max_replicas_per_node: 2,
-            ..Placement::default()
-        });
+        template.placement = Some(Placement { max_replicas_per_node: 2, ..Placement::default() });
     });
     place(&mut state, service);
-    assert_eq!(
-        errors(&state),
-        ["no suitable node: already has the most replicas per node (2) on 2 nodes"]
-    );
+    assert_eq!(errors(&state), ["no suitable node: already has the most replicas per node (2) on 2 nodes"]);
 }
 
 #[test]
@@ -130,20 +98,11 @@ fn a_node_where_the_revision_keeps_failing_is_asked_last() {
     let template = Task::clone(state.tasks().next().unwrap());
     state.remove(&crate::store::ObjectKey::Task(template.id));
     for number in 0..5 {
-        let mut failed = Task {
-            id: TaskId::new(number + 1),
-            node: Some(NodeId::new(1)),
-            ..template.clone()
-        };
+        let mut failed = Task { id: TaskId::new(number + 1), node: Some(NodeId::new(1)), ..template.clone() };
         failed.wanted = skep_proto::v1::WantedState::Shutdown;
         failed.slot = crate::object::Slot::Replica(50 + u64::try_from(number).unwrap());
         state.put(failed);
-        crate::example::observe(
-            &mut state,
-            TaskId::new(number + 1),
-            TaskState::Failed,
-            START,
-        );
+        crate::example::observe(&mut state, TaskId::new(number + 1), TaskState::Failed, START);
     }
     let service = state.service(service).unwrap().clone();
     let fresh = Task {

@@ -43,10 +43,7 @@ pub(super) struct Spread {
 }
 
 enum Level {
-    Branches {
-        order: BinaryHeap<Reverse<(u64, usize)>>,
-        branches: Vec<Spread>,
-    },
+    Branches { order: BinaryHeap<Reverse<(u64, usize)>>, branches: Vec<Spread> },
     Nodes(BinaryHeap<Reverse<(Rank, usize)>>),
 }
 
@@ -60,35 +57,16 @@ impl Spread {
         let tasks = offers.iter().map(|offer| offer.rank.of_service).sum();
         let deeper = offers.first().is_some_and(|offer| offer.path.len() > depth);
         if !deeper {
-            let nodes = offers
-                .into_iter()
-                .map(|offer| Reverse((offer.rank, offer.candidate)))
-                .collect();
-            return Self {
-                tasks,
-                level: Level::Nodes(nodes),
-            };
+            let nodes = offers.into_iter().map(|offer| Reverse((offer.rank, offer.candidate))).collect();
+            return Self { tasks, level: Level::Nodes(nodes) };
         }
         let mut by_value: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
         for offer in offers {
-            by_value
-                .entry(offer.path[depth].clone())
-                .or_default()
-                .push(offer);
+            by_value.entry(offer.path[depth].clone()).or_default().push(offer);
         }
-        let branches: Vec<Self> = by_value
-            .into_values()
-            .map(|offers| Self::build(offers, depth + 1))
-            .collect();
-        let order = branches
-            .iter()
-            .enumerate()
-            .map(|(index, branch)| Reverse((branch.tasks, index)))
-            .collect();
-        Self {
-            tasks,
-            level: Level::Branches { order, branches },
-        }
+        let branches: Vec<Self> = by_value.into_values().map(|offers| Self::build(offers, depth + 1)).collect();
+        let order = branches.iter().enumerate().map(|(index, branch)| Reverse((branch.tasks, index))).collect();
+        Self { tasks, level: Level::Branches { order, branches } }
     }
 
     /// Offers candidates, best first, until `attempt` places one. `None` when all are full.
@@ -119,17 +97,8 @@ mod tests {
     use super::*;
 
     fn offer(candidate: usize, of_service: u64, path: &[&str]) -> Offer {
-        let rank = Rank {
-            failing: false,
-            of_service,
-            tasks: of_service,
-            tie: 0,
-        };
-        Offer {
-            candidate,
-            rank,
-            path: path.iter().map(|value| (*value).to_owned()).collect(),
-        }
+        let rank = Rank { failing: false, of_service, tasks: of_service, tie: 0 };
+        Offer { candidate, rank, path: path.iter().map(|value| (*value).to_owned()).collect() }
     }
 
     fn place(spread: &mut Spread, counts: &mut [u64], room: u64) -> Option<usize> {
@@ -139,12 +108,7 @@ mod tests {
             }
             counts[candidate] += 1;
             let count = counts[candidate];
-            Try::Placed(Rank {
-                failing: false,
-                of_service: count,
-                tasks: count,
-                tie: 0,
-            })
+            Try::Placed(Rank { failing: false, of_service: count, tasks: count, tie: 0 })
         })
     }
 
@@ -152,12 +116,8 @@ mod tests {
     fn labels_come_before_nodes() {
         // One node in zone a, three in zone b: half of the tasks go to a.
         let mut counts = [0; 4];
-        let mut spread = Spread::new(vec![
-            offer(0, 0, &["a"]),
-            offer(1, 0, &["b"]),
-            offer(2, 0, &["b"]),
-            offer(3, 0, &["b"]),
-        ]);
+        let mut spread =
+            Spread::new(vec![offer(0, 0, &["a"]), offer(1, 0, &["b"]), offer(2, 0, &["b"]), offer(3, 0, &["b"])]);
         for _ in 0..12 {
             place(&mut spread, &mut counts, 100);
         }
