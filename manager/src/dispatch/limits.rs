@@ -26,8 +26,8 @@ pub(crate) const KEPT_SETS: usize = 16;
 pub(crate) const ASSIGN_EVERY: Duration = Duration::from_millis(8);
 /// Size of one difference, so that acknowledgements are never long behind one.
 pub(crate) const DIFFERENCE_BYTES: usize = 1 << 20;
-/// Size of a complete set, which a node applies as a whole: below tonic's 4 MiB of a message.
-pub(crate) const COMPLETE_BYTES: usize = 3 << 20;
+/// Size of a complete set, which a node applies as a whole: half of what nodes take in one message (64 MiB).
+pub(crate) const COMPLETE_BYTES: usize = 32 << 20;
 
 /// Acknowledgements and requests on their way to one node; a node that reads none of them is not worth more memory.
 pub(crate) const URGENT_QUEUE: usize = 256;

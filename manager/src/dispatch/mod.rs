@@ -5,7 +5,7 @@
 //! | `service.rs` | the gRPC service |
 //! | `session.rs` | one node's session, from registration to its end |
 //! | `sessions.rs` | who is connected; what was sent, for resuming |
-//! | `assignments.rs`, `number.rs` | a node's set; numbered messages |
+//! | `number.rs` | assignment messages, numbered and cut to size |
 //! | `statuses.rs`, `reports.rs` | what nodes report: checked, then written together |
 //! | `health.rs`, `pulse.rs` | who is silent; the thread that notices |
 //! | `observe.rs` | the changes to a node's observed part |
@@ -15,7 +15,6 @@
 //! It runs on the leader only: [`Dispatcher::lead`] gives a guard, and without one every session is refused. Nothing
 //! here decides what a node runs, and nothing waits for a node.
 
-mod assignments;
 mod cluster;
 mod health;
 mod images;
@@ -32,6 +31,8 @@ mod statuses;
 
 #[cfg(test)]
 mod dispatch_test;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -50,6 +51,7 @@ use self::images::ImageIndex;
 use self::pulse::{Pulse, PulseThread};
 use self::reports::Reports;
 use self::sessions::{End, Sessions};
+pub(crate) use self::observe::{is_hostname, stored_role};
 use crate::logs::LogStreams;
 use crate::store::Store;
 use crate::topic::Topic;

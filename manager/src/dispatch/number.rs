@@ -4,15 +4,9 @@
 //! the first half of one. A difference may be cut anywhere, if what a task needs comes before it.
 
 use prost::Message as _;
+use skep_core::assign::Difference;
 use skep_proto::v1::assignment_item::Item;
-use skep_proto::v1::{AssignmentItem, AssignmentKey, Assignments};
-
-/// What leads from one set to the next.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Difference {
-    pub(crate) put: Vec<AssignmentItem>,
-    pub(crate) remove: Vec<AssignmentKey>,
-}
+use skep_proto::v1::{AssignmentItem, Assignments};
 
 /// Sizes of messages, in bytes. A single item may exceed them.
 #[derive(Clone, Copy, Debug)]
@@ -23,9 +17,11 @@ pub(crate) struct Sizes {
 
 /// The messages of a complete set; the first is number 1. If all of it is too much for one message, the tasks go first:
 /// a task without its revision waits, a task that is missing would be stopped.
-pub(crate) fn complete(put: Vec<AssignmentItem>, sizes: Sizes) -> Vec<Assignments> {
-    let mut put = put;
-    put.sort_by_key(|item| std::cmp::Reverse(order(item)));
+pub(crate) fn complete(set: Difference, sizes: Sizes) -> Vec<Assignments> {
+    let mut put = set.put;
+    if put.iter().map(size).sum::<usize>() > sizes.complete {
+        put.sort_by_key(|item| std::cmp::Reverse(order(item)));
+    }
     let mut pieces = cut(put, sizes.complete, sizes.difference).into_iter();
     let first = Assignments {
         complete: true,
@@ -47,11 +43,11 @@ pub(crate) fn complete(put: Vec<AssignmentItem>, sizes: Sizes) -> Vec<Assignment
 
 /// The messages of a difference to the set of number `applies_to`, numbered from the next on. Empty for no difference.
 pub(crate) fn difference(difference: Difference, applies_to: u64, sizes: Sizes) -> Vec<Assignments> {
-    let Difference { mut put, remove } = difference;
-    if put.is_empty() && remove.is_empty() {
+    if difference.is_empty() {
         return Vec::new();
     }
-    put.sort_by_key(order);
+    // What tasks need comes before them already.
+    let Difference { put, remove } = difference;
     let mut pieces = cut(put, sizes.difference, sizes.difference);
     if pieces.is_empty() {
         pieces.push(Vec::new());
@@ -74,6 +70,13 @@ pub(crate) fn difference(difference: Difference, applies_to: u64, sizes: Sizes) 
     messages
 }
 
+/// Bytes of an item in a message.
+fn size(item: &AssignmentItem) -> usize {
+    /// Tag and length.
+    const FRAME: usize = 6;
+    item.encoded_len() + FRAME
+}
+
 /// What is needed comes before what needs it.
 fn order(item: &AssignmentItem) -> u8 {
     match item.item {
@@ -85,12 +88,10 @@ fn order(item: &AssignmentItem) -> u8 {
 
 /// Cuts items into pieces: the first of at most `first` bytes, the others of `others`; a piece has at least one item.
 fn cut(items: Vec<AssignmentItem>, first: usize, others: usize) -> Vec<Vec<AssignmentItem>> {
-    /// Tag and length of an item in the message.
-    const FRAME: usize = 6;
     let mut pieces: Vec<Vec<AssignmentItem>> = Vec::new();
     let mut bytes = 0;
     for item in items {
-        let size = item.encoded_len() + FRAME;
+        let size = size(&item);
         let limit = if pieces.len() <= 1 { first } else { others };
         match pieces.last_mut() {
             Some(piece) if bytes + size <= limit => {
@@ -110,7 +111,7 @@ fn cut(items: Vec<AssignmentItem>, first: usize, others: usize) -> Vec<Vec<Assig
 mod tests {
     #![allow(clippy::unwrap_used)]
     use skep_proto::v1::assignment_key::Key;
-    use skep_proto::v1::{Credential, Revision, Task};
+    use skep_proto::v1::{AssignmentKey, Credential, Revision, Task};
 
     use super::*;
 
@@ -130,6 +131,10 @@ mod tests {
         AssignmentItem { item: Some(Item::Credential(Credential::default())) }
     }
 
+    fn whole(put: Vec<AssignmentItem>) -> Difference {
+        Difference { put, remove: Vec::new() }
+    }
+
     fn chained(messages: &[Assignments]) -> bool {
         messages.windows(2).all(|pair| !pair[1].complete && pair[1].applies_to == pair[0].sequence)
             && messages.iter().all(|message| message.complete || message.sequence == message.applies_to + 1)
@@ -138,10 +143,10 @@ mod tests {
     #[test]
     fn a_set_that_fits_is_one_message() {
         let items = vec![credential(), revision(1, 10), task(1), task(2)];
-        let messages = complete(items, SIZES);
+        let messages = complete(whole(items), SIZES);
         assert_eq!(messages.len(), 1);
         assert!(messages[0].complete && messages[0].sequence == 1 && messages[0].put.len() == 4);
-        let empty = complete(Vec::new(), SIZES);
+        let empty = complete(Difference::default(), SIZES);
         assert_eq!(empty, [Assignments { complete: true, sequence: 1, ..Assignments::default() }]);
     }
 
@@ -149,7 +154,7 @@ mod tests {
     fn a_set_that_does_not_fit_has_its_tasks_in_the_first_message() {
         let mut items: Vec<AssignmentItem> = (0..6).map(|number| revision(number, 80)).collect();
         items.extend((0..5).map(task));
-        let messages = complete(items.clone(), SIZES);
+        let messages = complete(whole(items.clone()), SIZES);
         assert!(messages.len() > 2 && chained(&messages), "{}", messages.len());
         assert!(messages[0].encoded_len() <= SIZES.complete + 10);
         let is_task = |item: &AssignmentItem| matches!(item.item, Some(Item::Task(_)));
@@ -160,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_difference_gives_first_what_is_needed_and_removes_last() {
-        let put = (0..5).map(task).chain([revision(1, 60), credential()]).collect();
+        let put = [credential(), revision(1, 60)].into_iter().chain((0..5).map(task)).collect();
         let remove = vec![AssignmentKey { key: Some(Key::TaskId(vec![9; 16])) }];
         let messages = difference(Difference { put, remove: remove.clone() }, 41, SIZES);
         assert!(messages.len() > 1 && chained(&messages));

@@ -219,7 +219,7 @@ async fn write_groups(store: &Store, groups: Vec<Group>) -> Result<(u64, Vec<usi
         match store.write_groups(groups.clone()).await {
             Ok(written) => {
                 for (index, why) in &written.refused {
-                    debug!(index, why, "a report was refused");
+                    debug!(index, %why, "a report was refused");
                 }
                 let refused = written.refused.into_iter().map(|(index, _)| index);
                 return Ok((written.version, refused.collect()));

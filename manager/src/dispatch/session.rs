@@ -11,6 +11,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt as _, Stream, StreamExt as _};
+use skep_core::assign::AssignmentSet;
 use skep_core::change::Change;
 use skep_identity::PeerIdentity;
 use skep_proto::id::{NodeId, SessionId};
@@ -25,7 +26,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::assignments::Set;
 use super::limits::{ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, PENDING_BATCHES, REGISTER_WITHIN};
 use super::number::{self, Sizes};
 use super::sessions::{Begun, Down, End};
@@ -64,6 +64,9 @@ enum Work {
     /// Something of the node itself is stored.
     Node,
 }
+
+type WorkDone = BoxFuture<'static, Result<Work, WriteError>>;
+type Works = FuturesOrdered<WorkDone>;
 
 impl From<Status> for Over {
     fn from(status: Status) -> Self {
@@ -121,11 +124,11 @@ impl Session {
         self.leading.pulse.heard(self.node());
         let change = observe::registered(&known, description, self.peer.role, self.addr.clone(), store.now());
         let stored = self.leading.reports.store(vec![change]).await.map_err(|error| unavailable(&error))?;
-        if !stored.refused.is_empty() {
+        store.applied(stored.version).await;
+        if store.state().node(self.node()).is_none() {
             self.leading.pulse.forget(self.node());
             return Err(self.removed().await);
         }
-        store.applied(stored.version).await;
 
         let resume = session.map(|session| (session, sequence));
         let begun = self.dispatcher.sessions().begin(self.node(), resume, self.urgent.clone());
@@ -170,24 +173,25 @@ impl Session {
     // --- what the node says ---
 
     async fn read(&self, connection: u64, mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin) -> Over {
-        let mut working: FuturesOrdered<BoxFuture<'static, Result<Work, WriteError>>> = FuturesOrdered::new();
+        let mut working = Works::new();
         let mut leaving = false;
         loop {
             let full = working.len() >= PENDING_BATCHES;
             let period = self.leading.view.borrow().period;
             tokio::select! {
-                Some(done) = working.next() => match done {
-                    Ok(Work::Node) => {}
-                    // In order: an acknowledgement stands for all batches before it, too.
-                    Ok(Work::Batch(batch)) => {
-                        if let Err(over) = self.tell(DownMessage::StatusAck(StatusAck { batch })).await {
-                            return over;
-                        }
+                Some(done) = working.next() => {
+                    if let Err(over) = self.acknowledge(done).await {
+                        return over;
                     }
-                    Err(error) => return unavailable(&error).into(),
-                },
+                }
                 message = up.next(), if !full => {
-                    let Some(Ok(SessionUp { message: Some(message) })) = message else { return Over::Gone };
+                    let message = match message {
+                        Some(Ok(SessionUp { message: Some(message) })) => message,
+                        // A kind of message that this version does not know.
+                        Some(Ok(SessionUp { message: None })) => continue,
+                        Some(Err(_)) => return Over::Gone,
+                        None => return self.finish(working).await,
+                    };
                     self.leading.pulse.heard(self.node());
                     let work = match message {
                         UpMessage::Heartbeat(heartbeat) => self.heartbeat(connection, &heartbeat, leaving),
@@ -210,13 +214,32 @@ impl Session {
         }
     }
 
+    /// The node has said all it wants to say: what it said last is stored and acknowledged.
+    async fn finish(&self, mut working: Works) -> Over {
+        while let Some(done) = working.next().await {
+            if let Err(over) = self.acknowledge(done).await {
+                return over;
+            }
+        }
+        Over::Gone
+    }
+
+    /// In order: an acknowledgement stands for all batches before it, too.
+    async fn acknowledge(&self, done: Result<Work, WriteError>) -> Result<(), Over> {
+        match done {
+            Ok(Work::Node) => Ok(()),
+            Ok(Work::Batch(batch)) => self.tell(DownMessage::StatusAck(StatusAck { batch })).await,
+            Err(error) => Err(unavailable(&error).into()),
+        }
+    }
+
     /// Acknowledges at once, and writes the node down as ready if something else is written there.
     fn heartbeat(
         &self,
         connection: u64,
         heartbeat: &Heartbeat,
         leaving: bool,
-    ) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+    ) -> Option<WorkDone> {
         let heartbeat_period_ms = self.leading.view.borrow().period_ms();
         let ack = DownMessage::HeartbeatAck(HeartbeatAck { heartbeat_period_ms });
         // A node that does not read its acknowledgements has enough of them.
@@ -233,7 +256,7 @@ impl Session {
         Some(self.observe(observe::ready(node, self.addr.clone(), store.now())))
     }
 
-    fn statuses(&self, batch: StatusBatch) -> BoxFuture<'static, Result<Work, WriteError>> {
+    fn statuses(&self, batch: StatusBatch) -> WorkDone {
         let number = batch.batch;
         let checked = statuses::check(&self.dispatcher.store().state(), self.node(), batch.statuses);
         if checked.foreign > 0 || checked.malformed > 0 {
@@ -251,7 +274,7 @@ impl Session {
         .boxed()
     }
 
-    fn described(&self, description: NodeDescription) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+    fn described(&self, description: NodeDescription) -> Option<WorkDone> {
         match observe::checked(Some(description)) {
             Ok(description) => Some(self.observe(observe::described(self.node(), description))),
             Err(error) => {
@@ -261,7 +284,7 @@ impl Session {
         }
     }
 
-    fn images(&self, held: &HeldImages) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+    fn images(&self, held: &HeldImages) -> Option<WorkDone> {
         let passed_over = self.dispatcher.0.images.update(self.node(), held);
         if passed_over > 0 {
             warn!(node = %self.node(), passed_over, "held images are left out: not digests, or too many");
@@ -270,7 +293,7 @@ impl Session {
     }
 
     /// The connection may be gone before this is stored, so it is stored apart.
-    fn goodbye(&self) -> Option<BoxFuture<'static, Result<Work, WriteError>>> {
+    fn goodbye(&self) -> Option<WorkDone> {
         let store = self.dispatcher.store();
         let state = store.state();
         let leaving = self.observe(observe::leaving(state.node(self.node())?, store.now()));
@@ -283,7 +306,7 @@ impl Session {
         None
     }
 
-    fn observe(&self, change: Change) -> BoxFuture<'static, Result<Work, WriteError>> {
+    fn observe(&self, change: Change) -> WorkDone {
         let reports = self.leading.reports.clone();
         async move { reports.store(vec![change]).await.map(|_| Work::Node) }.boxed()
     }
@@ -291,7 +314,7 @@ impl Session {
     // --- what the node is to run ---
 
     /// Sends the node's set, then what changes in it: the first change at once, a burst of them together.
-    async fn assign(&self, connection: u64, resumed: Option<(u64, Arc<Set>)>) -> Over {
+    async fn assign(&self, connection: u64, resumed: Option<(u64, Arc<AssignmentSet>)>) -> Over {
         let store = self.dispatcher.store();
         let mut own = store.watch(Topic::Node(self.node()));
         let mut view = self.leading.view.clone();
@@ -304,11 +327,11 @@ impl Session {
                 self.leading.pulse.forget(self.node());
                 return self.removed().await;
             }
-            let set = Arc::new(Set::of(&state, self.node()));
+            let set = Arc::new(AssignmentSet::of(&state, self.node()));
             drop(state);
             let messages = match &sent {
-                None => number::complete(set.items(), SIZES),
-                Some((sequence, old)) => number::difference(set.since(old), *sequence, SIZES),
+                None => number::complete(set.complete(), SIZES),
+                Some((sequence, old)) => number::difference(old.difference(&set), *sequence, SIZES),
             };
             if let Some(last) = messages.last().map(|message| message.sequence) {
                 if !self.dispatcher.sessions().sending(self.node(), connection, last, &set) {

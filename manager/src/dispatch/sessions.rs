@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use rand::RngCore as _;
 use rand::rngs::OsRng;
+use skep_core::assign::AssignmentSet;
 use skep_proto::id::{NodeId, SessionId};
 use skep_proto::v1::{SessionDown, session_down};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
-use super::assignments::Set;
 use super::limits::{KEPT_SETS, RESUME_WITHIN};
 
 /// A message on its way down, or the end of the session with its reason.
@@ -68,25 +68,25 @@ enum Line {
 
 /// Sets sent in a session, oldest first, each with its sequence: from the last one that the node acknowledged on.
 #[derive(Clone, Default)]
-struct Sent(VecDeque<(u64, Arc<Set>)>);
+struct Sent(VecDeque<(u64, Arc<AssignmentSet>)>);
 
 /// A session that has begun.
 pub(crate) struct Begun {
     pub(crate) session: SessionId,
     pub(crate) connection: u64,
     /// What the node has: the sequence and its set. `None`: it needs a complete one.
-    pub(crate) resumed: Option<(u64, Arc<Set>)>,
+    pub(crate) resumed: Option<(u64, Arc<AssignmentSet>)>,
     /// Told when the session is to end.
     pub(crate) ended: oneshot::Receiver<End>,
 }
 
 impl Sent {
-    fn at(&self, sequence: u64) -> Option<&Arc<Set>> {
+    fn at(&self, sequence: u64) -> Option<&Arc<AssignmentSet>> {
         let found = self.0.iter().find(|(number, _)| *number == sequence);
         found.map(|(_, set)| set)
     }
 
-    fn push(&mut self, sequence: u64, set: Arc<Set>) {
+    fn push(&mut self, sequence: u64, set: Arc<AssignmentSet>) {
         self.0.push_back((sequence, set));
         if self.0.len() > KEPT_SETS {
             self.0.pop_front();
@@ -162,7 +162,7 @@ impl Sessions {
     }
 
     /// Notes a set before it is sent. Says whether the session is still the node's.
-    pub(crate) fn sending(&self, node: NodeId, connection: u64, sequence: u64, set: &Arc<Set>) -> bool {
+    pub(crate) fn sending(&self, node: NodeId, connection: u64, sequence: u64, set: &Arc<AssignmentSet>) -> bool {
         let mut table = self.lock();
         let entry = table.of_connection(node, connection);
         let still = entry.map(|entry| entry.sent.push(sequence, Arc::clone(set)));

@@ -1,0 +1,306 @@
+//! The certificate authority's service: how a host becomes a node, and how a node renews its certificate.
+//!
+//! Anyone can reach it, so it decides by the token and by the caller's certificate alone; nothing that a request says of
+//! itself counts. Keys and token secrets never reach a log.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rand::RngCore as _;
+use rand::rngs::OsRng;
+use skep_core::apply::Refused;
+use skep_core::change::{Change, Op};
+use skep_core::object::{Cluster, Meta, Node, NodeStatus};
+use skep_core::store::State;
+use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
+use skep_identity::{
+    Caller, CaError, DenyList, IssuedCertificate, JoinToken, NodeGrant, PeerIdentity, Role, RootCa, TokenSecret,
+};
+use skep_proto::id::{NodeId, RequestId};
+use skep_proto::v1::certificate_authority_server::{
+    CertificateAuthority as AuthorityService, CertificateAuthorityServer,
+};
+use skep_proto::v1::{
+    Availability, GetRootRequest, GetRootResponse, IssueRequest, IssueResponse, NodeDescription, NodeRole, NodeSpec,
+    NodeState, RenewRequest,
+};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use crate::store::{Store, WriteError};
+
+/// A refused token is answered this late …
+const REFUSAL_DELAY: Duration = Duration::from_millis(500);
+/// … and so many of them wait at a time; others are refused unheard. A secret has 128 bits: this is not what keeps a
+/// guesser out, it keeps him from being a burden.
+const REFUSALS: usize = 16;
+/// Bytes of a certificate request; one of a P-256 key has about 400.
+const REQUEST_BYTES: usize = 16 << 10;
+/// Bytes of a token; a valid one has 85.
+const TOKEN_BYTES: usize = 256;
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct CertificateAuthority {
+    store: Store,
+    deny: DenyList,
+    /// The authority as last read, with the certificate that it was read from.
+    root: Arc<Mutex<Option<(String, Arc<RootCa>)>>>,
+    refusals: Arc<Semaphore>,
+}
+
+/// What a token lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    Role(Role),
+    /// Not a secret of this swarm, or one of the past.
+    WrongSecret,
+    /// Made for another root.
+    OtherSwarm,
+}
+
+impl CertificateAuthority {
+    /// `deny` names the nodes whose certificates are not renewed.
+    pub fn new(store: Store, deny: DenyList) -> Self {
+        Self { store, deny, root: Arc::default(), refusals: Arc::new(Semaphore::new(REFUSALS)) }
+    }
+
+    /// The gRPC service, for the managers' port, where anonymous callers are let in.
+    pub fn service(&self) -> CertificateAuthorityServer<Self> {
+        CertificateAuthorityServer::new(self.clone())
+    }
+
+    /// The swarm's authority; read again when it changes.
+    fn authority(&self, cluster: &Cluster) -> Result<Arc<RootCa>, CaError> {
+        let mut cached = self.root.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cached {
+            Some((pem, root)) if *pem == cluster.root_cert_pem => Ok(Arc::clone(root)),
+            _ => {
+                let root = Arc::new(RootCa::from_pem(&cluster.root_cert_pem, &cluster.root_key_pem)?);
+                *cached = Some((cluster.root_cert_pem.clone(), Arc::clone(&root)));
+                Ok(root)
+            }
+        }
+    }
+
+    /// Signs a request, which was checked by nobody yet.
+    #[allow(clippy::result_large_err)]
+    fn sign(&self, cluster: &Cluster, csr_pem: &str, node_id: NodeId, role: Role) -> Result<IssuedCertificate, Status> {
+        if csr_pem.len() > REQUEST_BYTES {
+            return Err(Status::invalid_argument("the certificate request is too long"));
+        }
+        let grant = NodeGrant { node_id, role, validity: validity(cluster) };
+        let signed = self.authority(cluster).and_then(|root| root.issue(csr_pem.as_bytes(), &grant, SystemTime::now()));
+        signed.map_err(|error| match error {
+            CaError::MalformedRequest | CaError::RequestAlgorithm | CaError::RequestSignature => {
+                Status::invalid_argument(error.to_string())
+            }
+            CaError::RootExpired => Status::failed_precondition(error.to_string()),
+            other => {
+                warn!(error = %other, "cannot sign a certificate");
+                Status::internal("the swarm's authority cannot sign: see the manager's log")
+            }
+        })
+    }
+
+    /// The node that an earlier request of this id made.
+    fn made_before(state: &State, request: Option<RequestId>) -> Option<Arc<Node>> {
+        let record = state.request(request?)?;
+        state.node(NodeId::from_wire(&record.object_id).ok()?).cloned()
+    }
+
+    /// Answers who has no valid token, late, so that nobody tries many.
+    async fn refuse(&self, status: Status) -> Status {
+        let Ok(_permit) = self.refusals.try_acquire() else {
+            return Status::resource_exhausted("too many hosts try to join with a wrong token: try again later");
+        };
+        tokio::time::sleep(REFUSAL_DELAY).await;
+        status
+    }
+
+    /// Makes the node of a checked request, or finds the one that its first try made.
+    async fn make_node(&self, request: Option<RequestId>, node: Node) -> Result<NodeId, Status> {
+        let id = node.id;
+        let changes = vec![Change::create(Op::PutNode(node))];
+        let written = self.store.write(request, id.to_vec(), changes).await.map_err(write_status)?;
+        self.store.applied(written.version).await;
+        NodeId::from_wire(&written.object_id)
+            .map_err(|_| Status::invalid_argument("the request id was used for something else"))
+    }
+}
+
+#[tonic::async_trait]
+impl AuthorityService for CertificateAuthority {
+    async fn get_root(&self, request: Request<GetRootRequest>) -> Result<Response<GetRootResponse>, Status> {
+        Caller::of(&request)?;
+        let state = self.store.state();
+        let root_cert_pem = cluster(&state)?.root_cert_pem.clone();
+        Ok(Response::new(GetRootResponse { root_cert_pem }))
+    }
+
+    async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
+        let caller = Caller::of(&request)?.clone();
+        let request = request.into_inner();
+        let state = self.store.state();
+        let cluster = Arc::clone(cluster(&state)?);
+        let token = parse_token(&request.token)?;
+        let role = match self.admission(&cluster, &token)? {
+            Admission::Role(Role::Worker) => Role::Worker,
+            Admission::Role(Role::Manager) => {
+                return Err(Status::failed_precondition(
+                    "not supported yet: a second manager; join this host as a worker with the token of \
+                     `skep swarm join-token worker`",
+                ));
+            }
+            refused @ (Admission::WrongSecret | Admission::OtherSwarm) => {
+                warn!(?caller, ?refused, "a host tried to join with a token that is not valid");
+                return Err(self.refuse(token_status(refused)).await);
+            }
+        };
+        let request_id = RequestId::from_wire_opt(&request.request_id)
+            .map_err(|error| Status::invalid_argument(format!("the request id: {error}")))?;
+        let availability = Availability::try_from(request.availability)
+            .map_err(|_| Status::invalid_argument("the availability is none of active, pause, drain"))?;
+        if !crate::dispatch::is_hostname(&request.hostname) {
+            return Err(Status::invalid_argument("the hostname is empty, too long, or not printable"));
+        }
+        let known = Self::made_before(&state, request_id);
+        let fresh = known.map_or_else(random_node, |node| node.id);
+        // Signed first: a request that cannot be signed makes no node.
+        let mut signed = self.sign(&cluster, &request.csr_pem, fresh, role)?;
+        let node = joining_node(fresh, role, availability, request.hostname.clone());
+        let id = self.make_node(request_id, node).await?;
+        if id != fresh {
+            if self.store.state().node(id).is_none() {
+                return Err(Status::invalid_argument("the request id was used for something else"));
+            }
+            signed = self.sign(&cluster, &request.csr_pem, id, role)?;
+        }
+        info!(node = %id, %role, hostname = request.hostname, "a node has joined");
+        Ok(Response::new(answer(&cluster, id, role, signed)))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
+        let peer = Caller::of(&request)?.require_node()?.clone();
+        let state = self.store.state();
+        let cluster = Arc::clone(cluster(&state)?);
+        let role = self.renewable(&state, &peer)?;
+        let signed = self.sign(&cluster, &request.get_ref().csr_pem, peer.node_id, role)?;
+        info!(node = %peer.node_id, %role, "a certificate was renewed");
+        Ok(Response::new(answer(&cluster, peer.node_id, role, signed)))
+    }
+}
+
+impl CertificateAuthority {
+    /// What a token lets in. Takes the same time for every secret.
+    #[allow(clippy::result_large_err)]
+    fn admission(&self, cluster: &Cluster, token: &JoinToken) -> Result<Admission, Status> {
+        let root = self.authority(cluster).map_err(|error| {
+            warn!(%error, "the swarm's authority cannot be read");
+            Status::internal("the swarm's authority cannot be read: see the manager's log")
+        })?;
+        let digest = root.cert().digest();
+        let matches = |secret| JoinToken::new(digest, TokenSecret::new(secret)).matches(token);
+        let worker = matches(cluster.worker_token_secret);
+        let manager = matches(cluster.manager_token_secret);
+        Ok(match (worker, manager) {
+            (true, _) => Admission::Role(Role::Worker),
+            (false, true) => Admission::Role(Role::Manager),
+            (false, false) if token.root_digest() != digest => Admission::OtherSwarm,
+            (false, false) => Admission::WrongSecret,
+        })
+    }
+
+    /// The role that the caller's next certificate gives it. A node becomes a manager by joining Raft first, which is
+    /// when its observed role changes; it stops being one as soon as an operator says so.
+    #[allow(clippy::result_large_err)]
+    fn renewable(&self, state: &State, peer: &PeerIdentity) -> Result<Role, Status> {
+        let gone = || Status::permission_denied("this node was removed from the swarm: it has to join again");
+        if self.deny.is_denied(peer.node_id) || state.is_denied(peer.node_id) {
+            return Err(gone());
+        }
+        let node = state.node(peer.node_id).ok_or_else(gone)?;
+        let manager = node.role == NodeRole::Manager && node.spec.role() == NodeRole::Manager;
+        Ok(if manager { Role::Manager } else { Role::Worker })
+    }
+}
+
+#[allow(clippy::result_large_err)]
+fn cluster(state: &State) -> Result<&Arc<Cluster>, Status> {
+    state.cluster().ok_or_else(|| Status::unavailable("the swarm's state is not there yet: try again in a moment"))
+}
+
+#[allow(clippy::result_large_err)]
+fn parse_token(text: &str) -> Result<JoinToken, Status> {
+    if text.len() > TOKEN_BYTES {
+        return Err(Status::invalid_argument("the join token is too long: paste it as it was shown"));
+    }
+    text.parse().map_err(|error: skep_identity::TokenError| Status::invalid_argument(error.to_string()))
+}
+
+fn token_status(refused: Admission) -> Status {
+    Status::permission_denied(match refused {
+        Admission::OtherSwarm => "the join token belongs to another swarm: get this one's with `skep swarm join-token worker` on a manager",
+        Admission::WrongSecret | Admission::Role(_) => {
+            "the join token is not valid (it may have been rotated): get the current one with `skep swarm join-token worker` on a manager"
+        }
+    })
+}
+
+fn write_status(error: WriteError) -> Status {
+    match error {
+        WriteError::Refused(Refused::Exists { .. }) => Status::aborted("the node's id is taken: try again"),
+        WriteError::Refused(refused) => Status::failed_precondition(refused.to_string()),
+        WriteError::NoLeader | WriteError::Stopped(_) => Status::unavailable(error.to_string()),
+        WriteError::Unknown => Status::deadline_exceeded(error.to_string()),
+    }
+}
+
+/// A node as it is before its first session.
+fn joining_node(id: NodeId, role: Role, availability: Availability, hostname: String) -> Node {
+    let role = crate::dispatch::stored_role(role);
+    let spec = NodeSpec { role: role.into(), availability: availability.into(), ..NodeSpec::default() };
+    let description = NodeDescription { hostname, ..NodeDescription::default() };
+    Node {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        description: Some(Arc::new(description)),
+        status: NodeStatus {
+            state: NodeState::Unknown,
+            message: "joined; no session yet".to_owned(),
+            ..NodeStatus::default()
+        },
+        role,
+        manager: None,
+    }
+}
+
+fn answer(cluster: &Cluster, node: NodeId, role: Role, signed: IssuedCertificate) -> IssueResponse {
+    IssueResponse {
+        node_id: node.to_vec(),
+        cluster_id: cluster.id.to_vec(),
+        role: crate::dispatch::stored_role(role).into(),
+        cert_chain_pem: signed.chain_pem,
+        root_cert_pem: cluster.root_cert_pem.clone(),
+    }
+}
+
+/// Life of a node's certificate.
+fn validity(cluster: &Cluster) -> Duration {
+    match u64::try_from(cluster.spec.node_cert_expiry_ms) {
+        Ok(0) | Err(_) => DEFAULT_NODE_VALIDITY,
+        Ok(ms) => Duration::from_millis(ms).max(MIN_NODE_VALIDITY),
+    }
+}
+
+fn random_node() -> NodeId {
+    let mut bytes = [0; 16];
+    OsRng.fill_bytes(&mut bytes);
+    NodeId::new(u128::from_be_bytes(bytes))
+}
+
+#[cfg(test)]
+#[path = "ca_test.rs"]
+mod ca_test;
