@@ -1,0 +1,307 @@
+//! Named network namespaces with loopback up, kept alive by bind mounts in one folder (as ip-netns(8) does).
+//!
+//! Used by the worker's executor, one for each task. Safe in a multi-threaded process: the namespace is made by a thread
+//! of its own that ends at once, so no other thread ever changes its network. Blocks for about a millisecond: call it from
+//! a blocking context. Never touches a namespace outside its folder.
+//!
+//! The folder is a shared mount of its own: a mount namespace that was copied meanwhile (each container's monitor has
+//! one) then loses a sandbox together with us; otherwise it would keep a removed one alive.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+/// `f_type` of a namespace file (statfs(2), linux/magic.h).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// Why a sandbox could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A call on the folder or on a sandbox in it failed.
+    #[error("cannot {action} {}", path.display())]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The namespace itself could not be made.
+    #[error("cannot {action} of a new network namespace")]
+    Namespace {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// A name that is no single path component.
+    #[error("{0:?} cannot name a sandbox")]
+    Name(String),
+    /// The thread that makes namespaces could not be started or died.
+    #[error("the thread that makes network namespaces failed")]
+    Thread(#[source] io::Error),
+}
+
+impl SandboxError {
+    fn path(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> Self {
+        let path = path.to_owned();
+        move |errno| Self::Path { action, path, source: errno.into() }
+    }
+
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Path { action, path, source }
+    }
+
+    fn namespace(action: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Namespace { action, source: errno.into() }
+    }
+}
+
+/// The sandboxes in one folder.
+#[derive(Debug, Clone)]
+pub struct Sandboxes {
+    dir: PathBuf,
+}
+
+impl Sandboxes {
+    /// Makes the folder, and makes it a shared mount if it is none yet.
+    pub fn open(dir: &Path) -> Result<Self, SandboxError> {
+        fs::create_dir_all(dir).map_err(SandboxError::io("make", dir))?;
+        let dir = dir.canonicalize().map_err(SandboxError::io("find", dir))?;
+        if !mount_points()?.iter().any(|point| *point == dir) {
+            let none = None::<&str>;
+            mount(Some(&dir), &dir, none, MsFlags::MS_BIND, none).map_err(SandboxError::path("mount", &dir))?;
+            // Private first: it leaves the peer group that the surrounding mount may be in, so that sandboxes do not
+            // show up elsewhere; then a group of its own.
+            for flags in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+                mount(none, &dir, none, flags, none).map_err(SandboxError::path("share the mount", &dir))?;
+            }
+        }
+        Ok(Self { dir })
+    }
+
+    /// Where a sandbox is or would be.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Makes a sandbox, or finds the one of that name as it is. Returns its path, for `setns` and runtimes.
+    pub fn make(&self, name: &str) -> Result<PathBuf, SandboxError> {
+        let path = self.checked(name)?;
+        if is_namespace(&path) {
+            return Ok(path);
+        }
+        // A plain file is what a reboot or a crash leaves.
+        fs::write(&path, []).map_err(SandboxError::io("make", &path))?;
+        let target = path.clone();
+        let made = std::thread::Builder::new()
+            .name("skep-netns".to_owned())
+            // It calls into the kernel and nothing else.
+            .stack_size(64 << 10)
+            .spawn(move || make_here(&target))
+            .map_err(SandboxError::Thread)?
+            .join()
+            .unwrap_or_else(|_| Err(SandboxError::Thread(io::Error::other("it panicked"))));
+        if made.is_err() {
+            let _ = fs::remove_file(&path);
+        }
+        made.map(|()| path)
+    }
+
+    /// Removes a sandbox. The namespace goes with the last process in it. Idempotent.
+    pub fn remove(&self, name: &str) -> Result<(), SandboxError> {
+        let path = self.checked(name)?;
+        loop {
+            match umount2(&path, MntFlags::MNT_DETACH) {
+                // More than one mount can lie on it after a crash between two steps.
+                Ok(()) => {}
+                Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(errno) => return Err(SandboxError::path("unmount", &path)(errno)),
+            }
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SandboxError::io("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes all whose name `keep` refuses. Returns their names; goes on past errors and returns the first.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) -> Result<Vec<String>, SandboxError> {
+        let mut removed = Vec::new();
+        let mut first_error = None;
+        for entry in fs::read_dir(&self.dir).map_err(SandboxError::io("list", &self.dir))? {
+            let entry = entry.map_err(SandboxError::io("list", &self.dir))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if keep(&name) {
+                continue;
+            }
+            match self.remove(&name) {
+                Ok(()) => removed.push(name),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        first_error.map_or(Ok(removed), Err)
+    }
+
+    /// Removes everything, the folder too.
+    pub fn close(self) -> Result<(), SandboxError> {
+        self.retain(|_| false)?;
+        match umount2(&self.dir, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(errno) => return Err(SandboxError::path("unmount", &self.dir)(errno)),
+        }
+        fs::remove_dir(&self.dir).map_err(SandboxError::io("remove", &self.dir))
+    }
+
+    fn checked(&self, name: &str) -> Result<PathBuf, SandboxError> {
+        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+            return Err(SandboxError::Name(name.to_owned()));
+        }
+        Ok(self.dir.join(name))
+    }
+}
+
+/// Runs in the short-lived thread: a new namespace for this thread only, loopback up, bound to `target`.
+fn make_here(target: &Path) -> Result<(), SandboxError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(SandboxError::namespace("begin the life"))?;
+    loopback_up().map_err(SandboxError::namespace("raise the loopback"))?;
+    let none = None::<&str>;
+    mount(Some("/proc/thread-self/ns/net"), target, none, MsFlags::MS_BIND, none)
+        .map_err(SandboxError::path("bind a network namespace to", target))
+}
+
+/// Sets IFF_UP on `lo` (netdevice(7)).
+fn loopback_up() -> Result<(), Errno> {
+    // SAFETY: socket(2) with constants; the descriptor is closed below.
+    let socket = Errno::result(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: ifreq is plain data, for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *slot = libc::c_char::from_ne_bytes([*byte]);
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).expect("IFF_UP is 1");
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which `request` is, and keeps no pointer.
+    let raised = Errno::result(unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request) });
+    // SAFETY: `socket` is ours and not used again.
+    unsafe { libc::close(socket) };
+    raised.map(drop)
+}
+
+/// Whether a path is a bound namespace.
+fn is_namespace(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: statfs is plain data, for which all zeroes is valid.
+    let mut info: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are valid for the call.
+    let found = unsafe { libc::statfs(path.as_ptr(), &raw mut info) };
+    // The field's type differs between architectures.
+    #[allow(clippy::unnecessary_cast)]
+    let kind = info.f_type as i64;
+    found == 0 && kind == NSFS_MAGIC
+}
+
+/// Mount points of this mount namespace (proc_pid_mountinfo(5), field 5).
+fn mount_points() -> Result<Vec<PathBuf>, SandboxError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = fs::read(path).map_err(SandboxError::io("read", path))?;
+    Ok(text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(|field| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(field))))
+        .collect())
+}
+
+/// Blanks, tabs, line feeds and backslashes are written as `\` and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, behind)) = rest.split_first() {
+        let octal =
+            behind.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        match octal {
+            Some(digits) => {
+                let value = digits.iter().fold(0u32, |value, digit| value * 8 + u32::from(digit - b'0'));
+                out.push(u8::try_from(value & 0xff).unwrap_or(b'?'));
+                rest = &behind[3..];
+            }
+            None => {
+                out.push(first);
+                rest = behind;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn mountinfo_escapes() {
+        assert_eq!(unescape(b"/a\\040b\\134c\\1"), b"/a b\\c\\1");
+        assert!(mount_points().unwrap().contains(&PathBuf::from("/proc")));
+    }
+
+    /// The real kernel: needs root, as all that makes namespaces does.
+    #[test]
+    fn made_found_again_and_removed() {
+        if !nix::unistd::geteuid().is_root() {
+            #[allow(clippy::print_stdout)]
+            {
+                println!("skipped: needs root");
+            }
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("skep netns {}", std::process::id()));
+        let sandboxes = Sandboxes::open(&dir).unwrap();
+        let before = fs::read_link("/proc/self/ns/net").unwrap();
+        let path = sandboxes.make("one").unwrap();
+        assert!(is_namespace(&path));
+        // Neither this thread nor the process moved.
+        assert_eq!(fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
+        // It is another namespace, and made only once.
+        let inode = fs::metadata(&path).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta)).unwrap();
+        assert!(!before.to_string_lossy().contains(&inode.to_string()));
+        assert_eq!(sandboxes.make("one").unwrap(), path);
+        assert_eq!(fs::metadata(&path).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta)).unwrap(), inode);
+        // Loopback is up in it: a thread goes there and looks.
+        let inside = path.clone();
+        let flags = std::thread::spawn(move || {
+            let file = fs::File::open(inside).unwrap();
+            nix::sched::setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let to = socket.local_addr().unwrap();
+            socket.send_to(b"x", to).unwrap()
+        });
+        assert_eq!(flags.join().unwrap(), 1);
+
+        // A second handle on the same folder (a restarted agent) does not mount it again.
+        let again = Sandboxes::open(&dir).unwrap();
+        assert_eq!(mount_points().unwrap().iter().filter(|point| **point == again.dir).count(), 1);
+        again.make("two").unwrap();
+        assert_eq!(again.retain(|name| name == "one").unwrap(), ["two"]);
+        assert!(is_namespace(&path));
+        again.remove("one").unwrap();
+        again.remove("one").unwrap();
+        assert!(!path.exists());
+        assert!(matches!(again.make("../x"), Err(SandboxError::Name(_))));
+        again.make("three").unwrap();
+        sandboxes.close().unwrap();
+        assert!(!dir.exists());
+        assert!(!mount_points().unwrap().iter().any(|point| point.starts_with(&dir)));
+    }
+}
