@@ -104,7 +104,8 @@ impl Images {
         &self.registry
     }
 
-    /// Makes the image be here and tells how to run it. Asks nobody if it is here. The lease keeps it from being collected
+    /// Makes the image be here and tells how to run it. Asks nobody if it is here. A wish without a digest asks the
+    /// registry what the name means now: tasks always have the digest. The lease keeps it from being collected
     /// until it is dropped.
     pub async fn ensure(&self, wish: Wish) -> Result<Held, EnsureError> {
         let pinned = wish.reference.as_ref().and_then(Reference::digest).copied();

@@ -194,7 +194,8 @@ impl Inner {
         builder
             .user_agent(concat!("skep/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.config.timeouts.connect)
-            .read_timeout(self.config.timeouts.idle)
+            // A backstop: each wait is bounded, more tightly, where it happens.
+            .read_timeout(self.config.timeouts.idle * 2)
             .redirect(redirects)
             .tls_certs_merge(roots)
             .tls_danger_accept_invalid_certs(!verify)

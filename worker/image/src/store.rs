@@ -194,7 +194,7 @@ impl Store {
     /// Opens or makes the store in `root`: takes its lock, removes work in progress and layers that no record names, and
     /// forgets images of which something is missing. Blocks on the disk: call it before serving.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, StoreError> {
-        use std::os::unix::fs::DirBuilderExt as _;
+        use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
         // Layers contain set-user-id programs: nobody but root may come near them.
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
@@ -202,6 +202,8 @@ impl Store {
             let path = root.join(dir);
             private.create(&path).map_err(StoreError::io("create", &path))?;
         }
+        fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+            .map_err(StoreError::io("set the mode of", root))?;
         let lock_path = root.join("lock");
         let file = File::options().create(true).write(true).truncate(false).open(&lock_path);
         let lock = Flock::lock(file.map_err(StoreError::io("open", &lock_path))?, FlockArg::LockExclusiveNonblock)

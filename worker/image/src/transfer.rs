@@ -19,6 +19,8 @@ use crate::store::{BlobError, Store, StoredBlob, blocking};
 const CHANNEL: usize = 32;
 /// Attempts without a byte of progress before giving up.
 const ATTEMPTS: u32 = 4;
+/// Attempts for one blob in all, so that a source that gives a byte at a time comes to an end.
+const ATTEMPTS_IN_ALL: u32 = 64;
 /// Wait before the second attempt; doubles.
 const BACKOFF: Duration = Duration::from_millis(200);
 /// Bytes between two progress events.
@@ -53,6 +55,7 @@ struct Resuming<'a> {
     idle: Duration,
     /// Failures since the last byte.
     failures: u32,
+    failures_in_all: u32,
     stream: Option<futures::stream::BoxStream<'static, Result<Bytes, FetchError>>>,
     /// Bytes to drop, where the source started over.
     skip: u64,
@@ -61,7 +64,7 @@ struct Resuming<'a> {
 impl<'a> Resuming<'a> {
     fn new(source: &'a dyn BlobSource, digest: Digest, kind: BlobKind, idle: Duration) -> Self {
         let request = BlobRequest { digest, kind, offset: 0 };
-        Self { source, request, idle, failures: 0, stream: None, skip: 0 }
+        Self { source, request, idle, failures: 0, failures_in_all: 0, stream: None, skip: 0 }
     }
 
     /// The next piece; `None` at the end of what the source gives.
@@ -108,7 +111,11 @@ impl<'a> Resuming<'a> {
     async fn failed(&mut self, error: FetchError) -> Result<(), FetchError> {
         self.stream = None;
         self.failures += 1;
-        if !error.is_transient() || self.failures >= ATTEMPTS {
+        self.failures_in_all += 1;
+        // A transfer that had begun and stalled gets one new connection; a source that never spoke does not.
+        let stalled = matches!(error, FetchError::Timeout { .. }) && self.request.offset > 0 && self.failures == 1;
+        let hopeful = error.is_transient() || stalled;
+        if !hopeful || self.failures >= ATTEMPTS || self.failures_in_all >= ATTEMPTS_IN_ALL {
             return Err(error);
         }
         tracing::debug!(source = %self.source.describe(), digest = %self.request.digest, offset = self.request.offset, %error, "fetching again");

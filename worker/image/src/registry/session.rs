@@ -258,7 +258,9 @@ impl Session {
             }
             _ => self.expect_success(response, || self.image()).await?,
         };
-        let body = small_body(response).await.map_err(|error| self.broken(&error))?;
+        let idle = self.registry.config.timeouts.idle;
+        let body = timeout(idle, small_body(response)).await.map_err(|_| self.silent(idle))?;
+        let body = body.map_err(|error| self.broken(&error))?;
         let answer: Option<Answer> = body.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let token = answer.and_then(|answer| answer.token.or(answer.access_token)).filter(|token| !token.is_empty());
         token.ok_or_else(|| self.malformed("no token from its token server"))

@@ -68,3 +68,54 @@ fn by_name(records: &[ImageRecord], reference: &Reference) -> Option<ImageRecord
         None => records.iter().find(|record| record.names.contains(reference)).cloned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::platform::Platform;
+
+    fn record(id: u64, names: &[&str]) -> ImageRecord {
+        let digest = Digest::of(&id.to_le_bytes());
+        ImageRecord {
+            digest,
+            manifest: digest,
+            config: Digest::of(&[digest.as_bytes()[0]]),
+            platform: Platform::host(),
+            layers: Vec::new(),
+            names: names.iter().map(|name| Reference::parse(name).unwrap()).collect(),
+            created: None,
+            held_since: 0,
+            last_used: 0,
+        }
+    }
+
+    #[test]
+    fn names_digests_and_prefixes() {
+        let records = [record(1, &["app:1", "app"]), record(2, &["host:5000/app"])];
+        let found = |text: &str| find(&records, text).map(|record| record.digest);
+        let [one, two] = [records[0].digest, records[1].digest];
+        assert_eq!(found("app"), Ok(one));
+        assert_eq!(found("docker.io/library/app:1"), Ok(one));
+        assert_eq!(found("host:5000/app:latest"), Ok(two));
+        assert_eq!(found(&two.to_string()), Ok(two));
+        assert_eq!(found(&two.hex()), Ok(two));
+        assert_eq!(found(&two.short()), Ok(two));
+        assert_eq!(found(&format!("sha256:{}", &two.hex()[..6])), Ok(two));
+        assert_eq!(found(&format!("whatever@{one}")), Ok(one));
+        assert_eq!(found(&records[1].config.hex()[..20]), Ok(two));
+        assert_eq!(found("app:2"), Err(FindError::None("app:2".into())));
+        assert_eq!(found("abc"), Err(FindError::None("abc".into())), "too short for an id");
+        assert!(matches!(found("App"), Err(FindError::Reference(_))));
+    }
+
+    #[test]
+    fn an_ambiguous_prefix_is_said_to_be() {
+        // Enough images that two share four digits.
+        let records: Vec<_> = (0..2000).map(|id| record(id, &[])).collect();
+        let mut prefixes: Vec<_> = records.iter().map(|record| record.digest.hex()[..4].to_owned()).collect();
+        prefixes.sort();
+        let shared = prefixes.windows(2).find(|pair| pair[0] == pair[1]).unwrap()[0].clone();
+        assert!(matches!(find(&records, &shared), Err(FindError::Ambiguous { count: 2.., .. })));
+    }
+}
