@@ -48,6 +48,15 @@ async fn pulls_all_forms_of_layers_and_keeps_them() {
     assert_eq!(output.stdout, b"runs\n");
     node.assert_nothing_half_made();
 
+    // The kernel reads our whiteouts: `old` and `hidden` are gone.
+    let merged = tempfile::tempdir().unwrap();
+    let at = merged.path().display();
+    let lower = held.image.layer_paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":");
+    let script = format!("mount -t overlay none -o lowerdir={lower} {at} && cd {at} && echo etc/* opt/* top");
+    let arguments = ["--mount", "--propagation", "private", "sh", "-c", &script];
+    let output = std::process::Command::new("unshare").args(arguments).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "etc/new opt/* top\n", "{output:?}");
+
     // Nor after a restart.
     let dir = node.dir;
     drop((held, node.images));
