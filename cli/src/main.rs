@@ -1,2 +1,20 @@
-//! skep
-fn main() {}
+//! `skep`: the one binary. This file only decides who gets the process: a container's creator, a lab's hidden program,
+//! or the command line.
+//!
+//! Start reading at `command/mod.rs` for the commands, `client.rs` for how they reach a daemon, `output/` for what they
+//! print, `exit.rs` for how they end.
+
+mod client;
+mod command;
+mod exit;
+mod failure;
+mod output;
+mod parse;
+mod registry;
+mod view;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    command::main()
+}

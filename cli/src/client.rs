@@ -1,0 +1,213 @@
+//! The connection to a daemon's socket, and how calls are made over it. Commands use nothing else to reach the daemon.
+//!
+//! A write carries one request id for the whole command, so that its one retry cannot do it twice. Reads are not
+//! retried: a person or a script can.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use skep_identity::transport::{ConnectError, connect_unix};
+use skep_proto::id::RequestId;
+use skep_proto::v1::WriteOptions;
+use skep_proto::v1::clusters_client::ClustersClient;
+use skep_proto::v1::daemon_client::DaemonClient;
+use skep_proto::v1::images_client::ImagesClient;
+use skep_proto::v1::logs_client::LogsClient;
+use skep_proto::v1::nodes_client::NodesClient;
+use skep_proto::v1::services_client::ServicesClient;
+use skep_proto::v1::tasks_client::TasksClient;
+use skep_proto::v1::watch_client::WatchClient;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+use crate::failure::{Failure, is_connection_loss};
+
+/// Where the daemon listens if nothing else is said.
+pub(crate) const DEFAULT_HOST: &str = "unix:///run/skep/skep.sock";
+
+/// Largest answer taken. Lists come in pieces far below it; an image's configuration may be large.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Between a write and its retry: longer than an election (300 to 500 ms).
+const RETRY_PAUSE: Duration = Duration::from_millis(700);
+
+/// The address of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    path: PathBuf,
+}
+
+/// Why a text is not a daemon's address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HostError {
+    /// Another scheme.
+    #[error("only unix:// addresses are supported yet, such as {DEFAULT_HOST}")]
+    Scheme,
+    /// `unix://` and a relative path or nothing.
+    #[error("the socket's path must be absolute, as in {DEFAULT_HOST}")]
+    Path,
+}
+
+impl FromStr for Host {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> Result<Self, HostError> {
+        let path = match text.strip_prefix("unix://") {
+            Some(path) => path,
+            None if text.starts_with('/') => text,
+            None => return Err(HostError::Scheme),
+        };
+        if !path.starts_with('/') || path.ends_with('/') {
+            return Err(HostError::Path);
+        }
+        Ok(Self { path: path.into() })
+    }
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "unix://{}", self.path.display())
+    }
+}
+
+/// A daemon that answered the connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    channel: Channel,
+}
+
+macro_rules! clients {
+    ($($(#[$doc:meta])* $name:ident: $client:ident),+ $(,)?) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name(&self) -> $client<Channel> {
+            $client::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        }
+    )+};
+}
+
+impl Client {
+    /// Connects, so that a missing daemon is told apart from everything else that can go wrong.
+    pub(crate) async fn connect(host: &Host) -> Result<Self, Failure> {
+        match connect_unix(&host.path).await {
+            Ok(channel) => Ok(Self { channel }),
+            Err(error) => Err(Failure::Unreachable { host: host.to_string(), reason: connect_hint(&error) }),
+        }
+    }
+
+    clients! {
+        /// The swarm.
+        clusters: ClustersClient,
+        /// Nodes.
+        nodes: NodesClient,
+        /// Services.
+        services: ServicesClient,
+        /// Tasks.
+        tasks: TasksClient,
+        /// Changes as they happen.
+        watch: WatchClient,
+        /// Logs.
+        logs: LogsClient,
+        /// This host's daemon.
+        daemon: DaemonClient,
+        /// This host's images.
+        images: ImagesClient,
+    }
+}
+
+/// Why the connection failed and what to do.
+fn connect_hint(error: &ConnectError) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    loop {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                    "is it running? start it with `skep daemon`".to_owned()
+                }
+                std::io::ErrorKind::PermissionDenied => {
+                    "permission denied: the socket belongs to root; run as root".to_owned()
+                }
+                std::io::ErrorKind::TimedOut => "it listens but does not answer; look at its log".to_owned(),
+                _ => io.to_string(),
+            };
+        }
+        match cause.source() {
+            Some(source) => cause = source,
+            None => return cause.to_string(),
+        }
+    }
+}
+
+/// Makes a write: once, and once more with the same request id where the first answer was UNAVAILABLE,
+/// DEADLINE_EXCEEDED or a broken connection.
+pub(crate) async fn write<T, F, Fut>(call: F) -> Result<T, Status>
+where
+    F: Fn(WriteOptions) -> Fut,
+    Fut: Future<Output = Result<Response<T>, Status>>,
+{
+    let options = WriteOptions { request_id: RequestId::new(rand::random()).to_vec() };
+    match call(options.clone()).await {
+        Ok(response) => return Ok(response.into_inner()),
+        Err(status) if may_work_later(&status) => {}
+        Err(status) => return Err(status),
+    }
+    tokio::time::sleep(RETRY_PAUSE).await;
+    match call(options).await {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) if is_connection_loss(&status) => Err(Status::deadline_exceeded(
+            "result unknown: the connection to the skep daemon broke off, so the change may or may not happen; look \
+             before you run the command again",
+        )),
+        Err(status) => Err(status),
+    }
+}
+
+fn may_work_later(status: &Status) -> bool {
+    is_connection_loss(status) || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn hosts_are_unix_sockets() {
+        let host: Host = "unix:///run/skep/skep.sock".parse().unwrap();
+        assert_eq!(host.to_string(), "unix:///run/skep/skep.sock");
+        assert_eq!("/tmp/x.sock".parse::<Host>().unwrap().to_string(), "unix:///tmp/x.sock");
+        assert_eq!("tcp://127.0.0.1:1".parse::<Host>(), Err(HostError::Scheme));
+        assert_eq!("unix://run/skep".parse::<Host>(), Err(HostError::Path));
+        assert_eq!("unix://".parse::<Host>(), Err(HostError::Path));
+        assert_eq!("".parse::<Host>(), Err(HostError::Scheme));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_retry_with_the_same_id() {
+        let seen = Mutex::new(Vec::new());
+        let result: Result<(), Status> = write(|options| {
+            seen.lock().unwrap().push(options.request_id);
+            async { Err(Status::unavailable("no leader")) }
+        })
+        .await;
+        assert_eq!(result.unwrap_err().message(), "no leader");
+        let seen = seen.into_inner().unwrap();
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[0], seen[1]);
+        assert_eq!(seen[0].len(), 16);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_not_retried() {
+        let calls = Mutex::new(0);
+        let result: Result<(), Status> = write(|_| {
+            *calls.lock().unwrap() += 1;
+            async { Err(Status::already_exists("service web exists")) }
+        })
+        .await;
+        assert!(result.is_err());
+        assert_eq!(calls.into_inner().unwrap(), 1);
+    }
+}

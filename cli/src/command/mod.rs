@@ -1,0 +1,163 @@
+//! The commands: one file (or folder) per noun, one function per verb. `main.rs` calls [`main`], nothing else.
+
+mod completion;
+mod context;
+mod daemon;
+mod image;
+mod info;
+mod inspect;
+mod listing;
+mod node;
+mod outcome;
+mod service;
+mod swarm;
+mod task;
+mod task_table;
+mod unsupported;
+mod version;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use self::context::Context;
+use crate::client::{DEFAULT_HOST, Host};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output;
+
+/// skep runs services as containers on many Linux hosts, with one binary.
+#[derive(Parser, Debug)]
+#[command(
+    name = "skep",
+    version,
+    disable_help_subcommand = false,
+    arg_required_else_help = true,
+    max_term_width = 120,
+    after_help = "`skep help exit-codes` lists the exit codes. `skep COMMAND --help` says more about a command."
+)]
+struct Cli {
+    /// Socket of the daemon to talk to.
+    #[arg(short = 'H', long, env = "SKEP_HOST", default_value = DEFAULT_HOST, value_name = "ADDRESS")]
+    host: Host,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make, join and leave a swarm.
+    #[command(subcommand)]
+    Swarm(swarm::SwarmCommand),
+    /// Show the hosts of the swarm.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Run and watch services.
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
+    /// Show the tasks of services.
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// Manage this host's images.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// List this host's images: the same as `skep image ls`.
+    #[command(hide = true)]
+    Images(image::list::ListArgs),
+    /// Show this host's daemon and its place in a swarm.
+    Info(info::InfoArgs),
+    /// Show the versions of the command line and the daemon.
+    Version(version::VersionArgs),
+    /// Run the daemon of this host.
+    Daemon(Box<daemon::DaemonArgs>),
+    /// Print a completion script for a shell.
+    Completion(completion::CompletionArgs),
+    /// What the exit codes mean.
+    #[command(name = "exit-codes", hide = true, after_help = crate::exit::table())]
+    ExitCodes,
+}
+
+/// The whole run: parse, act, print what went wrong, end with the right code.
+pub(crate) fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let result = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => run(cli),
+        Err(error) => explain(&error, &arguments),
+    };
+    let exit = match result {
+        Ok(exit) => return exit,
+        Err(failure) => {
+            if !failure.is_silent() {
+                output::note(format_args!("error: {failure}"));
+            }
+            failure.exit()
+        }
+    };
+    ExitCode::from(exit.code())
+}
+
+/// Help and version are answers; everything else that clap stops at is a usage error, or something of Docker's that skep
+/// does not have yet.
+fn explain(error: &clap::Error, arguments: &[OsString]) -> Result<ExitCode, Failure> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            output::data(error.render().to_string())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => {
+            if let Some(failure) = unsupported::explain(error, arguments, &Cli::command()) {
+                return Err(failure);
+            }
+            output::note(error.render().to_string().trim_end());
+            Err(Failure::Reported(Exit::Usage))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    match cli.command {
+        Command::Daemon(args) => return daemon::run(*args),
+        Command::Completion(args) => completion::run(&args, Cli::command())?,
+        Command::ExitCodes => output::data(crate::exit::table())?,
+        command => talk(Context::new(cli.host), command)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command that talks to the daemon.
+fn talk(context: Context, command: Command) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Internal(format!("cannot start: {error}")))?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Swarm(command) => command.run(&context).await,
+            Command::Node(command) => command.run(&context).await,
+            Command::Service(command) => command.run(&context).await,
+            Command::Task(command) => command.run(&context).await,
+            Command::Image(command) => command.run(&context).await,
+            Command::Images(args) => args.run(&context).await,
+            Command::Info(args) => args.run(&context).await,
+            Command::Version(args) => args.run(&context).await,
+            Command::Daemon(_) | Command::Completion(_) | Command::ExitCodes => {
+                unreachable!("handled by run")
+            }
+        }
+    });
+    // A thread may still wait for standard input, which nobody needs any more.
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

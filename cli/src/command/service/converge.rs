@@ -1,0 +1,291 @@
+//! Follows a service by the Watch stream until it has converged, and shows how it gets there. No polling.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use skep_proto::v1::{WatchRequest, WatchResponse};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Streaming;
+
+use super::progress::{Picture, Progress, Row, Stand};
+use crate::client::Client;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::{self, terminal};
+
+/// More slots than this are summed up, as in Docker.
+const MAX_ROWS: usize = 20;
+
+/// A task's end is only final if nothing follows it for this long: the loops need a moment to replace it.
+const ENDED_GRACE: Duration = Duration::from_secs(5);
+
+/// Events that come this close together are shown at once.
+const SETTLE: Duration = Duration::from_millis(30);
+
+/// Waits until the service runs as it was written at `version`.
+pub(super) async fn wait(client: &Client, service_id: &[u8], version: u64, quiet: bool) -> Result<(), Failure> {
+    let request = WatchRequest { service_id: service_id.to_vec(), ..WatchRequest::default() };
+    let mut stream = client.watch().watch(request).await?.into_inner();
+    let mut progress = Progress::default();
+    let mut screen = Screen::new(quiet);
+    tokio::select! {
+        result = follow(&mut stream, &mut progress, &mut screen, version) => result?,
+        _ = tokio::signal::ctrl_c() => {
+            let name = progress.name();
+            return Err(Failure::Interrupted(format!(
+                "operation continues in the background: `skep service ps {name}` shows its progress"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A deadline and what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timer {
+    None,
+    /// Stable until then: converged.
+    Stable(Instant),
+    /// Not replaced until then: ended.
+    Final(Instant),
+}
+
+async fn follow(
+    stream: &mut Streaming<WatchResponse>,
+    progress: &mut Progress,
+    screen: &mut Screen,
+    version: u64,
+) -> Result<(), Failure> {
+    let mut timer = Timer::None;
+    loop {
+        let picture = progress.picture(version);
+        screen.show(&picture);
+        timer = match (&picture.stand, timer) {
+            (Stand::Removed, _) => return Err(Failure::Failed(format!("service {} was removed", progress.name()))),
+            (Stand::Converged, _) if !picture.has_failed => return screen.converged(progress.name()),
+            (Stand::Converged, Timer::Stable(at)) if at <= Instant::now() => {
+                return screen.converged(progress.name());
+            }
+            (Stand::Converged, Timer::Stable(at)) => Timer::Stable(at),
+            (Stand::Converged, _) => {
+                let monitor = Duration::from_millis(progress.monitor_ms());
+                screen.say(format!(
+                    "verify: tasks have failed before, waiting {} s for them to be stable",
+                    monitor.as_secs_f32()
+                ));
+                Timer::Stable(Instant::now() + monitor)
+            }
+            (Stand::Ended, Timer::Final(at)) if at <= Instant::now() => return ended(progress.name(), &picture),
+            (Stand::Ended, Timer::Final(at)) => Timer::Final(at),
+            (Stand::Ended, _) => Timer::Final(Instant::now() + ENDED_GRACE),
+            (Stand::Unknown | Stand::Moving, _) => Timer::None,
+        };
+        let message = match timer {
+            Timer::None => stream.message().await?,
+            Timer::Stable(at) | Timer::Final(at) => tokio::select! {
+                message = stream.message() => message?,
+                () = sleep_until(at) => continue,
+            },
+        };
+        take(stream, progress, message).await?;
+    }
+}
+
+/// Applies a message and all that follow at once, so that a burst is drawn once.
+async fn take(
+    stream: &mut Streaming<WatchResponse>,
+    progress: &mut Progress,
+    first: Option<WatchResponse>,
+) -> Result<(), Failure> {
+    let until = Instant::now() + SETTLE;
+    let mut message = first;
+    loop {
+        let Some(applied) = message else {
+            return Err(Failure::Temporary(
+                "the managers ended the watch: the service goes on by itself, look with `skep service ps`".to_owned(),
+            ));
+        };
+        progress.apply(applied);
+        match timeout(until.saturating_duration_since(Instant::now()), stream.message()).await {
+            Ok(next) => message = next?,
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Some tasks ended and are not replaced: fine if they did what they should.
+fn ended(name: &str, picture: &Picture) -> Result<(), Failure> {
+    let failed: Vec<&Row> =
+        picture.rows.iter().filter(|row| row.state != "running" && row.state != "complete").collect();
+    match failed.first() {
+        None => {
+            output::note(format_args!("verify: the tasks of service {name} have completed and are not restarted"));
+            Ok(())
+        }
+        Some(row) => {
+            output::note(format_args!(
+                "error: service {name} does not run: {} of {} tasks ended and are not restarted ({}: {})",
+                failed.len(),
+                picture.desired,
+                row.name,
+                if row.detail.is_empty() { row.state } else { &row.detail }
+            ));
+            Err(Failure::Reported(Exit::Failed))
+        }
+    }
+}
+
+/// Where progress is shown: lines that replace themselves on a terminal, else a line for each change.
+enum Screen {
+    Quiet,
+    Live(terminal::LiveView),
+    Lines { last: String, said: BTreeSet<String> },
+}
+
+impl Screen {
+    fn new(quiet: bool) -> Self {
+        if quiet {
+            Self::Quiet
+        } else if terminal::is_live() {
+            Self::Live(terminal::LiveView::default())
+        } else {
+            Self::Lines { last: String::new(), said: BTreeSet::new() }
+        }
+    }
+
+    fn show(&mut self, picture: &Picture) {
+        if picture.stand == Stand::Unknown {
+            return;
+        }
+        match self {
+            Self::Quiet => {}
+            Self::Live(view) => view.show(&live_lines(picture)),
+            Self::Lines { last, said } => {
+                let overall = overall(picture);
+                if *last != overall {
+                    output::note(&overall);
+                    *last = overall;
+                }
+                for line in stuck_lines(picture) {
+                    if said.insert(line.clone()) {
+                        output::note(&line);
+                    }
+                }
+            }
+        }
+    }
+
+    fn say(&mut self, line: String) {
+        match self {
+            Self::Quiet => {}
+            Self::Live(_) | Self::Lines { .. } => output::note(line),
+        }
+        if let Self::Live(view) = self {
+            // The line stays; the next picture is drawn below it.
+            *view = terminal::LiveView::default();
+        }
+    }
+
+    fn converged(&mut self, name: &str) -> Result<(), Failure> {
+        self.say(format!("verify: service {name} converged"));
+        Ok(())
+    }
+}
+
+fn overall(picture: &Picture) -> String {
+    format!("overall progress: {} out of {} tasks", picture.running, picture.desired)
+}
+
+fn live_lines(picture: &Picture) -> Vec<String> {
+    let mut lines = vec![overall(picture)];
+    if picture.rows.len() <= MAX_ROWS {
+        let width = picture.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        lines.extend(picture.rows.iter().map(|row| {
+            let place = if row.node.is_empty() { String::new() } else { format!(" on {}", row.node) };
+            let detail = if row.detail.is_empty() { String::new() } else { format!(": {}", row.detail) };
+            format!("  {:width$}  {}{place}{detail}", row.name, row.state)
+        }));
+    } else {
+        lines.push(format!("  {}", by_state(&picture.rows)));
+        lines.extend(stuck_lines(picture));
+    }
+    lines
+}
+
+/// "3 pending, 17 running"
+fn by_state(rows: &[Row]) -> String {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for row in rows {
+        match counts.iter_mut().find(|(state, _)| *state == row.state) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((row.state, 1)),
+        }
+    }
+    let counts: Vec<String> = counts.into_iter().map(|(state, count)| format!("{count} {state}")).collect();
+    counts.join(", ")
+}
+
+/// Every reason once, with the number of tasks that it holds up.
+fn stuck_lines(picture: &Picture) -> Vec<String> {
+    let mut reasons: Vec<(&str, &str, usize)> = Vec::new();
+    for row in picture.rows.iter().filter(|row| row.is_stuck) {
+        match reasons.iter_mut().find(|(detail, _, _)| *detail == row.detail) {
+            Some((_, _, count)) => *count += 1,
+            None => reasons.push((&row.detail, &row.name, 1)),
+        }
+    }
+    reasons
+        .into_iter()
+        .map(|(detail, name, count)| match count {
+            1 => format!("  {name}: {detail}"),
+            _ => format!("  {name} and {} more: {detail}", count - 1),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, state: &'static str, detail: &str) -> Row {
+        Row {
+            name: name.to_owned(),
+            state,
+            node: if state == "pending" { String::new() } else { "host1".to_owned() },
+            detail: detail.to_owned(),
+            is_stuck: !detail.is_empty(),
+        }
+    }
+
+    fn picture(rows: Vec<Row>) -> Picture {
+        Picture { stand: Stand::Moving, running: 1, desired: 3, rows, has_failed: false }
+    }
+
+    #[test]
+    fn a_few_tasks_have_a_line_each() {
+        let lines =
+            live_lines(&picture(vec![row("web.1", "running", ""), row("web.10", "pending", "no suitable node")]));
+        assert_eq!(
+            lines,
+            ["overall progress: 1 out of 3 tasks", "  web.1   running on host1", "  web.10  pending: no suitable node"]
+        );
+    }
+
+    #[test]
+    fn many_tasks_are_summed_up() {
+        let mut rows: Vec<Row> = (0..30).map(|slot| row(&format!("web.{slot}"), "pending", "no memory")).collect();
+        rows.push(row("web.30", "running", ""));
+        let lines = live_lines(&picture(rows));
+        assert_eq!(lines[1], "  30 pending, 1 running");
+        assert_eq!(lines[2], "  web.0 and 29 more: no memory");
+    }
+
+    #[test]
+    fn completed_tasks_are_no_failure() {
+        assert!(ended("web", &picture(vec![row("web.1", "complete", "")])).is_ok());
+        assert!(matches!(
+            ended("web", &picture(vec![row("web.1", "failed", "exit code 1")])),
+            Err(Failure::Reported(Exit::Failed))
+        ));
+    }
+}

@@ -1,0 +1,180 @@
+//! Streams of events against what is said about them.
+
+#![allow(clippy::unwrap_used)]
+use proptest::prelude::*;
+use skep_proto::v1::{GlobalMode, Meta, Refusal, ReplicatedMode, Service, ServiceSpec, WatchEvent};
+
+use super::*;
+
+fn service(mode: Mode, desired: u64) -> WatchEvent {
+    WatchEvent {
+        removed: false,
+        object: Some(Object::Service(ServiceSummary {
+            service: Some(Service {
+                id: vec![9; 16],
+                spec: Some(ServiceSpec { name: "web".to_owned(), mode: Some(mode), ..ServiceSpec::default() }),
+                ..Service::default()
+            }),
+            desired,
+            ..ServiceSummary::default()
+        })),
+    }
+}
+
+fn replicas(replicas: u64) -> WatchEvent {
+    service(Mode::Replicated(ReplicatedMode { replicas }), replicas)
+}
+
+fn task(id: u8, slot: u64, wanted: WantedState, state: TaskState) -> WatchEvent {
+    task_with(id, slot, wanted, state, "", Vec::new())
+}
+
+fn task_with(
+    id: u8,
+    slot: u64,
+    wanted: WantedState,
+    state: TaskState,
+    error: &str,
+    refusals: Vec<Refusal>,
+) -> WatchEvent {
+    let mut status = TaskStatus { error: error.to_owned(), refusals, ..TaskStatus::default() };
+    status.set_state(state);
+    let mut task = Task {
+        id: vec![id; 16],
+        meta: Some(Meta { created_at_ms: id.into(), ..Meta::default() }),
+        slot,
+        status: Some(status),
+        ..Task::default()
+    };
+    task.set_wanted(wanted);
+    WatchEvent {
+        removed: false,
+        object: Some(Object::Task(TaskSummary {
+            task: Some(task),
+            service_name: "web".to_owned(),
+            node_hostname: "host1".to_owned(),
+            ..TaskSummary::default()
+        })),
+    }
+}
+
+fn after(events: Vec<WatchEvent>) -> Progress {
+    let mut progress = Progress::default();
+    progress.apply(WatchResponse { version: 5, synced: true, events: Vec::new() });
+    progress.apply(WatchResponse { version: 6, synced: false, events });
+    progress
+}
+
+fn stand(events: Vec<WatchEvent>) -> Stand {
+    after(events).picture(5).stand
+}
+
+#[test]
+fn nothing_is_said_before_the_write_is_seen() {
+    let progress = after(vec![replicas(0)]);
+    assert_eq!(progress.picture(7).stand, Stand::Unknown);
+    assert_eq!(progress.picture(6).stand, Stand::Converged);
+    assert_eq!(Progress::default().picture(0).stand, Stand::Unknown);
+}
+
+#[test]
+fn converged_when_all_run() {
+    use TaskState::{Preparing, Running, Starting};
+    let running = |id, slot| task(id, slot, WantedState::Running, Running);
+    assert_eq!(stand(vec![replicas(2), running(1, 1)]), Stand::Moving);
+    assert_eq!(stand(vec![replicas(2), running(1, 1), task(2, 2, WantedState::Running, Starting)]), Stand::Moving);
+    assert_eq!(stand(vec![replicas(2), running(1, 1), task(2, 2, WantedState::Ready, Preparing)]), Stand::Moving);
+    assert_eq!(stand(vec![replicas(2), running(1, 1), running(2, 2)]), Stand::Converged);
+}
+
+#[test]
+fn scaling_down_waits_until_the_loops_have_acted() {
+    let events = vec![
+        replicas(1),
+        task(1, 1, WantedState::Running, TaskState::Running),
+        task(2, 2, WantedState::Running, TaskState::Running),
+    ];
+    assert_eq!(stand(events.clone()), Stand::Moving);
+    let removed = [events, vec![task(2, 2, WantedState::Remove, TaskState::Running)]].concat();
+    assert_eq!(stand(removed), Stand::Converged);
+}
+
+#[test]
+fn global_services_want_the_nodes_that_fit() {
+    let global = |desired| service(Mode::Global(GlobalMode {}), desired);
+    assert_eq!(stand(vec![global(2)]), Stand::Moving);
+    assert_eq!(stand(vec![global(0)]), Stand::Converged);
+    assert_eq!(stand(vec![global(1), task(1, 0, WantedState::Running, TaskState::Running)]), Stand::Converged);
+}
+
+#[test]
+fn a_task_that_ended_for_good_ends_the_wait() {
+    let ended = vec![replicas(1), task(1, 1, WantedState::Shutdown, TaskState::Complete)];
+    assert_eq!(stand(ended.clone()), Stand::Ended);
+    let replaced = [ended, vec![task(2, 1, WantedState::Ready, TaskState::Ready)]].concat();
+    assert_eq!(stand(replaced), Stand::Moving);
+}
+
+#[test]
+fn a_removed_service_ends_the_wait() {
+    let mut removal = replicas(1);
+    removal.removed = true;
+    assert_eq!(stand(vec![replicas(1), removal]), Stand::Removed);
+}
+
+#[test]
+fn reasons_are_shown() {
+    let refusals = vec![Refusal { reason: "insufficient memory".to_owned(), nodes: 3 }];
+    let picture = after(vec![
+        replicas(2),
+        task_with(1, 1, WantedState::Running, TaskState::Pending, "", refusals),
+        task_with(2, 2, WantedState::Shutdown, TaskState::Rejected, "no such image: x", Vec::new()),
+        task(3, 2, WantedState::Ready, TaskState::Preparing),
+    ])
+    .picture(0);
+    assert_eq!(picture.rows[0].detail, "no suitable node (insufficient memory on 3 nodes)");
+    assert_eq!(picture.rows[1].detail, "the task before it: no such image: x");
+    assert!(picture.rows.iter().all(|row| row.is_stuck));
+    assert!(picture.has_failed);
+}
+
+#[test]
+fn failures_from_before_do_not_count() {
+    let mut progress = Progress::default();
+    progress.apply(WatchResponse {
+        version: 5,
+        synced: true,
+        events: vec![
+            replicas(1),
+            task(1, 1, WantedState::Shutdown, TaskState::Failed),
+            task(2, 1, WantedState::Running, TaskState::Running),
+        ],
+    });
+    let picture = progress.picture(5);
+    assert_eq!((picture.stand, picture.has_failed), (Stand::Converged, false));
+}
+
+proptest! {
+    #[test]
+    fn never_panics_and_never_claims_too_much(
+        wanted in 0u64..5,
+        tasks in proptest::collection::vec((0u8..12, 0u64..5, 0usize..6, 0usize..13), 0..20),
+    ) {
+        const WANTED: [WantedState; 6] = [
+            WantedState::Unspecified, WantedState::Ready, WantedState::Running, WantedState::Draining,
+            WantedState::Shutdown, WantedState::Remove,
+        ];
+        const STATES: [TaskState; 13] = [
+            TaskState::New, TaskState::Pending, TaskState::Assigned, TaskState::Accepted, TaskState::Preparing,
+            TaskState::Ready, TaskState::Starting, TaskState::Running, TaskState::Complete, TaskState::Shutdown,
+            TaskState::Failed, TaskState::Rejected, TaskState::Orphaned,
+        ];
+        let mut events = vec![replicas(wanted)];
+        events.extend(tasks.iter().map(|(id, slot, want, state)| task(*id, *slot, WANTED[*want], STATES[*state])));
+        let picture = after(events).picture(0);
+        if picture.stand == Stand::Converged {
+            prop_assert_eq!(picture.running, wanted);
+        }
+        prop_assert!(u64::try_from(picture.rows.len()).unwrap() >= picture.running);
+    }
+}

@@ -1,0 +1,295 @@
+//! A task template in Docker's shape: the part that services and tasks share.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use skep_proto::v1;
+
+use super::nanos;
+
+/// Docker's defaults, which the wire leaves out.
+const STOP_GRACE_MS: i64 = 10_000;
+const RESTART_DELAY_MS: i64 = 5_000;
+const LOG_MAX_BYTES: i64 = 10 << 20;
+const LOG_MAX_FILES: u32 = 3;
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct TemplateView {
+    /// The first container; the only one in what Docker can express.
+    container_spec: ContainerView,
+    /// All containers, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    containers: Vec<ContainerView>,
+    resources: Resources,
+    restart_policy: Restart,
+    placement: Placement,
+    networks: Vec<Target>,
+    log_driver: LogDriver,
+    force_update: u64,
+    runtime: &'static str,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerView {
+    name: String,
+    /// As written, with `@digest` where it is resolved.
+    image: String,
+    labels: BTreeMap<String, String>,
+    command: Vec<String>,
+    args: Vec<String>,
+    hostname: String,
+    env: Vec<String>,
+    dir: String,
+    user: String,
+    groups: Vec<String>,
+    privileges: Privileges,
+    init: bool,
+    stop_signal: String,
+    stop_grace_period: i64,
+    read_only: bool,
+    mounts: Vec<Mount>,
+    hosts: Vec<String>,
+    #[serde(rename = "DNSConfig")]
+    dns_config: Dns,
+    sysctls: BTreeMap<String, String>,
+    capability_add: Vec<String>,
+    capability_drop: Vec<String>,
+    ulimits: Vec<Ulimit>,
+    oom_score_adj: i32,
+    /// Whether the task ends with it.
+    essential: bool,
+    depends_on: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Privileges {
+    no_new_privileges: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mount {
+    r#type: &'static str,
+    source: String,
+    target: String,
+    read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bind_options: Option<BindOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tmpfs_options: Option<TmpfsOptions>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct BindOptions {
+    propagation: String,
+    non_recursive: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct TmpfsOptions {
+    size_bytes: i64,
+    mode: u32,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Dns {
+    nameservers: Vec<String>,
+    search: Vec<String>,
+    options: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Ulimit {
+    name: String,
+    soft: i64,
+    hard: i64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Resources {
+    limits: Limits,
+    reservations: super::node::ResourcesView,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Limits {
+    #[serde(flatten)]
+    amounts: super::node::ResourcesView,
+    pids: i64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Restart {
+    condition: &'static str,
+    delay: i64,
+    max_attempts: u64,
+    window: i64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Placement {
+    constraints: Vec<String>,
+    preferences: Vec<Preference>,
+    max_replicas: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Preference {
+    spread: Spread,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Spread {
+    spread_descriptor: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Target {
+    target: &'static str,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct LogDriver {
+    name: &'static str,
+    options: BTreeMap<&'static str, String>,
+}
+
+/// `image@digest`, or the image alone while it is not resolved.
+pub(crate) fn image(container: &v1::ContainerSpec) -> String {
+    if container.image_digest.is_empty() || container.image.contains('@') {
+        container.image.clone()
+    } else {
+        format!("{}@{}", container.image, container.image_digest)
+    }
+}
+
+impl From<v1::TaskTemplate> for TemplateView {
+    fn from(template: v1::TaskTemplate) -> Self {
+        let network = template.network_mode();
+        let restart = template.restart.unwrap_or_default();
+        let placement = template.placement.clone().unwrap_or_default();
+        let resources = template.containers.first().and_then(|container| container.resources).unwrap_or_default();
+        let views: Vec<ContainerView> =
+            template.containers.iter().map(|container| container_view(&template, container)).collect();
+        let container_spec =
+            views.first().cloned().unwrap_or_else(|| container_view(&template, &v1::ContainerSpec::default()));
+        Self {
+            container_spec,
+            containers: if views.len() > 1 { views } else { Vec::new() },
+            resources: Resources {
+                limits: Limits { amounts: resources.limits.as_ref().into(), pids: resources.pids_limit },
+                reservations: resources.reservations.as_ref().into(),
+            },
+            restart_policy: Restart {
+                condition: match restart.condition() {
+                    v1::RestartCondition::Any => "any",
+                    v1::RestartCondition::OnFailure => "on-failure",
+                    v1::RestartCondition::None => "none",
+                },
+                delay: nanos(restart.delay_ms, RESTART_DELAY_MS),
+                max_attempts: restart.max_attempts,
+                window: nanos(restart.window_ms, 0),
+            },
+            placement: Placement {
+                constraints: placement.constraints,
+                preferences: placement
+                    .spread
+                    .into_iter()
+                    .map(|spread_descriptor| Preference { spread: Spread { spread_descriptor } })
+                    .collect(),
+                max_replicas: placement.max_replicas_per_node,
+            },
+            networks: vec![Target {
+                target: match network {
+                    v1::NetworkMode::None => "none",
+                    v1::NetworkMode::Host => "host",
+                },
+            }],
+            log_driver: log_driver(template.log.unwrap_or_default()),
+            force_update: template.force_update,
+            runtime: "container",
+        }
+    }
+}
+
+fn container_view(template: &v1::TaskTemplate, container: &v1::ContainerSpec) -> ContainerView {
+    let dns = template.dns.clone().unwrap_or_default();
+    let container = container.clone();
+    ContainerView {
+        image: image(&container),
+        name: container.name,
+        labels: container.labels,
+        command: container.command,
+        args: container.args,
+        hostname: template.hostname.clone(),
+        env: container.env,
+        dir: container.dir,
+        user: container.user,
+        groups: container.groups,
+        privileges: Privileges { no_new_privileges: !container.allow_new_privileges },
+        init: container.init,
+        stop_signal: container.stop_signal,
+        stop_grace_period: nanos(container.stop_grace_period_ms, STOP_GRACE_MS),
+        read_only: container.read_only,
+        mounts: container.mounts.into_iter().map(mount_view).collect(),
+        hosts: template.hosts.clone(),
+        dns_config: Dns { nameservers: dns.nameservers, search: dns.search, options: dns.options },
+        sysctls: container.sysctls,
+        capability_add: container.cap_add,
+        capability_drop: container.cap_drop,
+        ulimits: container
+            .ulimits
+            .into_iter()
+            .map(|limit| Ulimit { name: limit.name, soft: limit.soft, hard: limit.hard })
+            .collect(),
+        oom_score_adj: container.oom_score_adj,
+        essential: !container.optional,
+        depends_on: container.depends_on,
+    }
+}
+
+fn mount_view(mount: v1::MountSpec) -> Mount {
+    let kind = mount.r#type();
+    Mount {
+        r#type: match kind {
+            v1::MountType::Bind => "bind",
+            v1::MountType::Tmpfs => "tmpfs",
+            v1::MountType::Volume => "volume",
+        },
+        source: mount.source,
+        target: mount.target,
+        read_only: mount.read_only,
+        bind_options: (kind == v1::MountType::Bind).then(|| BindOptions {
+            propagation: if mount.propagation.is_empty() { "rprivate".to_owned() } else { mount.propagation },
+            non_recursive: mount.non_recursive,
+        }),
+        tmpfs_options: (kind == v1::MountType::Tmpfs).then_some(TmpfsOptions {
+            size_bytes: mount.tmpfs_size_bytes,
+            mode: if mount.tmpfs_mode == 0 { 0o1777 } else { mount.tmpfs_mode },
+        }),
+    }
+}
+
+fn log_driver(log: v1::LogSpec) -> LogDriver {
+    let bytes = if log.max_file_bytes == 0 { LOG_MAX_BYTES } else { log.max_file_bytes };
+    let files = if log.max_files == 0 { LOG_MAX_FILES } else { log.max_files };
+    LogDriver {
+        name: "json-file",
+        options: BTreeMap::from([("max-file", files.to_string()), ("max-size", bytes.to_string())]),
+    }
+}
