@@ -17,12 +17,13 @@ mod driver;
 mod reports;
 mod supplies;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_image::Digest;
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::{Assignments, ManagerAddr, Managers, NodeDescription, TaskState, TaskStatus, WantedState};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -81,7 +82,7 @@ impl fmt::Debug for AgentConfig {
 pub enum AgentEvent {
     /// Renew the certificate now.
     RenewCertificate,
-    /// The node was removed from the swarm. Containers still run; the daemon decides (`stop_all`).
+    /// The node was removed from the swarm; its tasks are being stopped.
     Removed,
     /// The managers there are now.
     Managers(Vec<ManagerAddr>),
@@ -161,6 +162,11 @@ impl AgentHandle {
         self.reports.containers_running()
     }
 
+    /// Images that tasks need now, for `image ls` and `image rm`.
+    pub fn images_in_use(&self) -> HashSet<Digest> {
+        self.reports.images_in_use()
+    }
+
     /// Whether the managers know every status.
     pub fn all_acknowledged(&self) -> bool {
         self.reports.session.all_acknowledged()
@@ -197,6 +203,8 @@ struct Inner {
     events: mpsc::UnboundedSender<AgentEvent>,
     set: AssignmentSet,
     held: BTreeMap<TaskId, Held>,
+    /// Assigned, but without their revision so far.
+    waiting: BTreeSet<TaskId>,
     wants: BTreeMap<TaskId, watch::Sender<WantedState>>,
     drivers: JoinSet<(TaskId, bool)>,
     /// Removals of logs under way.
@@ -247,6 +255,7 @@ impl Agent {
             events: config.events,
             set: AssignmentSet::default(),
             held: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             wants: BTreeMap::new(),
             drivers: JoinSet::new(),
             forgets: JoinSet::new(),
@@ -386,6 +395,9 @@ impl Inner {
                 let _ = self.events.send(AgentEvent::RenewCertificate);
             }
             FromManager::Removed => {
+                // A node outside the swarm runs nothing for it, also after a restart.
+                let nothing = Assignments { complete: true, ..Assignments::default() };
+                self.assign(&Arc::from([]), nothing).await;
                 let _ = self.events.send(AgentEvent::Removed);
             }
         }
@@ -422,6 +434,7 @@ impl Inner {
 
     /// Carries out the plan.
     fn reconcile(&mut self) {
+        let mut waiting = BTreeSet::new();
         for action in reconcile::plan(&self.held, &self.set) {
             match action {
                 reconcile::Action::Begin(id, wanted) => {
@@ -439,19 +452,28 @@ impl Inner {
                         sender.send_replace(wanted);
                     }
                 }
-                reconcile::Action::Reject(id, error) => {
-                    self.held.insert(id, Held { wanted: WantedState::Shutdown, driven: false });
-                    let mut status = TaskStatus { since_ms: now_ms(), error, ..TaskStatus::default() };
-                    status.set_state(TaskState::Rejected);
-                    self.reports.publish(id, status);
+                reconcile::Action::Await(id, revision) => {
+                    waiting.insert(id);
+                    let message = format!("waiting for the manager to send revision {revision} of the service");
+                    if !self.waiting.contains(&id) {
+                        let mut status = TaskStatus { since_ms: now_ms(), message, ..TaskStatus::default() };
+                        status.set_state(TaskState::Accepted);
+                        self.reports.publish(id, status);
+                    }
                 }
                 reconcile::Action::Forget(id) => self.forget(id),
+            }
+        }
+        for id in std::mem::replace(&mut self.waiting, waiting) {
+            if !self.waiting.contains(&id) && !self.held.contains_key(&id) {
+                self.reports.forget(id);
             }
         }
     }
 
     fn drive(&mut self, job: Arc<TaskJob>, life: Life, wanted: WantedState, published: Option<TaskStatus>) {
         let id = job.id;
+        self.reports.driven(&job);
         let (sender, receiver) = watch::channel(wanted);
         let (progress, progress_queue) = mpsc::unbounded_channel();
         let driver = Driver {
@@ -478,6 +500,7 @@ impl Inner {
         match ended {
             Ok((id, true)) => {
                 self.wants.remove(&id);
+                self.reports.ended(id);
                 if let Some(held) = self.held.get_mut(&id) {
                     held.driven = false;
                 }

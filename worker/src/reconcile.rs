@@ -26,8 +26,8 @@ pub enum Action {
     Begin(TaskId, WantedState),
     /// Tell its driver another wanted state.
     Want(TaskId, WantedState),
-    /// Report it as rejected: it cannot even begin.
-    Reject(TaskId, String),
+    /// Say that it waits for its revision, which the managers have yet to send (a very large set comes in pieces).
+    Await(TaskId, u64),
     /// It is neither assigned nor running: drop its logs and its record.
     Forget(TaskId),
 }
@@ -43,10 +43,7 @@ pub fn plan(held: &BTreeMap<TaskId, Held>, assigned: &AssignmentSet) -> Vec<Acti
             }
             Some(_) => {}
             None if runnable(assigned, task) => actions.push(Action::Begin(id, wanted)),
-            None => actions.push(Action::Reject(
-                id,
-                format!("the manager did not send revision {} of its service", task.revision),
-            )),
+            None => actions.push(Action::Await(id, task.revision)),
         }
     }
     for (&id, known) in held {
@@ -115,9 +112,7 @@ mod tests {
                     assert!(before.is_none(), "a task begins once");
                 }
                 Action::Want(id, wanted) => held.get_mut(id).unwrap().wanted = *wanted,
-                Action::Reject(id, _) => {
-                    held.insert(*id, Held { wanted: WantedState::Shutdown, driven: false });
-                }
+                Action::Await(..) => {}
                 Action::Forget(id) => {
                     assert!(!held.remove(id).unwrap().driven, "nothing is forgotten while it runs");
                 }
@@ -131,12 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_revision_is_told() {
+    fn a_task_waits_for_its_revision() {
         let actions = plan(&BTreeMap::new(), &assigned(&[(1, 1)].into(), false));
-        assert_eq!(
-            actions,
-            [Action::Reject(TaskId::new(1), "the manager did not send revision 3 of its service".to_owned())]
-        );
+        assert_eq!(actions, [Action::Await(TaskId::new(1), 3)]);
     }
 
     proptest! {

@@ -73,18 +73,52 @@ async fn failures_before_and_after_the_start_are_told_apart() {
             revision(1, &["SIM_FAIL_PREPARE=no such image web:9"]),
             task(2, 2, WantedState::Running),
             revision(2, &["SIM_FAIL_START=exec: \"x\": not found"]),
-            task(3, 9, WantedState::Running),
         ],
         vec![],
     );
     until("rejected", || manager.task_state(task_id(1)) == Some(TaskState::Rejected)).await;
     until("failed", || manager.task_state(task_id(2)) == Some(TaskState::Failed)).await;
-    until("no revision", || manager.task_state(task_id(3)) == Some(TaskState::Rejected)).await;
     let errors: Vec<_> = manager.state().statuses.values().map(|status| status.error.clone()).collect();
-    assert_eq!(
-        errors,
-        ["no such image web:9", "exec: \"x\": not found", "the manager did not send revision 9 of its service"]
-    );
+    assert_eq!(errors, ["no such image web:9", "exec: \"x\": not found"]);
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_task_waits_for_a_revision_that_comes_later() {
+    let manager = TestManager::new();
+    let server = manager.serve("127.0.0.1:0");
+    let node = TestNode::new();
+    let (agent, _events) = node.start(&[server.addr]).await;
+    manager.assign(vec![task(1, 4, WantedState::Running), task(2, 4, WantedState::Running)], vec![]);
+    until("says so", || {
+        let state = manager.state();
+        state.statuses.get(&task_id(1)).is_some_and(|status| status.message.contains("revision 4"))
+    })
+    .await;
+    manager.assign(vec![], vec![removed(2)]);
+    manager.assign(vec![revision(4, &[])], vec![]);
+    until("running", || manager.task_state(task_id(1)) == Some(TaskState::Running)).await;
+    assert_eq!(agent.tasks().len(), 1);
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_meanwhile_stops_its_tasks() {
+    let manager = TestManager::new();
+    let server = manager.serve("127.0.0.1:0");
+    let node = TestNode::new();
+    let (agent, _events) = node.start(&[server.addr]).await;
+    manager.assign(vec![task(1, 1, WantedState::Running), revision(1, &[])], vec![]);
+    until("running", || manager.task_state(task_id(1)) == Some(TaskState::Running)).await;
+    agent.shutdown().await;
+    manager.state().removed = true;
+    let (agent, mut events) = node.start(&[server.addr]).await;
+    assert_eq!(events.recv().await, Some(AgentEvent::Removed));
+    until("stopped", || node.world.running().is_empty() && agent.tasks().is_empty()).await;
+    agent.shutdown().await;
+    // Not even after another restart, with nobody to ask.
+    let (agent, _events) = node.start(&[]).await;
+    assert!(agent.tasks().is_empty());
     agent.shutdown().await;
 }
 

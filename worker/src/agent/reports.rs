@@ -2,12 +2,14 @@
 //!
 //! Shared by the agent and all drivers; every call is short and never waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use skep_image::Digest;
 use skep_proto::id::TaskId;
 use skep_proto::v1::{ContainerState, TaskStatus};
 
+use crate::executor::TaskJob;
 use crate::record::Record;
 use crate::session::Session;
 
@@ -20,11 +22,13 @@ pub(crate) struct Reports {
     pub(crate) record: Record,
     pub(crate) session: Session,
     statuses: Arc<Mutex<Statuses>>,
+    /// Images of tasks that are driven.
+    images: Arc<Mutex<BTreeMap<TaskId, Vec<Digest>>>>,
 }
 
 impl Reports {
     pub(crate) fn new(record: Record, session: Session) -> Self {
-        Self { record, session, statuses: Arc::default() }
+        Self { record, session, statuses: Arc::default(), images: Arc::default() }
     }
 
     /// A task has a new status.
@@ -57,6 +61,23 @@ impl Reports {
         self.record.forget(task);
     }
 
+    /// A driver begins to work on a task.
+    pub(crate) fn driven(&self, job: &TaskJob) {
+        let digests = job.template().containers.iter();
+        let digests = digests.filter_map(|container| container.image_digest.parse().ok()).collect();
+        self.images().insert(job.id, digests);
+    }
+
+    /// Nothing but logs is left of a task.
+    pub(crate) fn ended(&self, task: TaskId) {
+        self.images().remove(&task);
+    }
+
+    /// Images that tasks need now.
+    pub(crate) fn images_in_use(&self) -> HashSet<Digest> {
+        self.images().values().flatten().copied().collect()
+    }
+
     /// All held tasks.
     pub(crate) fn snapshot(&self) -> Vec<(TaskId, TaskStatus)> {
         self.statuses().iter().map(|(id, status)| (*id, status.clone())).collect()
@@ -71,7 +92,11 @@ impl Reports {
             .count()
     }
 
-    // Held for map operations only.
+    // Both held for map operations only.
+    fn images(&self) -> MutexGuard<'_, BTreeMap<TaskId, Vec<Digest>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn statuses(&self) -> MutexGuard<'_, Statuses> {
         self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -70,16 +70,16 @@ impl Runner {
         tokio::select! {
             biased;
             () = stop_asked(&mut stopped) => Err(End::Closed),
-            outcome = opening => outcome.map_err(End::Refused),
+            outcome = opening => outcome,
         }
     }
 
-    async fn open_stream(&self, addr: &str, mark: &SessionMark) -> Result<(Open, Registered), String> {
+    async fn open_stream(&self, addr: &str, mark: &SessionMark) -> Result<(Open, Registered), End> {
         let timing = self.config.timing;
         let channel = timeout(timing.connect, self.config.connector.manager(addr))
             .await
-            .map_err(|_| format!("no connection within {:?}", timing.connect))?
-            .map_err(|error| chain(error.as_ref()))?;
+            .map_err(|_| End::Refused(format!("no connection within {:?}", timing.connect)))?
+            .map_err(|error| End::Refused(chain(error.as_ref())))?;
         let (up, queue) = mpsc::unbounded_channel();
         let description = self.config.description.borrow().clone();
         let register = Register {
@@ -96,10 +96,15 @@ impl Runner {
         };
         let (down, first) = timeout(timing.register, answered)
             .await
-            .map_err(|_| format!("no answer to the registration within {:?}", timing.register))?
-            .map_err(|status| status.message().to_owned())?;
-        let Some(Down::Registered(registered)) = first else {
-            return Err("the manager did not answer the registration".to_owned());
+            .map_err(|_| End::Refused(format!("no answer to the registration within {:?}", timing.register)))?
+            .map_err(|status| End::Refused(status.message().to_owned()))?;
+        let registered = match first {
+            Some(Down::Registered(registered)) => registered,
+            Some(Down::Removed(_)) => {
+                let _ = self.to_agent.send(FromManager::Removed);
+                return Err(End::Removed);
+            }
+            _ => return Err(End::Refused("the manager did not answer the registration".to_owned())),
         };
         self.shared.link.send_replace(Some(ManagerLink { addr: addr.to_owned(), channel }));
         let (now, period) = (Instant::now(), period(registered.heartbeat_period_ms));

@@ -55,6 +55,8 @@ pub struct State {
     pub log_lines: Vec<LogLine>,
     pub log_warnings: Vec<String>,
     pub log_streams_ended: usize,
+    /// The node is not in the swarm any more.
+    pub removed: bool,
     pub mute_heartbeats: bool,
     pub mute_statuses: bool,
     pub managers: Vec<ManagerAddr>,
@@ -175,6 +177,7 @@ impl TestManager {
         };
         let mut state = self.state();
         match message {
+            Up::Register(_) if state.removed => send(Down::Removed(Removed {})),
             Up::Register(register) => {
                 let resumed = !state.session_id.is_empty() && register.session_id == state.session_id;
                 if !resumed {

@@ -1,0 +1,7 @@
+//! The real executor: images, sandboxes and containers of this host.
+
+mod files;
+mod images;
+mod layout;
+mod peers;
+mod progress;
