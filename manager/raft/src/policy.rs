@@ -1,6 +1,7 @@
 //! When to make a snapshot, and what of the log may go after it. One task of the Raft runtime.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -22,11 +23,28 @@ fn is_due(limits: &Limits, (bytes, changes): (u64, u64)) -> bool {
     bytes >= limits.snapshot_after_bytes || changes >= limits.snapshot_after_changes
 }
 
+/// After this long without an effect an order to the engine is given again.
+const REPEAT: Duration = Duration::from_secs(5);
+
+/// The last order of a kind, so that it is given once and not with every applied entry.
+#[derive(Debug, Default)]
+struct Order<T>(Option<(T, Instant)>);
+
+impl<T: PartialEq> Order<T> {
+    /// Whether to give the order `what` now.
+    fn give(&mut self, what: T, now: Instant) -> bool {
+        let given = self.0.as_ref().is_some_and(|(last, at)| *last == what && now < *at + REPEAT);
+        if !given {
+            self.0 = Some((what, now));
+        }
+        !given
+    }
+}
+
 impl Policy {
     pub(crate) async fn run(self, mut status: watch::Receiver<Status>) {
-        // The snapshot that was there when the running one was asked for.
-        let mut asked_at: Option<Option<u64>> = None;
-        let mut purged_for = None;
+        let mut snapshot_after = Order::default();
+        let mut purge_to = Order::default();
         loop {
             let (newest, stopped) = {
                 let status = status.borrow_and_update();
@@ -35,24 +53,21 @@ impl Policy {
             if stopped {
                 return;
             }
-            if asked_at.is_some_and(|before| before != newest) {
-                asked_at = None;
+            let now = Instant::now();
+            let target = newest.and_then(|index| self.log.purge_target(index, &self.limits));
+            if let Some(upto) = target
+                && purge_to.give(upto, now)
+                && self.raft.trigger().purge_log(upto).await.is_err()
+            {
+                return;
             }
-            if newest != purged_for {
-                if let Some(upto) = newest.and_then(|index| self.log.purge_target(index, &self.limits))
-                    && self.raft.trigger().purge_log(upto).await.is_err()
-                {
-                    return;
-                }
-                purged_for = newest;
+            if is_due(&self.limits, self.gauge.since_snapshot())
+                && snapshot_after.give(newest, now)
+                && self.raft.trigger().snapshot().await.is_err()
+            {
+                return;
             }
-            if asked_at.is_none() && is_due(&self.limits, self.gauge.since_snapshot()) {
-                if self.raft.trigger().snapshot().await.is_err() {
-                    return;
-                }
-                asked_at = Some(newest);
-            }
-            if status.changed().await.is_err() {
+            if let Ok(Err(_)) = tokio::time::timeout(REPEAT, status.changed()).await {
                 return;
             }
         }
@@ -69,5 +84,15 @@ mod tests {
         assert!(!is_due(&limits, (99, 9)));
         assert!(is_due(&limits, (100, 0)));
         assert!(is_due(&limits, (0, 10)));
+    }
+
+    #[test]
+    fn an_order_is_given_once_until_it_changes_or_has_no_effect() {
+        let begin = Instant::now();
+        let mut order = Order::default();
+        assert!(order.give(1, begin));
+        assert!(!order.give(1, begin + REPEAT / 2));
+        assert!(order.give(2, begin + REPEAT / 2));
+        assert!(order.give(2, begin + REPEAT * 2));
     }
 }

@@ -48,7 +48,14 @@ pub(crate) async fn publish(
             _ => Arc::new(membership(&now.membership_config)),
         };
         known = Some((Arc::clone(&now.membership_config), Arc::clone(&membership)));
-        let snapshot = snapshots.current().and_then(|current| current.info());
+        // The file may be there a moment before the engine knows of it. Until then it can neither be purged to nor be
+        // followed by another one, so it does not count yet.
+        let known_to_engine = now.snapshot.map(|id| id.index);
+        let written = snapshots.current().and_then(|current| current.info());
+        let snapshot = match written {
+            Some(info) if Some(info.index) <= known_to_engine => Some(info),
+            _ => status.borrow().snapshot.clone(),
+        };
         let next = Status { snapshot, ..convert(&now, membership, &store) };
         let ended = next.role == Role::Stopped;
         status.send_if_modified(|status| {

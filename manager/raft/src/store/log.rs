@@ -112,7 +112,7 @@ impl LogStore {
         };
         let store = &self.inner.store;
         let mut entries = Vec::new();
-        for item in EntryParts::new(store, range.start, Some(range.end)) {
+        for item in entry_parts(store, range.start, Some(range.end)) {
             let (index, parts) = item?;
             let (entry, _) =
                 record::join_entry(&store.ring, index, &parts).map_err(|bad| unreadable(store, index, bad))?;
@@ -205,7 +205,10 @@ impl LogStore {
     }
 
     /// Notes a failure for the operator and turns it into the engine's type.
-    fn engine(&self, how: fn(AnyError) -> StorageIOError<u64>) -> impl FnOnce(StoreError) -> EngineStorageError + '_ {
+    fn engine<'a>(
+        &'a self,
+        how: impl FnOnce(AnyError) -> StorageIOError<u64> + 'a,
+    ) -> impl FnOnce(StoreError) -> EngineStorageError + 'a {
         move |error| {
             let text = error.text();
             self.inner.store.fail(text.clone());
@@ -252,16 +255,15 @@ struct EntryParts<I> {
 
 type Parts = (u64, Vec<(u16, sled::IVec)>);
 
-impl EntryParts<()> {
-    fn new(store: &Store, from: u64, to: Option<u64>) -> impl Iterator<Item = Result<Parts, StoreError>> + '_ {
-        let records = store.db.range(record::entry_range(from, to)).map(|item| {
-            let (key, value) = item?;
-            let (index, part) = record::parse_entry_key(&key)
-                .ok_or_else(|| StoreError::damaged(store.db.path(), "a record has an impossible name"))?;
-            Ok((index, part, value))
-        });
-        EntryParts { records, ahead: None }
-    }
+/// The records of the entries `[from, to)`, entry by entry.
+fn entry_parts(store: &Store, from: u64, to: Option<u64>) -> impl Iterator<Item = Result<Parts, StoreError>> + '_ {
+    let records = store.db.range(record::entry_range(from, to)).map(|item| {
+        let (key, value) = item?;
+        let (index, part) = record::parse_entry_key(&key)
+            .ok_or_else(|| StoreError::damaged(store.db.path(), "a record has an impossible name"))?;
+        Ok((index, part, value))
+    });
+    EntryParts { records, ahead: None }
 }
 
 impl<I> Iterator for EntryParts<I>
@@ -303,7 +305,7 @@ fn load(store: &Store, cache_bytes: usize) -> Result<LogState, StoreError> {
     let synced = state.progress.synced.max(floor.synced);
     state.progress.synced = synced;
     let mut torn = None;
-    for item in EntryParts::new(store, state.first(), None) {
+    for item in entry_parts(store, state.first(), None) {
         let (index, parts) = item?;
         let unsynced = synced.is_none_or(|synced| state.next() > synced);
         if index != state.next() {
@@ -423,7 +425,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
-        self.read(start..end).map_err(self.engine(|error| StorageIOError::read_logs(error)))
+        self.read(start..end).map_err(self.engine(StorageIOError::read_logs))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, EngineStorageError> {
@@ -431,7 +433,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
             let state = self.state();
             state.limit(state.clamp(start..end), self.inner.append_bytes)
         };
-        self.read(start..end).map_err(self.engine(|error| StorageIOError::read_logs(error)))
+        self.read(start..end).map_err(self.engine(StorageIOError::read_logs))
     }
 }
 
@@ -448,7 +450,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), EngineStorageError> {
-        self.put_vote(vote).await.map_err(self.engine(|error| StorageIOError::write_vote(error)))
+        self.put_vote(vote).await.map_err(self.engine(StorageIOError::write_vote))
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, EngineStorageError> {
@@ -471,14 +473,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries = entries.into_iter().collect();
-        self.write(entries, callback).map_err(self.engine(|error| StorageIOError::write_logs(error)))
+        self.write(entries, callback).map_err(self.engine(StorageIOError::write_logs))
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), EngineStorageError> {
-        self.cut(log_id.index).await.map_err(self.engine(|error| StorageIOError::write_logs(error)))
+        self.cut(log_id.index).await.map_err(self.engine(StorageIOError::write_logs))
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), EngineStorageError> {
-        self.discard(log_id).await.map_err(self.engine(|error| StorageIOError::write_logs(error)))
+        self.discard(log_id).await.map_err(self.engine(StorageIOError::write_logs))
     }
 }
