@@ -63,11 +63,12 @@ pub enum ProposeError {
     /// Nothing was proposed: the node is stopped, or stops.
     #[error("consensus is stopped: {reason}")]
     Stopped {
-        /// Why: "shut down", or the fatal error.
+        /// Why: "shut down", or the failure.
         reason: Arc<str>,
     },
-    /// Nothing was proposed: the storage failed. The node stops; the text names the file.
-    #[error("consensus storage failed: {0}")]
+    /// Nothing was proposed: the storage or the state machine failed, and the node stopped for it. The text names the
+    /// file or the entry.
+    #[error("this manager stopped after a failure: {0}")]
     Storage(Arc<str>),
 }
 
@@ -89,7 +90,7 @@ pub enum BarrierError {
     /// The node is stopped, or stops.
     #[error("consensus is stopped: {reason}")]
     Stopped {
-        /// Why: "shut down", or the fatal error.
+        /// Why: "shut down", or the failure.
         reason: Arc<str>,
     },
 }
@@ -118,7 +119,7 @@ pub enum MembershipError {
     /// The node is stopped, or stops.
     #[error("consensus is stopped: {reason}")]
     Stopped {
-        /// Why: "shut down", or the fatal error.
+        /// Why: "shut down", or the failure.
         reason: Arc<str>,
     },
 }
