@@ -18,4 +18,6 @@ pub mod watch;
 pub use apply::Refused;
 
 #[cfg(test)]
+mod arbitrary;
+#[cfg(test)]
 mod example;

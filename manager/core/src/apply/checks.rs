@@ -1,11 +1,14 @@
 //! What a stored change must not break: references, claims, and the direction of a task's life.
 
 use skep_proto::id::TaskId;
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{TaskState, WantedState};
 
 use super::refused::Refused;
 use super::{protocol_word, word};
+use crate::change::Op;
 use crate::event::Event;
-use crate::object::{Revision, RevisionKey, Service, Task};
+use crate::object::{Revision, RevisionKey, Service, Slot, Task};
 use crate::store::{Object, ObjectKey, State};
 
 /// An object as messages name it: by its name where it has one.
@@ -14,6 +17,36 @@ pub(super) fn name_of(object: &Object) -> String {
         Object::Service(service) => format!("service {}", service.spec.name),
         other => other.key().to_string(),
     }
+}
+
+/// Whether what the change stores is a form that the log can carry and every reader expects. An entry that can be
+/// written and not be read would stop all managers.
+pub(super) fn well_formed(op: &Op) -> Result<(), Refused> {
+    let (key, why) = match op {
+        Op::PutTask(task) => (ObjectKey::Task(task.id), task_flaw(task)),
+        Op::PutRevision(revision) if revision.key.number == 0 || revision.copied_from == Some(0) => {
+            (ObjectKey::Revision(revision.key), Some("revisions are numbered from 1"))
+        }
+        Op::PutImageName(name) if name.name.is_empty() => (ObjectKey::ImageName(String::new()), Some("it has no name")),
+        Op::ObserveTask(report) if TaskState::try_from(report.status.state).is_err() => {
+            (ObjectKey::Task(report.task), Some("it is reported in a state that is not known"))
+        }
+        _ => return Ok(()),
+    };
+    why.map_or(Ok(()), |why| Err(Refused::Malformed { object: key.to_string(), why }))
+}
+
+fn task_flaw(task: &Task) -> Option<&'static str> {
+    let placed = task.state >= TaskState::Assigned && !task.state.is_terminal();
+    let flaws = [
+        (i32::from(task.state) != task.status.state, "its state and its status differ"),
+        (task.wanted == WantedState::Unspecified, "it has no wanted state"),
+        (placed && task.node.is_none(), "its state says that it was placed, but it has no node"),
+        (task.slot == Slot::Replica(0), "slots are numbered from 1"),
+        (matches!(task.slot, Slot::Node(place) if task.node != Some(place)), "its place is a node, but not its node"),
+        (task.start_at == Some(UnixMs::ZERO), "a start at 0 means none"),
+    ];
+    flaws.into_iter().find_map(|(wrong, why)| wrong.then_some(why))
 }
 
 /// Whether a task's new wanted part follows from the stored one.

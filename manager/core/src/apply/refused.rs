@@ -38,6 +38,9 @@ pub enum Refused {
     /// States, wanted states and revision numbers only go forward.
     #[error("the {part} of {object} cannot go back from {from} to {to}")]
     Backwards { object: String, part: &'static str, from: String, to: String },
+    /// It could not be stored, or not be read back: a mistake of who made the change.
+    #[error("{object} is malformed: {why}")]
+    Malformed { object: String, why: &'static str },
     /// Beyond the limits of a transaction.
     #[error("the change is too large: {size} {unit}, at most {limit} fit one transaction; split it")]
     TooLarge { size: usize, limit: usize, unit: &'static str },

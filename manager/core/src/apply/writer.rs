@@ -61,6 +61,7 @@ impl<'a> Writer<'a> {
     }
 
     fn change(&mut self, change: &Change) -> Result<(), Refused> {
+        checks::well_formed(&change.op)?;
         let expect = change.expect;
         match &change.op {
             Op::PutCluster(cluster) => {
@@ -75,6 +76,11 @@ impl<'a> Writer<'a> {
             Op::PutTask(task) => self.put_task(expect, task),
             Op::PutImageName(name) => self.put(expect, name.clone(), |name, meta| name.meta = meta),
             Op::PutCredential(credential) => {
+                let stored = self.state.credential(credential.id);
+                if stored.is_some_and(|stored| stored.service != credential.service) {
+                    let object = ObjectKey::Credential(credential.id).to_string();
+                    return Err(Refused::Fixed { object, part: "service" });
+                }
                 self.put(expect, credential.clone(), |credential, meta| credential.meta = meta)
             }
             Op::RemoveNode(id) => self.remove_node(expect, *id),
@@ -173,7 +179,6 @@ impl<'a> Writer<'a> {
             observe::keep_observed(stored, &mut task);
         }
         checks::ports_free(self.state, &task)?;
-        debug_assert_eq!(task.state as i32, task.status.state, "task {} carries two states", task.id);
         self.put(expect, task, |task, meta| task.meta = meta)
     }
 

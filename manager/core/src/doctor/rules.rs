@@ -72,8 +72,8 @@ pub(super) fn services(state: &State, findings: &mut Vec<Finding>) {
         report.meta(state, service.meta);
         let number = service.revision;
         report.error(state.revision(service.current()).is_none(), || format!("its revision {number} is missing"));
-        report.error(service.spec.template.is_some(), || "it holds a template beside its revision's".to_owned());
-        report.error(service.spec.mode.is_none(), || "it has no mode".to_owned());
+        report.warning(service.spec.template.is_some(), || "it holds a template beside its revision's".to_owned());
+        report.warning(service.spec.mode.is_none(), || "it has no mode that this version knows".to_owned());
     }
     twice(state.services().map(|service| &service.spec.name), |name| {
         Report::on(findings, format!("service {name}")).error(true, || "two services have this name".to_owned());
@@ -110,7 +110,7 @@ pub(super) fn tasks(state: &State, findings: &mut Vec<Finding>) {
             format!("it is on node {node}, which was removed: the reaper must give it up")
         });
         for claim in task.claimed_ports() {
-            if let Some(other) = claims.insert(claim, task) {
+            if let Some(other) = claims.insert(claim, task).filter(|other| other.id != task.id) {
                 report.error(true, || {
                     format!("it claims port {} of node {}, and so does task {}", claim.port, claim.node, other.id)
                 });

@@ -10,6 +10,9 @@ mod requests;
 mod services;
 mod tasks;
 
+#[cfg(test)]
+mod store_test;
+
 use std::sync::Arc;
 
 pub use find::{FindError, Kind};
