@@ -78,7 +78,7 @@ impl Sandboxes {
     pub fn open(dir: &Path) -> Result<Self, SandboxError> {
         fs::create_dir_all(dir).map_err(SandboxError::io("make", dir))?;
         let dir = dir.canonicalize().map_err(SandboxError::io("find", dir))?;
-        if !mount_points()?.iter().any(|point| *point == dir) {
+        if !mount_points()?.contains(&dir) {
             let none = None::<&str>;
             mount(Some(&dir), &dir, none, MsFlags::MS_BIND, none).map_err(SandboxError::path("mount", &dir))?;
             // Private first: it leaves the peer group that the surrounding mount may be in, so that sandboxes do not

@@ -237,7 +237,7 @@ fn teller(reference: &Reference, supplies: &Arc<dyn Supplies>) -> Progress {
     })
 }
 
-fn failed(spec: &ContainerSpec, before: &[String], error: skep_image::EnsureError) -> ExecError {
+fn failed(spec: &ContainerSpec, before: &[String], error: EnsureError) -> ExecError {
     if before.is_empty() {
         return ExecError::caused(format!("cannot get image {}", spec.image), error);
     }
