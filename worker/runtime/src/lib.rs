@@ -1,1 +1,28 @@
-//! skep-runtime
+//! Containers on this host: what to run ([`ContainerSpec`]), the cgroups around it, the resident monitor that outlives the
+//! agent, and reading its logs.
+//!
+//! The worker's executor calls [`Runtime`]; the `skep` binary calls [`creator::main`] for its hidden command
+//! `create-container`, the only place where libcontainer runs. This crate never decides whether something is to run.
+
+mod caps;
+pub mod cgroup;
+pub mod command;
+mod container;
+pub mod creator;
+mod error;
+pub mod logs;
+mod oci;
+mod runtime;
+mod seccomp;
+mod shim;
+mod spec;
+mod user;
+
+pub use caps::DEFAULT_CAPABILITIES;
+pub use command::{ImageCommand, resolve_command};
+pub use container::{Container, ExitStatus, State, Stats};
+pub use error::RuntimeError;
+pub use runtime::{Recovered, Runtime, RuntimeConfig};
+pub use spec::{
+    ContainerSpec, LogLimits, Mount, MountKind, NetworkNamespace, OciRuntime, Propagation, ResourceLimits, Ulimit,
+};

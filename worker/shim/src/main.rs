@@ -1,2 +1,38 @@
-//! The resident monitor of one container.
-fn main() {}
+//! skep-shim: the resident monitor of one container, and the tiny init inside one.
+//!
+//! `skep-shim <dir>` is started by skep-runtime for each container; `<dir>` is the container's directory. `skep-shim
+//! init -- <command>` is what `--init` puts in front of the command, with this file mounted into the container.
+//!
+//! One such process lives as long as its container, so it is built small (static, non-PIE, no Rust runtime set-up:
+//! hence `no_main`) and holds next to nothing. It must never depend on the agent, never block on a client or on the
+//! log's disk, and never exit before `exit.json` is on the disk.
+#![no_main]
+
+mod cgroup;
+mod clients;
+mod creator;
+mod init;
+mod log;
+mod monitor;
+mod mounts;
+mod sys;
+
+use std::ffi::{CStr, c_char, c_int};
+
+/// Entry point, called by the C runtime.
+#[unsafe(no_mangle)]
+pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    let mut args = Vec::new();
+    for i in 1..usize::try_from(argc).unwrap_or(0) {
+        // SAFETY: the C runtime passes `argc` valid strings, which live as long as the process.
+        args.push(unsafe { CStr::from_ptr(*argv.add(i)) });
+    }
+    match args.split_first() {
+        Some((first, rest)) if first.to_bytes() == b"init" => init::run(rest),
+        Some((dir, [])) => monitor::run(dir),
+        _ => {
+            sys::complain("usage: skep-shim <container directory> | init -- <command>");
+            125
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Control groups: which hierarchies this host has (v1, v2 or both, found at run time), the folders of a container in
+//! them, its use of resources, and its end by them. Limits are written by the creator; nothing is ever mounted here.
+
+mod mountinfo;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mountinfo::{Hierarchy, Version};
+
+/// v1 controllers that containers join where they are mounted.
+const CONTROLLERS: [&str; 9] =
+    ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio", "name=systemd"];
+/// Hierarchies in which a monitor leaves its parent's group: the one that a service manager kills by, and the one that
+/// counts memory.
+const MONITOR_HIERARCHIES: [&str; 2] = ["memory", "name=systemd"];
+
+/// What this host has.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// How the controllers are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    V1,
+    V2,
+    /// v1 controllers beside a cgroup2 mount.
+    Hybrid,
+}
+
+impl Layout {
+    /// For people: "v1", "v2", "hybrid".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+            Self::Hybrid => "hybrid",
+        }
+    }
+}
+
+/// Use of resources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_ns: u64,
+    pub memory_bytes: u64,
+    pub pids: u64,
+}
+
+impl Cgroups {
+    /// Looks at this process' mounts. `None`: there are no cgroups.
+    pub fn detect() -> io::Result<Option<Self>> {
+        let hierarchies = mountinfo::parse(&fs::read_to_string("/proc/self/mountinfo")?);
+        Ok((!hierarchies.is_empty()).then_some(Self { hierarchies }))
+    }
+
+    /// How the controllers are mounted.
+    pub fn layout(&self) -> Layout {
+        let has = |version| self.hierarchies.iter().any(|hierarchy| hierarchy.version == version);
+        match (has(Version::V1), has(Version::V2)) {
+            (true, true) => Layout::Hybrid,
+            (true, false) => Layout::V1,
+            (false, _) => Layout::V2,
+        }
+    }
+
+    /// The folder of `group` (relative) in every hierarchy that containers join.
+    pub fn folders(&self, group: &Path) -> Vec<PathBuf> {
+        self.joined().map(|hierarchy| hierarchy.mount.join(group)).collect()
+    }
+
+    fn joined(&self) -> impl Iterator<Item = &Hierarchy> {
+        let hybrid = self.layout() == Layout::Hybrid;
+        self.hierarchies.iter().filter(move |hierarchy| match hierarchy.version {
+            Version::V1 => hierarchy.controllers.iter().any(|name| CONTROLLERS.contains(&name.as_str())),
+            // Beside v1 it has no controller that containers need, and libcontainer leaves it alone.
+            Version::V2 => !hybrid,
+        })
+    }
+
+    fn with(&self, controller: &str) -> Option<&Hierarchy> {
+        let v1 = self.hierarchies.iter().find(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller));
+        v1.or_else(|| self.unified())
+    }
+
+    /// The v2 hierarchy, where it is the only one.
+    fn unified(&self) -> Option<&Hierarchy> {
+        (self.layout() == Layout::V2).then(|| self.hierarchies.first()).flatten()
+    }
+
+    /// A file that lists every process of the group.
+    pub fn procs_file(&self, group: &Path) -> Option<PathBuf> {
+        Some(self.with("pids").or_else(|| self.joined().next())?.mount.join(group).join("cgroup.procs"))
+    }
+
+    /// `cgroup.kill` of the group (v2).
+    pub fn kill_file(&self, group: &Path) -> Option<PathBuf> {
+        Some(self.unified()?.mount.join(group).join("cgroup.kill"))
+    }
+
+    /// The group's folder in the v1 freezer.
+    pub fn freezer(&self, group: &Path) -> Option<PathBuf> {
+        let v1 = self.with("freezer").filter(|hierarchy| hierarchy.version == Version::V1)?;
+        Some(v1.mount.join(group))
+    }
+
+    /// The file with a line `oom_kill N`.
+    pub fn oom_file(&self, group: &Path) -> Option<PathBuf> {
+        let memory = self.with("memory")?;
+        let name = match memory.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        Some(memory.mount.join(group).join(name))
+    }
+
+    /// Makes the group of the monitors and returns the `cgroup.procs` files that one joins. A hierarchy that refuses is
+    /// left out: a monitor may stay where it was started.
+    pub fn monitors(&self, group: &Path) -> Vec<PathBuf> {
+        let wanted = self.hierarchies.iter().filter(|hierarchy| match hierarchy.version {
+            Version::V1 => hierarchy.controllers.iter().any(|name| MONITOR_HIERARCHIES.contains(&name.as_str())),
+            Version::V2 => true,
+        });
+        wanted
+            .map(|hierarchy| hierarchy.mount.join(group))
+            .filter(|folder| fs::create_dir_all(folder).is_ok())
+            .map(|folder| folder.join("cgroup.procs"))
+            .filter(|procs| procs.exists())
+            .collect()
+    }
+
+    /// What the group uses now. What cannot be read counts as nothing.
+    pub fn usage(&self, group: &Path) -> Usage {
+        let file = |controller: &str, v1: &str, v2: &str| {
+            let hierarchy = self.with(controller)?;
+            let name = if hierarchy.version == Version::V1 { v1 } else { v2 };
+            fs::read_to_string(hierarchy.mount.join(group).join(name)).ok()
+        };
+        let number = |text: Option<String>| text.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let cpu_ns = match self.layout() {
+            Layout::V2 => file("cpu", "", "cpu.stat")
+                .and_then(|text| text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok()))
+                .map_or(0, |microseconds| microseconds * 1000),
+            Layout::V1 | Layout::Hybrid => number(file("cpuacct", "cpuacct.usage", "cpu.stat")),
+        };
+        Usage {
+            cpu_ns,
+            memory_bytes: number(file("memory", "memory.usage_in_bytes", "memory.current")),
+            pids: number(file("pids", "pids.current", "pids.current")),
+        }
+    }
+
+    /// Kills every process of the group, in a loop until none is left or `tries` are used up.
+    pub fn kill_all(&self, group: &Path) {
+        if let Some(kill) = self.kill_file(group)
+            && fs::write(kill, "1").is_ok()
+        {
+            return;
+        }
+        // Frozen processes cannot fork away between the list and the signals.
+        let freezer = self.freezer(group).map(|folder| folder.join("freezer.state"));
+        let freeze = |state: &str| {
+            if let Some(file) = &freezer {
+                // Without a freezer the next round catches what forked away.
+                let _ = fs::write(file, state);
+            }
+        };
+        freeze("FROZEN");
+        for pid in self.pids(group) {
+            // Fails only for a process that has just ended.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        freeze("THAWED");
+    }
+
+    /// Processes of the group.
+    pub fn pids(&self, group: &Path) -> Vec<i32> {
+        let text = self.procs_file(group).and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Removes the group's folders and those inside; folders that still have processes stay.
+    pub fn remove(&self, group: &Path) {
+        for hierarchy in &self.hierarchies {
+            remove_tree(&hierarchy.mount.join(group));
+        }
+    }
+
+    /// Names of the groups directly inside `group`, in any hierarchy.
+    pub fn children(&self, group: &Path) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .hierarchies
+            .iter()
+            .filter_map(|hierarchy| fs::read_dir(hierarchy.mount.join(group)).ok())
+            .flat_map(|entries| entries.flatten())
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+fn remove_tree(folder: &Path) {
+    if fs::remove_dir(folder).is_ok() {
+        return;
+    }
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_tree(&entry.path());
+    }
+    // Processes that are still ending keep it for a moment; the next sweep gets it.
+    let _ = fs::remove_dir(folder);
+}

@@ -1,0 +1,38 @@
+//! Why a container could not be made, found or ended.
+
+use std::io;
+use std::path::PathBuf;
+
+/// An error about one container or the runtime's directories.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The sentence is the user's: what of the container is wrong. The code is what Docker gives (125 to 127).
+    #[error("{sentence}")]
+    NotStarted { code: i32, sentence: String },
+    #[error("container {0} is there already")]
+    Exists(String),
+    #[error("{0:?} is not a container id: use letters, digits, '_', '.' and '-'")]
+    Id(String),
+    #[error("cannot reach the monitor of container {id}")]
+    Monitor {
+        id: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("this host has no usable cgroups: neither cgroup2 nor the v1 controllers are mounted")]
+    NoCgroups,
+}
+
+impl RuntimeError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,251 @@
+//! The OCI runtime configuration of a container (opencontainers/runtime-spec): Docker's defaults around what the spec
+//! says. Pure: the user is resolved by the caller.
+
+use serde_json::{Value, json};
+
+use crate::seccomp;
+use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation};
+use crate::user::User;
+
+/// Paths that are covered, and paths that are made read-only; moby `oci/defaults.go`.
+const MASKED: [&str; 10] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// Bytes of /dev/shm. Docker's figure.
+const SHM_BYTES: u64 = 64 << 20;
+/// Microseconds over which a CPU limit is measured. The kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+/// Open files, where nobody says otherwise. Docker's figure; 1024 breaks redis and nginx.
+const OPEN_FILES: u64 = 1_048_576;
+/// Where the tiny init appears in the container.
+const INIT_PATH: &str = "/sbin/docker-init";
+
+/// What of this host goes into the configuration.
+pub(crate) struct Place<'a> {
+    /// Group of the container, relative to each hierarchy.
+    pub(crate) cgroup: &'a str,
+    /// Whether cgroup2 is the only hierarchy: then the container gets a cgroup namespace.
+    pub(crate) unified: bool,
+    /// The monitor's program, which is the tiny init too.
+    pub(crate) shim: &'a str,
+}
+
+/// `config.json`.
+pub(crate) fn config(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": spec.hostname,
+        "root": { "path": "rootfs", "readonly": spec.read_only_root },
+        "process": process(spec, user),
+        "mounts": mounts(spec, place),
+        "linux": {
+            "cgroupsPath": format!("/{}", place.cgroup),
+            "namespaces": namespaces(spec, place),
+            "resources": resources(spec),
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+            "sysctl": spec.sysctls,
+            "seccomp": if spec.seccomp_unconfined { Value::Null } else { seccomp::default_profile(&spec.capabilities) },
+        },
+    })
+}
+
+fn process(spec: &ContainerSpec, user: &User) -> Value {
+    let names: Vec<String> = spec.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+    // An ordinary user holds none; set-uid programs may take them up to the bounding set.
+    let held: &[String] = if user.uid == 0 { &names } else { &[] };
+    let mut args = spec.args.clone();
+    if spec.init {
+        args.splice(0..0, [INIT_PATH, "init", "--"].map(str::to_owned));
+    }
+    let mut process = json!({
+        "terminal": false,
+        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
+        "args": args,
+        "env": with_home(&spec.env, &user.home),
+        "cwd": if spec.cwd.is_empty() { "/" } else { &spec.cwd },
+        "capabilities": { "bounding": names, "effective": held, "permitted": held, "inheritable": [], "ambient": [] },
+        "rlimits": rlimits(spec),
+        "oomScoreAdj": spec.oom_score_adj,
+    });
+    if !spec.allow_new_privileges {
+        // Left out when it is not wanted: an explicit `false` makes libcontainer refuse the seccomp profile.
+        process["noNewPrivileges"] = json!(true);
+    }
+    process
+}
+
+/// HOME as login would set it, unless the caller did.
+fn with_home(env: &[String], home: &str) -> Vec<String> {
+    let mut env = env.to_vec();
+    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
+        env.push(format!("HOME={}", if home.is_empty() { "/" } else { home }));
+    }
+    env
+}
+
+fn rlimits(spec: &ContainerSpec) -> Vec<Value> {
+    let mut limits: Vec<Value> = spec
+        .ulimits
+        .iter()
+        .map(|limit| {
+            let kind = format!("RLIMIT_{}", limit.name.to_ascii_uppercase());
+            json!({ "type": kind, "soft": limit.soft, "hard": limit.hard })
+        })
+        .collect();
+    if !spec.ulimits.iter().any(|limit| limit.name == "nofile") {
+        limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES }));
+    }
+    limits
+}
+
+fn namespaces(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
+    let mut namespaces = vec![json!({ "type": "pid" }), json!({ "type": "ipc" }), json!({ "type": "mount" })];
+    if !spec.hostname.is_empty() {
+        namespaces.push(json!({ "type": "uts" }));
+    }
+    if let NetworkNamespace::Path(path) = &spec.network {
+        namespaces.push(json!({ "type": "network", "path": path }));
+    }
+    if place.unified {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
+    namespaces
+}
+
+fn resources(spec: &ContainerSpec) -> Value {
+    let limits = &spec.resources;
+    let mut resources = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+    if limits.memory_bytes > 0 {
+        resources["memory"]["limit"] = json!(limits.memory_bytes);
+    }
+    if limits.memory_reservation_bytes > 0 {
+        resources["memory"]["reservation"] = json!(limits.memory_reservation_bytes);
+    }
+    if limits.nano_cpus > 0 {
+        // A thousandth of a CPU is the least that the kernel takes.
+        let quota = (limits.nano_cpus.saturating_mul(CPU_PERIOD_US) / 1_000_000_000).max(1_000);
+        resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD_US });
+    }
+    if limits.pids > 0 {
+        resources["pids"] = json!({ "limit": limits.pids });
+    }
+    resources
+}
+
+fn mounts(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
+    let mount = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
+    let shm = format!("size={SHM_BYTES}");
+    let mut mounts = vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
+    ];
+    // A mount of the user's takes the place of a default one.
+    mounts.retain(|mount| !spec.mounts.iter().any(|own| mount["destination"] == own.target.as_str()));
+    let mut own: Vec<&Mount> = spec.mounts.iter().collect();
+    // Parents before what lies in them.
+    own.sort_by_key(|mount| mount.target.matches('/').count());
+    mounts.extend(own.into_iter().map(own_mount));
+    if spec.init {
+        let options = ["bind", "ro", "nosuid", "nodev"];
+        mounts.push(json!({ "destination": INIT_PATH, "type": "bind", "source": place.shim, "options": options }));
+    }
+    mounts
+}
+
+fn own_mount(mount: &Mount) -> Value {
+    let access = if mount.read_only { "ro" } else { "rw" };
+    match &mount.kind {
+        MountKind::Bind { source, propagation, recursive } => {
+            let (bind, propagation) = match (recursive, propagation) {
+                (true, Propagation::Private) => ("rbind", "rprivate"),
+                (true, Propagation::Shared) => ("rbind", "rshared"),
+                (true, Propagation::Slave) => ("rbind", "rslave"),
+                (false, Propagation::Private) => ("bind", "private"),
+                (false, Propagation::Shared) => ("bind", "shared"),
+                (false, Propagation::Slave) => ("bind", "slave"),
+            };
+            let options = [bind, propagation, access];
+            json!({ "destination": mount.target, "type": "bind", "source": source, "options": options })
+        }
+        MountKind::Tmpfs { size_bytes, mode } => {
+            let mut options = vec!["nosuid".to_owned(), "nodev".to_owned(), "noexec".to_owned(), access.to_owned()];
+            options.push(format!("mode={mode:o}"));
+            if *size_bytes > 0 {
+                options.push(format!("size={size_bytes}"));
+            }
+            json!({ "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn made(change: impl FnOnce(&mut ContainerSpec)) -> Value {
+        let mut spec = ContainerSpec { args: vec!["sh".into()], ..ContainerSpec::default() };
+        spec.capabilities = vec!["KILL".into()];
+        change(&mut spec);
+        config(&spec, &User::default(), &Place { cgroup: "skep/x", unified: false, shim: "/shim" })
+    }
+
+    #[test]
+    fn safe_by_default() {
+        let config = made(|_| {});
+        assert_eq!(config["process"]["noNewPrivileges"], true);
+        assert_eq!(config["process"]["capabilities"]["bounding"], json!(["CAP_KILL"]));
+        assert_eq!(config["linux"]["maskedPaths"][2], "/proc/kcore");
+        assert_eq!(config["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+        assert_eq!(config["process"]["rlimits"][0]["hard"], OPEN_FILES);
+        assert!(config["process"].get("noNewPrivileges").is_some());
+        assert!(made(|spec| spec.allow_new_privileges = true)["process"].get("noNewPrivileges").is_none());
+    }
+
+    #[test]
+    fn limits_and_namespaces_are_what_was_asked() {
+        let config = made(|spec| {
+            spec.resources.nano_cpus = 1_500_000_000;
+            spec.resources.memory_bytes = 64 << 20;
+            spec.resources.pids = 10;
+            spec.network = NetworkNamespace::Path("/run/netns/x".into());
+            spec.hostname = "web".into();
+        });
+        assert_eq!(config["linux"]["resources"]["cpu"]["quota"], 150_000);
+        assert_eq!(config["linux"]["resources"]["memory"]["limit"], 64 << 20);
+        assert_eq!(config["linux"]["resources"]["pids"]["limit"], 10);
+        let kinds: Vec<&str> =
+            config["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["pid", "ipc", "mount", "uts", "network"]);
+    }
+
+    #[test]
+    fn own_mounts_replace_defaults_and_parents_come_first() {
+        let tmpfs = |target: &str| Mount {
+            target: target.into(),
+            read_only: false,
+            kind: MountKind::Tmpfs { size_bytes: 0, mode: 0o1777 },
+        };
+        let config = made(|spec| spec.mounts = vec![tmpfs("/a/b"), tmpfs("/a"), tmpfs("/dev/shm")]);
+        let targets: Vec<&str> =
+            config["mounts"].as_array().unwrap().iter().map(|m| m["destination"].as_str().unwrap()).collect();
+        assert_eq!(targets.iter().filter(|target| **target == "/dev/shm").count(), 1);
+        assert!(targets.iter().position(|t| *t == "/a") < targets.iter().position(|t| *t == "/a/b"));
+    }
+}

@@ -1,0 +1,230 @@
+//! All containers of this host: makes them, finds them again after a restart of the agent, clears what belongs to nobody.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use skep_shim::config::ShimConfig;
+use tracing::warn;
+
+use crate::cgroup::{Cgroups, Layout};
+use crate::container::{Container, ExitStatus, Place, State};
+use crate::creator::CreatorFile;
+use crate::error::RuntimeError;
+use crate::shim;
+use crate::spec::{ContainerSpec, OciRuntime};
+
+/// Name of the log file in a container's log directory.
+pub(crate) const LOG_FILE: &str = "container.log";
+
+/// What a runtime is told.
+#[derive(Clone, Debug)]
+pub struct RuntimeConfig {
+    /// Containers live in `<dir>/<id>`; the monitor's program lies beside them.
+    pub dir: PathBuf,
+    /// Program whose `create-container <dir>` is [`crate::creator::main`].
+    pub creator: PathBuf,
+    /// Group under which everything lies, relative to each hierarchy (`skep/<node>`).
+    pub cgroup_parent: PathBuf,
+    pub runtime: OciRuntime,
+}
+
+/// A container found at start.
+pub struct Recovered {
+    pub container: Container,
+    /// As it was found.
+    pub state: State,
+}
+
+/// Makes and finds containers. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: RuntimeConfig,
+    shim: PathBuf,
+    cgroups: Arc<Cgroups>,
+    /// `cgroup.procs` files that a monitor joins.
+    join: Vec<PathBuf>,
+}
+
+impl Runtime {
+    /// Looks at the host's cgroups, writes the monitor's program out.
+    pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
+        fs::create_dir_all(&config.dir).map_err(RuntimeError::io("make", &config.dir))?;
+        let detected = Cgroups::detect().map_err(RuntimeError::io("read", "/proc/self/mountinfo"))?;
+        let cgroups = Arc::new(detected.ok_or(RuntimeError::NoCgroups)?);
+        let shim = shim::install(&config.dir.join("bin"))?;
+        let join = cgroups.monitors(&config.cgroup_parent.join("shims"));
+        Ok(Self { inner: Arc::new(Inner { config, shim, cgroups, join }) })
+    }
+
+    /// How this host's cgroups are mounted.
+    pub fn layout(&self) -> Layout {
+        self.inner.cgroups.layout()
+    }
+
+    fn dir_of(&self, id: &str) -> PathBuf {
+        self.inner.config.dir.join("run").join(id)
+    }
+
+    fn group_of(&self, id: &str) -> PathBuf {
+        self.inner.config.cgroup_parent.join("tasks").join(id)
+    }
+
+    fn place(&self, id: &str) -> Place {
+        Place {
+            id: id.to_owned(),
+            dir: self.dir_of(id),
+            cgroup: self.group_of(id),
+            cgroups: Arc::clone(&self.inner.cgroups),
+        }
+    }
+
+    /// Makes and starts a container; returns when it runs. A container that cannot be started leaves nothing.
+    pub async fn create(&self, spec: ContainerSpec) -> Result<Container, RuntimeError> {
+        let this = self.clone();
+        // A dozen small file operations and a spawn: not on a thread that serves others.
+        let made = tokio::task::spawn_blocking(move || this.launch(spec)).await;
+        let (place, stream, child) = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let container = Container::follow(place, stream, Some(child))?;
+        match container.started().await {
+            State::Exited(status) if !status.error.is_empty() => {
+                container.remove().await?;
+                Err(RuntimeError::NotStarted { code: status.code, sentence: status.error })
+            }
+            State::Creating | State::Running { .. } | State::Exited(_) => Ok(container),
+        }
+    }
+
+    fn launch(
+        &self,
+        spec: ContainerSpec,
+    ) -> Result<(Place, std::os::unix::net::UnixStream, std::process::Child), RuntimeError> {
+        let valid = !spec.id.is_empty()
+            && !spec.id.starts_with('.')
+            && spec.id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+        if !valid {
+            return Err(RuntimeError::Id(spec.id));
+        }
+        let dir = self.dir_of(&spec.id);
+        if dir.exists() {
+            return Err(RuntimeError::Exists(spec.id));
+        }
+        let launched = self
+            .write_files(&dir, &spec)
+            .and_then(|()| shim::spawn(&self.inner.shim, &dir).map_err(RuntimeError::io("start the monitor in", &dir)));
+        match launched {
+            Ok((stream, child)) => Ok((self.place(&spec.id), stream, child)),
+            Err(error) => {
+                // The error that counts is the first.
+                let _ = fs::remove_dir_all(&dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_files(&self, dir: &Path, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        for folder in ["rootfs", "upper", "work"] {
+            fs::create_dir_all(dir.join(folder)).map_err(RuntimeError::io("make", dir.join(folder)))?;
+        }
+        fs::create_dir_all(&spec.log_dir).map_err(RuntimeError::io("make", &spec.log_dir))?;
+        let group = self.group_of(&spec.id);
+        let file = CreatorFile {
+            spec: spec.clone(),
+            runtime: self.inner.config.runtime.clone(),
+            cgroup: group.to_string_lossy().into_owned(),
+            unified: self.layout() == Layout::V2,
+            shim: self.inner.shim.to_string_lossy().into_owned(),
+        };
+        let json = serde_json::to_vec(&file).expect("a spec is plain data");
+        fs::write(dir.join("creator.json"), json).map_err(RuntimeError::io("write", dir.join("creator.json")))?;
+        let conf = self.shim_config(dir, spec, &group).encode();
+        fs::write(dir.join("shim.conf"), conf).map_err(RuntimeError::io("write", dir.join("shim.conf")))
+    }
+
+    fn shim_config(&self, dir: &Path, spec: &ContainerSpec, group: &Path) -> ShimConfig {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let optional = |path: Option<PathBuf>| path.map(|path| text(&path)).unwrap_or_default();
+        let (cgroups, config) = (&self.inner.cgroups, &self.inner.config);
+        ShimConfig {
+            rootfs: "rootfs".to_owned(),
+            lower: spec.layers.iter().map(|layer| text(layer)).collect(),
+            upper: "upper".to_owned(),
+            work: "work".to_owned(),
+            log_path: text(&spec.log_dir.join(LOG_FILE)),
+            log_max_bytes: spec.log.max_bytes,
+            log_max_files: spec.log.max_files,
+            creator: vec![text(&config.creator), "create-container".to_owned(), text(dir)],
+            join: self.inner.join.iter().map(|procs| text(procs)).collect(),
+            cgroups: cgroups.folders(group).iter().map(|folder| text(folder)).collect(),
+            kill_file: optional(cgroups.kill_file(group)),
+            freezer: optional(cgroups.freezer(group)),
+            procs_file: optional(cgroups.procs_file(group)),
+            oom_file: optional(cgroups.oom_file(group)),
+        }
+    }
+
+    /// Finds the containers that earlier agents left: running ones are followed again, for ended ones their record is
+    /// read. One whose monitor died is killed and counts as lost.
+    pub async fn recover(&self) -> Result<Vec<Recovered>, RuntimeError> {
+        let mut found = Vec::new();
+        for id in self.ids()? {
+            let place = self.place(&id);
+            let container = match ExitStatus::read(&place.dir) {
+                Some(status) => Container::over(place, status),
+                None => match shim::connect(&place.dir) {
+                    Ok(stream) => Container::follow(place, stream, None)?,
+                    Err(error) => {
+                        warn!(id, %error, "the monitor of a container is gone: the container is ended too");
+                        place.cgroups.kill_all(&place.cgroup);
+                        // It may have written its record just now.
+                        let status = ExitStatus::read(&place.dir).unwrap_or_else(ExitStatus::lost);
+                        Container::over(place, status)
+                    }
+                },
+            };
+            let state = container.started().await;
+            found.push(Recovered { container, state });
+        }
+        Ok(found)
+    }
+
+    fn ids(&self) -> Result<Vec<String>, RuntimeError> {
+        let dir = self.inner.config.dir.join("run");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(RuntimeError::io("read", &dir)(error)),
+        };
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
+
+    /// Removes everything that belongs to none of `keep`: groups (their processes are killed) and directories. For the
+    /// start of an agent, after [`Runtime::recover`].
+    pub async fn sweep(&self, keep: &BTreeSet<String>) -> Result<(), RuntimeError> {
+        let (this, keep) = (self.clone(), keep.clone());
+        let swept = tokio::task::spawn_blocking(move || this.sweep_now(&keep)).await;
+        swept.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    fn sweep_now(&self, keep: &BTreeSet<String>) -> Result<(), RuntimeError> {
+        let cgroups = &self.inner.cgroups;
+        for id in cgroups.children(&self.inner.config.cgroup_parent.join("tasks")) {
+            if !keep.contains(&id) {
+                cgroups.kill_all(&self.group_of(&id));
+                cgroups.remove(&self.group_of(&id));
+            }
+        }
+        for id in self.ids()? {
+            if !keep.contains(&id) {
+                let dir = self.dir_of(&id);
+                fs::remove_dir_all(&dir).map_err(RuntimeError::io("remove", &dir))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! The resident monitor's program: carried inside this library, written out at start, spawned for each container.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::RuntimeError;
+
+/// The static program, built by `build.rs`.
+const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/skep-shim"));
+
+/// Writes the program to `dir` under a name of its content, unless it is there, and returns its path. Older ones stay:
+/// monitors of running containers are them.
+pub(crate) fn install(dir: &Path) -> Result<PathBuf, RuntimeError> {
+    let path = dir.join(format!("skep-shim-{:016x}", fingerprint(PROGRAM)));
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() == PROGRAM.len() as u64) {
+        return Ok(path);
+    }
+    let temporary = dir.join(format!(".skep-shim.{}", std::process::id()));
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        let mut file = File::options().create(true).truncate(true).write(true).mode(0o755).open(&temporary)?;
+        file.write_all(PROGRAM)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)
+    };
+    write().map_err(RuntimeError::io("write the monitor to", &path))?;
+    Ok(path)
+}
+
+/// FNV-1a: names a build; not a check against an attacker, who cannot write to the directory.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Starts a monitor for the container in `dir` and returns the connection to it. The monitor leaves its parent's
+/// session; the agent reaps it only when it ends before the agent does.
+pub(crate) fn spawn(program: &Path, dir: &Path) -> io::Result<(UnixStream, std::process::Child)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let log = File::create(dir.join("shim.log"))?;
+    // Without pre_exec std spawns without copying the agent's page tables.
+    let child = Command::new(program)
+        .arg(dir)
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()?;
+    ours.set_nonblocking(true)?;
+    Ok((ours, child))
+}
+
+/// Connects to the monitor of the container in `dir`. Its path may be longer than a socket address can hold (unix(7)),
+/// so it goes through the directory's descriptor.
+pub(crate) fn connect(dir: &Path) -> io::Result<UnixStream> {
+    use std::os::fd::AsRawFd;
+    let folder = File::open(dir)?;
+    let stream = UnixStream::connect(format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd()))?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}

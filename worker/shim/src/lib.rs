@@ -1,0 +1,10 @@
+//! What the resident monitor of a container and its clients must agree on.
+//!
+//! Used by the monitor (`main.rs`) and by skep-runtime. Everything here is pure: bytes in, bytes out. It must never do
+//! I/O, and never pull in a dependency: all of it ends up in a process that exists once per container.
+
+pub mod clock;
+pub mod config;
+pub mod exit;
+pub mod logline;
+pub mod protocol;

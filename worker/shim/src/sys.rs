@@ -1,0 +1,145 @@
+//! The few system calls that std has no name for, each behind a safe function.
+//!
+//! Used by the other modules of the monitor. No policy here.
+
+use std::ffi::{CStr, CString, c_int};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Turns a C result into an `io::Result`.
+pub(crate) fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A path or name as a C string.
+pub(crate) fn c_string(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// Says something on stderr, which is the container's `shim.log`. Failing to is ignored: there is nowhere left to say it.
+pub(crate) fn complain(text: &str) {
+    let _ = io::stderr().write_all(format!("skep-shim: {text}\n").as_bytes());
+}
+
+/// The words for an error number, without std's "(os error N)".
+pub(crate) fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn unix_ns() -> u64 {
+    read_clock(libc::CLOCK_REALTIME)
+}
+
+/// Milliseconds of a clock that never jumps.
+pub(crate) fn monotonic_ms() -> u64 {
+    read_clock(libc::CLOCK_MONOTONIC) / 1_000_000
+}
+
+fn read_clock(clock: libc::clockid_t) -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec; both clocks exist on every Linux, so the call cannot fail.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Blocks every signal and ignores SIGPIPE; signals then arrive by [`signal_fd`] or `sigwait` only.
+pub(crate) fn block_signals() -> io::Result<()> {
+    // SAFETY: an all-zero sigset_t is a valid value for sigfillset to fill; the old mask is not asked for.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut()))?;
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+    }
+    Ok(())
+}
+
+/// A descriptor that is readable when a child changed state.
+pub(crate) fn child_signal_fd() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset; a fresh descriptor is owned by nobody else.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// A pipe: (read end, not blocking; write end). Both close on exec.
+pub(crate) fn pipe() -> io::Result<(File, File)> {
+    let mut ends: [RawFd; 2] = [-1, -1];
+    // SAFETY: `ends` has room for two descriptors, which are fresh and owned by nobody else.
+    unsafe {
+        check(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC))?;
+        let pair = (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1]));
+        check(libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK))?;
+        Ok(pair)
+    }
+}
+
+/// Lets a descriptor pass through exec.
+pub(crate) fn keep_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open, as its owner is borrowed.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
+}
+
+/// Waits until a descriptor is ready; None in `timeout_ms` waits for ever. Interruptions count as "nothing ready".
+pub(crate) fn poll(fds: &mut [libc::pollfd], timeout_ms: Option<u64>) -> io::Result<()> {
+    let timeout = timeout_ms.map_or(-1, |ms| c_int::try_from(ms).unwrap_or(c_int::MAX));
+    // SAFETY: the slice is valid for its length for the whole call.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// Its process id.
+    pub(crate) pid: i32,
+    /// Exit code, if it exited.
+    pub(crate) code: i32,
+    /// The signal that ended it; 0: it exited.
+    pub(crate) signal: i32,
+}
+
+/// Reaps one ended child, if there is one.
+pub(crate) fn reap() -> Option<Ended> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a valid place for the result.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
+        if pid <= 0 {
+            return None;
+        }
+        if libc::WIFEXITED(status) {
+            return Some(Ended { pid, code: libc::WEXITSTATUS(status), signal: 0 });
+        }
+        if libc::WIFSIGNALED(status) {
+            let signal = libc::WTERMSIG(status);
+            return Some(Ended { pid, code: 128 + signal, signal });
+        }
+    }
+}
+
+/// Sends a signal to one process.
+pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// mount(2). An empty `kind` or `data` means none.
+pub(crate) fn mount(source: &str, target: &CStr, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let (source, kind, data) = (c_string(source)?, c_string(kind)?, c_string(data)?);
+    // SAFETY: all four are NUL-ended strings that live through the call.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) })
+        .map(drop)
+}
