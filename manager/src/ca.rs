@@ -14,7 +14,7 @@ use skep_core::object::{Cluster, Meta, Node, NodeStatus};
 use skep_core::store::State;
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
 use skep_identity::{
-    Caller, CaError, DenyList, IssuedCertificate, JoinToken, NodeGrant, PeerIdentity, Role, RootCa, TokenSecret,
+    CaError, Caller, DenyList, IssuedCertificate, JoinToken, NodeGrant, PeerIdentity, Role, RootCa, TokenSecret,
 };
 use skep_proto::id::{NodeId, RequestId};
 use skep_proto::v1::certificate_authority_server::{
@@ -42,7 +42,7 @@ const TOKEN_BYTES: usize = 256;
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
-pub struct CertificateAuthority {
+pub(crate) struct CertificateAuthority {
     store: Store,
     deny: DenyList,
     /// The authority as last read, with the certificate that it was read from.
@@ -62,12 +62,12 @@ enum Admission {
 
 impl CertificateAuthority {
     /// `deny` names the nodes whose certificates are not renewed.
-    pub fn new(store: Store, deny: DenyList) -> Self {
+    pub(crate) fn new(store: Store, deny: DenyList) -> Self {
         Self { store, deny, root: Arc::default(), refusals: Arc::new(Semaphore::new(REFUSALS)) }
     }
 
     /// The gRPC service, for the managers' port, where anonymous callers are let in.
-    pub fn service(&self) -> CertificateAuthorityServer<Self> {
+    pub(crate) fn service(&self) -> CertificateAuthorityServer<Self> {
         CertificateAuthorityServer::new(self.clone())
     }
 
@@ -241,7 +241,9 @@ fn parse_token(text: &str) -> Result<JoinToken, Status> {
 
 fn token_status(refused: Admission) -> Status {
     Status::permission_denied(match refused {
-        Admission::OtherSwarm => "the join token belongs to another swarm: get this one's with `skep swarm join-token worker` on a manager",
+        Admission::OtherSwarm => {
+            "the join token belongs to another swarm: get this one's with `skep swarm join-token worker` on a manager"
+        }
         Admission::WrongSecret | Admission::Role(_) => {
             "the join token is not valid (it may have been rotated): get the current one with `skep swarm join-token worker` on a manager"
         }
@@ -300,7 +302,3 @@ fn random_node() -> NodeId {
     OsRng.fill_bytes(&mut bytes);
     NodeId::new(u128::from_be_bytes(bytes))
 }
-
-#[cfg(test)]
-#[path = "ca_test.rs"]
-mod ca_test;

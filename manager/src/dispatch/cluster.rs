@@ -19,20 +19,26 @@ pub(crate) struct ClusterView {
 }
 
 impl ClusterView {
+    /// Looks at every node.
     pub(crate) fn of(state: &State) -> Self {
-        let spec = state.cluster().map(|cluster| cluster.spec.heartbeat_period_ms);
-        Self { period: period(spec.unwrap_or(0), state.node_count()), managers: managers(state) }
+        Self { period: heartbeat_period(state), managers: managers(state) }
     }
 
     /// Silence after which a node is lost.
     pub(crate) fn window(&self) -> Duration {
         self.period * MISSED_HEARTBEATS
     }
+}
 
-    /// The period as the wire has it.
-    pub(crate) fn period_ms(&self) -> i64 {
-        i64::try_from(self.period.as_millis()).unwrap_or(i64::MAX)
-    }
+/// How often a node sends a heartbeat. O(1).
+pub(crate) fn heartbeat_period(state: &State) -> Duration {
+    let spec = state.cluster().map(|cluster| cluster.spec.heartbeat_period_ms);
+    period(spec.unwrap_or(0), state.node_count())
+}
+
+/// The same as the wire has it.
+pub(crate) fn heartbeat_period_ms(state: &State) -> i64 {
+    i64::try_from(heartbeat_period(state).as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The heartbeat period for `nodes` nodes; `spec_ms` is the cluster's setting, 0 for the default.
@@ -48,7 +54,8 @@ fn period(spec_ms: i64, nodes: usize) -> Duration {
     if nodes <= rate { asked } else { asked.max(scaled) }
 }
 
-fn managers(state: &State) -> Managers {
+/// All managers that have an address. Looks at every node.
+pub(crate) fn managers(state: &State) -> Managers {
     let managers = state.nodes().filter_map(|node| {
         let manager = node.manager.as_ref().filter(|manager| !manager.addr.is_empty())?;
         Some(ManagerAddr { node_id: node.id.to_vec(), addr: manager.addr.clone() })

@@ -14,15 +14,15 @@ const MOST_EXCUSES: u8 = 3;
 
 /// A node that was silent for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost {
-    pub node: NodeId,
+pub(crate) struct Lost {
+    pub(crate) node: NodeId,
     /// For how long nothing was heard; since this manager leads, for a node that it never heard.
-    pub silent: Duration,
+    pub(crate) silent: Duration,
 }
 
 /// Nodes by the moment at which their silence becomes too long.
 #[derive(Debug)]
-pub struct Health {
+pub(crate) struct Health {
     /// Silence after which a node is lost.
     window: Duration,
     nodes: HashMap<NodeId, Watched>,
@@ -48,27 +48,19 @@ struct Awaited {
 
 impl Health {
     /// Watches nobody yet. A node is lost after `window` without a word.
-    pub fn new(window: Duration) -> Self {
-        Self {
-            window,
-            nodes: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            awaited: None,
-        }
+    pub(crate) fn new(window: Duration) -> Self {
+        Self { window, nodes: HashMap::new(), deadlines: BTreeSet::new(), awaited: None }
     }
 
     /// Changes the window, for deadlines that are set from now on.
-    pub fn set_window(&mut self, window: Duration) {
+    pub(crate) fn set_window(&mut self, window: Duration) {
         self.window = window;
     }
 
     /// Leadership begins: these nodes had sessions, and have one window to come back. It is extended whenever one does,
     /// since the others may only be waiting for their turn.
-    pub fn await_nodes(&mut self, nodes: impl IntoIterator<Item = NodeId>, now: Instant) {
-        let nodes: HashSet<NodeId> = nodes
-            .into_iter()
-            .filter(|node| !self.nodes.contains_key(node))
-            .collect();
+    pub(crate) fn await_nodes(&mut self, nodes: impl IntoIterator<Item = NodeId>, now: Instant) {
+        let nodes: HashSet<NodeId> = nodes.into_iter().filter(|node| !self.nodes.contains_key(node)).collect();
         self.awaited = (!nodes.is_empty()).then(|| Awaited {
             nodes,
             since: now,
@@ -78,7 +70,7 @@ impl Health {
     }
 
     /// The node said something.
-    pub fn heard(&mut self, node: NodeId, now: Instant) {
+    pub(crate) fn heard(&mut self, node: NodeId, now: Instant) {
         if let Some(awaited) = &mut self.awaited
             && awaited.nodes.remove(&node)
         {
@@ -87,16 +79,12 @@ impl Health {
                 self.awaited = None;
             }
         }
-        let watched = Watched {
-            heard: now,
-            deadline: now + self.window,
-            excuses: 0,
-        };
+        let watched = Watched { heard: now, deadline: now + self.window, excuses: 0 };
         self.set(node, watched);
     }
 
     /// The node is none of our business any more (it was removed).
-    pub fn forget(&mut self, node: NodeId) {
+    pub(crate) fn forget(&mut self, node: NodeId) {
         if let Some(old) = self.nodes.remove(&node) {
             self.deadlines.remove(&(old.deadline, node));
         }
@@ -106,19 +94,19 @@ impl Health {
     }
 
     /// Whether the node was heard and is not lost.
-    pub fn hears(&self, node: NodeId) -> bool {
+    pub(crate) fn hears(&self, node: NodeId) -> bool {
         self.nodes.contains_key(&node)
     }
 
     /// When [`Self::expired`] is to be asked next. `None`: when someone new was heard.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let first = self.deadlines.first().map(|(deadline, _)| *deadline);
         let grace = self.awaited.as_ref().map(|awaited| awaited.until);
         first.into_iter().chain(grace).min()
     }
 
     /// The nodes whose time is up. They are forgotten: each loss is told once.
-    pub fn expired(&mut self, now: Instant) -> Vec<Lost> {
+    pub(crate) fn expired(&mut self, now: Instant) -> Vec<Lost> {
         let mut lost = Vec::new();
         while let Some(&(deadline, node)) = self.deadlines.first() {
             if deadline > now {
@@ -141,22 +129,14 @@ impl Health {
 
     /// The manager itself was late, so that silence proves nothing: whoever is due now gets another window, though not
     /// for ever.
-    pub fn excuse(&mut self, now: Instant) {
-        let due: Vec<NodeId> = self
-            .deadlines
-            .iter()
-            .take_while(|(deadline, _)| *deadline <= now)
-            .map(|(_, node)| *node)
-            .collect();
+    pub(crate) fn excuse(&mut self, now: Instant) {
+        let due: Vec<NodeId> =
+            self.deadlines.iter().take_while(|(deadline, _)| *deadline <= now).map(|(_, node)| *node).collect();
         for node in due {
             if let Some(watched) = self.nodes.get(&node).copied()
                 && watched.excuses < MOST_EXCUSES
             {
-                let excused = Watched {
-                    deadline: now + self.window,
-                    excuses: watched.excuses + 1,
-                    ..watched
-                };
+                let excused = Watched { deadline: now + self.window, excuses: watched.excuses + 1, ..watched };
                 self.set(node, excused);
             }
         }
@@ -190,11 +170,7 @@ mod tests {
     }
 
     fn lost(health: &mut Health, now: Instant) -> Vec<u128> {
-        let mut nodes: Vec<u128> = health
-            .expired(now)
-            .iter()
-            .map(|lost| lost.node.value())
-            .collect();
+        let mut nodes: Vec<u128> = health.expired(now).iter().map(|lost| lost.node.value()).collect();
         nodes.sort_unstable();
         nodes
     }
@@ -303,17 +279,11 @@ mod tests {
                     model.insert(node, now);
                 }
                 _ => {
-                    let due: Vec<u128> = model
-                        .iter()
-                        .filter(|(_, heard)| **heard + WINDOW <= now)
-                        .map(|(node, _)| *node)
-                        .collect();
+                    let due: Vec<u128> =
+                        model.iter().filter(|(_, heard)| **heard + WINDOW <= now).map(|(node, _)| *node).collect();
                     model.retain(|node, _| !due.contains(node));
                     assert_eq!(lost(&mut health, now), due);
-                    assert_eq!(
-                        health.next_deadline(),
-                        model.values().min().map(|heard| *heard + WINDOW)
-                    );
+                    assert_eq!(health.next_deadline(), model.values().min().map(|heard| *heard + WINDOW));
                 }
             }
         }

@@ -135,11 +135,7 @@ mod tests {
 
     fn held(complete: bool, added: &[u64], removed: &[u64]) -> HeldImages {
         let digests = |numbers: &[u64]| numbers.iter().map(|number| digest(*number)).collect();
-        HeldImages {
-            complete,
-            added: digests(added),
-            removed: digests(removed),
-        }
+        HeldImages { complete, added: digests(added), removed: digests(removed) }
     }
 
     #[test]

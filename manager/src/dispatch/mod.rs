@@ -29,11 +29,6 @@ pub(crate) mod sessions;
 mod sources;
 mod statuses;
 
-#[cfg(test)]
-mod dispatch_test;
-#[cfg(test)]
-pub(crate) mod testing;
-
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -48,10 +43,10 @@ use tracing::{info, warn};
 use self::cluster::ClusterView;
 use self::health::{Health, Lost};
 use self::images::ImageIndex;
+pub(crate) use self::observe::{is_hostname, stored_role};
 use self::pulse::{Pulse, PulseThread};
 use self::reports::Reports;
 use self::sessions::{End, Sessions};
-pub(crate) use self::observe::{is_hostname, stored_role};
 use crate::logs::LogStreams;
 use crate::store::Store;
 use crate::topic::Topic;

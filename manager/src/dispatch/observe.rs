@@ -55,13 +55,7 @@ pub(crate) fn stored_role(role: Role) -> NodeRole {
 }
 
 /// The node has a session, from `addr`.
-pub(crate) fn registered(
-    node: &Node,
-    description: NodeDescription,
-    role: Role,
-    addr: String,
-    now: UnixMs,
-) -> Change {
+pub(crate) fn registered(node: &Node, description: NodeDescription, role: Role, addr: String, now: UnixMs) -> Change {
     let description = Arc::new(description);
     let same = node.description.as_ref() == Some(&description);
     change(NodeObserved {

@@ -43,14 +43,8 @@ impl Pulse {
         runtime: Handle,
         lost: impl Fn(Vec<Lost>) + Send + 'static,
     ) -> std::io::Result<(Self, PulseThread)> {
-        let watched = Watched {
-            health,
-            stopped: false,
-        };
-        let pulse = Self(Arc::new(Shared {
-            watched: Mutex::new(watched),
-            changed: Condvar::new(),
-        }));
+        let watched = Watched { health, stopped: false };
+        let pulse = Self(Arc::new(Shared { watched: Mutex::new(watched), changed: Condvar::new() }));
         let shared = Arc::clone(&pulse.0);
         let thread = std::thread::Builder::new().name("skep-health".to_owned());
         thread.spawn(move || run(&shared, &runtime, &lost))?;
@@ -188,11 +182,7 @@ mod tests {
 
     #[test]
     fn a_starved_runtime_loses_nobody() {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (pulse, _thread, lost) = start(runtime.handle());
         pulse.heard(NodeId::new(1));
         let beat = pulse.clone();

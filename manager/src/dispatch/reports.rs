@@ -15,9 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::limits::{
-    REPORT_BYTES, REPORT_CHANGES, REPORT_GATHER, REPORT_QUEUE, REPORTS_IN_FLIGHT,
-};
+use super::limits::{REPORT_BYTES, REPORT_CHANGES, REPORT_GATHER, REPORT_QUEUE, REPORTS_IN_FLIGHT};
 use crate::store::{Store, WriteError};
 
 /// A write without a known result is tried again so often; reports merge, so a second time does no harm.
@@ -67,11 +65,7 @@ impl Reports {
         let mut waiting = Vec::new();
         for (first, changes, bytes) in cut(changes) {
             let (done, wait) = oneshot::channel();
-            let piece = Piece {
-                changes,
-                bytes,
-                done,
-            };
+            let piece = Piece { changes, bytes, done };
             self.0.send(piece).await.map_err(|_| ended())?;
             waiting.push((first, wait));
         }
@@ -95,9 +89,7 @@ fn cut(changes: Vec<Change>) -> Vec<(usize, Vec<Change>, usize)> {
     for (index, change) in changes.into_iter().enumerate() {
         let size = size(&change);
         match pieces.last_mut() {
-            Some((_, piece, bytes))
-                if piece.len() < REPORT_CHANGES && *bytes + size <= REPORT_BYTES =>
-            {
+            Some((_, piece, bytes)) if piece.len() < REPORT_CHANGES && *bytes + size <= REPORT_BYTES => {
                 piece.push(change);
                 *bytes += size;
             }
@@ -132,8 +124,7 @@ impl Batch {
 
     fn has_room_for(&self, piece: &Piece) -> bool {
         self.is_empty()
-            || (self.changes + piece.changes.len() <= REPORT_CHANGES
-                && self.bytes + piece.bytes <= REPORT_BYTES)
+            || (self.changes + piece.changes.len() <= REPORT_CHANGES && self.bytes + piece.bytes <= REPORT_BYTES)
     }
 
     fn push(&mut self, piece: Piece) {
@@ -190,22 +181,15 @@ async fn run(store: Store, mut line: mpsc::Receiver<Piece>) {
 
 /// Writes a batch and tells everyone in it what became of theirs.
 async fn write(store: Store, batch: Batch) {
-    let groups: Vec<Group> = batch
-        .pieces
-        .iter()
-        .flat_map(|piece| &piece.changes)
-        .map(|change| Group(vec![change.clone()]))
-        .collect();
+    let groups: Vec<Group> =
+        batch.pieces.iter().flat_map(|piece| &piece.changes).map(|change| Group(vec![change.clone()])).collect();
     let result = write_groups(&store, groups).await;
     let mut first = 0;
     for piece in batch.pieces {
         let end = first + piece.changes.len();
         let answer = result.clone().map(|(version, refused)| {
             let own = refused.iter().filter(|index| (first..end).contains(*index));
-            Stored {
-                version,
-                refused: own.map(|index| index - first).collect(),
-            }
+            Stored { version, refused: own.map(|index| index - first).collect() }
         });
         // The session may have ended meanwhile.
         let _ = piece.done.send(answer);
@@ -245,10 +229,7 @@ mod tests {
     use super::*;
 
     fn change(error: usize) -> Change {
-        let status = TaskStatus {
-            error: "x".repeat(error),
-            ..TaskStatus::default()
-        };
+        let status = TaskStatus { error: "x".repeat(error), ..TaskStatus::default() };
         Change::any(Op::ObserveTask(TaskObserved {
             task: TaskId::new(1),
             node: NodeId::new(1),
@@ -259,10 +240,8 @@ mod tests {
     #[test]
     fn pieces_stay_below_both_limits_and_keep_order_and_indexes() {
         let many = vec![change(0); REPORT_CHANGES * 2 + 1];
-        let lengths: Vec<(usize, usize)> = cut(many)
-            .iter()
-            .map(|(first, changes, _)| (*first, changes.len()))
-            .collect();
+        let lengths: Vec<(usize, usize)> =
+            cut(many).iter().map(|(first, changes, _)| (*first, changes.len())).collect();
         let n = REPORT_CHANGES;
         assert_eq!(lengths, [(0, n), (n, n), (2 * n, 1)]);
 

@@ -21,7 +21,7 @@ use super::sessions::Down;
 use super::sources;
 
 /// Messages to a node.
-pub type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionDown, Status>> + Send>>;
+pub(crate) type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionDown, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Dispatch for Dispatcher {

@@ -18,14 +18,15 @@ use skep_proto::id::{NodeId, SessionId};
 use skep_proto::v1::session_down::Message as DownMessage;
 use skep_proto::v1::session_up::Message as UpMessage;
 use skep_proto::v1::{
-    Assignments, Heartbeat, HeartbeatAck, HeldImages, NodeDescription, NodeState, Register, Registered, Removed,
-    SessionDown, SessionUp, StatusAck, StatusBatch,
+    Assignments, Heartbeat, HeartbeatAck, HeldImages, Managers, NodeDescription, NodeState, Register, Registered,
+    Removed, SessionDown, SessionUp, StatusAck, StatusBatch,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
+use super::cluster::{heartbeat_period_ms, managers};
 use super::limits::{ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, PENDING_BATCHES, REGISTER_WITHIN};
 use super::number::{self, Sizes};
 use super::sessions::{Begun, Down, End};
@@ -79,9 +80,9 @@ impl Session {
     pub(super) async fn run(self, mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send) {
         let (node, urgent) = (self.peer.node_id, self.urgent.clone());
         let over = match self.register(&mut up).await {
-            Ok(begun) => {
+            Ok((begun, managers)) => {
                 let connection = begun.connection;
-                let over = self.serve(begun, up).await;
+                let over = self.serve(begun, managers, up).await;
                 match over {
                     Over::Removed => self.dispatcher.sessions().forget(node, connection),
                     Over::Gone | Over::Refused(_) => self.dispatcher.sessions().end(node, connection),
@@ -109,10 +110,9 @@ impl Session {
     async fn register(
         &self,
         up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
-    ) -> Result<Begun, Over> {
+    ) -> Result<(Begun, Managers), Over> {
         let Register { description, session_id, sequence } = first(up).await?;
-        let description =
-            observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let description = observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let session = SessionId::from_wire_opt(&session_id)
             .map_err(|error| Status::invalid_argument(format!("the session id: {error}")))?;
 
@@ -137,26 +137,33 @@ impl Session {
             self.dispatcher.sessions().end(self.node(), begun.connection);
             return Err(end_status(End::NotLeading).into());
         }
-        let view = self.leading.view.borrow().clone();
+        // Not from the view, which may be a moment old: a node that knows no manager is lost with this one.
+        let state = store.state();
+        let managers = managers(&state);
         let registered = Registered {
             session_id: begun.session.to_vec(),
-            heartbeat_period_ms: view.period_ms(),
-            managers: Some(view.managers),
+            heartbeat_period_ms: heartbeat_period_ms(&state),
+            managers: Some(managers.clone()),
             resumed: begun.resumed.is_some(),
         };
         info!(node = %self.node(), addr = self.addr, resumed = registered.resumed, "a node has registered");
         self.tell(DownMessage::Registered(registered)).await?;
-        Ok(begun)
+        Ok((begun, managers))
     }
 
     /// Reads and sends until the session ends. Its own end comes first, since it may already be another's turn.
-    async fn serve(&self, begun: Begun, up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send) -> Over {
+    async fn serve(
+        &self,
+        begun: Begun,
+        managers: Managers,
+        up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send,
+    ) -> Over {
         let Begun { connection, resumed, ended, .. } = begun;
         tokio::select! {
             biased;
             why = ended => end_status(why.unwrap_or(End::NotLeading)).into(),
             over = self.read(connection, up) => over,
-            over = self.assign(connection, resumed) => over,
+            over = self.assign(connection, resumed, managers) => over,
         }
     }
 
@@ -234,20 +241,14 @@ impl Session {
     }
 
     /// Acknowledges at once, and writes the node down as ready if something else is written there.
-    fn heartbeat(
-        &self,
-        connection: u64,
-        heartbeat: &Heartbeat,
-        leaving: bool,
-    ) -> Option<WorkDone> {
-        let heartbeat_period_ms = self.leading.view.borrow().period_ms();
-        let ack = DownMessage::HeartbeatAck(HeartbeatAck { heartbeat_period_ms });
+    fn heartbeat(&self, connection: u64, heartbeat: &Heartbeat, leaving: bool) -> Option<WorkDone> {
+        let store = self.dispatcher.store();
+        let state = store.state();
+        let ack = DownMessage::HeartbeatAck(HeartbeatAck { heartbeat_period_ms: heartbeat_period_ms(&state) });
         // A node that does not read its acknowledgements has enough of them.
         let _ = self.urgent.try_send(Ok(SessionDown { message: Some(ack) }));
         self.dispatcher.sessions().applied(self.node(), connection, heartbeat.applied_sequence);
 
-        let store = self.dispatcher.store();
-        let state = store.state();
         let node = state.node(self.node())?;
         if leaving || node.status.state == NodeState::Ready {
             return None;
@@ -314,11 +315,18 @@ impl Session {
     // --- what the node is to run ---
 
     /// Sends the node's set, then what changes in it: the first change at once, a burst of them together.
-    async fn assign(&self, connection: u64, resumed: Option<(u64, Arc<AssignmentSet>)>) -> Over {
+    /// `managers` is what it was told of them.
+    async fn assign(
+        &self,
+        connection: u64,
+        resumed: Option<(u64, Arc<AssignmentSet>)>,
+        mut managers: Managers,
+    ) -> Over {
         let store = self.dispatcher.store();
         let mut own = store.watch(Topic::Node(self.node()));
         let mut view = self.leading.view.clone();
-        let mut managers = view.borrow_and_update().managers.clone();
+        // Whatever came since the registration is news.
+        view.mark_changed();
         let mut sent = resumed;
         loop {
             let looked = Instant::now();

@@ -103,19 +103,11 @@ impl Sent {
 
 impl Sessions {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared {
-            table: Mutex::default(),
-            changed: watch::channel(0).0,
-        }))
+        Self(Arc::new(Shared { table: Mutex::default(), changed: watch::channel(0).0 }))
     }
 
     /// Begins a node's session and ends its older one. It resumes where (session, sequence) names a kept set.
-    pub(crate) fn begin(
-        &self,
-        node: NodeId,
-        resume: Option<(SessionId, u64)>,
-        urgent: mpsc::Sender<Down>,
-    ) -> Begun {
+    pub(crate) fn begin(&self, node: NodeId, resume: Option<(SessionId, u64)>, urgent: mpsc::Sender<Down>) -> Begun {
         let mut table = self.lock();
         let connection = table.next_connection;
         table.next_connection += 1;
@@ -134,20 +126,11 @@ impl Sessions {
             let _ = end.send(End::Replaced);
         }
         let (end, ended) = oneshot::channel();
-        let line = Line::Open {
-            connection,
-            urgent,
-            end,
-        };
+        let line = Line::Open { connection, urgent, end };
         table.nodes.insert(node, Entry { session, sent, line });
         drop(table);
         self.0.changed.send_modify(|count| *count += 1);
-        Begun {
-            session,
-            connection,
-            resumed: resumed.map(|(_, sequence, set)| (sequence, set)),
-            ended,
-        }
+        Begun { session, connection, resumed: resumed.map(|(_, sequence, set)| (sequence, set)), ended }
     }
 
     /// The session's connection is gone. A newer one of the same node stays.

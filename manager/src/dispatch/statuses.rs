@@ -50,15 +50,9 @@ pub(crate) fn check(state: &State, node: NodeId, batch: Vec<v1::TaskObserved>) -
             }
         }
     }
-    let observe = |(task, status)| TaskObserved {
-        task,
-        node,
-        status: Arc::new(trimmed(status)),
-    };
+    let observe = |(task, status)| TaskObserved { task, node, status: Arc::new(trimmed(status)) };
     let changes = latest.into_iter().map(observe);
-    checked.changes = changes
-        .map(|observed| Change::any(Op::ObserveTask(observed)))
-        .collect();
+    checked.changes = changes.map(|observed| Change::any(Op::ObserveTask(observed))).collect();
     checked
 }
 
@@ -126,10 +120,7 @@ mod tests {
     }
 
     fn report(task: u128, state: TaskState) -> v1::TaskObserved {
-        let status = TaskStatus {
-            state: state.into(),
-            ..TaskStatus::default()
-        };
+        let status = TaskStatus { state: state.into(), ..TaskStatus::default() };
         v1::TaskObserved {
             task_id: TaskId::new(task).to_vec(),
             // A lie, which nobody reads.
@@ -140,11 +131,7 @@ mod tests {
 
     fn stored(checked: &Checked) -> Vec<(u128, NodeId, TaskState)> {
         let read = |change: &Change| match &change.op {
-            Op::ObserveTask(observed) => (
-                observed.task.value(),
-                observed.node,
-                observed.status.state(),
-            ),
+            Op::ObserveTask(observed) => (observed.task.value(), observed.node, observed.status.state()),
             other => panic!("{other:?}"),
         };
         checked.changes.iter().map(read).collect()
@@ -152,11 +139,7 @@ mod tests {
 
     #[test]
     fn a_node_reports_on_its_own_tasks_only() {
-        let batch = vec![
-            report(1, TaskState::Running),
-            report(3, TaskState::Failed),
-            report(7, TaskState::Running),
-        ];
+        let batch = vec![report(1, TaskState::Running), report(3, TaskState::Failed), report(7, TaskState::Running)];
         let checked = check(&state(), ME, batch);
         assert_eq!(stored(&checked), [(1, ME, TaskState::Running)]);
         assert_eq!((checked.foreign, checked.malformed), (1, 0));

@@ -84,13 +84,8 @@ type BoxedPieces = futures::stream::BoxStream<'static, Tagged>;
 pub(super) async fn run(reader: Reader) -> Result<(), Left> {
     let mut watches = watches(&reader);
     let mut sessions = reader.sessions.watch();
-    let mut follower = Follower {
-        reader,
-        tasks: HashMap::new(),
-        open: HashMap::new(),
-        pieces: SelectAll::new(),
-        begun: false,
-    };
+    let mut follower =
+        Follower { reader, tasks: HashMap::new(), open: HashMap::new(), pieces: SelectAll::new(), begun: false };
     loop {
         let looked = Instant::now();
         if follower.look().await? {

@@ -47,7 +47,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Reads logs for operators. Cheap to clone.
 #[derive(Clone)]
-pub struct LogBroker {
+pub(crate) struct LogBroker {
     dispatcher: Dispatcher,
     readers: Arc<Semaphore>,
 }
@@ -68,12 +68,12 @@ struct Left;
 
 impl LogBroker {
     /// A broker that reaches nodes by the dispatcher's sessions.
-    pub fn new(dispatcher: &Dispatcher) -> Self {
+    pub(crate) fn new(dispatcher: &Dispatcher) -> Self {
         Self { dispatcher: dispatcher.clone(), readers: Arc::new(Semaphore::new(READERS)) }
     }
 
     /// The gRPC service, for a server with mutual TLS and for the socket file.
-    pub fn service(&self) -> LogsServer<Self> {
+    pub(crate) fn service(&self) -> LogsServer<Self> {
         LogsServer::new(self.clone())
     }
 
@@ -96,8 +96,12 @@ impl LogBroker {
                 Err(Status::invalid_argument(format!("at most {NAMED_TASKS} tasks can be named")))
             }
             None => {
-                let ids: Vec<TaskId> =
-                    request.task_ids.iter().map(|id| TaskId::from_wire(id)).collect::<Result<_, _>>().map_err(bad_id)?;
+                let ids: Vec<TaskId> = request
+                    .task_ids
+                    .iter()
+                    .map(|id| TaskId::from_wire(id))
+                    .collect::<Result<_, _>>()
+                    .map_err(bad_id)?;
                 match ids.iter().find(|id| state.task(**id).is_none()) {
                     Some(missing) => Err(Status::not_found(format!("no task {missing}"))),
                     None => Ok(Selection::Tasks(ids)),

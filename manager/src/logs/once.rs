@@ -108,12 +108,13 @@ async fn fill(reader: &Reader, lanes: &mut [Lane], merge: &mut Merge, batch: &mu
                 merge.push(number, lines);
                 continue;
             }
-            Ok(Some(Piece::Done)) => {
+            // An aborted stream ends like a finished one; a node aborts when its session is gone.
+            Ok(Some(Piece::Done)) if reader.sessions.connection(lane.request.node) == Some(lane.request.connection) => {
                 lane.request.done = true;
                 merge.close(number);
                 continue;
             }
-            Ok(None) => "the node broke off".to_owned(),
+            Ok(None | Some(Piece::Done)) => "the node broke off".to_owned(),
             Err(_) => format!("the node said nothing for {} s", SILENCE.as_secs()),
         };
         lane.pieces.close();

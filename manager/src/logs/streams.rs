@@ -48,7 +48,7 @@ struct Waiting {
 pub(super) enum Piece {
     /// Lines of the request's tasks, with the node filled in.
     Lines { lines: Vec<LogLine>, warnings: Vec<String> },
-    /// The node has said all there is.
+    /// The node has said all there is, or has aborted the stream: tonic shows both to a server as an end.
     Done,
 }
 

@@ -1,0 +1,10 @@
+//! Nodes against a whole manager: real Raft on disk, real mutual TLS, real sessions; only the agents are played here.
+
+#![allow(clippy::unwrap_used)]
+
+mod agent;
+mod authority;
+mod images;
+mod logs;
+mod sessions;
+mod swarm;

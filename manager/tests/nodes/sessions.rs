@@ -1,0 +1,257 @@
+//! Sessions: registration, assignments, resuming, statuses, health, removal.
+
+use std::collections::BTreeMap;
+
+use skep_proto::id::{NodeId, SessionId, TaskId};
+use skep_proto::v1::session_down::Message as Down;
+use skep_proto::v1::session_up::Message as Up;
+use skep_proto::v1::{Goodbye, NodeState, Register, Task, TaskState, WantedState};
+use tonic::Code;
+
+use crate::agent::{Agent, description, observed};
+use crate::swarm::{MANAGER, Swarm, soon};
+
+const DIGEST: &str = "sha256:00";
+
+fn running(count: usize) -> impl Fn(&BTreeMap<TaskId, Task>) -> bool {
+    move |tasks| tasks.values().filter(|task| task.wanted() == WantedState::Running).count() == count
+}
+
+#[tokio::test]
+async fn a_node_registers_and_follows_its_assignments() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    assert!(!agent.registered.resumed);
+    assert_eq!(agent.registered.heartbeat_period_ms, 300);
+    let managers = agent.registered.managers.clone().unwrap().managers;
+    assert_eq!(managers.len(), 1);
+    assert_eq!((managers[0].node_id.clone(), managers[0].addr.clone()), (MANAGER.to_vec(), swarm.addr.to_string()));
+    // Registered means written down.
+    let node = swarm.node(host.id);
+    assert_eq!((node.status.state, node.status.addr.as_str()), (NodeState::Ready, "127.0.0.1"));
+    assert_eq!(node.hostname(), "host2");
+
+    agent.until("the first set", |_| true).await;
+    assert_eq!(agent.received, [(true, 0)], "the first message is the complete set, though it is empty");
+    let web = swarm.create_service("web", DIGEST, 3).await;
+    agent.until("three tasks", running(3)).await;
+    assert!(agent.received[1..].iter().all(|(complete, _)| !complete), "{:?}", agent.received);
+
+    let reports = agent.tasks.keys().map(|task| observed(*task, TaskState::Running)).collect();
+    agent.report(reports).await;
+    let states = || swarm.tasks(web).iter().map(|task| task.state).collect::<Vec<_>>();
+    assert_eq!(states(), [TaskState::Running; 3], "acknowledged means stored");
+
+    swarm.scale(web, 1).await;
+    agent.until("two are to stop", running(1)).await;
+    let stopped = agent.tasks.iter().filter(|(_, task)| task.wanted() != WantedState::Running);
+    let reports = stopped.map(|(id, _)| observed(*id, TaskState::Shutdown)).collect();
+    agent.report(reports).await;
+    agent.until("they are gone", |tasks| tasks.len() == 1).await;
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_resumes_with_differences() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    let web = swarm.create_service("web", DIGEST, 2).await;
+    agent.until("two tasks", running(2)).await;
+    let (session, sequence) = (agent.registered.session_id.clone(), agent.sequence);
+    agent.hang_up();
+
+    swarm.scale(web, 3).await;
+    let mut agent = agent.resume(session.clone(), sequence, "host2").await;
+    assert!(agent.registered.resumed);
+    assert_eq!(agent.registered.session_id, session);
+    agent.until("the third task", running(3)).await;
+    assert!(agent.received.iter().all(|(complete, _)| !complete), "{:?}", agent.received);
+
+    // What the manager does not know any more is sent as a whole.
+    let unknown = SessionId::new(77).to_vec();
+    let mut agent = agent.resume(unknown, 9, "host2").await;
+    assert!(!agent.registered.resumed);
+    agent.until("all again", running(3)).await;
+    assert!(agent.received[0].0);
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_session_ends_the_old_one() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut old = Agent::connect(&host, "host2").await;
+    let mut new = Agent::connect(&host, "host2").await;
+    assert_eq!(old.end().await.unwrap().code(), Code::Aborted);
+    new.until("its set", |_| true).await;
+    assert_eq!(swarm.node(host.id).status.state, NodeState::Ready);
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_silent_node_is_down_and_a_heard_one_is_ready_again() {
+    let swarm = Swarm::start().await;
+    let (host, other) = (swarm.join("host2").await, swarm.join("host3").await);
+    let agent = Agent::connect(&host, "host2").await;
+    let _other = Agent::connect(&other, "host3").await;
+    agent.stop_beating();
+    let is = |id: NodeId, wanted| move |state: &skep_core::store::State| state.node(id).unwrap().status.state == wanted;
+    swarm.until("down", is(host.id, NodeState::Down)).await;
+    let message = swarm.node(host.id).status.message.clone();
+    assert!(message.starts_with("heartbeat failure: nothing heard for "), "{message}");
+    assert_eq!(swarm.node(other.id).status.state, NodeState::Ready);
+    // It was only slow: its session still stands.
+    agent.say(Up::Heartbeat(Default::default())).await;
+    swarm.until("ready", is(host.id, NodeState::Ready)).await;
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_says_so_and_is_down_after_the_grace() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    agent.stop_beating();
+    agent.say(Up::Goodbye(Goodbye {})).await;
+    agent.hang_up();
+    assert!(agent.end().await.is_none(), "the manager ends its half when it has read all");
+    let mut seen = Vec::new();
+    swarm
+        .until("down", |state| {
+            let status = &state.node(host.id).unwrap().status;
+            if seen.last() != Some(&status.state) {
+                seen.push(status.state);
+            }
+            status.state == NodeState::Down
+        })
+        .await;
+    assert_eq!(seen[seen.len() - 2], NodeState::Disconnected, "{seen:?}");
+    let message = swarm.node(host.id).status.message.clone();
+    assert!(message.starts_with("the daemon stopped"), "{message}");
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn last_words_are_stored_and_acknowledged() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    let web = swarm.create_service("web", DIGEST, 1).await;
+    agent.until("a task", running(1)).await;
+    let task = *agent.tasks.keys().next().unwrap();
+    let batch =
+        |batch, state| Up::Statuses(skep_proto::v1::StatusBatch { batch, statuses: vec![observed(task, state)] });
+    agent.say(batch(1, TaskState::Accepted)).await;
+    agent.say(batch(2, TaskState::Running)).await;
+    agent.hang_up();
+    for expected in [1, 2] {
+        let acked = agent.wait_for("acknowledgement", |message| match message {
+            Down::StatusAck(ack) => Some(ack.batch),
+            _ => None,
+        });
+        assert_eq!(acked.await, expected);
+    }
+    assert_eq!(swarm.tasks(web)[0].state, TaskState::Running);
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_cannot_report_on_anothers_task() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    let web = swarm.create_service("web", DIGEST, 1).await;
+    agent.until("a task", running(1)).await;
+    let task = *agent.tasks.keys().next().unwrap();
+
+    let rogue = swarm.join("host3").await;
+    let mut rogue = Agent::connect(&rogue, "host3").await;
+    let mut forged = observed(task, TaskState::Failed);
+    forged.node_id = host.id.to_vec();
+    rogue.report(vec![forged, observed(TaskId::new(5), TaskState::Running)]).await;
+    assert_eq!(swarm.tasks(web)[0].state, TaskState::Assigned);
+    rogue.until("its own set", |_| true).await;
+    assert!(rogue.tasks.is_empty(), "and it is told of nothing");
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_removed_node_is_out() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    agent.until("its set", |_| true).await;
+    swarm.remove_node(host.id).await;
+    // It is told, or thrown out by its certificate, whichever is faster.
+    let _ = agent.end().await;
+    soon("denial", async {
+        while !swarm.deny.is_denied(host.id) {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let register = Register { description: Some(description("host2")), ..Register::default() };
+    let Err(Err(status)) = Agent::register(&host.channel, register).await else { panic!("it was let in") };
+    let refusal = skep_identity::transport::refusal(&status);
+    assert_eq!(refusal, Some(skep_identity::transport::Refusal::Removed), "{status:?}");
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_registration_is_refused() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let nameless = Register { description: Some(Default::default()), ..Register::default() };
+    let unnumbered =
+        Register { description: Some(description("host2")), session_id: vec![1, 2, 3], ..Register::default() };
+    for bad in [Register::default(), nameless, unnumbered] {
+        let Err(Err(status)) = Agent::register(&host.channel, bad).await else { panic!("it was let in") };
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    }
+    // Nobody without a certificate has a session.
+    let register = Register { description: Some(description("host2")), ..Register::default() };
+    let Err(Err(status)) = Agent::register(&swarm.stranger(), register).await else { panic!("it was let in") };
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(swarm.node(host.id).status.state, NodeState::Unknown);
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_manager_that_stops_ends_its_sessions() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    let stopping = swarm.stop();
+    let (ended, ()) = tokio::join!(agent.end(), stopping);
+    drop(ended);
+}
+
+#[tokio::test]
+async fn sessions_come_and_go_with_leadership() {
+    let swarm = Swarm::start().await;
+    let (host, other) = (swarm.join("host2").await, swarm.join("host3").await);
+    // A dispatcher of its own, over the same state.
+    let (dispatcher, addr) = swarm.second_dispatcher().await;
+    let there = host.channel_to(addr);
+    let register = || Register { description: Some(description("host2")), ..Register::default() };
+    let Err(Err(status)) = Agent::register(&there, register()).await else { panic!("it was let in") };
+    assert_eq!(status.code(), Code::Unavailable);
+
+    let lead = dispatcher.lead().unwrap();
+    let mut agent = Agent::register(&there, register()).await.unwrap();
+    let _other = Agent::register(&other.channel_to(addr), register()).await.unwrap();
+    assert!(dispatcher.is_connected(host.id));
+    drop(lead);
+    assert_eq!(agent.end().await.unwrap().code(), Code::Unavailable);
+    assert!(!dispatcher.is_connected(host.id));
+
+    // Whoever had a session has a grace to come back; who does not is down.
+    let _lead = dispatcher.lead().unwrap();
+    let _back = Agent::register(&there, register()).await.unwrap();
+    let down = |state: &skep_core::store::State| state.node(other.id).unwrap().status.state == NodeState::Down;
+    swarm.until("the other is down", down).await;
+    assert_eq!(swarm.node(host.id).status.state, NodeState::Ready);
+    swarm.stop().await;
+}
