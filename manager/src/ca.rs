@@ -45,10 +45,13 @@ const TOKEN_BYTES: usize = 256;
 pub(crate) struct CertificateAuthority {
     store: Store,
     deny: DenyList,
-    /// The authority as last read, with the certificate that it was read from.
-    root: Arc<Mutex<Option<(String, Arc<RootCa>)>>>,
+    /// The authority as last read.
+    root: Arc<Mutex<CachedRoot>>,
     refusals: Arc<Semaphore>,
 }
+
+/// PEM of the certificate that it was read from, and the authority. `None`: not read yet.
+type CachedRoot = Option<(String, Arc<RootCa>)>;
 
 /// What a token lets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,6 @@
 //! A slow node hurts only itself: messages to it wait in bounded channels, and what it says waits unread while its
 //! reports are being stored.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -379,16 +378,12 @@ impl Session {
 }
 
 /// The first message, which must be `register`, and must come soon.
-fn first<'a>(
-    up: &'a mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
-) -> impl Future<Output = Result<Register, Over>> + 'a {
-    async move {
-        match timeout(REGISTER_WITHIN, up.next()).await {
-            Ok(Some(Ok(SessionUp { message: Some(UpMessage::Register(register)) }))) => Ok(register),
-            Ok(Some(Ok(_))) => Err(Status::invalid_argument("the first message of a session is `register`").into()),
-            Ok(Some(Err(_)) | None) => Err(Over::Gone),
-            Err(_) => Err(Status::deadline_exceeded("the session did not register in time").into()),
-        }
+async fn first(up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send)) -> Result<Register, Over> {
+    match timeout(REGISTER_WITHIN, up.next()).await {
+        Ok(Some(Ok(SessionUp { message: Some(UpMessage::Register(register)) }))) => Ok(register),
+        Ok(Some(Ok(_))) => Err(Status::invalid_argument("the first message of a session is `register`").into()),
+        Ok(Some(Err(_)) | None) => Err(Over::Gone),
+        Err(_) => Err(Status::deadline_exceeded("the session did not register in time").into()),
     }
 }
 
