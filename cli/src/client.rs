@@ -53,6 +53,8 @@ impl FromStr for Host {
     type Err = HostError;
 
     fn from_str(text: &str) -> Result<Self, HostError> {
+        // An empty SKEP_HOST is one that is not set.
+        let text = if text.is_empty() { DEFAULT_HOST } else { text };
         let path = match text.strip_prefix("unix://") {
             Some(path) => path,
             None if text.starts_with('/') => text,
@@ -181,10 +183,10 @@ mod tests {
         assert_eq!("tcp://127.0.0.1:1".parse::<Host>(), Err(HostError::Scheme));
         assert_eq!("unix://run/skep".parse::<Host>(), Err(HostError::Path));
         assert_eq!("unix://".parse::<Host>(), Err(HostError::Path));
-        assert_eq!("".parse::<Host>(), Err(HostError::Scheme));
+        assert_eq!("".parse::<Host>().unwrap().to_string(), DEFAULT_HOST);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn one_retry_with_the_same_id() {
         let seen = Mutex::new(Vec::new());
         let result: Result<(), Status> = write(|options| {

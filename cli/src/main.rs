@@ -16,5 +16,9 @@ mod view;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Before anything else: these must run single-threaded, with nothing opened and nothing parsed.
+    if let Some(code) = command::daemon::creator().or_else(skep_lab::internal_main) {
+        return code;
+    }
     command::main()
 }

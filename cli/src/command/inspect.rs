@@ -3,9 +3,11 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::context::Context;
 use super::outcome::Outcome;
+use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::template::Template;
+use crate::output::template::{Template, TemplateError};
 use crate::output::{self, format, json};
 
 /// `--format`.
@@ -16,19 +18,46 @@ pub(crate) struct InspectFlags {
     pub(crate) format: Option<String>,
 }
 
+impl InspectFlags {
+    /// Refuses a wrong template before the daemon is asked.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        self.template().map(|_| ())
+    }
+
+    fn template(&self) -> Result<Option<Template>, Failure> {
+        match self.format.as_deref() {
+            None | Some("" | "json") => Ok(None),
+            Some(text) => Template::parse(text).map(Some).map_err(wrong),
+        }
+    }
+
+    /// Prints one object: by the template, as JSON, or else as `text` has it.
+    pub(crate) fn print_one<V: Serialize>(&self, view: &V, text: impl Fn(&V) -> String) -> Result<(), Failure> {
+        output::data(match (self.template()?, self.format.as_deref()) {
+            (Some(template), _) => template.render(&json::value(view)).map_err(wrong)? + "\n",
+            (None, Some("json")) => json::line(view) + "\n",
+            (None, _) => text(view),
+        })
+    }
+}
+
+fn wrong(error: TemplateError) -> Failure {
+    Failure::Usage(format!("--format: {error}"))
+}
+
 /// Fetches and prints the objects.
 pub(crate) async fn run<V: Serialize>(
+    context: &Context,
     references: &[String],
     flags: &InspectFlags,
-    fetch: impl AsyncFn(&str) -> Result<V, Failure>,
+    fetch: impl AsyncFn(&Client, &str) -> Result<V, Failure>,
 ) -> Result<(), Failure> {
-    if let Some(text) = flags.format.as_deref().filter(|text| *text != "json") {
-        Template::parse(text).map_err(|error| Failure::Usage(format!("--format: {error}")))?;
-    }
+    flags.check()?;
+    let client = context.connect().await?;
     let mut outcome = Outcome::default();
     let mut found = Vec::new();
     for reference in references {
-        found.extend(outcome.take(fetch(reference).await)?);
+        found.extend(outcome.take(fetch(&client, reference).await)?);
     }
     let values: Vec<_> = found.iter().map(json::value).collect();
     output::data(format::inspect(&values, &json::pretty(&found), flags.format.as_deref())?)?;

@@ -2,7 +2,7 @@
 
 mod completion;
 mod context;
-mod daemon;
+pub(crate) mod daemon;
 mod image;
 mod info;
 mod inspect;
@@ -72,6 +72,8 @@ enum Command {
     Version(version::VersionArgs),
     /// Run the daemon of this host.
     Daemon(Box<daemon::DaemonArgs>),
+    /// Make, use and remove a cluster of several hosts on this machine (needs root).
+    Lab(skep_lab::LabCommand),
     /// Print a completion script for a shell.
     Completion(completion::CompletionArgs),
     /// What the exit codes mean.
@@ -119,6 +121,7 @@ fn explain(error: &clap::Error, arguments: &[OsString]) -> Result<ExitCode, Fail
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Daemon(args) => return daemon::run(*args),
+        Command::Lab(command) => return skep_lab::run(command).map_err(|error| Failure::Failed(format!("{error:#}"))),
         Command::Completion(args) => completion::run(&args, Cli::command())?,
         Command::ExitCodes => output::data(crate::exit::table())?,
         command => talk(Context::new(cli.host), command)?,
@@ -142,7 +145,7 @@ fn talk(context: Context, command: Command) -> Result<(), Failure> {
             Command::Images(args) => args.run(&context).await,
             Command::Info(args) => args.run(&context).await,
             Command::Version(args) => args.run(&context).await,
-            Command::Daemon(_) | Command::Completion(_) | Command::ExitCodes => {
+            Command::Daemon(_) | Command::Lab(_) | Command::Completion(_) | Command::ExitCodes => {
                 unreachable!("handled by run")
             }
         }

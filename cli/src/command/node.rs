@@ -77,9 +77,8 @@ impl NodeCommand {
         match self {
             Self::Ls(args) => list(context, args).await,
             Self::Inspect(args) => {
-                let client = context.connect().await?;
-                inspect::run(&args.nodes, &args.flags, async |reference| {
-                    get(&client, reference).await.map(NodeView::from)
+                inspect::run(context, &args.nodes, &args.flags, async |client, reference| {
+                    get(client, reference).await.map(NodeView::from)
                 })
                 .await
             }

@@ -55,9 +55,8 @@ impl TaskCommand {
                 prepared.print(&client, ListTasksRequest::default()).await
             }
             Self::Inspect(args) => {
-                let client = context.connect().await?;
-                inspect::run(&args.tasks, &args.flags, async |reference| {
-                    let answer = get(&client, reference).await?;
+                inspect::run(context, &args.tasks, &args.flags, async |client, reference| {
+                    let answer = get(client, reference).await?;
                     Ok(TaskView::new(answer.task.unwrap_or_default(), answer.revision))
                 })
                 .await

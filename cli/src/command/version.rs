@@ -7,8 +7,6 @@ use skep_proto::v1::InfoRequest;
 use super::context::Context;
 use super::inspect::InspectFlags;
 use crate::failure::Failure;
-use crate::output::template::Template;
-use crate::output::{self, json};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct VersionArgs {
@@ -44,27 +42,17 @@ struct Server {
 impl VersionArgs {
     /// Prints the client's version even where no daemon answers; the exit code then says so.
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
+        self.flags.check()?;
         let server = server(context).await;
         let (server, failure) = match server {
             Ok(server) => (Some(server), None),
             Err(failure) => (None, Some(failure)),
         };
         let view = VersionView {
-            client: Client {
-                version: env!("CARGO_PKG_VERSION"),
-                os: std::env::consts::OS,
-                arch: std::env::consts::ARCH,
-            },
+            client: Client { version: env!("CARGO_PKG_VERSION"), os: std::env::consts::OS, arch: architecture() },
             server,
         };
-        output::data(match self.flags.format.as_deref() {
-            None | Some("") => text(&view),
-            Some("json") => json::line(&view) + "\n",
-            Some(template) => Template::parse(template)
-                .and_then(|template| template.render(&json::value(&view)))
-                .map(|text| text + "\n")
-                .map_err(|error| Failure::Usage(format!("--format: {error}")))?,
-        })?;
+        self.flags.print_one(&view, text)?;
         failure.map_or(Ok(()), Err)
     }
 }
@@ -93,4 +81,13 @@ fn text(view: &VersionView) -> String {
         ));
     }
     text
+}
+
+/// This program's processor in OCI's words.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }

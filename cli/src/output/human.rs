@@ -57,12 +57,6 @@ fn scaled(bytes: i64, base: f64, units: &[&str]) -> String {
     format!("{text}{}", units[unit])
 }
 
-/// `1.5` CPUs from billionths.
-pub(crate) fn cpus(nano_cpus: i64) -> String {
-    let text = format!("{:.9}", nano_cpus as f64 / 1e9);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
 /// Shortens to `length` characters, the last an ellipsis.
 pub(crate) fn ellipsis(text: &str, length: usize) -> String {
     if text.chars().count() <= length {
@@ -71,26 +65,6 @@ pub(crate) fn ellipsis(text: &str, length: usize) -> String {
     let mut short: String = text.chars().take(length.saturating_sub(1)).collect();
     short.push('…');
     short
-}
-
-/// A Go duration: `1m30s`, `500ms`, `0s`.
-pub(crate) fn go_duration(ms: i64) -> String {
-    if ms == 0 {
-        return "0s".to_owned();
-    }
-    let sign = if ms < 0 { "-" } else { "" };
-    let ms = ms.unsigned_abs();
-    if ms < 1000 {
-        return format!("{sign}{ms}ms");
-    }
-    let (hours, minutes, rest) = (ms / 3_600_000, ms / 60_000 % 60, ms % 60_000);
-    let seconds = format!("{}.{:03}", rest / 1000, rest % 1000);
-    let seconds = seconds.trim_end_matches('0').trim_end_matches('.');
-    match (hours, minutes) {
-        (0, 0) => format!("{sign}{seconds}s"),
-        (0, _) => format!("{sign}{minutes}m{seconds}s"),
-        _ => format!("{sign}{hours}h{minutes}m{seconds}s"),
-    }
 }
 
 #[cfg(test)]
@@ -131,17 +105,6 @@ mod tests {
         assert_eq!(size(7_660_000), "7.66MB");
         assert_eq!(size(192_345_678), "192.3MB");
         assert_eq!(binary_size(8_053_063_680), "7.5GiB");
-        assert_eq!(cpus(1_500_000_000), "1.5");
-        assert_eq!(cpus(2_000_000_000), "2");
-    }
-
-    #[test]
-    fn go_durations() {
-        assert_eq!(go_duration(0), "0s");
-        assert_eq!(go_duration(1500), "1.5s");
-        assert_eq!(go_duration(90_000), "1m30s");
-        assert_eq!(go_duration(7_776_000_000), "2160h0m0s");
-        assert_eq!(go_duration(5), "5ms");
     }
 
     #[test]
@@ -153,7 +116,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(a: i64, b: i64, text: String, length in 0usize..50) {
-            let _ = (ago(a, b), size(a), binary_size(a), cpus(a), go_duration(a), ellipsis(&text, length));
+            let _ = (ago(a, b), size(a), binary_size(a), ellipsis(&text, length));
         }
     }
 }

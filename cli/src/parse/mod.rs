@@ -8,6 +8,7 @@ pub(crate) mod filter;
 pub(crate) mod log_opt;
 pub(crate) mod mount;
 pub(crate) mod network;
+pub(crate) mod number;
 pub(crate) mod pair;
 pub(crate) mod platform;
 pub(crate) mod publish;

@@ -53,8 +53,7 @@ impl ImageCommand {
             Self::Load(args) => args.run(context).await,
             Self::Import(args) => args.run(context).await,
             Self::Inspect(args) => {
-                let client = context.connect().await?;
-                inspect::run(&args.images, &args.flags, async |reference| {
+                inspect::run(context, &args.images, &args.flags, async |client, reference| {
                     let request = InspectImageRequest { reference: reference.to_owned() };
                     let answer = client
                         .images()

@@ -11,8 +11,6 @@ use crate::output::{self, human, terminal};
 const SHORT_DIGEST: usize = 12;
 /// Width of a bar.
 const BAR: u64 = 40;
-/// More blobs than fit a screen would scroll instead of standing still.
-const MAX_BARS: usize = 30;
 
 /// Shows a stream until its end and returns the images that are held then. Ctrl-C ends the call, and with it the
 /// transfer.
@@ -80,7 +78,9 @@ impl Screen {
             Self::Quiet => {}
             Self::Live { view, blobs } => {
                 update(blobs, message);
-                let skipped = blobs.len().saturating_sub(MAX_BARS);
+                // The newest bars move; where the screen is too small for all, show these.
+                let (_, rows) = terminal::size();
+                let skipped = blobs.len().saturating_sub(rows.saturating_sub(1));
                 let lines: Vec<String> = blobs.iter().skip(skipped).map(bar).collect();
                 view.show(&lines);
             }

@@ -12,15 +12,13 @@ use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, terminal};
+use crate::view;
 
 /// More slots than this are summed up, as in Docker.
 const MAX_ROWS: usize = 20;
 
 /// A task's end is only final if nothing follows it for this long: the loops need a moment to replace it.
 const ENDED_GRACE: Duration = Duration::from_secs(5);
-
-/// Events that come this close together are shown at once.
-const SETTLE: Duration = Duration::from_millis(30);
 
 /// Waits until the service runs as it was written at `version`.
 pub(super) async fn wait(client: &Client, service_id: &[u8], version: u64, quiet: bool) -> Result<(), Failure> {
@@ -31,7 +29,10 @@ pub(super) async fn wait(client: &Client, service_id: &[u8], version: u64, quiet
     tokio::select! {
         result = follow(&mut stream, &mut progress, &mut screen, version) => result?,
         _ = tokio::signal::ctrl_c() => {
-            let name = progress.name();
+            let name = match progress.name() {
+                "" => view::id(service_id),
+                name => name.to_owned(),
+            };
             return Err(Failure::Interrupted(format!(
                 "operation continues in the background: `skep service ps {name}` shows its progress"
             )));
@@ -91,13 +92,12 @@ async fn follow(
     }
 }
 
-/// Applies a message and all that follow at once, so that a burst is drawn once.
+/// Applies a message and all that have arrived with it, so that a burst is looked at once.
 async fn take(
     stream: &mut Streaming<WatchResponse>,
     progress: &mut Progress,
     first: Option<WatchResponse>,
 ) -> Result<(), Failure> {
-    let until = Instant::now() + SETTLE;
     let mut message = first;
     loop {
         let Some(applied) = message else {
@@ -106,7 +106,7 @@ async fn take(
             ));
         };
         progress.apply(applied);
-        match timeout(until.saturating_duration_since(Instant::now()), stream.message()).await {
+        match timeout(Duration::ZERO, stream.message()).await {
             Ok(next) => message = next?,
             Err(_) => return Ok(()),
         }

@@ -10,7 +10,7 @@ use super::{converge, spec};
 use crate::client::write;
 use crate::command::context::Context;
 use crate::failure::Failure;
-use crate::parse::{duration, size};
+use crate::parse::{duration, number, size};
 use crate::{output, registry, view};
 
 /// When ended tasks are replaced.
@@ -90,7 +90,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "MODE")]
     pub(crate) mode: Option<String>,
     /// Number of tasks [default: 1].
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = number::count::<u64>, allow_hyphen_values = true)]
     pub(crate) replicas: Option<u64>,
     /// Label of the service, as NAME=VALUE.
     #[arg(short, long, value_name = "LABEL")]
@@ -103,7 +103,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "PREFERENCE")]
     pub(crate) placement_pref: Vec<String>,
     /// Tasks on one node at most; 0 is no limit.
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = number::count::<u64>, allow_hyphen_values = true)]
     pub(crate) replicas_max_per_node: Option<u64>,
     /// How long a node must be down before its tasks are replaced, on top of the heartbeats [default: 0s].
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, allow_hyphen_values = true)]
@@ -238,13 +238,13 @@ pub(crate) struct PolicyFlags {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, allow_hyphen_values = true)]
     pub(crate) restart_delay: Option<Duration>,
     /// Replacements at most; 0 is no limit.
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = number::count::<u64>, allow_hyphen_values = true)]
     pub(crate) restart_max_attempts: Option<u64>,
     /// Span in which replacements are counted; 0s is for ever.
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, allow_hyphen_values = true)]
     pub(crate) restart_window: Option<Duration>,
     /// Tasks updated at once; 0 is all [default: 1].
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = number::count::<u32>, allow_hyphen_values = true)]
     pub(crate) update_parallelism: Option<u32>,
     /// Wait between updates [default: 0s].
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, allow_hyphen_values = true)]
@@ -262,7 +262,7 @@ pub(crate) struct PolicyFlags {
     #[arg(long, value_enum, value_name = "ORDER")]
     pub(crate) update_order: Option<Order>,
     /// Tasks rolled back at once; 0 is all [default: 1].
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = number::count::<u32>, allow_hyphen_values = true)]
     pub(crate) rollback_parallelism: Option<u32>,
     /// Wait between rollbacks [default: 0s].
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, allow_hyphen_values = true)]

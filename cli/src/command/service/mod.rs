@@ -65,9 +65,8 @@ impl ServiceCommand {
             Self::Create(args) => create::run(context, args).await,
             Self::Ls(args) => list::run(context, args).await,
             Self::Inspect(args) => {
-                let client = context.connect().await?;
-                inspect::run(&args.services, &args.flags, async |reference| {
-                    get(&client, reference).await.map(ServiceView::from)
+                inspect::run(context, &args.services, &args.flags, async |client, reference| {
+                    get(client, reference).await.map(ServiceView::from)
                 })
                 .await
             }

@@ -9,6 +9,7 @@ use crate::command::context::Context;
 use crate::command::outcome::Outcome;
 use crate::failure::Failure;
 use crate::output;
+use crate::parse::number;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ScaleArgs {
@@ -35,7 +36,7 @@ fn target(text: &str) -> Result<Target, String> {
         .rsplit_once('=')
         .filter(|(service, _)| !service.is_empty())
         .ok_or_else(|| "write it like web=3".to_owned())?;
-    let replicas = replicas.parse().map_err(|_| format!("{replicas:?} is not a number of replicas from 0 up"))?;
+    let replicas = number::count(replicas).map_err(|error| error.to_string())?;
     Ok(Target { service: service.to_owned(), replicas })
 }
 

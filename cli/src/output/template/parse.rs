@@ -59,9 +59,9 @@ pub(super) enum Base {
 
 /// What ended a list of nodes.
 #[derive(Debug, Clone, PartialEq)]
-enum End {
+enum Stop {
     Text,
-    End,
+    Block,
     Else,
     ElseIf(Vec<Token>),
 }
@@ -69,9 +69,9 @@ enum End {
 pub(super) fn parse(pieces: Vec<Piece>) -> Result<Vec<Node>, TemplateError> {
     let mut parser = Parser { pieces: pieces.into_iter() };
     match parser.nodes(0)? {
-        (nodes, End::Text) => Ok(nodes),
-        (_, End::End) => Err(TemplateError::new("unexpected {{end}}")),
-        (_, End::Else | End::ElseIf(_)) => Err(TemplateError::new("unexpected {{else}}")),
+        (nodes, Stop::Text) => Ok(nodes),
+        (_, Stop::Block) => Err(TemplateError::new("unexpected {{end}}")),
+        (_, Stop::Else | Stop::ElseIf(_)) => Err(TemplateError::new("unexpected {{else}}")),
     }
 }
 
@@ -80,7 +80,7 @@ struct Parser {
 }
 
 impl Parser {
-    fn nodes(&mut self, depth: usize) -> Result<(Vec<Node>, End), TemplateError> {
+    fn nodes(&mut self, depth: usize) -> Result<(Vec<Node>, Stop), TemplateError> {
         if depth > MAX_DEPTH {
             return Err(TemplateError::new("blocks are nested too deeply"));
         }
@@ -100,14 +100,14 @@ impl Parser {
             match keyword.as_str() {
                 "end" => {
                     nothing_after(&tokens, "end")?;
-                    return Ok((nodes, End::End));
+                    return Ok((nodes, Stop::Block));
                 }
                 "else" => {
                     if matches!(tokens.get(1), Some(Token::Word(word)) if word == "if") {
-                        return Ok((nodes, End::ElseIf(tokens.split_off(2))));
+                        return Ok((nodes, Stop::ElseIf(tokens.split_off(2))));
                     }
                     nothing_after(&tokens, "else")?;
-                    return Ok((nodes, End::Else));
+                    return Ok((nodes, Stop::Else));
                 }
                 "if" => nodes.push(self.if_block(tokens.split_off(1), depth)?),
                 "range" => nodes.push(self.range_block(tokens.split_off(1), depth)?),
@@ -118,7 +118,7 @@ impl Parser {
                 _ => nodes.push(action(tokens)?),
             }
         }
-        Ok((nodes, End::Text))
+        Ok((nodes, Stop::Text))
     }
 
     fn if_block(&mut self, condition: Vec<Token>, depth: usize) -> Result<Node, TemplateError> {
@@ -128,13 +128,13 @@ impl Parser {
             let (body, end) = self.nodes(depth + 1)?;
             branches.push((condition, body));
             let otherwise = match end {
-                End::Text => return Err(no_end("if")),
-                End::ElseIf(tokens) => {
+                Stop::Text => return Err(no_end("if")),
+                Stop::ElseIf(tokens) => {
                     condition = pipeline(tokens)?;
                     continue;
                 }
-                End::End => Vec::new(),
-                End::Else => self.last_branch("if", depth)?,
+                Stop::Block => Vec::new(),
+                Stop::Else => self.last_branch("if", depth)?,
             };
             return Ok(Node::If { branches, otherwise });
         }
@@ -161,18 +161,18 @@ impl Parser {
     fn body(&mut self, what: &str, depth: usize) -> Result<(Vec<Node>, Vec<Node>), TemplateError> {
         let (body, end) = self.nodes(depth + 1)?;
         match end {
-            End::Text => Err(no_end(what)),
-            End::ElseIf(_) => Err(TemplateError::new(format!("else if within {what}"))),
-            End::End => Ok((body, Vec::new())),
-            End::Else => Ok((body, self.last_branch(what, depth)?)),
+            Stop::Text => Err(no_end(what)),
+            Stop::ElseIf(_) => Err(TemplateError::new(format!("else if within {what}"))),
+            Stop::Block => Ok((body, Vec::new())),
+            Stop::Else => Ok((body, self.last_branch(what, depth)?)),
         }
     }
 
     fn last_branch(&mut self, what: &str, depth: usize) -> Result<Vec<Node>, TemplateError> {
         match self.nodes(depth + 1)? {
-            (nodes, End::End) => Ok(nodes),
-            (_, End::Text) => Err(no_end(what)),
-            (_, End::Else | End::ElseIf(_)) => Err(TemplateError::new("a second {{else}}")),
+            (nodes, Stop::Block) => Ok(nodes),
+            (_, Stop::Text) => Err(no_end(what)),
+            (_, Stop::Else | Stop::ElseIf(_)) => Err(TemplateError::new("a second {{else}}")),
         }
     }
 }
@@ -240,16 +240,16 @@ fn commands(tokens: &mut Tokens, depth: usize) -> Result<Pipeline, TemplateError
 }
 
 fn command(tokens: &mut Tokens, depth: usize) -> Result<Command, TemplateError> {
-    if let Some(Token::Word(word)) = tokens.peek() {
-        if literal(word).is_none() {
-            let function = function(word)?;
-            tokens.next();
-            let mut arguments = Vec::new();
-            while let Some(operand) = operand(tokens, depth)? {
-                arguments.push(operand);
-            }
-            return Ok(Command::Call(function, arguments));
+    if let Some(Token::Word(word)) = tokens.peek()
+        && literal(word).is_none()
+    {
+        let function = function(word)?;
+        tokens.next();
+        let mut arguments = Vec::new();
+        while let Some(operand) = operand(tokens, depth)? {
+            arguments.push(operand);
         }
+        return Ok(Command::Call(function, arguments));
     }
     match operand(tokens, depth)? {
         Some(value) => Ok(Command::Value(value)),

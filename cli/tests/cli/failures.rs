@@ -1,0 +1,85 @@
+//! Exit codes, and what is said with them.
+
+use std::path::Path;
+
+use crate::fake::{Fake, Script};
+use crate::run::skep;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon() {
+    let nowhere = Path::new("/nonexistent/skep.sock");
+    let run = skep(nowhere, &["node", "ls"]).await;
+    assert_eq!(run.code, Some(69));
+    assert_eq!(
+        run.err,
+        "error: cannot connect to the skep daemon at unix:///nonexistent/skep.sock: is it running? start it with `skep \
+         daemon`\n"
+    );
+    let run = skep(nowhere, &["version"]).await;
+    assert_eq!(run.code, Some(69));
+    assert!(run.out.contains(env!("CARGO_PKG_VERSION")), "{}", run.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_knows_no_services() {
+    let fake = Fake::worker(Script::default());
+    for args in [&["service", "ls"][..], &["service", "create", "nginx"], &["swarm", "join-token", "worker"]] {
+        let run = skep(fake.socket(), args).await;
+        assert_eq!(run.code, Some(1), "{args:?}");
+        assert!(run.err.contains("this node is not a swarm manager"), "{}", run.err);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_need_no_daemon() {
+    let nowhere = Path::new("/nonexistent/skep.sock");
+    for (args, code, text) in [
+        (&["service", "create"][..], 64, "required"),
+        (&["service", "create", "--bogus", "nginx"], 64, "--bogus"),
+        (&["service", "create", "--replicas", "-1", "nginx"], 64, "must not be negative"),
+        (&["service", "create", "--replicas", "99999999", "nginx"], 64, "replicas"),
+        (&["service", "create", "--name", "a b", "nginx"], 64, "name"),
+        (&["service", "create", "--limit-memory", "lots", "nginx"], 64, "--limit-memory"),
+        (&["service", "create", "--constraint", "x=y", "nginx"], 64, "constraint"),
+        (&["service", "create", "--health-cmd", "x", "nginx"], 78, "not supported yet: --health-cmd"),
+        (&["service", "create", "--mode", "replicated-job", "nginx"], 78, "--mode replicated-job"),
+        (&["service", "create", "--publish", "80:80", "nginx"], 78, "not supported yet: --publish 80:80"),
+        (&["service", "create", "--network", "front", "nginx"], 78, "not supported yet: --network front"),
+        (&["service", "update", "web"], 78, "not supported yet: service update"),
+        (&["secret", "ls"], 78, "not supported yet: secret"),
+        (&["node", "ls", "--filter", "bogus=1"], 64, "invalid filter 'bogus'"),
+        (&["node", "ls", "--format", "{{.Hostname"], 64, "template"),
+        (&["node", "inspect", "--format", "{{nope}}", "x"], 64, "not defined"),
+        (&["-H", "tcp://host:1", "node", "ls"], 64, "only unix://"),
+        (&["swarm", "join", "--token", "x", "host"], 64, "--token"),
+        (&["service", "logs", "--tail", "x", "web"], 64, "--tail"),
+        (&["image", "load", "-i", "/nonexistent/x.tar"], 1, "/nonexistent/x.tar"),
+        (&["daemon", "--log-level", "skep=nonsense"], 64, "--log-level"),
+        (&["frobnicate"], 64, "frobnicate"),
+        (&[], 64, "Usage"),
+    ] {
+        let run = skep(nowhere, args).await;
+        assert_eq!(run.code, Some(code), "{args:?}: {}", run.err);
+        assert!(run.err.contains(text), "{args:?}: {}", run.err);
+        assert_eq!(run.out, "", "{args:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn help_is_an_answer() {
+    let nowhere = Path::new("/nonexistent/skep.sock");
+    for (args, text) in [
+        (&["--help"][..], "Usage: skep"),
+        (&["--version"], "skep 0."),
+        (&["help", "exit-codes"], "130  interrupted"),
+        (&["exit-codes"], "130  interrupted"),
+        (&["service", "create", "--help"], "--stop-grace-period"),
+        (&["completion", "bash"], "complete "),
+        (&["completion", "zsh"], "#compdef skep"),
+        (&["completion", "fish"], "complete -c skep"),
+    ] {
+        let run = skep(nowhere, args).await;
+        assert_eq!((run.code, run.err.as_str()), (Some(0), ""), "{args:?}");
+        assert!(run.out.contains(text), "{args:?}");
+    }
+}

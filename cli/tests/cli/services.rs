@@ -1,0 +1,240 @@
+//! `service create|scale|rm|logs`: writes, waiting, signals.
+
+use skep_proto::v1::watch_event::Object;
+use skep_proto::v1::{
+    CreateServiceResponse, LogBatch, LogLine, LogStream, Refusal, TaskState, WatchEvent, WatchResponse,
+};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::fake::{Fake, Script, change, node, service, task};
+use crate::run::{finish, read_until, signal, skep, skep_on_terminal, start};
+
+/// Printed form of the fake service's id.
+fn id() -> String {
+    skep_proto::id::ServiceId::from_wire(&[9; 16]).unwrap().to_string()
+}
+
+fn created() -> Result<CreateServiceResponse, Status> {
+    Ok(CreateServiceResponse { id: vec![9; 16], version: 5, warnings: vec!["image has no digest".to_owned()] })
+}
+
+fn watched() -> (Script, mpsc::Sender<Result<WatchResponse, Status>>) {
+    let (sender, receiver) = mpsc::channel(16);
+    let script = Script {
+        create: [created()].into(),
+        services: vec![service("web", 2)],
+        watch: Some(receiver),
+        ..Script::default()
+    };
+    (script, sender)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_retried_once_with_the_same_id() {
+    let fake = Fake::manager(Script {
+        create: [Err(Status::unavailable("there is no leader")), created()].into(),
+        ..Script::default()
+    });
+    let run = skep(fake.socket(), &["service", "create", "--detach", "--name", "web", "nginx", "-g", "x"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), format!("{}\n", id()).as_str()), "{run:?}");
+    assert_eq!(run.err, "warning: image has no digest\n");
+    let script = fake.script.lock().unwrap();
+    let ids: Vec<Vec<u8>> = script.created.iter().map(|request| request.write.clone().unwrap().request_id).collect();
+    assert_eq!(ids.len(), 2);
+    assert_eq!((ids[0].len(), &ids[0]), (16, &ids[1]));
+    let template = script.created[0].spec.clone().unwrap().template.unwrap();
+    assert_eq!(template.containers[0].args, ["-g", "x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_result_is_said_to_be_one() {
+    let fake = Fake::manager(Script {
+        create: [Err(Status::deadline_exceeded("result unknown: the write may still happen"))].into(),
+        ..Script::default()
+    });
+    let run = skep(fake.socket(), &["service", "create", "nginx"]).await;
+    assert_eq!(run.code, Some(75));
+    assert_eq!(run.err, "error: result unknown: the write may still happen\n");
+    assert_eq!(fake.script.lock().unwrap().created.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creation_is_followed_until_all_tasks_run() {
+    let (script, events) = watched();
+    let mut pending = task(1, 1, TaskState::Pending, "");
+    pending.task.as_mut().unwrap().status.as_mut().unwrap().refusals =
+        vec![Refusal { reason: "insufficient memory".to_owned(), nodes: 3 }];
+    let two = task(2, 2, TaskState::Running, "");
+    events.try_send(Ok(change(5, true, vec![Object::Service(service("web", 2)), Object::Task(pending)]))).unwrap();
+    events.try_send(Ok(change(6, false, vec![Object::Task(two)]))).unwrap();
+    let fake = Fake::manager(script);
+    let mut child = start(fake.socket(), &["service", "create", "--name", "web", "--replicas", "2", "nginx"]);
+    let said = read_until(&mut child, "1 out of 2 tasks").await;
+    events.try_send(Ok(change(7, false, vec![Object::Task(task(1, 1, TaskState::Running, ""))]))).unwrap();
+    let run = finish(child).await;
+    let said = said + &run.err;
+    assert_eq!(run.code, Some(0), "{said}");
+    assert_eq!(run.out, format!("{}\n", id()));
+    assert!(said.contains("web.1: no suitable node (insufficient memory on 3 nodes)"), "{said}");
+    assert!(said.ends_with("overall progress: 2 out of 2 tasks\nverify: service web converged\n"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_says_nothing_but_waits() {
+    let (script, events) = watched();
+    let objects = vec![Object::Service(service("web", 1)), Object::Task(task(1, 1, TaskState::Running, ""))];
+    events.try_send(Ok(change(5, true, objects))).unwrap();
+    let fake = Fake::manager(Script { create: [created()].into(), ..script });
+    let run = skep(fake.socket(), &["service", "create", "-q", "nginx"]).await;
+    assert_eq!((run.code, run.err.as_str()), (Some(0), "warning: image has no digest\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupting_leaves_the_service_alone() {
+    let (script, events) = watched();
+    events.try_send(Ok(change(5, true, vec![Object::Service(service("web", 2))]))).unwrap();
+    let fake = Fake::manager(script);
+    let mut child = start(fake.socket(), &["service", "create", "--replicas", "2", "nginx"]);
+    read_until(&mut child, "0 out of 2 tasks").await;
+    signal(child.id(), libc::SIGINT);
+    let run = finish(child).await;
+    assert_eq!(run.code, Some(130));
+    assert!(run.err.contains("operation continues in the background: `skep service ps web`"), "{}", run.err);
+    assert!(fake.script.lock().unwrap().removed.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_service_is_not_waited_for() {
+    let (script, events) = watched();
+    let removal = WatchEvent { removed: true, object: Some(Object::Service(service("web", 2))) };
+    events.try_send(Ok(change(5, true, vec![Object::Service(service("web", 2))]))).unwrap();
+    events.try_send(Ok(WatchResponse { version: 6, synced: false, events: vec![removal] })).unwrap();
+    let fake = Fake::manager(script);
+    let run = skep(fake.socket(), &["service", "create", "nginx"]).await;
+    assert_eq!(run.code, Some(1));
+    assert!(run.err.contains("error: service web was removed"), "{}", run.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_ends_is_temporary() {
+    let (script, events) = watched();
+    events.try_send(Ok(change(5, true, vec![Object::Service(service("web", 2))]))).unwrap();
+    drop(events);
+    let fake = Fake::manager(script);
+    let run = skep(fake.socket(), &["service", "create", "nginx"]).await;
+    assert_eq!(run.code, Some(75), "{}", run.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn targets_fail_one_by_one() {
+    let fake = Fake::manager(Script { services: vec![service("web", 2)], ..Script::default() });
+    let run = skep(fake.socket(), &["service", "scale", "-d", "gone=1", "web=3"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(1), "web scaled to 3\n"));
+    assert_eq!(run.err, "error: no such service: gone\n");
+    assert_eq!(fake.script.lock().unwrap().scaled[0].replicas, 3);
+    let run = skep(fake.socket(), &["service", "rm", "gone", "web"]).await;
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (Some(1), "web\n", "error: no such service: gone\n"));
+    assert_eq!(fake.script.lock().unwrap().removed, ["web"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_replicas_are_refused_before_the_call() {
+    let fake = Fake::manager(Script::default());
+    let run = skep(fake.socket(), &["service", "scale", "web=100000000"]).await;
+    assert_eq!(run.code, Some(64), "{}", run.err);
+    assert!(fake.script.lock().unwrap().scaled.is_empty());
+}
+
+fn line(stream: LogStream, text: &str) -> LogLine {
+    let mut line = LogLine {
+        task_id: vec![2; 16],
+        node_id: vec![1; 16],
+        data: text.as_bytes().to_vec(),
+        task_name: "web.1".to_owned(),
+        ..LogLine::default()
+    };
+    line.set_stream(stream);
+    line
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_keep_the_streams_apart() {
+    let (lines, receiver) = mpsc::channel(4);
+    let batch = LogBatch {
+        lines: vec![line(LogStream::Stdout, "out\n"), line(LogStream::Stderr, "err\n")],
+        warnings: vec!["node host2 is down".to_owned()],
+    };
+    lines.try_send(Ok(batch)).unwrap();
+    drop(lines);
+    let fake = Fake::manager(Script {
+        services: vec![service("web", 1)],
+        nodes: vec![node(1, "host1")],
+        logs: Some(receiver),
+        ..Script::default()
+    });
+    let args = ["service", "logs", "--no-task-ids", "--tail", "5", "--since", "1970-01-01T00:00:05Z", "web"];
+    let run = skep(fake.socket(), &args).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "web.1@host1    | out\n"), "{run:?}");
+    assert_eq!(run.err, "warning: node host2 is down\nweb.1@host1    | err\n");
+    let request = fake.script.lock().unwrap().log_request.clone().unwrap();
+    let options = request.options.unwrap();
+    assert_eq!((request.service_id, options.tail, options.since_ns), (vec![9; 16], Some(5), 5_000_000_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_fall_back_to_a_task() {
+    let (lines, receiver) = mpsc::channel(4);
+    drop(lines);
+    let fake = Fake::manager(Script {
+        tasks: vec![task(2, 1, TaskState::Running, "")],
+        logs: Some(receiver),
+        ..Script::default()
+    });
+    let run = skep(fake.socket(), &["service", "logs", "web.1"]).await;
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(fake.script.lock().unwrap().log_request.clone().unwrap().task_ids, [vec![2; 16]]);
+    let run = skep(fake.socket(), &["service", "logs", "gone"]).await;
+    assert_eq!((run.code, run.err.as_str()), (Some(1), "error: no such service or task: gone\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_ends_with_an_interrupt() {
+    let (lines, receiver) = mpsc::channel(4);
+    lines.try_send(Ok(LogBatch { lines: vec![line(LogStream::Stderr, "first\n")], warnings: Vec::new() })).unwrap();
+    let fake = Fake::manager(Script { services: vec![service("web", 1)], logs: Some(receiver), ..Script::default() });
+    let mut child = start(fake.socket(), &["service", "logs", "-f", "--raw", "web"]);
+    read_until(&mut child, "first").await;
+    signal(child.id(), libc::SIGINT);
+    let run = finish(child).await;
+    assert_eq!(run.code, Some(130));
+    drop(lines);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_gets_a_view_that_fits_it() {
+    let (script, events) = watched();
+    let starting = task(1, 1, TaskState::Starting, "");
+    events.try_send(Ok(change(5, true, vec![Object::Service(service("web", 1)), Object::Task(starting)]))).unwrap();
+    let later = tokio::spawn(async move {
+        // The channel has room for both, but the program sees the second one only after the first.
+        events.send(Ok(change(6, false, vec![Object::Task(task(1, 1, TaskState::Running, ""))]))).await.unwrap();
+        events
+    });
+    let fake = Fake::manager(script);
+    let (code, screen) = skep_on_terminal(fake.socket(), &["service", "create", "nginx"]).await;
+    assert_eq!(code, Some(0), "{screen}");
+    assert!(screen.contains("\x1b[2Koverall progress: 1 out of 1 tasks\r\n"), "{screen:?}");
+    assert!(screen.contains("\x1b[2K  web.1  running on host1\r\n"), "{screen:?}");
+    assert!(screen.ends_with("verify: service web converged\r\n"), "{screen:?}");
+    drop(later.await.unwrap());
+
+    let (script, events) = watched();
+    let mut objects = vec![Object::Service(service("web", 15))];
+    objects.extend((1..=15).map(|slot| Object::Task(task(slot, slot.into(), TaskState::Running, ""))));
+    events.try_send(Ok(change(5, true, objects))).unwrap();
+    let fake = Fake::manager(script);
+    let (code, screen) = skep_on_terminal(fake.socket(), &["service", "create", "nginx"]).await;
+    assert_eq!(code, Some(0));
+    assert_eq!(screen.matches("\x1b[2K").count(), 9, "{screen:?}");
+}

@@ -1,0 +1,87 @@
+//! `swarm …`, `info`, `version`.
+
+use serde_json::Value;
+use skep_proto::v1::{DoctorResponse, Finding, InfoResponse, NodeDescription, Severity, SwarmState};
+
+use crate::fake::{Fake, Script};
+use crate::run::skep;
+
+/// A well-formed token of nobody.
+fn token() -> String {
+    format!("SWMTKN-1-{}-{}", "0".repeat(50), "1".repeat(25))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_prints_the_join_command() {
+    let fake = Fake::manager(Script::default());
+    let run = skep(fake.socket(), &["swarm", "init"]).await;
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.out.starts_with("Swarm initialized: current node ("), "{}", run.out);
+    assert!(run.out.contains("\n    skep swarm join --token SWMTKN-1-worker 192.0.2.1:2377\n"), "{}", run.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens() {
+    let fake = Fake::manager(Script::default());
+    let run = skep(fake.socket(), &["swarm", "join-token", "-q", "worker"]).await;
+    assert_eq!(run.out, "SWMTKN-1-old\n");
+    let run = skep(fake.socket(), &["swarm", "join-token", "--rotate", "manager"]).await;
+    assert!(run.out.starts_with("Successfully rotated manager join token.\n\nTo add a manager"), "{}", run.out);
+    assert!(run.out.contains("    skep swarm join --token SWMTKN-1-new 192.0.2.1:2377\n"), "{}", run.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn join_and_leave() {
+    let fake = Fake::manager(Script::default());
+    let run =
+        skep(fake.socket(), &["swarm", "join", "--token", &token(), "--availability", "drain", "192.0.2.1"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "This node joined a swarm as a worker.\n"), "{}", run.err);
+    let joined = fake.script.lock().unwrap().joined.clone().unwrap();
+    assert_eq!((joined.remote_addrs, joined.token), (vec!["192.0.2.1:2377".to_owned()], token()));
+    assert_eq!(joined.availability, 2);
+    let run = skep(fake.socket(), &["swarm", "leave"]).await;
+    assert_eq!(run.code, Some(1));
+    assert!(run.err.contains("last manager"), "{}", run.err);
+    let run = skep(fake.socket(), &["swarm", "leave", "--force"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "Node left the swarm.\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctors_findings_decide_the_exit_code() {
+    let doctor = |findings| DoctorResponse { findings, checked: [("nodes".to_owned(), 3)].into() };
+    let fake = Fake::manager(Script { doctor: doctor(Vec::new()), ..Script::default() });
+    let run = skep(fake.socket(), &["swarm", "doctor"]).await;
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (Some(0), "", "checked nodes: 3 (nothing wrong)\n"));
+    let mut finding =
+        Finding { object: "service web".to_owned(), message: "has no revision".to_owned(), ..Finding::default() };
+    finding.set_severity(Severity::Error);
+    let fake = Fake::manager(Script { doctor: doctor(vec![finding]), ..Script::default() });
+    let run = skep(fake.socket(), &["swarm", "doctor"]).await;
+    assert_eq!(run.code, Some(1));
+    assert!(run.out.contains("error      service web   has no revision"), "{}", run.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn info_has_dockers_shape() {
+    let mut info = InfoResponse {
+        version: "0.1.0".to_owned(),
+        node_id: vec![7; 16],
+        control_available: true,
+        manager_addrs: vec!["192.0.2.1:2377".to_owned()],
+        description: Some(NodeDescription { hostname: "host1".to_owned(), ..NodeDescription::default() }),
+        ..InfoResponse::default()
+    };
+    info.set_state(SwarmState::Active);
+    let fake = Fake::manager(Script { info, ..Script::default() });
+    let run = skep(fake.socket(), &["info", "--format", "json"]).await;
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(value["Swarm"]["LocalNodeState"], "active");
+    assert_eq!((&value["Swarm"]["ControlAvailable"], &value["Swarm"]["Nodes"]), (&Value::Bool(true), &Value::from(3)));
+    assert_eq!(value["Swarm"]["RemoteManagers"][0]["Addr"], "192.0.2.1:2377");
+    let run = skep(fake.socket(), &["info"]).await;
+    assert!(run.out.contains("Name: host1\n") && run.out.contains("Swarm: active\n"), "{}", run.out);
+    let run = skep(fake.socket(), &["info", "-f", "{{.Swarm.LocalNodeState}}"]).await;
+    assert_eq!(run.out, "active\n");
+    let run = skep(fake.socket(), &["version", "--format", "{{.Server.Version}}"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "0.1.0\n"));
+}
