@@ -27,5 +27,7 @@ pub mod template;
 pub use agent::{Agent, AgentConfig, AgentError, AgentEvent, AgentHandle};
 pub use description::{DescriptionConfig, describe, platform};
 pub use executor::{Executor, NodeFacts};
+pub use gc::GcPolicy;
+pub use oci::{OciConfig, OciExecutor, cgroup_layout};
 pub use peer::{PeerService, TicketCheck};
 pub use session::{ConnectError, Connector, ManagerLink, SessionState, SessionTiming};

@@ -1,7 +1,459 @@
 //! The real executor: images, sandboxes and containers of this host.
+//!
+//! Made by the node, driven by the agent. It knows what it was asked to make; whether that is wanted is the agent's.
+//! CPU-heavy steps are bounded by cores (creation here, unpacking in the image store), fetches of images by a limit of
+//! their own; waits and stops are not bounded.
 
+mod capabilities;
 mod files;
 mod images;
 mod layout;
+mod logs;
 mod peers;
 mod progress;
+mod recover;
+mod signal;
+mod spec;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use skep_image::{Images, Pin};
+use skep_overlay::Sandboxes;
+use skep_proto::id::{NodeId, TaskId};
+use skep_proto::v1::{LogLine, LogOptions, NetworkMode};
+use skep_runtime::{Container, OciRuntime, Runtime, RuntimeConfig, State};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
+
+use crate::description::platform;
+use crate::executor::{
+    ContainerExit, ContainerStats, ExecError, Executor, FoundTask, HeldImages, NodeFacts, Started, Supplies, TaskJob,
+};
+use crate::gc::{self, GcPolicy};
+use crate::session::Connector;
+use files::{Files, Sandbox};
+use images::ImageKeeper;
+use layout::Layout;
+use spec::{Plan, Shared};
+
+/// What an executor is made with.
+#[derive(Debug, Clone)]
+pub struct OciConfig {
+    /// The node, for templates. `None`: not in a swarm.
+    pub node: Option<NodeId>,
+    /// Its host name.
+    pub hostname: String,
+    /// Everything lies below this folder.
+    pub data_dir: PathBuf,
+    /// Group of all containers, relative to each cgroup hierarchy (`skep/<node>`).
+    pub cgroup_parent: PathBuf,
+    /// `libcontainer` (built in), or an OCI runtime: a name in PATH or a path.
+    pub runtime: String,
+}
+
+/// How the host's cgroups are mounted: "v1", "v2", "hybrid"; "none" where there are none.
+pub fn cgroup_layout() -> String {
+    match skep_runtime::cgroup::Cgroups::detect() {
+        Ok(Some(cgroups)) => cgroups.layout().name().to_owned(),
+        Ok(None) | Err(_) => "none".to_owned(),
+    }
+}
+
+/// Runs tasks as containers of this host.
+pub struct OciExecutor {
+    inner: Arc<Inner>,
+    background: [AbortHandle; 2],
+}
+
+impl fmt::Debug for OciExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OciExecutor").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+impl Drop for OciExecutor {
+    fn drop(&mut self) {
+        self.background.iter().for_each(AbortHandle::abort);
+    }
+}
+
+struct Inner {
+    config: OciConfig,
+    creator: PathBuf,
+    facts: NodeFacts,
+    layout: Layout,
+    keeper: Arc<ImageKeeper>,
+    creates: Semaphore,
+    /// Set by `recover`, which comes before all else.
+    host: OnceLock<Host>,
+    tasks: Mutex<HashMap<TaskId, Entry>>,
+}
+
+/// What of the host is opened once.
+struct Host {
+    runtime: Runtime,
+    sandboxes: Sandboxes,
+}
+
+/// What is known of one task.
+struct Entry {
+    /// Keep its images.
+    leases: Vec<Pin>,
+    /// What its containers are to be, once prepared.
+    plans: HashMap<String, Plan>,
+    /// Signals that ask its containers to stop.
+    stop_signals: HashMap<String, i32>,
+    containers: BTreeMap<String, Container>,
+    /// Changes with `containers`; gone with the entry, which ends log followers.
+    changed: watch::Sender<()>,
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            leases: Vec::new(),
+            plans: HashMap::new(),
+            stop_signals: HashMap::new(),
+            containers: BTreeMap::new(),
+            changed: watch::channel(()).0,
+        }
+    }
+}
+
+impl OciExecutor {
+    /// An executor whose containers are created by this program's own `create-container` command. Call it within a tokio
+    /// runtime: it looks after images in the background.
+    pub fn new(config: OciConfig, images: Images, connector: Arc<dyn Connector>) -> Self {
+        // This very program, even after an upgrade has put another one in its place: both ends of `creator.json` are of
+        // the same build.
+        let creator = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+        Self::with_creator(config, images, connector, creator, GcPolicy::default())
+    }
+
+    /// The same with another program for `create-container`, and rules for unused images.
+    pub fn with_creator(
+        config: OciConfig,
+        images: Images,
+        connector: Arc<dyn Connector>,
+        creator: PathBuf,
+        policy: GcPolicy,
+    ) -> Self {
+        let store = images.store().clone();
+        let keeper = ImageKeeper::new(images, connector);
+        let background = [
+            tokio::spawn(ImageKeeper::keep_looking(Arc::downgrade(&keeper))).abort_handle(),
+            tokio::spawn(gc::run(store, config.data_dir.clone(), policy)).abort_handle(),
+        ];
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let inner = Inner {
+            facts: NodeFacts { id: config.node, hostname: config.hostname.clone(), platform: platform() },
+            layout: Layout::new(&config.data_dir),
+            keeper,
+            // Two a core: half of a creation is waiting for the kernel.
+            creates: Semaphore::new(cores * 2),
+            host: OnceLock::new(),
+            tasks: Mutex::default(),
+            creator,
+            config,
+        };
+        Self { inner: Arc::new(inner), background }
+    }
+
+    /// Removes all that tasks left on this host: outside of a swarm nothing runs.
+    pub async fn clear(config: &OciConfig) -> Result<(), ExecError> {
+        let layout = Layout::new(&config.data_dir);
+        if !layout.runtime().exists() && !layout.tasks().exists() && !layout.sandboxes().exists() {
+            return Ok(());
+        }
+        let host = open_host(config, &layout, Path::new("/proc/self/exe")).await?;
+        for found in host.runtime.recover().await.map_err(|error| failed("find containers", error))? {
+            found.container.remove().await.map_err(|error| failed("remove a container", error))?;
+        }
+        host.runtime.sweep(&Default::default()).await.map_err(|error| failed("remove leftovers", error))?;
+        blocking(move || {
+            host.sandboxes.close().map_err(|error| failed("remove network namespaces", error))?;
+            remove_dir(&layout.tasks())?;
+            remove_dir(&layout.runtime())
+        })
+        .await
+    }
+}
+
+/// Opens runtime and sandboxes. `creator` makes containers.
+async fn open_host(config: &OciConfig, layout: &Layout, creator: &Path) -> Result<Host, ExecError> {
+    let runtime = RuntimeConfig {
+        dir: layout.runtime(),
+        creator: creator.to_owned(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        runtime: oci_runtime(&config.runtime)?,
+    };
+    let sandboxes = layout.sandboxes();
+    blocking(move || {
+        let runtime = Runtime::new(runtime).map_err(|error| failed("open the container runtime", error))?;
+        let sandboxes = Sandboxes::open(&sandboxes).map_err(|error| failed("open the network namespaces", error))?;
+        Ok(Host { runtime, sandboxes })
+    })
+    .await
+}
+
+/// Which runtime a configuration names.
+fn oci_runtime(name: &str) -> Result<OciRuntime, ExecError> {
+    if name.is_empty() || name == "libcontainer" {
+        return Ok(OciRuntime::Libcontainer);
+    }
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![PathBuf::from(name)]
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|dir| dir.join(name)).collect()
+    };
+    candidates
+        .into_iter()
+        .find(|candidate| candidate.is_file())
+        .map(OciRuntime::External)
+        .ok_or_else(|| ExecError::new(format!("the container runtime {name:?} is not installed on this host")))
+}
+
+fn failed(what: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ExecError {
+    ExecError::caused(format!("cannot {what}"), error)
+}
+
+/// Runs a step that blocks on the kernel or the disk.
+async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, ExecError> + Send + 'static,
+) -> Result<T, ExecError> {
+    tokio::task::spawn_blocking(step)
+        .await
+        .unwrap_or_else(|error| Err(ExecError::caused("a step of the executor broke off", error)))
+}
+
+/// Removes a folder that may not be there.
+fn remove_dir(dir: &Path) -> Result<(), ExecError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(ExecError::caused(format!("cannot remove {}", dir.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Inner {
+    fn host(&self) -> Result<&Host, ExecError> {
+        self.host.get().ok_or_else(|| ExecError::new("the executor was not started"))
+    }
+
+    // Held for map operations only.
+    fn tasks(&self) -> MutexGuard<'_, HashMap<TaskId, Entry>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn container(&self, task: TaskId, name: &str) -> Result<Container, ExecError> {
+        self.tasks()
+            .get(&task)
+            .and_then(|entry| entry.containers.get(name).cloned())
+            .ok_or_else(|| ExecError::new(format!("container {name} does not exist")))
+    }
+
+    /// Keeps a container's handle.
+    fn hold(&self, task: TaskId, name: &str, container: Container) {
+        let mut tasks = self.tasks();
+        let entry = tasks.entry(task).or_default();
+        entry.containers.insert(name.to_owned(), container);
+        entry.changed.send_replace(());
+    }
+
+    /// Makes images be here, decides what the containers are to be, makes what they share.
+    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+        self.tasks().entry(job.id).or_default();
+        let refused = |error: spec::SpecError| ExecError::new(error.to_string());
+        let shared = Shared::of(&job, &self.facts).map_err(refused)?;
+        let files = Files::in_dir(&self.layout.files(job.id));
+        let (mut leases, mut plans, mut stop_signals) = (Vec::new(), HashMap::new(), HashMap::new());
+        for container in &job.template().containers {
+            let held = self.keeper.ensure(&job, container, &supplies).await?;
+            let named = |error: spec::SpecError| match job.template().containers.len() {
+                1 => ExecError::new(error.to_string()),
+                _ => ExecError::new(format!("container {}: {error}", container.name)),
+            };
+            let plan =
+                spec::plan(&job, container, &held.image, &shared, &files, &self.layout).map_err(named)?;
+            let signal = spec::stop_signal(container, &held.image).map_err(named)?;
+            plans.insert(container.name.clone(), plan);
+            stop_signals.insert(container.name.clone(), signal);
+            leases.push(held.lease);
+        }
+        let binds: Vec<PathBuf> = plans.values().flat_map(|plan| plan.binds.clone()).collect();
+        self.make_shared(&job, shared.hostname, files, binds).await?;
+        let mut tasks = self.tasks();
+        let entry = tasks.entry(job.id).or_default();
+        (entry.leases, entry.plans, entry.stop_signals) = (leases, plans, stop_signals);
+        Ok(())
+    }
+
+    /// Files and network namespace of the sandbox.
+    async fn make_shared(
+        &self,
+        job: &Arc<TaskJob>,
+        hostname: String,
+        files: Files,
+        binds: Vec<PathBuf>,
+    ) -> Result<(), ExecError> {
+        let (job, dir) = (Arc::clone(job), self.layout.files(job.id));
+        let sandboxes = self.host()?.sandboxes.clone();
+        blocking(move || {
+            if let Some(missing) = binds.iter().find(|path| !path.exists()) {
+                return Err(ExecError::new(format!("bind source path does not exist: {}", missing.display())));
+            }
+            let template = job.template();
+            let sandbox = Sandbox {
+                network: template.network_mode(),
+                hostname: &hostname,
+                extra_hosts: &template.hosts,
+                dns: template.dns.as_ref(),
+            };
+            files.write(&dir, &sandbox).map_err(|error| ExecError::new(crate::executor::chain(&error)))?;
+            if template.network_mode() == NetworkMode::None {
+                let made = sandboxes.make(&job.id.to_string());
+                made.map_err(|error| failed("make the task's network namespace", error))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn start(&self, job: &TaskJob, name: &str) -> Result<Started, ExecError> {
+        let plan = self.tasks().get(&job.id).and_then(|entry| entry.plans.get(name).cloned());
+        let plan = plan.ok_or_else(|| ExecError::new(format!("container {name} is not prepared")))?;
+        let runtime = self.host()?.runtime.clone();
+        let id = plan.spec.id.clone();
+        let permit = self.creates.acquire().await.map_err(|_| ExecError::new("the node is shutting down"))?;
+        let created = runtime.create(plan.spec).await;
+        drop(permit);
+        let container = created.map_err(|error| ExecError::new(crate::executor::chain(&error)))?;
+        let started = started(&id, &container.state());
+        self.hold(job.id, name, container);
+        Ok(started)
+    }
+
+    async fn stop(&self, job: &TaskJob, name: &str) -> Result<(), ExecError> {
+        let container = self.container(job.id, name)?;
+        let signal = self.tasks().get(&job.id).and_then(|entry| entry.stop_signals.get(name).copied());
+        let grace = job.container(name).and_then(spec::grace).unwrap_or(Duration::ZERO);
+        let stopped = container.stop(signal.unwrap_or(libc::SIGTERM), grace).await;
+        stopped.map(drop).map_err(|error| failed(&format!("stop container {name}"), error))
+    }
+
+    async fn remove(&self, task: TaskId) -> Result<(), ExecError> {
+        let containers: Vec<Container> =
+            self.tasks().get(&task).map(|entry| entry.containers.values().cloned().collect()).unwrap_or_default();
+        for container in containers {
+            container.remove().await.map_err(|error| failed("remove a container", error))?;
+        }
+        let (sandboxes, files) = (self.host()?.sandboxes.clone(), self.layout.files(task));
+        blocking(move || {
+            let removed = sandboxes.remove(&task.to_string());
+            removed.map_err(|error| failed("remove the task's network namespace", error))?;
+            remove_dir(&files)
+        })
+        .await?;
+        // Last: its leases keep the images, its sender the log followers.
+        self.tasks().remove(&task);
+        Ok(())
+    }
+}
+
+/// How a container stands that was just made or found.
+fn started(id: &str, state: &State) -> Started {
+    let (pid, started_at_ms) = match state {
+        State::Running { pid, started_at_ms } => (*pid, *started_at_ms),
+        // So short a life that it is over already.
+        State::Exited(status) => (0, status.started_at_ms),
+        State::Creating => (0, 0),
+    };
+    Started { pid, container_id: id.to_owned(), started_at_ms: started_at_ms.max(1) }
+}
+
+fn exit_of(status: &skep_runtime::ExitStatus) -> ContainerExit {
+    ContainerExit {
+        code: status.code,
+        oom_killed: status.oom_killed,
+        finished_at_ms: status.finished_at_ms,
+        lost: status.lost,
+        reason: status.error.clone(),
+    }
+}
+
+#[tonic::async_trait]
+impl Executor for OciExecutor {
+    async fn recover(
+        &self,
+        jobs: &[Arc<TaskJob>],
+        kept_logs: &[TaskId],
+        same_boot: bool,
+    ) -> Result<BTreeMap<TaskId, FoundTask>, ExecError> {
+        self.inner.recover(jobs, kept_logs, same_boot).await
+    }
+
+    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+        self.inner.prepare(job, supplies).await
+    }
+
+    async fn start(&self, job: Arc<TaskJob>, container: &str) -> Result<Started, ExecError> {
+        self.inner.start(&job, container).await
+    }
+
+    async fn wait(&self, task: TaskId, container: &str) -> Result<ContainerExit, ExecError> {
+        let container = self.inner.container(task, container)?;
+        Ok(exit_of(&container.wait().await))
+    }
+
+    async fn signal(&self, task: TaskId, container: &str, signal: i32) -> Result<(), ExecError> {
+        let handle = self.inner.container(task, container)?;
+        handle.kill(signal).await.map_err(|error| failed(&format!("signal container {container}"), error))
+    }
+
+    async fn stop(&self, job: Arc<TaskJob>, container: &str) -> Result<(), ExecError> {
+        self.inner.stop(&job, container).await
+    }
+
+    async fn remove(&self, task: TaskId) -> Result<(), ExecError> {
+        self.inner.remove(task).await
+    }
+
+    async fn forget(&self, task: TaskId) -> Result<(), ExecError> {
+        let dir = self.inner.layout.task(task);
+        blocking(move || remove_dir(&dir)).await
+    }
+
+    async fn stats(&self, task: TaskId) -> Result<Vec<ContainerStats>, ExecError> {
+        let containers =
+            self.inner.tasks().get(&task).map(|entry| entry.containers.clone()).unwrap_or_default();
+        blocking(move || {
+            let running = containers.iter().filter(|(_, container)| !matches!(container.state(), State::Exited(_)));
+            Ok(running
+                .map(|(name, container)| {
+                    let usage = container.stats();
+                    ContainerStats {
+                        container: name.clone(),
+                        cpu: Duration::from_nanos(usage.cpu_ns),
+                        memory_bytes: usage.memory_bytes,
+                        pids: usage.pids,
+                    }
+                })
+                .collect())
+        })
+        .await
+    }
+
+    async fn logs(&self, task: TaskId, options: LogOptions, sink: mpsc::Sender<LogLine>) -> Result<(), ExecError> {
+        self.inner.logs(task, options, sink).await
+    }
+
+    fn held_images(&self) -> watch::Receiver<HeldImages> {
+        self.inner.keeper.held()
+    }
+}

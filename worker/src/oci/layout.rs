@@ -1,5 +1,6 @@
-//! Where things of a task lie. Everything is below `<data>/tasks/<task id>`, except its network namespace
-//! (`<data>/netns/<task id>`, see skep-overlay) and its cgroups (`<parent>/<task id>`).
+//! Where things of a task lie: files and logs in `<data>/tasks/<task id>`, its network namespace at
+//! `<data>/netns/<task id>` (skep-overlay), its containers in `<data>/runtime/run/<task id>.<name>` and the cgroups of the
+//! same name (skep-runtime).
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,11 @@ impl Layout {
         self.data.join("tasks")
     }
 
+    /// The runtime's own folder.
+    pub(super) fn runtime(&self) -> PathBuf {
+        self.data.join("runtime")
+    }
+
     /// Network namespaces.
     pub(super) fn sandboxes(&self) -> PathBuf {
         self.data.join("netns")
@@ -31,16 +37,6 @@ impl Layout {
         self.tasks().join(task.to_string())
     }
 
-    /// Its containers' directories, one each; gone when the task is removed.
-    pub(super) fn containers(&self, task: TaskId) -> PathBuf {
-        self.task(task).join("containers")
-    }
-
-    /// One container's directory.
-    pub(super) fn container(&self, task: TaskId, container: &str) -> PathBuf {
-        self.containers(task).join(container)
-    }
-
     /// Its hosts, hostname and resolv.conf; gone when the task is removed.
     pub(super) fn files(&self, task: TaskId) -> PathBuf {
         self.task(task).join("files")
@@ -49,6 +45,17 @@ impl Layout {
     /// One container's log folder; stays until the task is forgotten.
     pub(super) fn logs(&self, task: TaskId, container: &str) -> PathBuf {
         self.task(task).join("logs").join(container)
+    }
+
+    /// All log folders of a task.
+    pub(super) fn all_logs(&self, task: TaskId) -> PathBuf {
+        self.task(task).join("logs")
+    }
+
+    /// Task and name of a container, from its id.
+    pub(super) fn parse_container_id(id: &str) -> Option<(TaskId, &str)> {
+        let (task, name) = id.split_once('.')?;
+        Some((task.parse().ok()?, name))
     }
 
     /// Id of a container on this node.

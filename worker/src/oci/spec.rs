@@ -47,12 +47,12 @@ pub(super) enum SpecError {
     #[error("the mount target {0:?} is not an absolute path")]
     Target(String),
     /// A bind's source.
-    #[error("the source of the bind mount at {target} is not an absolute path: {source:?}")]
+    #[error("the source of the bind mount at {target} is not an absolute path: {path:?}")]
     Source {
         /// Where it would appear.
         target: String,
         /// What it would be.
-        source: String,
+        path: String,
     },
     /// A bind's propagation.
     #[error("{0:?} is not a propagation: use rprivate, private, rshared, shared, rslave or slave")]
@@ -269,7 +269,7 @@ fn user_mount(mount: &MountSpec, facts: &Facts) -> Result<Mount, SpecError> {
         MountType::Bind => {
             let source = fill(&mount.source, facts, || format!("mount source {}", mount.source))?;
             if !source.starts_with('/') {
-                return Err(SpecError::Source { target, source });
+                return Err(SpecError::Source { target, path: source });
             }
             let propagation = match mount.propagation.as_str() {
                 "" | "rprivate" | "private" => Propagation::Private,
