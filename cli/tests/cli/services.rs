@@ -2,7 +2,7 @@
 
 use skep_proto::v1::watch_event::Object;
 use skep_proto::v1::{
-    CreateServiceResponse, LogBatch, LogLine, LogStream, Refusal, TaskState, WatchEvent, WatchResponse,
+    CreateServiceResponse, LogBatch, LogLine, LogStream, Refusal, TaskState, UpdatePolicy, WatchEvent, WatchResponse,
 };
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -237,4 +237,42 @@ async fn a_terminal_gets_a_view_that_fits_it() {
     let (code, screen) = skep_on_terminal(fake.socket(), &["service", "create", "nginx"]).await;
     assert_eq!(code, Some(0));
     assert_eq!(screen.matches("\x1b[2K").count(), 9, "{screen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failure_it_must_be_stable() {
+    let (script, events) = watched();
+    let mut monitored = service("web", 1);
+    let spec = monitored.service.as_mut().unwrap().spec.as_mut().unwrap();
+    spec.update = Some(UpdatePolicy { monitor_ms: 200, ..UpdatePolicy::default() });
+    events.try_send(Ok(change(5, true, vec![Object::Service(monitored)]))).unwrap();
+    let failed = Object::Task(task(1, 1, TaskState::Failed, "exit code 3"));
+    let running = Object::Task(task(2, 1, TaskState::Running, ""));
+    events.try_send(Ok(change(6, false, vec![failed, running]))).unwrap();
+    let fake = Fake::manager(script);
+    let run = skep(fake.socket(), &["service", "create", "nginx"]).await;
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.contains("verify: tasks have failed before, waiting 0.2 s"), "{}", run.err);
+    assert!(run.err.ends_with("verify: service web converged\n"), "{}", run.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_are_not_restarted_end_the_wait() {
+    for (state, error, code, said) in [
+        (
+            TaskState::Failed,
+            "exit code 3",
+            1,
+            "error: service web does not run: 1 of 1 tasks ended and are not restarted (web.1: exit code 3)\n",
+        ),
+        (TaskState::Complete, "", 0, "verify: the tasks of service web have completed and are not restarted\n"),
+    ] {
+        let (script, events) = watched();
+        let objects = vec![Object::Service(service("web", 1)), Object::Task(task(1, 1, state, error))];
+        events.try_send(Ok(change(5, true, objects))).unwrap();
+        let fake = Fake::manager(script);
+        let run = skep(fake.socket(), &["service", "create", "--restart-condition", "none", "nginx"]).await;
+        assert_eq!(run.code, Some(code), "{}", run.err);
+        assert!(run.err.ends_with(said), "{}", run.err);
+    }
 }

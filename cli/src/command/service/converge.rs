@@ -9,7 +9,6 @@ use tonic::Streaming;
 
 use super::progress::{Picture, Progress, Row, Stand};
 use crate::client::Client;
-use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, terminal};
 use crate::view;
@@ -76,7 +75,10 @@ async fn follow(
                 ));
                 Timer::Stable(Instant::now() + monitor)
             }
-            (Stand::Ended, Timer::Final(at)) if at <= Instant::now() => return ended(progress.name(), &picture),
+            (Stand::Ended, Timer::Final(at)) if at <= Instant::now() => {
+                screen.say(ended(progress.name(), &picture)?);
+                return Ok(());
+            }
             (Stand::Ended, Timer::Final(at)) => Timer::Final(at),
             (Stand::Ended, _) => Timer::Final(Instant::now() + ENDED_GRACE),
             (Stand::Unknown | Stand::Moving, _) => Timer::None,
@@ -113,25 +115,19 @@ async fn take(
     }
 }
 
-/// Some tasks ended and are not replaced: fine if they did what they should.
-fn ended(name: &str, picture: &Picture) -> Result<(), Failure> {
-    let failed: Vec<&Row> =
-        picture.rows.iter().filter(|row| row.state != "running" && row.state != "complete").collect();
+/// Some tasks ended and are not replaced: fine if they did what they should. The text is for a person.
+fn ended(name: &str, picture: &Picture) -> Result<String, Failure> {
+    let is_failed = |row: &&Row| row.state != "running" && row.state != "complete";
+    let failed: Vec<&Row> = picture.rows.iter().filter(is_failed).collect();
     match failed.first() {
-        None => {
-            output::note(format_args!("verify: the tasks of service {name} have completed and are not restarted"));
-            Ok(())
-        }
-        Some(row) => {
-            output::note(format_args!(
-                "error: service {name} does not run: {} of {} tasks ended and are not restarted ({}: {})",
-                failed.len(),
-                picture.desired,
-                row.name,
-                if row.detail.is_empty() { row.state } else { &row.detail }
-            ));
-            Err(Failure::Reported(Exit::Failed))
-        }
+        None => Ok(format!("verify: the tasks of service {name} have completed and are not restarted")),
+        Some(row) => Err(Failure::Failed(format!(
+            "service {name} does not run: {} of {} tasks ended and are not restarted ({}: {})",
+            failed.len(),
+            picture.desired,
+            row.name,
+            if row.detail.is_empty() { row.state } else { &row.detail }
+        ))),
     }
 }
 
@@ -283,9 +279,6 @@ mod tests {
     #[test]
     fn completed_tasks_are_no_failure() {
         assert!(ended("web", &picture(vec![row("web.1", "complete", "")])).is_ok());
-        assert!(matches!(
-            ended("web", &picture(vec![row("web.1", "failed", "exit code 1")])),
-            Err(Failure::Reported(Exit::Failed))
-        ));
+        assert!(matches!(ended("web", &picture(vec![row("web.1", "failed", "exit code 1")])), Err(Failure::Failed(_))));
     }
 }
