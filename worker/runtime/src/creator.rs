@@ -55,6 +55,13 @@ pub fn main(dir: &Path) -> ExitCode {
     let Some((stdout, stderr, mut verdict)) = inherited() else {
         return ExitCode::from(64);
     };
+    // The monitor blocks every signal and ignores SIGPIPE; both would be inherited by the container.
+    let all = nix::sys::signal::SigSet::all();
+    if let Err(errno) = all.thread_unblock() {
+        eprintln!("skep create-container: cannot unblock signals: {errno}");
+    }
+    // SAFETY: restores a default; no handler runs.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let (code, line) = match create(dir, stdout, stderr) {
         Ok(pid) => (ExitCode::SUCCESS, format!("started {pid}\n")),
         Err(failure) => {
@@ -90,7 +97,8 @@ fn create(dir: &Path, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> 
     let user = look_up_user(&opened, &file.spec)?;
     check_program(&opened, &file.spec)?;
     prepare_cwd(&opened, &root, &file.spec)?;
-    let place = oci::Place { cgroup: &file.cgroup, unified: file.unified, shim: &file.shim };
+    let place =
+        oci::Place { cgroup: &file.cgroup, unified: file.unified, shim: &file.shim, open_files: grantable_files() };
     let config = oci::config(&file.spec, &user, &place);
     fs::write(dir.join("config.json"), config.to_string())
         .map_err(|error| broken("cannot write config.json", &error))?;
@@ -98,6 +106,20 @@ fn create(dir: &Path, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> 
         OciRuntime::Libcontainer => with_library(dir, &file.spec.id, stdout, stderr),
         OciRuntime::External(program) => with_program(program, dir, &file.spec.id, stdout, stderr),
     }
+}
+
+/// Docker's number of open files, or as many as this process may grant: raising a hard limit takes CAP_SYS_RESOURCE
+/// (setrlimit(2)), which a confined host may not have.
+fn grantable_files() -> u64 {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    if held & (1 << CAP_SYS_RESOURCE) != 0 {
+        return oci::OPEN_FILES;
+    }
+    let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map(|(_, hard)| hard);
+    hard.unwrap_or(1024).min(oci::OPEN_FILES)
 }
 
 fn broken(what: &str, error: &dyn std::fmt::Display) -> Failure {

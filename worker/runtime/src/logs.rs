@@ -96,7 +96,8 @@ fn watch_dir(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
     inotify.add_watch(dir, flags)?;
-    AsyncFd::register(OwnedFd::from(inotify))
+    // SAFETY: an owned descriptor stays open, and stays the same, until the AsyncFd lets go of it.
+    unsafe { AsyncFd::register(OwnedFd::from(inotify)) }.map_err(io::Error::from)
 }
 
 /// Where reading goes on: the file that was last read, and what of its last line had come.

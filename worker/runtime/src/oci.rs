@@ -25,8 +25,8 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 const SHM_BYTES: u64 = 64 << 20;
 /// Microseconds over which a CPU limit is measured. The kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
-/// Open files, where nobody says otherwise. Docker's figure; 1024 breaks redis and nginx.
-const OPEN_FILES: u64 = 1_048_576;
+/// Open files, where nobody says otherwise and this process may grant them. Docker's figure; 1024 breaks redis and nginx.
+pub(crate) const OPEN_FILES: u64 = 1_048_576;
 /// Where the tiny init appears in the container.
 const INIT_PATH: &str = "/sbin/docker-init";
 
@@ -38,15 +38,16 @@ pub(crate) struct Place<'a> {
     pub(crate) unified: bool,
     /// The monitor's program, which is the tiny init too.
     pub(crate) shim: &'a str,
+    /// Open files that a container gets where nobody says otherwise.
+    pub(crate) open_files: u64,
 }
 
 /// `config.json`.
 pub(crate) fn config(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Value {
-    json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
-        "hostname": spec.hostname,
         "root": { "path": "rootfs", "readonly": spec.read_only_root },
-        "process": process(spec, user),
+        "process": process(spec, user, place),
         "mounts": mounts(spec, place),
         "linux": {
             "cgroupsPath": format!("/{}", place.cgroup),
@@ -57,10 +58,14 @@ pub(crate) fn config(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Va
             "sysctl": spec.sysctls,
             "seccomp": if spec.seccomp_unconfined { Value::Null } else { seccomp::default_profile(&spec.capabilities) },
         },
-    })
+    });
+    if !spec.hostname.is_empty() {
+        config["hostname"] = json!(spec.hostname);
+    }
+    config
 }
 
-fn process(spec: &ContainerSpec, user: &User) -> Value {
+fn process(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Value {
     let names: Vec<String> = spec.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
     // An ordinary user holds none; set-uid programs may take them up to the bounding set.
     let held: &[String] = if user.uid == 0 { &names } else { &[] };
@@ -75,7 +80,7 @@ fn process(spec: &ContainerSpec, user: &User) -> Value {
         "env": with_home(&spec.env, &user.home),
         "cwd": if spec.cwd.is_empty() { "/" } else { &spec.cwd },
         "capabilities": { "bounding": names, "effective": held, "permitted": held, "inheritable": [], "ambient": [] },
-        "rlimits": rlimits(spec),
+        "rlimits": rlimits(spec, place.open_files),
         "oomScoreAdj": spec.oom_score_adj,
     });
     if !spec.allow_new_privileges {
@@ -94,7 +99,7 @@ fn with_home(env: &[String], home: &str) -> Vec<String> {
     env
 }
 
-fn rlimits(spec: &ContainerSpec) -> Vec<Value> {
+fn rlimits(spec: &ContainerSpec, open_files: u64) -> Vec<Value> {
     let mut limits: Vec<Value> = spec
         .ulimits
         .iter()
@@ -104,7 +109,7 @@ fn rlimits(spec: &ContainerSpec) -> Vec<Value> {
         })
         .collect();
     if !spec.ulimits.iter().any(|limit| limit.name == "nofile") {
-        limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES }));
+        limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files }));
     }
     limits
 }
@@ -203,7 +208,11 @@ mod tests {
         let mut spec = ContainerSpec { args: vec!["sh".into()], ..ContainerSpec::default() };
         spec.capabilities = vec!["KILL".into()];
         change(&mut spec);
-        config(&spec, &User::default(), &Place { cgroup: "skep/x", unified: false, shim: "/shim" })
+        config(
+            &spec,
+            &User::default(),
+            &Place { cgroup: "skep/x", unified: false, shim: "/shim", open_files: OPEN_FILES },
+        )
     }
 
     #[test]

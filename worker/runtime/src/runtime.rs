@@ -72,7 +72,7 @@ impl Runtime {
     }
 
     fn group_of(&self, id: &str) -> PathBuf {
-        self.inner.config.cgroup_parent.join("tasks").join(id)
+        self.inner.config.cgroup_parent.join("containers").join(id)
     }
 
     fn place(&self, id: &str) -> Place {
@@ -213,7 +213,7 @@ impl Runtime {
 
     fn sweep_now(&self, keep: &BTreeSet<String>) -> Result<(), RuntimeError> {
         let cgroups = &self.inner.cgroups;
-        for id in cgroups.children(&self.inner.config.cgroup_parent.join("tasks")) {
+        for id in cgroups.children(&self.inner.config.cgroup_parent.join("containers")) {
             if !keep.contains(&id) {
                 cgroups.kill_all(&self.group_of(&id));
                 cgroups.remove(&self.group_of(&id));
