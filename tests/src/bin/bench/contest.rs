@@ -19,7 +19,7 @@ use crate::samples::Samples;
 use crate::skep::Skep;
 use crate::swarm::Swarm;
 
-/// An orchestrator of one node, up and idle. The runs' supervisor takes it down.
+/// An orchestrator of one node, up and idle. The run's supervisor takes it down.
 pub(crate) trait Orchestrator {
     /// With its version.
     fn name(&self) -> String;
@@ -74,8 +74,8 @@ const MANY: u64 = 50;
 const CALM: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Many come first: their figure of memory is that of a fresh daemon, whose heap no earlier round has widened. The manager
-/// is asked more seldom where it has more to list, and always within about a hundredth of what is measured.
+/// Many come first: their figure of memory is that of a fresh daemon, whose heap no earlier round has widened. The
+/// manager is asked more seldom where it has more to list: asking costs it time.
 const SERIES: [Series; 4] = [
     Series::new(&metric::START_50, MANY, Network::Default, 3, Duration::from_millis(10)),
     Series::new(&metric::START_50_HOST, MANY, Network::Host, 3, Duration::from_millis(10)),

@@ -1,5 +1,5 @@
-//! The process that a user starts: it runs the measuring one as its child and cleans up after it, however that ends: well, by
-//! a panic (which aborts in a release build, so that no destructor runs), or by Ctrl-C. It measures nothing itself.
+//! The process that a user starts: it runs the measuring one as its child and cleans up after it, however that ends:
+//! well, by a panic (which aborts in a release build, so that no destructor runs), or by Ctrl-C. It measures nothing.
 
 use std::fs;
 use std::path::Path;
