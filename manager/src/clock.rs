@@ -7,20 +7,20 @@ use skep_proto::time::UnixMs;
 
 /// Wall time that never steps within a process.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     started: Instant,
     wall: UnixMs,
 }
 
 impl Clock {
     /// Reads the wall clock, this once.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { started: Instant::now(), wall: UnixMs::ZERO.plus(since_epoch) }
     }
 
     /// The present moment.
-    pub fn now(&self) -> UnixMs {
+    pub(crate) fn now(&self) -> UnixMs {
         self.wall.plus(self.started.elapsed())
     }
 }

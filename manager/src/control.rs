@@ -20,7 +20,7 @@ use crate::store::Store;
 
 /// Serves every resource of the control API.
 #[derive(Clone)]
-pub struct Control {
+pub(crate) struct Control {
     store: Store,
     registries: Arc<dyn Registries>,
     /// The answering manager's own node.
@@ -29,7 +29,7 @@ pub struct Control {
 
 impl Control {
     /// `registries` resolves image references at `service create`; `node` is what `self` means.
-    pub fn new(store: Store, registries: Arc<dyn Registries>, node: NodeId) -> Self {
+    pub(crate) fn new(store: Store, registries: Arc<dyn Registries>, node: NodeId) -> Self {
         Self { store, registries, node }
     }
 }

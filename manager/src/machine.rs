@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_core::codec;
 use skep_core::event::Event;
-use skep_core::store::{Object, ObjectKey, State};
+use skep_core::store::State;
+use skep_core::watch;
 use skep_raft::{FatalError, Snapshot, StateMachine};
 use tokio::sync::mpsc;
 
 use crate::loops::Feed;
 use crate::store::Applied;
-use crate::topic::Topic;
 
 /// Where the loops' feed goes while this manager leads.
 pub(crate) type FeedSlot = Arc<Mutex<Option<mpsc::UnboundedSender<Feed>>>>;
@@ -30,8 +30,7 @@ impl Machine {
     }
 
     fn publish(&self, events: Vec<Event>) {
-        let mut topics: Vec<Topic> = events.iter().flat_map(topics_of).flatten().collect();
-        topics.push(Topic::All);
+        let topics = watch::topics(&events, &self.state);
         self.applied.publish(self.state.clone(), topics);
         let feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(feed) = feed.as_ref() {
@@ -72,6 +71,7 @@ impl StateMachine for Machine {
 
     fn restore(&mut self, _index: u64, from: &mut dyn Read) -> Result<(), FatalError> {
         self.state = codec::read_snapshot(from).map_err(FatalError::new)?;
+        // Everything may be different: whoever waits for anything looks again when the next entry comes.
         self.publish(Vec::new());
         Ok(())
     }
@@ -87,34 +87,5 @@ impl Snapshot for Frozen {
 
     fn digest(&self) -> Option<[u8; 32]> {
         Some(self.0.digest())
-    }
-}
-
-/// The topics that an event concerns.
-fn topics_of(event: &Event) -> [Option<Topic>; 3] {
-    match &event.key {
-        ObjectKey::Cluster => [Some(Topic::Cluster), None, None],
-        ObjectKey::Node(id) => [Some(Topic::Node(*id)), Some(Topic::Nodes), None],
-        ObjectKey::Service(id) => [Some(Topic::Service(*id)), Some(Topic::Services), None],
-        ObjectKey::Revision(key) => [Some(Topic::Service(key.service)), None, None],
-        ObjectKey::Task(_) => {
-            let task = |object: &Option<Object>| match object {
-                Some(Object::Task(task)) => Some(Arc::clone(task)),
-                _ => None,
-            };
-            let (before, after) = (task(&event.before), task(&event.after));
-            let service = after.as_ref().or(before.as_ref()).map(|task| Topic::Service(task.service()));
-            // What a node itself reported is no news to it.
-            let wanted_changed = match (&before, &after) {
-                (Some(before), Some(after)) => before.meta.version != after.meta.version,
-                _ => true,
-            };
-            let node = |task: Option<&Arc<skep_core::object::Task>>| {
-                task.filter(|_| wanted_changed).and_then(|task| task.node).map(Topic::Node)
-            };
-            let (old, new) = (node(before.as_ref()), node(after.as_ref()));
-            [service, old, if new == old { None } else { new }]
-        }
-        ObjectKey::ImageName(_) | ObjectKey::Credential(_) => [None, None, None],
     }
 }

@@ -1,131 +1,139 @@
-//! The leader's single writer. It keeps `head` = applied state plus what is in flight, checks each transaction against
-//! it, packs many into one Raft entry (group commit) and keeps a few entries in flight. When an entry fails, head is
-//! thrown away and rebuilt from the applied state.
+//! The leader's single writer. It checks each transaction against the head (applied state plus what is in flight), packs
+//! many into one Raft entry (group commit) and keeps a few entries in flight. When an entry fails, the head is thrown
+//! away and rebuilt from the applied state.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
-use skep_core::change::{Group, Transaction};
-use skep_core::codec;
-use skep_core::store::State;
-use skep_raft::{Committed, Consensus, ProposeError};
+use skep_core::head::{Head, Submitted};
+use skep_raft::{Consensus, ProposeError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::store::{Applied, Submission, WRITE_DEADLINE, WriteError, Written};
 
-/// Changes in one entry at most.
-const MAX_CHANGES: usize = 2_000;
-/// Bytes of one entry, about; a single transaction may be larger.
-const MAX_BYTES: usize = 1 << 20;
 /// Entries in flight: enough to keep the disk busy while the next one is packed.
 const IN_FLIGHT: usize = 4;
-/// How long one wait for a confirmed leader lasts while head is rebuilt.
+/// How long one wait for a confirmed leader lasts while the head is rebuilt.
 const BARRIER: Duration = Duration::from_secs(2);
 
 type Raft = Arc<dyn Consensus<Response = Vec<u64>>>;
-/// An entry on its way (`None`: only retries, which wait for what is before them), and who waits for it.
-type Proposal = BoxFuture<'static, (Result<Option<Committed<Vec<u64>>>, ProposeError>, Vec<Waiting>)>;
+/// An entry on its way, and the store version after it.
+type Proposal = BoxFuture<'static, Result<u64, ProposeError>>;
 
-/// A caller whose transaction is in flight.
+/// A caller who is answered when its version is committed.
 struct Waiting {
     answer: oneshot::Sender<Result<Written, WriteError>>,
     written: Written,
 }
 
+struct Sequencer {
+    raft: Raft,
+    applied: Applied,
+    head: Head,
+    flight: FuturesOrdered<Proposal>,
+    /// In the order of their versions.
+    waiting: VecDeque<Waiting>,
+}
+
 /// Runs until every `Store` handle is gone.
 pub(crate) async fn run(raft: Raft, applied: Applied, mut submissions: mpsc::Receiver<Submission>) {
-    let mut head = applied.state();
-    let mut flight: FuturesOrdered<Proposal> = FuturesOrdered::new();
+    let head = Head::new(applied.state());
+    let mut sequencer =
+        Sequencer { raft, applied, head, flight: FuturesOrdered::new(), waiting: VecDeque::new() };
     loop {
         tokio::select! {
             biased;
-            Some((result, waiting)) = flight.next(), if !flight.is_empty() => {
-                if let Some(trouble) = settle(result, waiting) {
-                    warn!(%trouble, "a write failed; starting again from the applied state");
-                    drain(&mut flight).await;
-                    head = rebuild(&raft, &applied).await;
-                }
-            }
-            submission = submissions.recv(), if flight.len() < IN_FLIGHT => match submission {
-                None => return drain(&mut flight).await,
-                Some(first) => {
-                    let (entry, waiting) = pack(&mut head, first, &mut submissions);
-                    if entry.is_empty() {
-                        flight.push_back(Box::pin(async move { (Ok(None), waiting) }));
-                    } else {
-                        flight.push_back(propose(&raft, &entry, waiting));
-                    }
-                }
+            Some(landed) = sequencer.flight.next(), if !sequencer.flight.is_empty() => sequencer.landed(landed).await,
+            submission = submissions.recv(), if sequencer.flight.len() < IN_FLIGHT => match submission {
+                Some(submission) => sequencer.take(submission, &mut submissions),
+                None => return,
             },
         }
+        sequencer.launch();
     }
 }
 
-/// Takes what has gathered, up to an entry's limits. Refused groups are left out; a transaction of which nothing is
-/// left is answered at once.
-fn pack(
-    head: &mut State,
-    first: Submission,
-    submissions: &mut mpsc::Receiver<Submission>,
-) -> (Vec<Transaction>, Vec<Waiting>) {
-    let (mut entry, mut waiting) = (Vec::new(), Vec::new());
-    let (mut changes, mut bytes) = (0, 0);
-    let mut next = Some(first);
-    while let Some(Submission { transaction, answer }) = next {
-        let result = head.apply(&transaction);
-        let mut written =
-            Written { version: result.version, object_id: transaction.object_id.clone(), refused: result.refused };
-        if let Some(record) = result.repeated {
-            written.version = record.version;
-            written.object_id = record.object_id;
-            // Answered with this entry, or at once where it carries nothing else: entries commit in order, so the
-            // first try, if it is still in flight, is settled before.
-            waiting.push(Waiting { answer, written });
-        } else if result.events.is_empty() {
+impl Sequencer {
+    /// Takes what has gathered: together it makes few entries.
+    fn take(&mut self, first: Submission, submissions: &mut mpsc::Receiver<Submission>) {
+        if self.flight.is_empty() {
+            // Without a leader's own writes in between, the applied state may be newer (another leader's).
+            self.head.reset(self.applied.state());
+        }
+        let mut next = Some(first);
+        while let Some(Submission { transaction, answer }) = next {
+            let object_id = transaction.object_id.clone();
+            let written = match self.head.submit(transaction) {
+                Submitted::Queued { version, refused } | Submitted::Nothing { version, refused } => {
+                    Written { version, object_id, refused }
+                }
+                // The first try may still be in flight: the answer waits for it.
+                Submitted::Repeated(record) => {
+                    Written { version: record.version, object_id: record.object_id, refused: Vec::new() }
+                }
+            };
+            self.waiting.push_back(Waiting { answer, written });
+            next = submissions.try_recv().ok();
+        }
+        self.answer_up_to(self.applied.version());
+    }
+
+    /// Proposes what waits for an entry.
+    fn launch(&mut self) {
+        while self.flight.len() < IN_FLIGHT
+            && let Some(packed) = self.head.pack()
+        {
+            let proposal = self.raft.propose(Bytes::from(packed.bytes), WRITE_DEADLINE);
+            self.flight.push_back(Box::pin(async move { proposal.await.map(|_| packed.version) }));
+        }
+    }
+
+    async fn landed(&mut self, landed: Result<u64, ProposeError>) {
+        match landed {
+            Ok(version) => self.answer_up_to(version),
+            Err(trouble) => {
+                warn!(%trouble, "a write failed; starting again from the applied state");
+                self.fail(&trouble).await;
+            }
+        }
+    }
+
+    /// Answers those whose version is committed. A repeated request may stand behind newer ones: all are looked at.
+    fn answer_up_to(&mut self, version: u64) {
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (done, rest): (VecDeque<_>, VecDeque<_>) = waiting.partition(|it| it.written.version <= version);
+        self.waiting = rest;
+        for Waiting { answer, written } in done {
             // The caller may have gone.
             let _ = answer.send(Ok(written));
-        } else {
-            let accepted = without_refused(transaction, &written);
-            changes += accepted.groups.iter().map(|group| group.0.len()).sum::<usize>();
-            bytes += codec::transaction_size(&accepted);
-            entry.push(accepted);
-            waiting.push(Waiting { answer, written });
         }
-        next = if changes < MAX_CHANGES && bytes < MAX_BYTES { submissions.try_recv().ok() } else { None };
     }
-    (entry, waiting)
-}
 
-fn without_refused(mut transaction: Transaction, written: &Written) -> Transaction {
-    let mut index = 0;
-    transaction.groups.retain(|_: &Group| {
-        let keep = !written.refused.iter().any(|(refused, _)| *refused == index);
-        index += 1;
-        keep
-    });
-    transaction
-}
-
-fn propose(raft: &Raft, entry: &[Transaction], waiting: Vec<Waiting>) -> Proposal {
-    let proposal = raft.propose(Bytes::from(codec::encode_entry(entry)), WRITE_DEADLINE);
-    Box::pin(async move { (proposal.await.map(Some), waiting) })
-}
-
-/// Answers the callers of one entry. Returns what went wrong with it, if anything.
-fn settle(result: Result<Option<Committed<Vec<u64>>>, ProposeError>, waiting: Vec<Waiting>) -> Option<ProposeError> {
-    let (answer, trouble): (Result<(), WriteError>, _) = match result {
-        Ok(_) => (Ok(()), None),
-        Err(trouble) => (Err(explain(&trouble)), Some(trouble)),
-    };
-    for Waiting { answer: caller, written } in waiting {
-        // The caller may have gone.
-        let _ = caller.send(answer.clone().map(|()| written));
+    /// Everything in flight and behind it is in doubt. Those whose entry nevertheless landed are answered well.
+    async fn fail(&mut self, trouble: &ProposeError) {
+        let mut answer = explain(trouble);
+        while let Some(landed) = self.flight.next().await {
+            match landed {
+                Ok(version) => self.answer_up_to(version),
+                // One doubt makes all that follow doubtful.
+                Err(ProposeError::ResultUnknown { .. }) => answer = WriteError::Unknown,
+                Err(_) => {}
+            }
+        }
+        for waiting in self.waiting.drain(..) {
+            // The caller may have gone.
+            let _ = waiting.answer.send(Err(answer.clone()));
+        }
+        if let Err(error) = self.raft.read_barrier(BARRIER).await {
+            warn!(%error, "there is no confirmed leader: writes are refused until there is");
+        }
+        self.head.reset(self.applied.state());
     }
-    trouble
 }
 
 fn explain(trouble: &ProposeError) -> WriteError {
@@ -136,18 +144,4 @@ fn explain(trouble: &ProposeError) -> WriteError {
             WriteError::Stopped(trouble.to_string())
         }
     }
-}
-
-async fn drain(flight: &mut FuturesOrdered<Proposal>) {
-    while let Some((result, waiting)) = flight.next().await {
-        settle(result, waiting);
-    }
-}
-
-/// The applied state, once it holds everything that was proposed before.
-async fn rebuild(raft: &Raft, applied: &Applied) -> State {
-    if let Err(error) = raft.read_barrier(BARRIER).await {
-        warn!(%error, "there is no confirmed leader: writes are refused until there is");
-    }
-    applied.state()
 }

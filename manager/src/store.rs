@@ -79,6 +79,11 @@ impl Applied {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Version of the present state.
+    pub(crate) fn version(&self) -> u64 {
+        *self.version.borrow()
+    }
+
     /// Publishes a newer state and wakes the waiters of `topics`.
     pub(crate) fn publish(&self, state: State, topics: impl IntoIterator<Item = Topic>) {
         let version = state.version();

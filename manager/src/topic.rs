@@ -4,25 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use skep_proto::id::{NodeId, ServiceId};
+pub use skep_core::watch::Topic;
 use tokio::sync::watch;
-
-/// A part of the state that can be waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Topic {
-    /// Anything at all.
-    All,
-    /// One service, its revisions and tasks.
-    Service(ServiceId),
-    /// What is assigned to one node, and the node itself.
-    Node(NodeId),
-    /// Any node.
-    Nodes,
-    /// Any service itself (without its tasks).
-    Services,
-    /// The cluster object.
-    Cluster,
-}
 
 /// The waiters.
 #[derive(Clone, Default)]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Why there is no address to tell others.
 #[derive(Debug, thiserror::Error)]
-pub enum AddressError {
+pub(crate) enum AddressError {
     #[error("{0:?} is not an address: write IP or IP:PORT")]
     Text(String),
     #[error("cannot list this host's addresses")]
@@ -16,7 +16,7 @@ pub enum AddressError {
 }
 
 /// `IP`, `IP:PORT`, `[IPv6]:PORT`.
-pub fn parse(text: &str, default_port: u16) -> Result<SocketAddr, AddressError> {
+pub(crate) fn parse(text: &str, default_port: u16) -> Result<SocketAddr, AddressError> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(address);
     }
@@ -28,7 +28,7 @@ pub fn parse(text: &str, default_port: u16) -> Result<SocketAddr, AddressError> 
 }
 
 /// The only address of this host that others could reach. IPv6 counts where there is no IPv4.
-pub fn only_address() -> Result<IpAddr, AddressError> {
+pub(crate) fn only_address() -> Result<IpAddr, AddressError> {
     let interfaces = nix::ifaddrs::getifaddrs().map_err(AddressError::List)?;
     let all: Vec<(String, IpAddr)> = interfaces
         .filter_map(|interface| {

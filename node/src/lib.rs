@@ -2,6 +2,7 @@
 //! the command line's `skep daemon`; decides nothing about services or tasks.
 
 mod address;
+mod agent;
 mod config;
 mod daemon;
 mod host;

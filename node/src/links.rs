@@ -20,13 +20,13 @@ use crate::host::Host;
 
 /// Opens connections as this node.
 #[derive(Clone)]
-pub struct Links {
+pub(crate) struct Links {
     live: LiveCredentials,
     deny: DenyList,
 }
 
 impl Links {
-    pub fn new(live: &LiveCredentials, deny: &DenyList) -> Arc<Self> {
+    pub(crate) fn new(live: &LiveCredentials, deny: &DenyList) -> Arc<Self> {
         Arc::new(Self { live: live.clone(), deny: deny.clone() })
     }
 
@@ -67,7 +67,7 @@ impl TicketCheck for Tickets {
 }
 
 /// Serves this node's images to other nodes.
-pub async fn serve_peers(host: &Host, live: &LiveCredentials, deny: &DenyList) -> anyhow::Result<JoinHandle<()>> {
+pub(crate) async fn serve_peers(host: &Host, live: &LiveCredentials, deny: &DenyList) -> anyhow::Result<JoinHandle<()>> {
     let port = host.config.peer_port;
     let listener = bind_any(port).await.with_context(|| {
         format!("cannot listen on port {port}, where other nodes fetch images: choose another with --peer-port")

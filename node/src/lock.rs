@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum LockError {
+pub(crate) enum LockError {
     #[error("cannot use data directory {}", .path.display())]
     Io {
         path: PathBuf,
@@ -21,11 +21,11 @@ pub enum LockError {
 
 /// Held while the daemon runs.
 #[derive(Debug)]
-pub struct DirLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+pub(crate) struct DirLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
 
 impl DirLock {
     /// Takes `<dir>/lock`; makes the directory (0700) where it is missing.
-    pub fn take(dir: &Path) -> Result<Self, LockError> {
+    pub(crate) fn take(dir: &Path) -> Result<Self, LockError> {
         let failed = |source| LockError::Io { path: dir.to_owned(), source };
         make_private(dir).map_err(failed)?;
         let path = dir.join("lock");

@@ -27,8 +27,10 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::address;
+use crate::agent::MemberAgent;
 use crate::config::MANAGER_PORT;
 use crate::host::Host;
+use crate::links::{Links, serve_peers};
 use crate::renewal;
 use crate::switch::ManagerRoutes;
 
@@ -56,15 +58,15 @@ struct Record {
 
 /// What `info` tells.
 #[derive(Clone, Debug)]
-pub struct Standing {
-    pub state: SwarmState,
-    pub error: String,
-    pub node: Option<NodeId>,
-    pub cluster: Option<ClusterId>,
-    pub role: Option<Role>,
-    pub node_addr: String,
-    pub managers: Vec<String>,
-    pub cert_not_after: Option<SystemTime>,
+pub(crate) struct Standing {
+    pub(crate) state: SwarmState,
+    pub(crate) error: String,
+    pub(crate) node: Option<NodeId>,
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) role: Option<Role>,
+    pub(crate) node_addr: String,
+    pub(crate) managers: Vec<String>,
+    pub(crate) cert_not_after: Option<SystemTime>,
 }
 
 impl Standing {
@@ -83,7 +85,7 @@ impl Standing {
 }
 
 /// The place, and what runs because of it.
-pub struct Membership {
+pub(crate) struct Membership {
     host: Arc<Host>,
     routes: ManagerRoutes,
     member: Mutex<Option<Member>>,
@@ -94,20 +96,20 @@ pub struct Membership {
 struct Member {
     manager: Option<Manager>,
     listeners: Vec<JoinHandle<()>>,
-    agent: skep_worker::AgentHandle,
+    agent: MemberAgent,
     background: Vec<JoinHandle<()>>,
 }
 
 impl Membership {
     /// Outside of any swarm; `start` resumes what the data directory says.
-    pub fn new(host: Arc<Host>, routes: ManagerRoutes) -> Self {
+    pub(crate) fn new(host: Arc<Host>, routes: ManagerRoutes) -> Self {
         routes.set(Err(NOT_IN_SWARM.to_owned()));
         let standing = StdMutex::new(Standing::outside(SwarmState::Inactive, String::new()));
         Self { host, routes, member: Mutex::new(None), standing }
     }
 
     /// What `info` tells.
-    pub fn standing(&self) -> Standing {
+    pub(crate) fn standing(&self) -> Standing {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -115,8 +117,18 @@ impl Membership {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
+    /// Why there is no session right now, in words. Empty: there is one, or no swarm.
+    pub(crate) async fn trouble(&self) -> String {
+        self.member.lock().await.as_ref().map(|member| member.agent.trouble()).unwrap_or_default()
+    }
+
+    /// Containers that run here.
+    pub(crate) async fn containers_running(&self) -> usize {
+        self.member.lock().await.as_ref().map_or(0, |member| member.agent.handle.containers_running())
+    }
+
     /// Resumes the membership that the data directory holds, if any. An error leaves the daemon up and says why.
-    pub async fn start(&self) {
+    pub(crate) async fn start(&self) {
         let mut member = self.member.lock().await;
         let dir = self.host.identity_dir();
         let credentials = match Credentials::load(&dir) {
@@ -143,7 +155,7 @@ impl Membership {
     }
 
     /// Makes a swarm with this host as its first manager. Returns the node and the worker's token.
-    pub async fn init(&self, request: SwarmInitRequest) -> anyhow::Result<(NodeId, JoinToken, SocketAddr)> {
+    pub(crate) async fn init(&self, request: SwarmInitRequest) -> anyhow::Result<(NodeId, JoinToken, SocketAddr)> {
         let mut member = self.member.lock().await;
         self.refuse_if_member(&member)?;
         let record = self.record(&request.listen_addr, &request.advertise_addr, Vec::new())?;
@@ -187,7 +199,7 @@ impl Membership {
     }
 
     /// Joins a swarm; returns when the agent has its session.
-    pub async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<(NodeId, Role)> {
+    pub(crate) async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<(NodeId, Role)> {
         let mut member = self.member.lock().await;
         self.refuse_if_member(&member)?;
         let token: JoinToken = request.token.parse()?;
@@ -227,7 +239,7 @@ impl Membership {
     }
 
     /// Leaves: containers stop, the local state goes.
-    pub async fn leave(&self, force: bool) -> anyhow::Result<()> {
+    pub(crate) async fn leave(&self, force: bool) -> anyhow::Result<()> {
         let mut member = self.member.lock().await;
         let standing = self.standing();
         match (standing.state, standing.role) {
@@ -239,7 +251,7 @@ impl Membership {
             _ => {}
         }
         if let Some(running) = member.take() {
-            running.agent.stop_all().await;
+            running.agent.handle.stop_all().await;
             running.stop().await;
         }
         self.host.clear_leftovers().await;
@@ -251,9 +263,9 @@ impl Membership {
     }
 
     /// Stops what runs here; containers go on.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         if let Some(running) = self.member.lock().await.take() {
-            running.agent.shutdown().await;
+            running.agent.handle.shutdown().await;
             running.stop().await;
         }
     }
@@ -364,17 +376,12 @@ impl Membership {
             self.routes.set(Err(ONLY_WORKER.to_owned()));
             None
         };
-        let links = crate::links::Links::new(&live, &deny);
-        let peers = crate::links::serve_peers(&self.host, &live, &deny, &identity).await?;
-        listeners.push(peers);
-        let agent = self.host.start_agent(&identity, links.clone(), managers.clone(), record.advertise_addr.ip()).await?;
-        background.push(tokio::spawn(renewal::run(
-            live.clone(),
-            links,
-            agent.managers(),
-            self.host.identity_dir(),
-            agent.renew_requests(),
-        )));
+        listeners.push(serve_peers(&self.host, &live, &deny).await?);
+        let links = Links::new(&live, &deny);
+        let address = record.advertise_addr.ip();
+        let agent = MemberAgent::start(&self.host, &identity, Arc::clone(&links), managers.clone(), address).await?;
+        let (known, asked) = (agent.managers.clone(), Arc::clone(&agent.renew));
+        background.push(tokio::spawn(renewal::run(live.clone(), links, known, self.host.identity_dir(), asked)));
         background.push(tokio::spawn(close_expired(deny)));
         self.set_standing(Standing {
             state: SwarmState::Active,
@@ -429,8 +436,8 @@ async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> 
 }
 
 async fn fetch_root(channel: Channel) -> Result<String, tonic::Status> {
-    let answer = CertificateAuthorityClient::new(channel).get_root(GetRootRequest {});
-    match tokio::time::timeout(CA_DEADLINE, answer).await {
+    let mut authority = CertificateAuthorityClient::new(channel);
+    match tokio::time::timeout(CA_DEADLINE, authority.get_root(GetRootRequest {})).await {
         Ok(answer) => Ok(answer?.into_inner().root_cert_pem),
         Err(_) => Err(tonic::Status::deadline_exceeded("the manager did not answer in time")),
     }

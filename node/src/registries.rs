@@ -6,7 +6,7 @@ use skep_manager::images::{Name, Registries, RemoteImage, ResolveError};
 use skep_proto::v1;
 
 /// Speaks to registries as this daemon is configured to.
-pub struct DaemonRegistries(pub Registry);
+pub(crate) struct DaemonRegistries(pub Registry);
 
 impl Registries for DaemonRegistries {
     fn parse(&self, reference: &str) -> Result<Name, ResolveError> {
@@ -57,7 +57,7 @@ fn explain(error: PullError) -> ResolveError {
 }
 
 /// A credential as the image crate wants it.
-pub fn credential(auth: Option<v1::RegistryAuth>) -> RegistryAuth {
+pub(crate) fn credential(auth: Option<v1::RegistryAuth>) -> RegistryAuth {
     match auth {
         None => RegistryAuth::Anonymous,
         Some(auth) if !auth.token.is_empty() => RegistryAuth::IdentityToken { token: auth.token },
@@ -67,7 +67,7 @@ pub fn credential(auth: Option<v1::RegistryAuth>) -> RegistryAuth {
 }
 
 /// A platform in the API's form.
-pub fn platform(platform: skep_image::Platform) -> v1::Platform {
+pub(crate) fn platform(platform: skep_image::Platform) -> v1::Platform {
     v1::Platform {
         os: platform.os,
         architecture: platform.architecture,

@@ -23,7 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(600);
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Runs as long as this host is a member. `asked` is notified when a manager wants a renewal.
-pub async fn run(
+pub(crate) async fn run(
     live: LiveCredentials,
     links: Arc<Links>,
     managers: watch::Receiver<Vec<String>>,

@@ -4,5 +4,5 @@ mod daemon;
 mod images;
 mod progress;
 
-pub use daemon::DaemonService;
-pub use images::ImagesService;
+pub(crate) use daemon::DaemonService;
+pub(crate) use images::ImagesService;

@@ -17,16 +17,16 @@ use skep_proto::v1::images_server::ImagesServer;
 
 /// What the manager's routes are right now, or why there are none.
 #[derive(Clone)]
-pub struct ManagerRoutes(Arc<RwLock<Result<Routes, String>>>);
+pub(crate) struct ManagerRoutes(Arc<RwLock<Result<Routes, String>>>);
 
 impl ManagerRoutes {
     /// No manager: calls hear `reason`.
-    pub fn none(reason: &str) -> Self {
+    pub(crate) fn none(reason: &str) -> Self {
         Self(Arc::new(RwLock::new(Err(reason.to_owned()))))
     }
 
     /// From now on calls go there, or hear the reason why not.
-    pub fn set(&self, routes: Result<Routes, String>) {
+    pub(crate) fn set(&self, routes: Result<Routes, String>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = routes;
     }
 
@@ -37,9 +37,9 @@ impl ManagerRoutes {
 
 /// The switch; `own` serves the daemon's services.
 #[derive(Clone)]
-pub struct Switch {
-    pub own: Routes,
-    pub manager: ManagerRoutes,
+pub(crate) struct Switch {
+    pub(crate) own: Routes,
+    pub(crate) manager: ManagerRoutes,
 }
 
 impl Switch {

@@ -9,14 +9,14 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 /// Reads the pieces in order.
-pub struct Upload<S> {
+pub(crate) struct Upload<S> {
     pieces: Pin<Box<S>>,
     rest: Vec<u8>,
     read: usize,
 }
 
 impl<S> Upload<S> {
-    pub fn new(pieces: S) -> Self {
+    pub(crate) fn new(pieces: S) -> Self {
         Self { pieces: Box::pin(pieces), rest: Vec::new(), read: 0 }
     }
 }

@@ -1,12 +1,9 @@
 //! `skep daemon`: flags to the daemon's configuration, in one place; and the hidden command that creates a container.
 //! Both run without the command line's own runtime.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
-#[cfg(feature = "daemon")]
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -14,6 +11,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 use crate::parse::pair;
+
+/// Runtimes that need no path.
+const BUILT_IN_RUNTIMES: [&str; 3] = ["libcontainer", "crun", "runc"];
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DaemonArgs {
@@ -33,7 +33,7 @@ pub(crate) struct DaemonArgs {
     #[arg(long, value_name = "ADDRESS")]
     advertise_addr: Option<IpAddr>,
     /// Port on which other nodes fetch images.
-    #[arg(long, value_name = "PORT", default_value_t = 2378, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", default_value_t = skep_node::PEER_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     peer_port: u16,
     /// Registry that is spoken to by plain http, as HOST[:PORT].
     #[arg(long, value_name = "REGISTRY")]
@@ -56,67 +56,45 @@ pub(crate) struct DaemonArgs {
 pub(crate) fn run(args: DaemonArgs) -> Result<ExitCode, Failure> {
     let filter = EnvFilter::try_new(&args.log_level)
         .map_err(|error| Failure::Usage(format!("invalid value for --log-level: {error}")))?;
-    let settings = Settings::from_args(args)?;
+    let config = config(args)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    settings.run()
+    skep_node::run(config).map_err(|error| Failure::Failed(format!("{error:#}")))
 }
 
-/// The checked flags.
-#[derive(Debug)]
-struct Settings {
-    args: DaemonArgs,
-    labels: BTreeMap<String, String>,
-}
-
-impl Settings {
-    fn from_args(args: DaemonArgs) -> Result<Self, Failure> {
-        let labels = pair::labels(&args.label).map_err(|error| error.of("--label"))?;
-        Ok(Self { args, labels })
+/// The one place where flags become the daemon's configuration.
+fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
+    if !BUILT_IN_RUNTIMES.contains(&args.runtime.as_str()) && !args.runtime.starts_with('/') {
+        return Err(Failure::Usage(format!(
+            "invalid value for --runtime: {:?} is neither {} nor an absolute path",
+            args.runtime,
+            BUILT_IN_RUNTIMES.join(", ")
+        )));
     }
-
-    /// The one place where flags become the daemon's configuration.
-    #[cfg(feature = "daemon")]
-    fn run(self) -> Result<ExitCode, Failure> {
-        let Self { args, labels } = self;
-        let config = skep_node::Config {
-            data_dir: args.data_dir,
-            socket: args.socket,
-            cgroup_parent: args.cgroup_parent,
-            hostname: args.hostname,
-            boot_id: args.boot_id,
-            advertise_addr: args.advertise_addr,
-            peer_port: args.peer_port,
-            insecure_registries: args.insecure_registry,
-            runtime: args.runtime,
-            labels,
-        };
-        skep_node::run(config).map_err(|error| Failure::Failed(format!("{error:#}")))
-    }
-
-    #[cfg(not(feature = "daemon"))]
-    fn run(self) -> Result<ExitCode, Failure> {
-        Err(Failure::Unsupported(format!("daemon: this build is a client only ({self:?})")))
-    }
+    Ok(skep_node::Config {
+        labels: pair::labels(&args.label).map_err(|error| error.of("--label"))?,
+        data_dir: args.data_dir,
+        socket: args.socket,
+        cgroup_parent: args.cgroup_parent,
+        hostname: args.hostname,
+        boot_id: args.boot_id,
+        advertise_addr: args.advertise_addr,
+        peer_port: args.peer_port,
+        insecure_registries: args.insecure_registry,
+        runtime: args.runtime,
+    })
 }
 
 /// Creates a container if this process was started as `skep create-container <dir>` by the agent; `None` otherwise.
-#[cfg(feature = "daemon")]
 pub(crate) fn creator() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     match (arguments.next()?, arguments.next()?) {
         (command, dir) if command == "create-container" => Some(skep_runtime::creator::main(Path::new(&dir))),
         _ => None,
     }
-}
-
-/// A client creates no containers.
-#[cfg(not(feature = "daemon"))]
-pub(crate) fn creator() -> Option<ExitCode> {
-    None
 }
 
 #[cfg(test)]
@@ -132,25 +110,29 @@ mod tests {
         args: DaemonArgs,
     }
 
-    fn settings(line: &[&str]) -> Result<Settings, Failure> {
-        Settings::from_args(Line::try_parse_from(["daemon"].iter().chain(line)).unwrap().args)
+    fn config(line: &[&str]) -> Result<skep_node::Config, Failure> {
+        super::config(Line::try_parse_from(["daemon"].iter().chain(line)).unwrap().args)
     }
 
     #[test]
     fn defaults_are_the_documented_ones() {
-        let settings = settings(&[]).unwrap();
-        assert_eq!(settings.args.data_dir, PathBuf::from("/var/lib/skep"));
-        assert_eq!(settings.args.socket, PathBuf::from("/run/skep/skep.sock"));
-        assert_eq!(settings.args.cgroup_parent, PathBuf::from("skep"));
-        assert_eq!((settings.args.peer_port, settings.args.runtime.as_str()), (2378, "libcontainer"));
+        let config = config(&[]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("/var/lib/skep"));
+        assert_eq!(config.socket, PathBuf::from("/run/skep/skep.sock"));
+        assert_eq!(config.cgroup_parent, PathBuf::from("skep"));
+        assert_eq!((config.peer_port, config.runtime.as_str()), (skep_node::PEER_PORT, "libcontainer"));
+        assert_eq!((config.hostname, config.boot_id, config.advertise_addr), (None, None, None));
     }
 
     #[test]
-    fn labels_and_paths_are_checked() {
-        assert_eq!(settings(&["--label", "disk=ssd"]).unwrap().labels["disk"], "ssd");
-        assert!(matches!(settings(&["--label", "=x"]), Err(Failure::Usage(_))));
-        assert!(Line::try_parse_from(["daemon", "--socket", ""]).is_err());
-        assert!(Line::try_parse_from(["daemon", "--advertise-addr", "nowhere"]).is_err());
-        assert!(Line::try_parse_from(["daemon", "--peer-port", "0"]).is_err());
+    fn values_are_checked() {
+        assert_eq!(config(&["--label", "disk=ssd"]).unwrap().labels["disk"], "ssd");
+        assert!(config(&["--runtime", "/usr/bin/crun"]).is_ok());
+        for line in [["--label", "=x"], ["--runtime", "bogus"]] {
+            assert!(matches!(config(&line), Err(Failure::Usage(_))), "{line:?}");
+        }
+        for line in [["--socket", ""], ["--advertise-addr", "nowhere"], ["--peer-port", "0"]] {
+            assert!(Line::try_parse_from(["daemon"].iter().chain(&line)).is_err(), "{line:?}");
+        }
     }
 }

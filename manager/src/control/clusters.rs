@@ -3,7 +3,7 @@
 use skep_core::change::{Change, Op};
 use skep_core::object::Cluster;
 use skep_core::{codec, doctor};
-use skep_identity::{Caller, JoinToken, RootCert, TokenSecret};
+use skep_identity::{Caller, JoinToken, RootBundle, TokenSecret};
 use skep_proto::v1::clusters_server::Clusters;
 use skep_proto::v1::{
     DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse, JoinTokenRequest, JoinTokenResponse, NodeRole,
@@ -76,8 +76,9 @@ impl Control {
 
 /// The join token of a role, as printed.
 pub(crate) fn token(cluster: &Cluster, role: NodeRole) -> Result<JoinToken, Status> {
-    let root = RootCert::from_pem(&cluster.root_cert_pem)
+    let roots = RootBundle::from_pem(&cluster.root_cert_pem)
         .map_err(|error| Status::internal(format!("the swarm's root certificate cannot be read: {error}")))?;
+    let root = roots.certs().first().ok_or_else(no_cluster)?;
     let secret = match role {
         NodeRole::Worker => cluster.worker_token_secret,
         NodeRole::Manager => cluster.manager_token_secret,

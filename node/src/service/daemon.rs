@@ -15,9 +15,9 @@ use crate::host::Host;
 use crate::membership::Membership;
 
 /// Serves `skep.v1.Daemon`.
-pub struct DaemonService {
-    pub host: Arc<Host>,
-    pub membership: Arc<Membership>,
+pub(crate) struct DaemonService {
+    pub(crate) host: Arc<Host>,
+    pub(crate) membership: Arc<Membership>,
 }
 
 #[tonic::async_trait]
@@ -30,7 +30,7 @@ impl Daemon for DaemonService {
         Ok(Response::new(InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: standing.state.into(),
-            error: standing.error,
+            error: if standing.error.is_empty() { self.membership.trouble().await } else { standing.error },
             node_id: standing.node.map(|node| node.to_vec()).unwrap_or_default(),
             cluster_id: standing.cluster.map(|cluster| cluster.to_vec()).unwrap_or_default(),
             role: wire_role(role).into(),
@@ -39,7 +39,7 @@ impl Daemon for DaemonService {
             manager_addrs: standing.managers,
             description: Some(self.host.description()),
             data_dir: self.host.config.data_dir.display().to_string(),
-            containers_running: self.membership.containers_running(),
+            containers_running: u32::try_from(self.membership.containers_running().await).unwrap_or(u32::MAX),
             images: u32::try_from(self.host.images.store().images().len()).unwrap_or(u32::MAX),
             cgroup_layout: self.host.cgroup_layout(),
             runtime: self.host.config.runtime.clone(),

@@ -16,7 +16,6 @@ use skep_proto::v1::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::daemon::local;
@@ -27,9 +26,9 @@ use crate::registries::{credential, platform};
 use crate::upload::Upload;
 
 /// Serves `skep.v1.Images`.
-pub struct ImagesService {
-    pub host: Arc<Host>,
-    pub membership: Arc<Membership>,
+pub(crate) struct ImagesService {
+    pub(crate) host: Arc<Host>,
+    pub(crate) membership: Arc<Membership>,
 }
 
 #[tonic::async_trait]
@@ -40,7 +39,7 @@ impl Images for ImagesService {
 
     async fn list(&self, request: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
         local(&request)?;
-        let in_use = self.membership.images_in_use();
+        let in_use = in_use(&self.host);
         let images = self.host.images.store().images().iter().map(|record| shown(record, &in_use)).collect();
         Ok(Response::new(ListImagesResponse { images }))
     }
@@ -53,7 +52,7 @@ impl Images for ImagesService {
         let config_json = serde_json::to_vec(&resolved.config)
             .map_err(|error| Status::internal(format!("cannot show the image's configuration: {error}")))?;
         Ok(Response::new(InspectImageResponse {
-            image: Some(shown(&record, &self.membership.images_in_use())),
+            image: Some(shown(&record, &in_use(&self.host))),
             config_json,
             layers: record.layers.iter().map(|layer| layer.diff_id.to_string()).collect(),
         }))
@@ -66,7 +65,7 @@ impl Images for ImagesService {
             return Err(Status::unimplemented("not supported yet: pulling for another platform"));
         }
         let reference = parse(&request.reference)?;
-        let (images, in_use) = (self.host.images.clone(), self.membership.images_in_use());
+        let (images, in_use) = (self.host.images.clone(), in_use(&self.host));
         let auth = credential(request.auth);
         Ok(Response::new(progress::stream(move |progress, _| async move {
             let pulled = images.pull(&reference, &auth, progress).await;
@@ -120,7 +119,7 @@ impl Images for ImagesService {
         let RemoveImageRequest { references, force } = request.into_inner();
         let mut answer = RemoveImageResponse::default();
         for reference in &references {
-            let in_use = self.membership.images_in_use();
+            let in_use = in_use(&self.host);
             let removed = self.host.images.store().remove(reference, &in_use, force).await;
             let removed = removed.map_err(|error| match error {
                 RemoveError::Find(error) => Status::not_found(error.to_string()),
@@ -138,7 +137,7 @@ impl Images for ImagesService {
         local(&request)?;
         let policy = Policy { named: request.into_inner().all, unused_for: std::time::Duration::ZERO, until_bytes: None };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let removed = self.host.images.store().prune(&policy, &self.membership.images_in_use(), now).await;
+        let removed = self.host.images.store().prune(&policy, &in_use(&self.host), now).await;
         let removed = removed.map_err(|error| Status::internal(skep_image::chain(&error)))?;
         Ok(Response::new(PruneImagesResponse {
             deleted: removed.deleted.iter().map(ToString::to_string).collect(),
@@ -153,23 +152,24 @@ impl ImagesService {
     where
         F: Future<Output = Result<Vec<ImageRecord>, Status>> + Send + 'static,
     {
-        let (host, in_use) = (Arc::clone(&self.host), self.membership.images_in_use());
+        let (host, in_use) = (Arc::clone(&self.host), in_use(&self.host));
         let (is_manager, in_swarm) =
             (self.is_manager(), self.membership.standing().state == SwarmState::Active);
         Ok(Response::new(progress::stream(move |progress, warnings: mpsc::Sender<_>| {
             let work = work(progress);
             async move {
                 let records = work.await?;
-                for (record, name) in records.iter().flat_map(|record| record.names.iter().map(move |name| (record, name)))
-                {
-                    let warning = if is_manager {
-                        record_name(&host, name, record).await.err().map(|status| status.message().to_owned())
-                    } else {
-                        in_swarm.then(|| worker_hint(record, name))
-                    };
-                    if let Some(warning) = warning {
-                        // The client is gone: there is nobody to warn.
-                        let _ = warnings.send(Ok(ImageProgress { warning, ..ImageProgress::default() })).await;
+                for record in &records {
+                    for name in record.tags() {
+                        let warning = if is_manager {
+                            record_name(&host, name, record).await.err().map(|status| status.message().to_owned())
+                        } else {
+                            in_swarm.then(|| worker_hint(record, name))
+                        };
+                        if let Some(warning) = warning {
+                            // The client is gone: there is nobody to warn.
+                            let _ = warnings.send(Ok(ImageProgress { warning, ..ImageProgress::default() })).await;
+                        }
                     }
                 }
                 Ok(records.iter().map(|record| held(record, &in_use)).collect())
@@ -227,6 +227,12 @@ fn import_options(options: skep_proto::v1::ImportOptions) -> Result<skep_image::
         created: Some(now),
         platform: None,
     })
+}
+
+/// Images that containers of this host have.
+fn in_use(host: &Host) -> HashSet<Digest> {
+    let store = host.images.store();
+    store.images().iter().map(|record| record.digest).filter(|digest| store.is_pinned(digest)).collect()
 }
 
 fn held(record: &ImageRecord, in_use: &HashSet<Digest>) -> ImageProgress {

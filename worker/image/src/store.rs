@@ -292,7 +292,7 @@ impl Store {
     }
 
     /// Whether a lease or a pull in progress holds `digest`.
-    pub(crate) fn is_pinned(&self, digest: &Digest) -> bool {
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
         self.inner.state().pins.contains_key(digest)
     }
 
