@@ -70,11 +70,15 @@ impl TaskJob {
     }
 }
 
+/// Docker's exit code of a container that its runtime could not start.
+const RUNTIME_FAILED: i32 = 125;
+
 /// Why a step of a task failed. Its text becomes `TaskStatus.error`, so it is written for the user.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct ExecError {
     what: String,
+    exit_code: i32,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -82,12 +86,23 @@ pub struct ExecError {
 impl ExecError {
     /// An error that says all by itself.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), source: None }
+        Self { what: what.into(), exit_code: RUNTIME_FAILED, source: None }
     }
 
     /// An error with what it came from.
     pub fn caused(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { what: what.into(), source: Some(source.into()) }
+        Self { what: what.into(), exit_code: RUNTIME_FAILED, source: Some(source.into()) }
+    }
+
+    /// The same with what a container that did not start shows as its exit code: 126 the program cannot be run, 127 it
+    /// is not there, 125 (the default) anything else.
+    pub fn with_exit_code(self, exit_code: i32) -> Self {
+        Self { exit_code, ..self }
+    }
+
+    /// See [`with_exit_code`](Self::with_exit_code).
+    pub fn exit_code(&self) -> i32 {
+        self.exit_code
     }
 
     /// The whole chain in one line.

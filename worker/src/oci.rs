@@ -25,7 +25,7 @@ use skep_image::{Images, Pin};
 use skep_overlay::Sandboxes;
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::{LogLine, LogOptions, NetworkMode};
-use skep_runtime::{Container, OciRuntime, Runtime, RuntimeConfig, State};
+use skep_runtime::{Container, OciRuntime, Runtime, RuntimeConfig, RuntimeError, State};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
@@ -279,8 +279,7 @@ impl Inner {
                 1 => ExecError::new(error.to_string()),
                 _ => ExecError::new(format!("container {}: {error}", container.name)),
             };
-            let plan =
-                spec::plan(&job, container, &held.image, &shared, &files, &self.layout).map_err(named)?;
+            let plan = spec::plan(&job, container, &held.image, &shared, &files, &self.layout).map_err(named)?;
             let signal = spec::stop_signal(container, &held.image).map_err(named)?;
             plans.insert(container.name.clone(), plan);
             stop_signals.insert(container.name.clone(), signal);
@@ -333,7 +332,7 @@ impl Inner {
         let permit = self.creates.acquire().await.map_err(|_| ExecError::new("the node is shutting down"))?;
         let created = runtime.create(plan.spec).await;
         drop(permit);
-        let container = created.map_err(|error| ExecError::new(crate::executor::chain(&error)))?;
+        let container = created.map_err(|error| not_started(&error))?;
         let started = started(&id, &container.state());
         self.hold(job.id, name, container);
         Ok(started)
@@ -361,8 +360,20 @@ impl Inner {
         })
         .await?;
         // Last: its leases keep the images, its sender the log followers.
-        self.tasks().remove(&task);
+        let entry = self.tasks().remove(&task);
+        // They were used until now.
+        for lease in entry.iter().flat_map(|entry| &entry.leases) {
+            self.keeper.used(lease.digest());
+        }
         Ok(())
+    }
+}
+
+fn not_started(error: &RuntimeError) -> ExecError {
+    let said = ExecError::new(crate::executor::chain(error));
+    match error {
+        RuntimeError::NotStarted { code, .. } => said.with_exit_code(*code),
+        _ => said,
     }
 }
 
@@ -430,8 +441,7 @@ impl Executor for OciExecutor {
     }
 
     async fn stats(&self, task: TaskId) -> Result<Vec<ContainerStats>, ExecError> {
-        let containers =
-            self.inner.tasks().get(&task).map(|entry| entry.containers.clone()).unwrap_or_default();
+        let containers = self.inner.tasks().get(&task).map(|entry| entry.containers.clone()).unwrap_or_default();
         blocking(move || {
             let running = containers.iter().filter(|(_, container)| !matches!(container.state(), State::Exited(_)));
             Ok(running

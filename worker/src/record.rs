@@ -235,10 +235,10 @@ fn write_all(db: &sled::Db, commands: &mpsc::Receiver<Command>) {
             }
             next = commands.try_recv().ok();
         }
-        if !waiters.is_empty() || close {
-            if let Err(source) = db.flush() {
-                error.get_or_insert(Arc::new(source));
-            }
+        if (!waiters.is_empty() || close)
+            && let Err(source) = db.flush()
+        {
+            error.get_or_insert(Arc::new(source));
         }
         if let Some(source) = &error {
             tracing::error!(error = %source, "cannot write the local record");

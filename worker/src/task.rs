@@ -42,8 +42,8 @@ pub enum Event {
     Progress(String),
     /// Preparation ended, well or with a sentence for the user.
     Prepared(Result<(), String>),
-    /// A container started, or could not.
-    Started(usize, Result<Started, String>),
+    /// A container started, or could not: a sentence and the exit code to show.
+    Started(usize, Result<Started, (String, i32)>),
     /// A container ended.
     Exited(usize, ContainerExit),
     /// Nothing but logs is left.
@@ -289,7 +289,9 @@ impl Life {
                 }
             }
             Event::Started(position, Ok(started)) => self.containers[position].run(&started),
-            Event::Started(position, Err(sentence)) => self.not_started(position, &sentence, now_ms),
+            Event::Started(position, Err((sentence, code))) => {
+                self.not_started(position, &sentence, code, now_ms);
+            }
             Event::Exited(position, exit) => self.exited(position, exit, true, now_ms),
             Event::Removed => self.removal = Step::Done,
         }
@@ -497,13 +499,12 @@ impl Life {
         true
     }
 
-    fn not_started(&mut self, position: usize, sentence: &str, now_ms: i64) {
+    fn not_started(&mut self, position: usize, sentence: &str, code: i32, now_ms: i64) {
         let single = self.containers.len() == 1;
         let container = &mut self.containers[position];
         container.phase = Phase::Over { started: false };
         container.status.set_state(ContainerState::Exited);
-        // The shells' code for "could not be run".
-        container.status.exit_code = 127;
+        container.status.exit_code = code;
         container.status.finished_at_ms = now_ms;
         if container.essential {
             let error =

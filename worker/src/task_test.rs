@@ -87,7 +87,7 @@ fn errors_before_starting_reject_and_after_it_fail() {
     life.step(WantedState::Running, 0);
     life.on(Event::Prepared(Ok(())), 0);
     life.step(WantedState::Running, 0);
-    life.on(Event::Started(0, Err("exec: \"x\": not found".into())), 0);
+    life.on(Event::Started(0, Err(("exec: \"x\": not found".into(), 127))), 0);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Remove]);
     assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Failed, "exec: \"x\": not found"));
 }
@@ -182,7 +182,7 @@ fn bad_dependencies_are_errors_not_hangs() {
     life.step(WantedState::Running, 0);
     life.on(Event::Prepared(Ok(())), 0);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Start(1)]);
-    life.on(Event::Started(1, Err("x".into())), 0);
+    life.on(Event::Started(1, Err(("x".into(), 125))), 0);
     life.step(WantedState::Running, 0);
     assert_eq!(life.status().error, "container a cannot start: it depends on b, which did not start");
 }
@@ -350,7 +350,7 @@ impl World {
                 self.real.insert(format!("c{position}"), Found::Running(started(9)));
                 self.life.on(Event::Started(position, Ok(started(9))), 2);
             }
-            Action::Start(position) => self.life.on(Event::Started(position, Err("bad".into())), 2),
+            Action::Start(position) => self.life.on(Event::Started(position, Err(("bad".into(), 125))), 2),
             Action::Stop(position) => self.die(position, 143),
             Action::Watch(position) => {
                 let Found::Exited(_, exit) = self.real[&format!("c{position}")].clone() else {

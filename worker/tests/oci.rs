@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use skep_image::{Digest, ImportOptions, Images, Progress, Registry, RegistryConfig, RunConfig, Store, StoreOptions};
+use skep_image::{Digest, Images, ImportOptions, Progress, Registry, RegistryConfig, RunConfig, Store, StoreOptions};
 use skep_proto::v1::assignment_item::Item;
 use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::*;
@@ -76,7 +76,7 @@ impl Host {
 
     fn cgroups_left(&self) -> Vec<String> {
         let groups = skep_runtime::cgroup::Cgroups::detect().unwrap().unwrap();
-        groups.children(&self.config.cgroup_parent.join("tasks"))
+        container_groups(&groups, &self.config.cgroup_parent)
     }
 
     /// Leaves as a node does that leaves its swarm, and checks that nothing is left.
@@ -92,14 +92,29 @@ impl Host {
 }
 
 impl Drop for Host {
+    /// For a test that fails; one that passes has left nothing.
     fn drop(&mut self) {
+        let sandboxes = self.node.data.path().join("netns");
+        if sandboxes.exists() {
+            let _ = skep_overlay::Sandboxes::open(&sandboxes).and_then(skep_overlay::Sandboxes::close);
+        }
         if let Ok(Some(groups)) = skep_runtime::cgroup::Cgroups::detect() {
-            for id in groups.children(&self.config.cgroup_parent.join("tasks")) {
-                groups.kill_all(&self.config.cgroup_parent.join("tasks").join(id));
+            groups.kill_all(&self.config.cgroup_parent.join("shims"));
+            for group in container_groups(&groups, &self.config.cgroup_parent) {
+                groups.kill_all(&self.config.cgroup_parent.join(group));
             }
+            std::thread::sleep(Duration::from_millis(if std::thread::panicking() { 200 } else { 0 }));
             groups.remove(&self.config.cgroup_parent);
         }
     }
+}
+
+/// Groups of containers, relative to the parent: everything in it but the monitors' own.
+fn container_groups(groups: &skep_runtime::cgroup::Cgroups, parent: &Path) -> Vec<String> {
+    let kinds = groups.children(parent).into_iter().filter(|kind| kind != "shims");
+    kinds
+        .flat_map(|kind| groups.children(&parent.join(&kind)).into_iter().map(move |id| format!("{kind}/{id}")))
+        .collect()
 }
 
 async fn import_busybox(images: &Images) -> Digest {
@@ -244,7 +259,11 @@ async fn a_restarted_agent_finds_the_same_container() {
     until_state(&manager, 1, TaskState::Running).await;
     until_state(&manager, 2, TaskState::Running).await;
     let pid = manager.state().statuses[&task_id(2)].containers[0].pid;
+    while !logs(&manager, 1).await.contains("line 1\n") {}
     agent.shutdown().await;
+    // The log goes on without an agent.
+    let log = host.node.data.path().join(format!("tasks/{}/logs/main/container.log", task_id(1)));
+    until("more lines", || std::fs::read_to_string(&log).unwrap().contains("line 5")).await;
     assert!(Path::new(&format!("/proc/{pid}")).exists(), "containers go on without an agent");
     std::fs::write(flag.path().join("end"), "").unwrap();
     // It ends while nobody looks.
@@ -256,7 +275,8 @@ async fn a_restarted_agent_finds_the_same_container() {
     assert_eq!(manager.state().statuses[&task_id(1)].containers[0].exit_code, 42);
     assert_eq!(agent.containers_running(), 1);
     assert_eq!(manager.state().statuses[&task_id(2)].containers[0].pid, pid);
-    assert!(logs(&manager, 1).await.starts_with("line 0\nline 1\n"));
+    let text = logs(&manager, 1).await;
+    assert!(text.starts_with("line 0\nline 1\n") && text.contains("line 5\n"), "{text}");
     // Stopping works on what was taken over: by its own handler, so well before the grace period is over.
     let start = Instant::now();
     manager.assign(vec![task(2, 2, WantedState::Shutdown)], vec![]);
@@ -349,10 +369,13 @@ async fn a_power_cut_is_told_and_cleaned_up() {
     until_state(&manager, 1, TaskState::Running).await;
     agent.shutdown().await;
     // Everything that ran dies at once, monitors first.
-    let groups = skep_runtime::cgroup::Cgroups::detect().unwrap().unwrap();
-    for group in ["shims".to_owned(), format!("tasks/{}.main", task_id(1))] {
-        groups.kill_all(&host.config.cgroup_parent.join(&group));
-        until("dead", || groups.pids(&host.config.cgroup_parent.join(&group)).is_empty()).await;
+    assert_eq!(host.cgroups_left().len(), 1);
+    let pid = manager.state().statuses[&task_id(1)].containers[0].pid.cast_signed();
+    let monitor = parent_of(pid);
+    for pid in [monitor, pid] {
+        // SAFETY: kill(2) on processes that this test started.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        until("dead", || !Path::new(&format!("/proc/{pid}/exe")).exists()).await;
     }
     host.node.boot_id = "boot-2".to_owned();
     let agent = host.start(&server).await;
@@ -373,7 +396,7 @@ async fn fifty_tasks_start_fast() {
     let main = host.shell("main", "exec sleep 1000");
     let mut put = vec![revision_of(1, vec![main], None)];
     put.extend((1..=TASKS).map(|number| task(number, 1, WantedState::Running)));
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_time());
     manager.assign(put, vec![]);
     until("all run", || {
         let state = manager.state();
@@ -381,10 +404,27 @@ async fn fifty_tasks_start_fast() {
         running == TASKS as usize
     })
     .await;
-    println!("{TASKS} containers running after {:?}", start.elapsed());
+    let cpu = (cpu_time() - cpu) / TASKS as u32;
+    println!("{TASKS} containers running after {:?}, {cpu:?} CPU of the agent each", start.elapsed());
+    assert_eq!(host.cgroups_left().len(), TASKS as usize);
     let start = Instant::now();
     manager.assign(vec![], (1..=TASKS).map(removed).collect());
     until("all gone", || agent.tasks().is_empty()).await;
     println!("{TASKS} containers gone after {:?}", start.elapsed());
     host.end(agent).await;
+}
+
+/// CPU time of this process.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec for the duration of the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Field 4 of proc_pid_stat(5).
+fn parent_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = stat.rsplit_once(')').unwrap().1;
+    after_name.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

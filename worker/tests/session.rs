@@ -1,6 +1,6 @@
 //! The agent against a manager that speaks the protocol for real, over TCP, with simulated containers.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;
 

@@ -49,7 +49,8 @@ impl Driver {
         let mut operations: FuturesUnordered<Operation> = FuturesUnordered::new();
         let mut starting = 0usize;
         loop {
-            let quitting = *self.quit.borrow();
+            // Without an agent there is nobody to act for, either.
+            let quitting = *self.quit.borrow() || self.quit.has_changed().is_err();
             if !quitting {
                 let wanted = *self.wanted.borrow_and_update();
                 for action in self.life.step(wanted, now_ms()) {
@@ -120,7 +121,7 @@ impl Driver {
         let (executor, job, name) = (Arc::clone(&self.executor), Arc::clone(&self.job), self.name(position));
         Box::pin(async move {
             let outcome = executor.start(job, &name).await;
-            Some(Event::Started(position, outcome.map_err(|error| error.sentence())))
+            Some(Event::Started(position, outcome.map_err(|error| (error.sentence(), error.exit_code()))))
         })
     }
 

