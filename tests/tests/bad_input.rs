@@ -8,6 +8,7 @@ use skep_tests::{Lab, busybox, until_some};
 const SOON: Duration = Duration::from_secs(30);
 const FAILED: i32 = 1;
 const USAGE: i32 = 64;
+const TEMPORARY: i32 = 75;
 const UNSUPPORTED: i32 = 78;
 
 #[test]
@@ -16,22 +17,23 @@ fn services_with_mistakes_are_refused() {
     lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
     let create = |args: &[&str]| lab.skep(1, &[&["service", "create", "--detach"], args].concat());
 
-    create(&["--name", "-web", "busybox:1"]).fails(FAILED, "not a valid name");
-    create(&["--name", &"x".repeat(64), "busybox:1"]).fails(FAILED, "at most 63");
-    create(&["--name", "web", "--replicas", "100001", "busybox:1"]).fails(FAILED, "at most 100000");
+    create(&["--name", "we b", "busybox:1"]).fails(USAGE, "not a valid name");
+    create(&["--name", &"x".repeat(64), "busybox:1"]).fails(USAGE, "at most 63");
+    create(&["--name", "web", "--replicas", "100001", "busybox:1"]).fails(USAGE, "at most 100000");
     create(&["--name", "web", "--replicas", "-1", "busybox:1"]).fails(USAGE, "-1");
     create(&["--name", "web", "--no-such-flag", "busybox:1"]).fails(USAGE, "--no-such-flag");
-    create(&["--name", "web", "--health-cmd", "true", "busybox:1"]).fails(UNSUPPORTED, "not supported yet: --health-cmd");
-    create(&["--name", "web", "--limit-memory", "1k", "busybox:1"]).fails(FAILED, "at least 4 MiB");
-    create(&["--name", "web", "--constraint", "node.colour==red", "busybox:1"]).fails(FAILED, "node.colour");
+    create(&["--name", "web", "--health-cmd", "true", "busybox:1"])
+        .fails(UNSUPPORTED, "not supported yet: --health-cmd");
+    create(&["--name", "web", "--limit-memory", "1k", "busybox:1"]).fails(USAGE, "at least 4 MiB");
+    create(&["--name", "web", "--constraint", "node.colour==red", "busybox:1"]).fails(USAGE, "node.colour");
     create(&["--name", "web", "--publish", "80:80", "busybox:1"]).fails(UNSUPPORTED, "not supported yet");
-    create(&["--name", "web", "UPPER/case:1"]).fails(FAILED, "UPPER");
-    create(&["--name", "web", "127.0.0.1:1/nosuch:1"]).fails(FAILED, "127.0.0.1:1");
+    create(&["--name", "web", "web/UPPER:1"]).fails(USAGE, "UPPER");
+    create(&["--name", "web", "127.0.0.1:1/nosuch:1"]).fails(TEMPORARY, "127.0.0.1:1");
     assert_eq!(lab.list(1, &["service", "ls"]).len(), 0, "nothing is half-made");
 
     create(&["--name", "web", "--replicas", "0", "busybox:1"]).ok();
     create(&["--name", "web", "busybox:1"]).fails(FAILED, "name web");
-    lab.skep(1, &["service", "scale", "--detach", "web=100001"]).fails(FAILED, "at most 100000");
+    lab.skep(1, &["service", "scale", "--detach", "web=100001"]).fails(USAGE, "at most 100000");
     lab.skep(1, &["service", "scale", "--detach", "nosuch=1"]).fails(FAILED, "nosuch");
     lab.skep(1, &["service", "inspect", "nosuch"]).fails(FAILED, "no such service: nosuch");
     lab.skep(1, &["node", "inspect", "nosuch"]).fails(FAILED, "nosuch");
@@ -54,7 +56,7 @@ fn ambiguous_prefixes_are_refused_and_unique_ones_found() {
         .collect();
     // 40 ids over 36 first digits: two must share one.
     let shared = ids.iter().map(|id| &id[..1]).find(|digit| ids.iter().filter(|id| id.starts_with(*digit)).count() > 1);
-    lab.skep(1, &["service", "inspect", shared.unwrap()]).fails(FAILED, "ambiguous");
+    lab.skep(1, &["service", "inspect", shared.unwrap()]).fails(USAGE, "more than one service");
     lab.skep(1, &["service", "inspect", &ids[7][..12]]).ok();
 }
 
@@ -89,7 +91,7 @@ fn swarms_are_made_and_joined_once_and_with_the_right_token() {
     let token = lab.skep(1, &["swarm", "join-token", "-q", "worker"]).ok();
     let join = |token: &str| lab.skep(3, &["swarm", "join", "--token", token, "10.90.0.1:2377"]);
 
-    join("SWMTKN-1-short").fails(FAILED, "token");
+    join("SWMTKN-1-short").fails(USAGE, "token");
     join(&foreign).fails(FAILED, "");
     let (head, _) = token.rsplit_once('-').unwrap();
     join(&format!("{head}-{}", "0".repeat(25))).fails(FAILED, "token");

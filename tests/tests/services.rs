@@ -91,7 +91,20 @@ fn logs_come_from_every_host() {
     let script = "echo out $NODE; echo err $NODE >&2; sleep 1000";
     lab.skep(
         1,
-        &["service", "create", "--name", "talk", "--mode", "global", "-e", "NODE={{.Node.Hostname}}", "busybox:1", "sh", "-c", script],
+        &[
+            "service",
+            "create",
+            "--name",
+            "talk",
+            "--mode",
+            "global",
+            "-e",
+            "NODE={{.Node.Hostname}}",
+            "busybox:1",
+            "sh",
+            "-c",
+            script,
+        ],
     )
     .ok();
     let running = lab.running("talk", 2, SOON);
@@ -111,7 +124,8 @@ fn a_task_that_cannot_be_placed_says_why() {
     let lab = Lab::up("stuck", 2, &[]);
     lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
     let create = ["service", "create", "--detach", "--name"];
-    lab.skep(1, &[&create[..], &["picky", "--constraint", "node.labels.gpu==yes", "busybox:1", "sleep", "1"]].concat()).ok();
+    lab.skep(1, &[&create[..], &["picky", "--constraint", "node.labels.gpu==yes", "busybox:1", "sleep", "1"]].concat())
+        .ok();
     lab.skep(1, &[&create[..], &["big", "--reserve-memory", "900g", "busybox:1", "sleep", "1"]].concat()).ok();
     for (service, reason) in [
         ("picky", "constraint node.labels.gpu==yes is not met on 2 nodes"),

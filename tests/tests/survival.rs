@@ -79,7 +79,8 @@ fn a_restarted_manager_knows_everything_and_containers_run_on() {
         });
         let mut after = lab.running("web", 6, SOON);
         let mut expected = before.clone();
-        (after.sort(), expected.sort());
+        after.sort();
+        expected.sort();
         assert_eq!(after, expected, "after {way}: the same tasks");
         assert_eq!(pids(&lab, &after), processes, "after {way}: the same processes");
     }
@@ -94,13 +95,14 @@ fn a_powered_off_host_loses_its_tasks_and_comes_back_clean() {
     lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
     lab.skep(1, &["service", "create", "--name", "web", "--replicas", "6", "busybox:1", "sleep", "1000"]).ok();
     let before = lab.running("web", 6, SOON);
-    let lost: Vec<u64> =
-        before.iter().filter(|task| task.node == "host3").map(|task| lab.pid(&task.id)).collect();
+    let lost: Vec<u64> = before.iter().filter(|task| task.node == "host3").map(|task| lab.pid(&task.id)).collect();
     assert_eq!(lost.len(), 2);
     lab.command(&["power-off", "3"]).ok();
-    assert!(lost.iter().all(|pid| !alive(*pid)));
-    let moved = lab.running("web", 6, SOON);
-    assert!(moved.iter().all(|task| task.node != "host3"), "{moved:?}");
+    until("its processes to be gone", SOON, || lost.iter().all(|pid| !alive(*pid)));
+    let moved = until_some("its tasks to run elsewhere", SOON, || {
+        let running = lab.running("web", 6, SOON);
+        if running.iter().all(|task| task.node != "host3") { Ok(running) } else { Err(format!("{running:?}")) }
+    });
     let processes = pids(&lab, &moved);
 
     lab.command(&["start", "3"]).ok();
@@ -109,7 +111,8 @@ fn a_powered_off_host_loses_its_tasks_and_comes_back_clean() {
     });
     let mut after = lab.running("web", 6, SOON);
     let mut expected = moved.clone();
-    (after.sort(), expected.sort());
+    after.sort();
+    expected.sort();
     assert_eq!(after, expected, "nothing moves back by itself");
     assert_eq!(pids(&lab, &after), processes);
     until("the lost tasks to be reported as ended", SOON, || {
