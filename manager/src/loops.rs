@@ -78,12 +78,7 @@ pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
 }
 
 /// Hands on everything that has gathered.
-fn take_note(
-    loops: &mut [Box<dyn Loop>; 4],
-    first: Feed,
-    feed: &mut mpsc::UnboundedReceiver<Feed>,
-    state: &State,
-) {
+fn take_note(loops: &mut [Box<dyn Loop>; 4], first: Feed, feed: &mut mpsc::UnboundedReceiver<Feed>, state: &State) {
     let mut next = Some(first);
     while let Some(fed) = next {
         for event in &fed.events {

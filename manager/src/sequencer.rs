@@ -43,8 +43,7 @@ struct Sequencer {
 /// Runs until every `Store` handle is gone.
 pub(crate) async fn run(raft: Raft, applied: Applied, mut submissions: mpsc::Receiver<Submission>) {
     let head = Head::new(applied.state());
-    let mut sequencer =
-        Sequencer { raft, applied, head, flight: FuturesOrdered::new(), waiting: VecDeque::new() };
+    let mut sequencer = Sequencer { raft, applied, head, flight: FuturesOrdered::new(), waiting: VecDeque::new() };
     loop {
         tokio::select! {
             biased;

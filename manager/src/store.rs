@@ -38,7 +38,9 @@ pub enum WriteError {
     #[error("there is no leader right now: try again in a moment")]
     NoLeader,
     /// It was proposed, and no answer came in time.
-    #[error("result unknown: the write was not confirmed in time and may still happen; a retry with the same request id is safe")]
+    #[error(
+        "result unknown: the write was not confirmed in time and may still happen; a retry with the same request id is safe"
+    )]
     Unknown,
     /// The manager is stopping, or its storage failed.
     #[error("the manager is stopping: {0}")]

@@ -49,11 +49,12 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let host = Arc::new(Host::open(config).await?);
     let routes = ManagerRoutes::none("this daemon is starting: try again in a moment");
     let membership = Arc::new(Membership::new(Arc::clone(&host), routes.clone()));
-    let own = Routes::new(DaemonServer::new(DaemonService {
-        host: Arc::clone(&host),
-        membership: Arc::clone(&membership),
-    }))
-    .add_service(ImagesServer::new(ImagesService { host: Arc::clone(&host), membership: Arc::clone(&membership) }));
+    let own =
+        Routes::new(DaemonServer::new(DaemonService { host: Arc::clone(&host), membership: Arc::clone(&membership) }))
+            .add_service(ImagesServer::new(ImagesService {
+                host: Arc::clone(&host),
+                membership: Arc::clone(&membership),
+            }));
     membership.start().await;
     let listener = bind_unix(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     let switch = layer_fn(move |own: Routes| Switch { own, manager: routes.clone() });

@@ -67,7 +67,11 @@ impl TicketCheck for Tickets {
 }
 
 /// Serves this node's images to other nodes.
-pub(crate) async fn serve_peers(host: &Host, live: &LiveCredentials, deny: &DenyList) -> anyhow::Result<JoinHandle<()>> {
+pub(crate) async fn serve_peers(
+    host: &Host,
+    live: &LiveCredentials,
+    deny: &DenyList,
+) -> anyhow::Result<JoinHandle<()>> {
     let port = host.config.peer_port;
     let listener = bind_any(port).await.with_context(|| {
         format!("cannot listen on port {port}, where other nodes fetch images: choose another with --peer-port")

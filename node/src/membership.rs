@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
 use skep_identity::transport::{AcceptLimits, ChannelOptions, Keepalive};
 use skep_identity::{
-    Anonymous, Credentials, DenyList, JoinToken, LiveCredentials, NodeGrant, NodeKey, Role, RootBundle, RootCa, ServerTls,
-    join_channel,
+    Anonymous, Credentials, DenyList, JoinToken, LiveCredentials, NodeGrant, NodeKey, Role, RootBundle, RootCa,
+    ServerTls, join_channel,
 };
 use skep_manager::{Bootstrap, Manager, ManagerConfig};
 use skep_proto::id::{ClusterId, NodeId, RequestId};
@@ -189,10 +189,8 @@ impl Membership {
             node_spec: NodeSpec { role: 1, availability: request.availability, ..NodeSpec::default() },
             hostname: self.host.hostname.clone(),
         };
-        let token = JoinToken::new(
-            authority.cert().digest(),
-            skep_identity::TokenSecret::new(bootstrap.worker_token_secret),
-        );
+        let token =
+            JoinToken::new(authority.cert().digest(), skep_identity::TokenSecret::new(bootstrap.worker_token_secret));
         self.enter(&mut member, credentials, &record, Some(bootstrap)).await?;
         info!(%node, %cluster, "a swarm was made");
         Ok((node, token, record.advertise_addr))
@@ -301,9 +299,9 @@ impl Membership {
         record: &Record,
         bootstrap: Option<Bootstrap>,
     ) -> anyhow::Result<()> {
-        let written = record.save(&self.host.swarm_file()).and_then(|()| {
-            credentials.save(&self.host.identity_dir()).context("cannot store this node's credentials")
-        });
+        let written = record
+            .save(&self.host.swarm_file())
+            .and_then(|()| credentials.save(&self.host.identity_dir()).context("cannot store this node's credentials"));
         let started = match written {
             Ok(()) => self.run(credentials, record, bootstrap).await,
             Err(error) => Err(error),
@@ -443,9 +441,7 @@ async fn fetch_root(channel: Channel) -> Result<String, tonic::Status> {
     }
 }
 
-async fn call<T>(
-    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> anyhow::Result<T> {
+async fn call<T>(answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> anyhow::Result<T> {
     match tokio::time::timeout(CA_DEADLINE, answer).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(anyhow::anyhow!("{}", status.message())),

@@ -68,9 +68,5 @@ pub(crate) fn credential(auth: Option<v1::RegistryAuth>) -> RegistryAuth {
 
 /// A platform in the API's form.
 pub(crate) fn platform(platform: skep_image::Platform) -> v1::Platform {
-    v1::Platform {
-        os: platform.os,
-        architecture: platform.architecture,
-        variant: platform.variant.unwrap_or_default(),
-    }
+    v1::Platform { os: platform.os, architecture: platform.architecture, variant: platform.variant.unwrap_or_default() }
 }

@@ -57,7 +57,12 @@ pub(crate) async fn run(
 }
 
 /// Asks the managers in turn.
-async fn renew(live: &LiveCredentials, links: &Links, addrs: &[String], dir: &std::path::Path) -> anyhow::Result<SystemTime> {
+async fn renew(
+    live: &LiveCredentials,
+    links: &Links,
+    addrs: &[String],
+    dir: &std::path::Path,
+) -> anyhow::Result<SystemTime> {
     let mut last = None;
     for addr in addrs {
         match renew_at(live, links, addr, dir).await {
@@ -71,7 +76,12 @@ async fn renew(live: &LiveCredentials, links: &Links, addrs: &[String], dir: &st
     }
 }
 
-async fn renew_at(live: &LiveCredentials, links: &Links, addr: &str, dir: &std::path::Path) -> anyhow::Result<SystemTime> {
+async fn renew_at(
+    live: &LiveCredentials,
+    links: &Links,
+    addr: &str,
+    dir: &std::path::Path,
+) -> anyhow::Result<SystemTime> {
     let key = NodeKey::generate()?;
     let request = RenewRequest { csr_pem: key.signing_request_pem()? };
     let asked = async {

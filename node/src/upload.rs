@@ -22,7 +22,11 @@ impl<S> Upload<S> {
 }
 
 impl<S: Stream<Item = Result<Vec<u8>, Status>>> AsyncRead for Upload<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.read == self.rest.len() {
             match ready!(self.pieces.as_mut().poll_next(context)) {
                 None => return Poll::Ready(Ok(())),

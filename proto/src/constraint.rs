@@ -63,32 +63,22 @@ pub enum ConstraintError {
 impl Constraint {
     /// Parses one constraint; spaces around key and value do not count.
     pub fn parse(text: &str) -> Result<Self, ConstraintError> {
-        let (operator, at) = [
-            (Operator::Equal, text.find("==")),
-            (Operator::NotEqual, text.find("!=")),
-        ]
-        .into_iter()
-        .filter_map(|(operator, at)| Some((operator, at?)))
-        .min_by_key(|(_, at)| *at)
-        .ok_or_else(|| ConstraintError::Operator(text.to_owned()))?;
+        let (operator, at) = [(Operator::Equal, text.find("==")), (Operator::NotEqual, text.find("!="))]
+            .into_iter()
+            .filter_map(|(operator, at)| Some((operator, at?)))
+            .min_by_key(|(_, at)| *at)
+            .ok_or_else(|| ConstraintError::Operator(text.to_owned()))?;
         let (key, value) = (text[..at].trim(), text[at + 2..].trim());
         if value.is_empty() {
             return Err(ConstraintError::Value(text.to_owned()));
         }
-        let key = parse_key(key).ok_or_else(|| ConstraintError::Key {
-            text: text.to_owned(),
-            key: key.to_owned(),
-        })?;
+        let key = parse_key(key).ok_or_else(|| ConstraintError::Key { text: text.to_owned(), key: key.to_owned() })?;
         let value = if key == Key::NodeIp {
             parse_network(value).ok_or_else(|| ConstraintError::Address(text.to_owned()))?
         } else {
             Value::Text(value.to_owned())
         };
-        Ok(Self {
-            key,
-            operator,
-            value,
-        })
+        Ok(Self { key, operator, value })
     }
 }
 
@@ -130,10 +120,7 @@ fn parse_network(text: &str) -> Option<Value> {
 pub fn parse_spread(text: &str) -> Result<Key, ConstraintError> {
     match parse_key(text.trim()) {
         Some(key @ (Key::NodeLabel(_) | Key::EngineLabel(_))) => Ok(key),
-        _ => Err(ConstraintError::Key {
-            text: text.to_owned(),
-            key: text.to_owned(),
-        }),
+        _ => Err(ConstraintError::Key { text: text.to_owned(), key: text.to_owned() }),
     }
 }
 
@@ -178,10 +165,7 @@ mod tests {
         let parsed = Constraint::parse("node.labels.Zone == eu-1").unwrap();
         assert_eq!(parsed.key, Key::NodeLabel("Zone".into()));
         assert_eq!(parsed.value, Value::Text("eu-1".into()));
-        assert_eq!(
-            Constraint::parse("NODE.ROLE!=manager").unwrap().operator,
-            Operator::NotEqual
-        );
+        assert_eq!(Constraint::parse("NODE.ROLE!=manager").unwrap().operator, Operator::NotEqual);
         assert_eq!(
             Constraint::parse("node.ip==10.0.0.0/8").unwrap().value,
             Value::Network("10.0.0.0".parse().unwrap(), 8)
@@ -190,22 +174,10 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        assert!(matches!(
-            Constraint::parse("node.role"),
-            Err(ConstraintError::Operator(_))
-        ));
-        assert!(matches!(
-            Constraint::parse("node.colour==red"),
-            Err(ConstraintError::Key { .. })
-        ));
-        assert!(matches!(
-            Constraint::parse("node.id=="),
-            Err(ConstraintError::Value(_))
-        ));
-        assert!(matches!(
-            Constraint::parse("node.ip==10.0.0.0/33"),
-            Err(ConstraintError::Address(_))
-        ));
+        assert!(matches!(Constraint::parse("node.role"), Err(ConstraintError::Operator(_))));
+        assert!(matches!(Constraint::parse("node.colour==red"), Err(ConstraintError::Key { .. })));
+        assert!(matches!(Constraint::parse("node.id=="), Err(ConstraintError::Value(_))));
+        assert!(matches!(Constraint::parse("node.ip==10.0.0.0/33"), Err(ConstraintError::Address(_))));
         assert!(parse_spread("node.hostname").is_err());
     }
 

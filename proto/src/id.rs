@@ -27,11 +27,7 @@ pub fn to_base36(mut value: u128) -> [u8; PRINTED_LEN] {
     let mut out = [b'0'; PRINTED_LEN];
     for slot in out.iter_mut().rev() {
         let digit = u8::try_from(value % 36).expect("a remainder of 36 fits a byte");
-        *slot = if digit < 10 {
-            b'0' + digit
-        } else {
-            b'a' + digit - 10
-        };
+        *slot = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
         value /= 36;
     }
     out

@@ -8,13 +8,7 @@ pub mod time;
 pub mod validate;
 
 /// Code generated from `v1/*.proto`; `tests/generated.rs` keeps it in step.
-#[allow(
-    clippy::all,
-    clippy::pedantic,
-    unreachable_pub,
-    unused_qualifications,
-    missing_docs
-)]
+#[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications, missing_docs)]
 pub mod v1 {
     include!("gen/skep.v1.rs");
 }

@@ -22,18 +22,12 @@ pub struct Invalid {
 
 impl Invalid {
     fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            message: message.into(),
-        }
+        Self { field: field.into(), message: message.into() }
     }
 
     /// The same complaint, seen from the object above.
     fn under(self, parent: &str) -> Self {
-        Self {
-            field: format!("{parent}.{}", self.field),
-            message: self.message,
-        }
+        Self { field: format!("{parent}.{}", self.field), message: self.message }
     }
 }
 
@@ -48,18 +42,10 @@ pub fn name(field: &str, name: &str) -> Result<(), Invalid> {
         return Err(Invalid::new(field, "must not be empty"));
     }
     if name.len() > MAX_NAME {
-        return Err(Invalid::new(
-            field,
-            format!(
-                "has {} characters, at most {MAX_NAME} are allowed",
-                name.len()
-            ),
-        ));
+        return Err(Invalid::new(field, format!("has {} characters, at most {MAX_NAME} are allowed", name.len())));
     }
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
-    let rest_is_well = name
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+    let rest_is_well = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
     if starts_well && rest_is_well {
         return Ok(());
     }
@@ -75,28 +61,15 @@ fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Invalid>
     if labels.keys().any(String::is_empty) {
         return Err(Invalid::new(field, "a label needs a name"));
     }
-    let size: usize = labels
-        .iter()
-        .map(|(key, value)| key.len() + value.len())
-        .sum();
+    let size: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > MAX_LABELS {
-        return Err(Invalid::new(
-            field,
-            format!("are {size} bytes together, at most {MAX_LABELS} are allowed"),
-        ));
+        return Err(Invalid::new(field, format!("are {size} bytes together, at most {MAX_LABELS} are allowed")));
     }
     Ok(())
 }
 
 fn not_negative(field: &str, value: i64) -> Result<(), Invalid> {
-    if value < 0 {
-        Err(Invalid::new(
-            field,
-            format!("must not be negative, but is {value}"),
-        ))
-    } else {
-        Ok(())
-    }
+    if value < 0 { Err(Invalid::new(field, format!("must not be negative, but is {value}"))) } else { Ok(()) }
 }
 
 /// The first value that occurs twice.

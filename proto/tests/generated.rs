@@ -36,8 +36,5 @@ fn generated_code_is_up_to_date() {
         return;
     }
     let stored = std::fs::read_to_string(&committed).unwrap_or_default();
-    assert!(
-        stored == fresh,
-        "src/gen is out of date: run `SKEP_REGENERATE=1 cargo test -p skep-proto`"
-    );
+    assert!(stored == fresh, "src/gen is out of date: run `SKEP_REGENERATE=1 cargo test -p skep-proto`");
 }

@@ -393,7 +393,8 @@ async fn fifty_tasks_start_fast() {
     let server = manager.serve("127.0.0.1:0");
     let agent = host.start(&server).await;
     until("registered", || manager.state().registers.len() == 1).await;
-    let main = host.shell("main", "exec sleep 1000");
+    // A shell or sleep as process 1 has no handler for SIGTERM, and would wait for its grace period.
+    let main = ContainerSpec { stop_signal: "SIGKILL".to_owned(), ..host.shell("main", "exec sleep 1000") };
     let mut put = vec![revision_of(1, vec![main], None)];
     put.extend((1..=TASKS).map(|number| task(number, 1, WantedState::Running)));
     let (start, cpu) = (Instant::now(), cpu_time());

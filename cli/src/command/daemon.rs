@@ -15,6 +15,9 @@ use crate::parse::pair;
 /// Runtimes that need no path.
 const BUILT_IN_RUNTIMES: [&str; 3] = ["libcontainer", "crun", "runc"];
 
+/// What `info` means: libraries that tell every step at that level are only heard when something is wrong.
+const DEFAULT_LOG: &str = "info,openraft=warn,sled=warn,h2=warn,hyper=warn";
+
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DaemonArgs {
     /// Directory of everything that the daemon keeps.
@@ -54,7 +57,8 @@ pub(crate) struct DaemonArgs {
 
 /// Runs the daemon until it is told to stop. Nothing is opened before the flags and the log filter are known to be right.
 pub(crate) fn run(args: DaemonArgs) -> Result<ExitCode, Failure> {
-    let filter = EnvFilter::try_new(&args.log_level)
+    let directives = if args.log_level == "info" { DEFAULT_LOG } else { &args.log_level };
+    let filter = EnvFilter::try_new(directives)
         .map_err(|error| Failure::Usage(format!("invalid value for --log-level: {error}")))?;
     let config = config(args)?;
     tracing_subscriber::fmt()

@@ -41,6 +41,7 @@ struct Description {
     resources: ResourcesView,
     engine: Engine,
     kernel: String,
+    #[serde(rename = "BootID")]
     boot_id: String,
     peer_addr: String,
 }

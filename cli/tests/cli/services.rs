@@ -2,7 +2,8 @@
 
 use skep_proto::v1::watch_event::Object;
 use skep_proto::v1::{
-    CreateServiceResponse, LogBatch, LogLine, LogStream, Refusal, TaskState, UpdatePolicy, WatchEvent, WatchResponse,
+    CreateServiceResponse, LogBatch, LogLine, LogStream, Refusal, RestartCondition, TaskState, UpdatePolicy,
+    WatchEvent, WatchResponse,
 };
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -258,20 +259,30 @@ async fn after_a_failure_it_must_be_stable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_that_are_not_restarted_end_the_wait() {
-    for (state, error, code, said) in [
+    for (condition, state, error, code, said) in [
         (
+            RestartCondition::Any,
             TaskState::Failed,
             "exit code 3",
             1,
             "error: service web does not run: 1 of 1 tasks ended and are not restarted (web.1: exit code 3)\n",
         ),
-        (TaskState::Complete, "", 0, "verify: the tasks of service web have completed and are not restarted\n"),
+        (
+            RestartCondition::None,
+            TaskState::Complete,
+            "",
+            0,
+            "verify: the tasks of service web have completed and are not restarted\n",
+        ),
     ] {
         let (script, events) = watched();
-        let objects = vec![Object::Service(service("web", 1)), Object::Task(task(1, 1, state, error))];
+        let mut summary = service("web", 1);
+        let template = summary.revision.as_mut().unwrap().template.as_mut().unwrap();
+        template.restart.get_or_insert_default().set_condition(condition);
+        let objects = vec![Object::Service(summary), Object::Task(task(1, 1, state, error))];
         events.try_send(Ok(change(5, true, objects))).unwrap();
         let fake = Fake::manager(script);
-        let run = skep(fake.socket(), &["service", "create", "--restart-condition", "none", "nginx"]).await;
+        let run = skep(fake.socket(), &["service", "create", "nginx"]).await;
         assert_eq!(run.code, Some(code), "{}", run.err);
         assert!(run.err.ends_with(said), "{}", run.err);
     }

@@ -54,11 +54,7 @@ impl Clusters for Control {
 }
 
 impl Control {
-    async fn rotate_token(
-        &self,
-        role: NodeRole,
-        write: Option<skep_proto::v1::WriteOptions>,
-    ) -> Result<(), Status> {
+    async fn rotate_token(&self, role: NodeRole, write: Option<skep_proto::v1::WriteOptions>) -> Result<(), Status> {
         let state = self.store.state();
         let cluster = state.cluster().ok_or_else(no_cluster)?;
         let mut rotated = Cluster::clone(cluster);

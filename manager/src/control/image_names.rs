@@ -17,10 +17,7 @@ use super::{Control, read};
 
 #[tonic::async_trait]
 impl ImageNames for Control {
-    async fn list(
-        &self,
-        request: Request<ListImageNamesRequest>,
-    ) -> Result<Response<ListImageNamesResponse>, Status> {
+    async fn list(&self, request: Request<ListImageNamesRequest>) -> Result<Response<ListImageNamesResponse>, Status> {
         Caller::of(&request)?.require_operator()?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let names = state.image_names().map(|name| codec::image_name_to_wire(name)).collect();

@@ -62,8 +62,7 @@ impl Services for Control {
         let id = ServiceId::new(rand::random());
         let credential = auth.filter(|_| store_auth).map(|auth| new_credential(id, registry, auth));
         let changes = creation(id, spec, template, credential, self.store.now());
-        let written =
-            self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        let written = self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
         Ok(Response::new(CreateServiceResponse {
             id: written.object_id,
             version: written.version,
@@ -80,15 +79,16 @@ impl Services for Control {
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
         if !matches!(service.spec.mode, Some(Mode::Replicated(_))) {
             let name = &service.spec.name;
-            return Err(Status::failed_precondition(format!("service {name} is global: only replicated services scale")));
+            return Err(Status::failed_precondition(format!(
+                "service {name} is global: only replicated services scale"
+            )));
         }
         let version = if expect_version == 0 { service.meta.version } else { expect_version };
         let mut scaled = Service::clone(service);
         Arc::make_mut(&mut scaled.spec).mode = Some(Mode::Replicated(ReplicatedMode { replicas }));
         let id = service.id;
         let changes = vec![Change::update(version, Op::PutService(scaled))];
-        let written =
-            self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        let written = self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
         Ok(Response::new(ScaleServiceResponse { id: written.object_id, version: written.version }))
     }
 
@@ -173,8 +173,7 @@ fn creation(
         copied_from: None,
         service_name,
     };
-    let mut changes =
-        vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))];
+    let mut changes = vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))];
     changes.extend(credential.map(|credential| Change::create(Op::PutCredential(credential))));
     changes
 }

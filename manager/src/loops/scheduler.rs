@@ -27,8 +27,8 @@ impl Loop for Scheduler {
                 let after = event.after.as_ref().and_then(as_task);
                 let before = event.before.as_ref().and_then(as_task);
                 self.ledger.update(state, *id, after);
-                let frees = before.is_some_and(|task| task.occupies_node())
-                    && !after.is_some_and(|task| task.occupies_node());
+                let frees =
+                    before.is_some_and(|task| task.occupies_node()) && !after.is_some_and(|task| task.occupies_node());
                 let is_new = before.is_none() && after.is_some();
                 self.dirty |= frees || is_new;
             }

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rand::RngCore as _;
 use rand::rngs::OsRng;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyUsagePurpose, PublicKeyData, SerialNumber, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, PublicKeyData, SerialNumber, SignatureAlgorithm,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -99,24 +99,13 @@ impl RootCa {
     /// Makes a new root for a cluster.
     pub fn generate(cluster_id: ClusterId, now: SystemTime) -> Result<Self, CaError> {
         let key = NodeKey::generate().map_err(CaError::Key)?;
-        let mut params = base_params(
-            now.checked_sub(BACKDATE).ok_or(CaError::Clock)?,
-            now + ROOT_VALIDITY,
-        )?;
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, cluster_id.to_string());
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "skep-root");
+        let mut params = base_params(now.checked_sub(BACKDATE).ok_or(CaError::Clock)?, now + ROOT_VALIDITY)?;
+        params.distinguished_name.push(DnType::OrganizationName, cluster_id.to_string());
+        params.distinguished_name.push(DnType::CommonName, "skep-root");
         // One intermediate may stand between: the next root, cross-signed by this one.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let der = params
-            .self_signed(key.pair())
-            .map_err(CaError::Build)?
-            .der()
-            .clone();
+        let der = params.self_signed(key.pair()).map_err(CaError::Build)?.der().clone();
         Self::new(der, key)
     }
 
@@ -126,31 +115,19 @@ impl RootCa {
             .map_err(|error| CaError::Root(RootError::Pem(error)))?;
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes())
             .map_err(|_| CaError::Key(KeyError::Algorithm))?;
-        Self::new(
-            der,
-            NodeKey::from_pkcs8_der(key.secret_pkcs8_der()).map_err(CaError::Key)?,
-        )
+        Self::new(der, NodeKey::from_pkcs8_der(key.secret_pkcs8_der()).map_err(CaError::Key)?)
     }
 
     fn new(der: CertificateDer<'static>, key: NodeKey) -> Result<Self, CaError> {
         let (not_after, matches) = {
-            let parsed =
-                peer::parse(&der).map_err(|error| CaError::Root(RootError::Certificate(error)))?;
-            let not_after =
-                peer::system_time(parsed.validity().not_after).map_err(|_| CaError::Clock)?;
-            (
-                not_after,
-                parsed.public_key().subject_public_key.data.as_ref() == key.public_point(),
-            )
+            let parsed = peer::parse(&der).map_err(|error| CaError::Root(RootError::Certificate(error)))?;
+            let not_after = peer::system_time(parsed.validity().not_after).map_err(|_| CaError::Clock)?;
+            (not_after, parsed.public_key().subject_public_key.data.as_ref() == key.public_point())
         };
         if !matches {
             return Err(CaError::KeyMismatch);
         }
-        Ok(Self {
-            cert: RootCert::from_der(der).map_err(CaError::Root)?,
-            key,
-            not_after,
-        })
+        Ok(Self { cert: RootCert::from_der(der).map_err(CaError::Root)?, key, not_after })
     }
 
     /// The public half.
@@ -175,64 +152,35 @@ impl RootCa {
 
     /// Signs the key of a request (PKCS#10, DER or PEM) into a node certificate that says what `grant` says. Subject and
     /// extensions of the request are ignored; its own signature is checked, so nobody gets a certificate for another's key.
-    pub fn issue(
-        &self,
-        request: &[u8],
-        grant: &NodeGrant,
-        now: SystemTime,
-    ) -> Result<IssuedCertificate, CaError> {
+    pub fn issue(&self, request: &[u8], grant: &NodeGrant, now: SystemTime) -> Result<IssuedCertificate, CaError> {
         if grant.validity < MIN_NODE_VALIDITY {
             return Err(CaError::Validity(grant.validity));
         }
         let key = RequestKey::read(request)?;
         let wanted = now.checked_add(grant.validity).ok_or(CaError::Clock)?;
         let not_after = wanted.min(self.not_after);
-        if not_after
-            .duration_since(now)
-            .map_or(true, |left| left < MIN_NODE_VALIDITY)
-        {
+        if not_after.duration_since(now).map_or(true, |left| left < MIN_NODE_VALIDITY) {
             return Err(CaError::RootExpired);
         }
         let mut params = base_params(now.checked_sub(BACKDATE).ok_or(CaError::Clock)?, not_after)?;
-        let names = vec![
-            grant.node_id.to_string(),
-            grant.role.certificate_name().to_owned(),
-        ];
-        params.subject_alt_names = CertificateParams::new(names)
-            .map_err(CaError::Build)?
-            .subject_alt_names;
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, self.cluster_id().to_string());
-        params.distinguished_name.push(
-            DnType::OrganizationalUnitName,
-            grant.role.certificate_name(),
-        );
-        params
-            .distinguished_name
-            .push(DnType::CommonName, grant.node_id.to_string());
+        let names = vec![grant.node_id.to_string(), grant.role.certificate_name().to_owned()];
+        params.subject_alt_names = CertificateParams::new(names).map_err(CaError::Build)?.subject_alt_names;
+        params.distinguished_name.push(DnType::OrganizationName, self.cluster_id().to_string());
+        params.distinguished_name.push(DnType::OrganizationalUnitName, grant.role.certificate_name());
+        params.distinguished_name.push(DnType::CommonName, grant.node_id.to_string());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let issuer =
-            Issuer::from_ca_cert_der(self.cert.der(), self.key.pair()).map_err(CaError::Build)?;
+        let issuer = Issuer::from_ca_cert_der(self.cert.der(), self.key.pair()).map_err(CaError::Build)?;
         let cert = params.signed_by(&key, &issuer).map_err(CaError::Build)?;
-        Ok(IssuedCertificate {
-            chain_pem: cert.pem(),
-            not_after: whole_seconds(not_after)?,
-        })
+        Ok(IssuedCertificate { chain_pem: cert.pem(), not_after: whole_seconds(not_after)? })
     }
 }
 
 impl fmt::Debug for RootCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RootCa")
-            .field("cert", &self.cert)
-            .finish_non_exhaustive()
+        f.debug_struct("RootCa").field("cert", &self.cert).finish_non_exhaustive()
     }
 }
 
@@ -249,28 +197,23 @@ impl RequestKey {
         } else {
             request
         };
-        let (rest, parsed) =
-            X509CertificationRequest::from_der(der).map_err(|_| CaError::MalformedRequest)?;
+        let (rest, parsed) = X509CertificationRequest::from_der(der).map_err(|_| CaError::MalformedRequest)?;
         if !rest.is_empty() {
             return Err(CaError::MalformedRequest);
         }
         let info = &parsed.certification_request_info;
-        let spki = rcgen::SubjectPublicKeyInfo::from_der(info.subject_pki.raw)
-            .map_err(|_| CaError::RequestAlgorithm)?;
+        let spki =
+            rcgen::SubjectPublicKeyInfo::from_der(info.subject_pki.raw).map_err(|_| CaError::RequestAlgorithm)?;
         if spki.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(CaError::RequestAlgorithm);
         }
         let claimed = &parsed.signature_algorithm;
-        if claimed.algorithm != OID_SIG_ECDSA_WITH_SHA256 || parsed.signature_value.unused_bits != 0
-        {
+        if claimed.algorithm != OID_SIG_ECDSA_WITH_SHA256 || parsed.signature_value.unused_bits != 0 {
             return Err(CaError::RequestAlgorithm);
         }
-        ring::signature::UnparsedPublicKey::new(
-            &ring::signature::ECDSA_P256_SHA256_ASN1,
-            spki.der_bytes(),
-        )
-        .verify(info.raw, &parsed.signature_value.data)
-        .map_err(|_| CaError::RequestSignature)?;
+        ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_ASN1, spki.der_bytes())
+            .verify(info.raw, &parsed.signature_value.data)
+            .map_err(|_| CaError::RequestSignature)?;
         Ok(Self(spki.der_bytes().to_vec()))
     }
 }
@@ -286,10 +229,7 @@ impl PublicKeyData for RequestKey {
 }
 
 /// Validity and a random serial number (RFC 5280 section 4.1.2.2: at most 20 octets, positive).
-fn base_params(
-    not_before: SystemTime,
-    not_after: SystemTime,
-) -> Result<CertificateParams, CaError> {
+fn base_params(not_before: SystemTime, not_after: SystemTime) -> Result<CertificateParams, CaError> {
     let mut serial = [0u8; 16];
     OsRng.fill_bytes(&mut serial);
     serial[0] = serial[0] & 0x7f | 0x40;
@@ -306,9 +246,7 @@ fn base_params(
 fn since_epoch(time: SystemTime) -> Result<Duration, CaError> {
     const YEAR_9000_SECONDS: u64 = 221_845_392_000;
     match time.duration_since(UNIX_EPOCH) {
-        Ok(since) if since.as_secs() < YEAR_9000_SECONDS => {
-            Ok(Duration::from_secs(since.as_secs()))
-        }
+        Ok(since) if since.as_secs() < YEAR_9000_SECONDS => Ok(Duration::from_secs(since.as_secs())),
         _ => Err(CaError::Clock),
     }
 }

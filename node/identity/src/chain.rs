@@ -59,11 +59,7 @@ pub(crate) fn verify(
     )?;
     let facts = facts.map_err(refused::<PeerError>)?;
     let (expected, found) = (roots.cluster_id(), facts.identity.cluster_id);
-    if expected == found {
-        Ok(facts)
-    } else {
-        Err(refused(OtherCluster { expected, found }))
-    }
+    if expected == found { Ok(facts) } else { Err(refused(OtherCluster { expected, found })) }
 }
 
 /// Wraps a reason of ours for rustls; the peer only sees the alert `certificate_unknown`.
@@ -74,12 +70,6 @@ pub(crate) fn refused<E: std::error::Error + Send + Sync + 'static>(reason: E) -
 /// `now`, or the nearer end of the validity if `now` misses it by no more than the tolerance.
 fn tolerant(now: SystemTime, not_before: SystemTime, not_after: SystemTime) -> SystemTime {
     let nearest = now.max(not_before).min(not_after);
-    let missed = now
-        .duration_since(nearest)
-        .unwrap_or_else(|early| early.duration());
-    if missed <= CLOCK_TOLERANCE {
-        nearest
-    } else {
-        now
-    }
+    let missed = now.duration_since(nearest).unwrap_or_else(|early| early.duration());
+    if missed <= CLOCK_TOLERANCE { nearest } else { now }
 }

@@ -10,9 +10,7 @@ use skep_proto::id::{ClusterId, NodeId};
 use crate::chain::{self, CLOCK_TOLERANCE};
 use crate::peer::PeerError;
 use crate::testing::{DAY, HOUR, cluster, member, member_since, now};
-use crate::{
-    Credentials, CredentialsError, NodeKey, PeerIdentity, Role, RootBundle, Validity, renewal_at,
-};
+use crate::{Credentials, CredentialsError, NodeKey, PeerIdentity, Role, RootBundle, Validity, renewal_at};
 
 const SECOND: Duration = Duration::from_secs(1);
 const COMMON_NAME: &[u64] = &[2, 5, 4, 3];
@@ -28,11 +26,7 @@ fn clocks_may_differ_by_an_hour_and_no_more() {
     let (start, end) = (node.not_before(), node.not_after());
     assert_eq!((start, end), (at - HOUR, at + HOUR));
     for (moment, expected, validity) in [
-        (
-            start - CLOCK_TOLERANCE - SECOND,
-            false,
-            Validity::NotYetValid,
-        ),
+        (start - CLOCK_TOLERANCE - SECOND, false, Validity::NotYetValid),
         (start - CLOCK_TOLERANCE, true, Validity::Valid),
         (at, true, Validity::Valid),
         (end, true, Validity::Valid),
@@ -63,8 +57,7 @@ fn a_member_cannot_sign_certificates() {
     let key = NodeKey::generate().unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(2, "skep-manager", 1);
-    let issuer =
-        rcgen::Issuer::from_ca_cert_der(&manager.chain()[0], manager.key().pair()).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_der(&manager.chain()[0], manager.key().pair()).unwrap();
     let forged = params.signed_by(key.pair(), &issuer).unwrap();
     let intermediates = [manager.chain()[0].clone()];
     assert!(chain::verify(&ca.bundle(), forged.der(), &intermediates, now()).is_err());
@@ -77,28 +70,17 @@ fn credentials_that_do_not_fit_together_are_refused() {
     let stranger = NodeKey::generate().unwrap();
     let refused = Credentials::new(stranger, &node.chain_pem(), ca.bundle());
     assert!(matches!(refused, Err(CredentialsError::KeyMismatch)));
-    let refused = Credentials::new(
-        NodeKey::generate().unwrap(),
-        &node.chain_pem(),
-        other.bundle(),
-    );
+    let refused = Credentials::new(NodeKey::generate().unwrap(), &node.chain_pem(), other.bundle());
     assert!(matches!(refused, Err(CredentialsError::Chain(_))));
     let refused = Credentials::new(NodeKey::generate().unwrap(), "", ca.bundle());
     assert!(matches!(refused, Err(CredentialsError::Empty)));
-    let refused = Credentials::new(
-        NodeKey::generate().unwrap(),
-        &ca.cert().to_pem(),
-        ca.bundle(),
-    );
+    let refused = Credentials::new(NodeKey::generate().unwrap(), &ca.cert().to_pem(), ca.bundle());
     assert!(matches!(refused, Err(CredentialsError::Chain(_))));
 }
 
 fn subject(node: u128, unit: &str, cluster: u128) -> DistinguishedName {
     let mut name = DistinguishedName::new();
-    name.push(
-        DnType::OrganizationName,
-        ClusterId::new(cluster).to_string(),
-    );
+    name.push(DnType::OrganizationName, ClusterId::new(cluster).to_string());
     name.push(DnType::OrganizationalUnitName, unit);
     name.push(DnType::CommonName, NodeId::new(node).to_string());
     name
@@ -107,11 +89,7 @@ fn subject(node: u128, unit: &str, cluster: u128) -> DistinguishedName {
 fn self_signed(name: DistinguishedName) -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name;
-    params
-        .self_signed(&KeyPair::generate().unwrap())
-        .unwrap()
-        .der()
-        .to_vec()
+    params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
 }
 
 #[test]
@@ -119,34 +97,19 @@ fn odd_subjects_name_no_node() {
     assert!(PeerIdentity::read(&self_signed(subject(1, "skep-worker", 1))).is_ok());
 
     let mut twice = subject(1, "skep-worker", 1);
-    twice.push(
-        DnType::CustomDnType(COMMON_NAME.to_vec()),
-        NodeId::new(2).to_string(),
-    );
-    assert_eq!(
-        PeerIdentity::read(&self_signed(twice)),
-        Err(PeerError::Attribute { attribute: "CN" })
-    );
+    twice.push(DnType::CustomDnType(COMMON_NAME.to_vec()), NodeId::new(2).to_string());
+    assert_eq!(PeerIdentity::read(&self_signed(twice)), Err(PeerError::Attribute { attribute: "CN" }));
 
     let mut none = subject(1, "skep-worker", 1);
     none.remove(DnType::OrganizationName);
-    assert_eq!(
-        PeerIdentity::read(&self_signed(none)),
-        Err(PeerError::Attribute { attribute: "O" })
-    );
+    assert_eq!(PeerIdentity::read(&self_signed(none)), Err(PeerError::Attribute { attribute: "O" }));
 
     let docker = self_signed(subject(1, "swarm-manager", 1));
-    assert_eq!(
-        PeerIdentity::read(&docker),
-        Err(PeerError::Role("swarm-manager".to_owned()))
-    );
+    assert_eq!(PeerIdentity::read(&docker), Err(PeerError::Role("swarm-manager".to_owned())));
 
     let mut upper = subject(1, "skep-worker", 1);
     upper.push(DnType::CommonName, "NOT-AN-ID");
-    assert_eq!(
-        PeerIdentity::read(&self_signed(upper)),
-        Err(PeerError::NodeId("NOT-AN-ID".to_owned()))
-    );
+    assert_eq!(PeerIdentity::read(&self_signed(upper)), Err(PeerError::NodeId("NOT-AN-ID".to_owned())));
 
     let mut trailing = self_signed(subject(1, "skep-worker", 1));
     trailing.push(0);
@@ -183,17 +146,7 @@ proptest! {
 #[test]
 fn renewal_spreads_with_the_random_number() {
     let (start, end) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + DAY * 100);
-    let at = |random| {
-        renewal_at(start, end, random)
-            .duration_since(start)
-            .unwrap()
-            .as_secs()
-            / DAY.as_secs()
-    };
+    let at = |random| renewal_at(start, end, random).duration_since(start).unwrap().as_secs() / DAY.as_secs();
     assert_eq!((at(0.0), at(0.5), at(1.0)), (50, 65, 80));
-    assert_eq!(
-        renewal_at(end, start, 0.5),
-        end,
-        "a certificate that ends before it starts is due at once"
-    );
+    assert_eq!(renewal_at(end, start, 0.5), end, "a certificate that ends before it starts is due at once");
 }

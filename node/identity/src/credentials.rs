@@ -83,27 +83,15 @@ impl Credentials {
         roots: RootBundle,
     ) -> Result<Self, CredentialsError> {
         let (leaf, intermediates) = chain.split_first().ok_or(CredentialsError::Empty)?;
-        let read = CertificateFacts::read(leaf)
-            .map_err(|error| CredentialsError::Chain(chain::refused(error)))?;
-        let CertificateFacts {
-            identity,
-            not_before,
-            public_key,
-        } = chain::verify(&roots, leaf, intermediates, read.identity.not_after)
-            .map_err(CredentialsError::Chain)?;
+        let read = CertificateFacts::read(leaf).map_err(|error| CredentialsError::Chain(chain::refused(error)))?;
+        let CertificateFacts { identity, not_before, public_key } =
+            chain::verify(&roots, leaf, intermediates, read.identity.not_after).map_err(CredentialsError::Chain)?;
         if public_key != key.public_point() {
             return Err(CredentialsError::KeyMismatch);
         }
         let certified = CertifiedKey::from_der(chain.clone(), key.to_rustls(), &chain::provider())
             .map_err(CredentialsError::Key)?;
-        Ok(Self {
-            key,
-            chain,
-            roots,
-            identity,
-            not_before,
-            certified: Arc::new(certified),
-        })
+        Ok(Self { key, chain, roots, identity, not_before, certified: Arc::new(certified) })
     }
 
     /// This node.
@@ -190,11 +178,7 @@ impl fmt::Debug for Credentials {
 /// cluster's renewals, so that nodes that joined together do not renew together.
 pub fn renewal_at(not_before: SystemTime, not_after: SystemTime, random: f64) -> SystemTime {
     let lifetime = not_after.duration_since(not_before).unwrap_or_default();
-    let random = if random.is_nan() {
-        0.0
-    } else {
-        random.clamp(0.0, 1.0)
-    };
+    let random = if random.is_nan() { 0.0 } else { random.clamp(0.0, 1.0) };
     not_before + lifetime.mul_f64(RENEW_EARLIEST + (RENEW_LATEST - RENEW_EARLIEST) * random)
 }
 

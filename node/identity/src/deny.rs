@@ -71,24 +71,18 @@ impl DenyList {
 
     /// Closes a node's connections without refusing it: its role changed, so it has to come back with a new certificate.
     pub fn close(&self, node: NodeId) -> usize {
-        self.lock()
-            .close(|peer| peer.is_some_and(|peer| peer.node_id == node))
+        self.lock().close(|peer| peer.is_some_and(|peer| peer.node_id == node))
     }
 
     /// Closes connections whose certificate has ended (beyond the clock tolerance): handshakes check a certificate only
     /// once. To be called on a timer, every minute or so.
     pub fn close_expired(&self, now: SystemTime) -> usize {
-        self.lock()
-            .close(|peer| peer.is_some_and(|peer| peer.not_after + CLOCK_TOLERANCE < now))
+        self.lock().close(|peer| peer.is_some_and(|peer| peer.not_after + CLOCK_TOLERANCE < now))
     }
 
     /// Live connections with a node, in both directions.
     pub fn connections(&self, node: NodeId) -> usize {
-        self.lock()
-            .live
-            .values()
-            .filter(|live| live.peer.as_ref().is_some_and(|peer| peer.node_id == node))
-            .count()
+        self.lock().live.values().filter(|live| live.peer.as_ref().is_some_and(|peer| peer.node_id == node)).count()
     }
 
     /// Registers a connection; the answer belongs into it, and unregisters it when dropped.
@@ -102,18 +96,8 @@ impl DenyList {
         let id = inner.next;
         inner.next += 1;
         let closer = Arc::new(Closer::default());
-        inner.live.insert(
-            id,
-            Live {
-                peer: peer.cloned(),
-                closer: Arc::clone(&closer),
-            },
-        );
-        Ok(Admission {
-            list: self.clone(),
-            id,
-            closer,
-        })
+        inner.live.insert(id, Live { peer: peer.cloned(), closer: Arc::clone(&closer) });
+        Ok(Admission { list: self.clone(), id, closer })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -130,10 +114,7 @@ impl Inner {
     }
 
     fn make_room_for_anonymous(&self) {
-        let mut open = self
-            .live
-            .values()
-            .filter(|live| live.peer.is_none() && !live.closer.is_closed());
+        let mut open = self.live.values().filter(|live| live.peer.is_none() && !live.closer.is_closed());
         let oldest = open.next();
         if let Some(oldest) = oldest
             && open.count() + 1 >= MAX_ANONYMOUS
@@ -205,21 +186,11 @@ mod tests {
     #[test]
     fn the_oldest_anonymous_connection_gives_way() {
         let list = DenyList::new();
-        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS)
-            .map(|_| list.admit(None).unwrap())
-            .collect();
-        assert!(
-            admitted
-                .iter()
-                .all(|admission| !admission.closer().is_closed())
-        );
+        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS).map(|_| list.admit(None).unwrap()).collect();
+        assert!(admitted.iter().all(|admission| !admission.closer().is_closed()));
         let one_more = list.admit(None).unwrap();
         assert!(admitted[0].closer().is_closed());
-        assert!(
-            admitted[1..]
-                .iter()
-                .all(|admission| !admission.closer().is_closed())
-        );
+        assert!(admitted[1..].iter().all(|admission| !admission.closer().is_closed()));
         let another = list.admit(None).unwrap();
         assert!(admitted[1].closer().is_closed());
         assert!(!one_more.closer().is_closed() && !another.closer().is_closed());

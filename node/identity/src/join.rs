@@ -42,14 +42,10 @@ where
     Fut: Future<Output = Result<String, E>>,
     E: std::error::Error + 'static,
 {
-    let stranger = connect(addrs.clone(), ClientTls::bootstrap(), options)
-        .await
-        .map_err(JoinError::Unreachable)?;
+    let stranger = connect(addrs.clone(), ClientTls::bootstrap(), options).await.map_err(JoinError::Unreachable)?;
     let root_pem = fetch_root(stranger).await.map_err(JoinError::Fetch)?;
     let root = token.check_root(&root_pem).map_err(JoinError::Root)?;
     let trusted = ClientTls::joining(RootBundle::from(root.clone()));
-    let channel = connect(addrs, trusted, options)
-        .await
-        .map_err(JoinError::Untrusted)?;
+    let channel = connect(addrs, trusted, options).await.map_err(JoinError::Untrusted)?;
     Ok((root, channel))
 }

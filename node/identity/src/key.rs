@@ -4,9 +4,7 @@
 
 use std::fmt;
 
-use rcgen::{
-    CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData as _, SigningKey as _,
-};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData as _, SigningKey as _};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::pem;
@@ -39,15 +37,12 @@ pub struct NodeKey(KeyPair);
 impl NodeKey {
     /// Makes a new key from the system's random source.
     pub fn generate() -> Result<Self, KeyError> {
-        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-            .map(Self)
-            .map_err(KeyError::Generate)
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(KeyError::Generate)
     }
 
     /// Reads a PKCS#8 key.
     pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, KeyError> {
-        let pair =
-            KeyPair::try_from(&PrivatePkcs8KeyDer::from(der)).map_err(KeyError::Malformed)?;
+        let pair = KeyPair::try_from(&PrivatePkcs8KeyDer::from(der)).map_err(KeyError::Malformed)?;
         if pair.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(KeyError::Algorithm);
         }
@@ -59,14 +54,8 @@ impl NodeKey {
     pub fn signing_request(&self) -> Result<Vec<u8>, KeyError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "skep-node");
-        Ok(params
-            .serialize_request(&self.0)
-            .map_err(KeyError::Sign)?
-            .der()
-            .to_vec())
+        params.distinguished_name.push(DnType::CommonName, "skep-node");
+        Ok(params.serialize_request(&self.0).map_err(KeyError::Sign)?.der().to_vec())
     }
 
     /// The same as PEM, for the certificate authority's API.

@@ -77,14 +77,9 @@ impl CertificateFacts {
         let organisation = only(subject.iter_organization(), "O")?;
         Ok(Self {
             identity: PeerIdentity {
-                node_id: common_name
-                    .parse()
-                    .map_err(|_| PeerError::NodeId(common_name.to_owned()))?,
-                role: Role::from_certificate_name(unit)
-                    .ok_or_else(|| PeerError::Role(unit.to_owned()))?,
-                cluster_id: organisation
-                    .parse()
-                    .map_err(|_| PeerError::ClusterId(organisation.to_owned()))?,
+                node_id: common_name.parse().map_err(|_| PeerError::NodeId(common_name.to_owned()))?,
+                role: Role::from_certificate_name(unit).ok_or_else(|| PeerError::Role(unit.to_owned()))?,
+                cluster_id: organisation.parse().map_err(|_| PeerError::ClusterId(organisation.to_owned()))?,
                 not_after: system_time(cert.validity().not_after)?,
             },
             not_before: system_time(cert.validity().not_before)?,
@@ -107,16 +102,12 @@ pub(crate) fn only<'a>(
     attribute: &'static str,
 ) -> Result<&'a str, PeerError> {
     match (values.next(), values.next()) {
-        (Some(value), None) => value
-            .as_str()
-            .map_err(|_| PeerError::Attribute { attribute }),
+        (Some(value), None) => value.as_str().map_err(|_| PeerError::Attribute { attribute }),
         _ => Err(PeerError::Attribute { attribute }),
     }
 }
 
 pub(crate) fn system_time(time: ASN1Time) -> Result<SystemTime, PeerError> {
     let seconds = u64::try_from(time.timestamp()).map_err(|_| PeerError::Validity)?;
-    UNIX_EPOCH
-        .checked_add(Duration::from_secs(seconds))
-        .ok_or(PeerError::Validity)
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(PeerError::Validity)
 }

@@ -33,9 +33,7 @@ impl Role {
 
     /// Reads [`Role::certificate_name`]; `None` for anything else.
     pub fn from_certificate_name(name: &str) -> Option<Self> {
-        [Self::Worker, Self::Manager]
-            .into_iter()
-            .find(|role| role.certificate_name() == name)
+        [Self::Worker, Self::Manager].into_iter().find(|role| role.certificate_name() == name)
     }
 }
 

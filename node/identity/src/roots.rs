@@ -52,11 +52,8 @@ impl RootCert {
             if !cert.is_ca() {
                 return Err(RootError::NotAuthority);
             }
-            let organisation = peer::only(cert.subject().iter_organization(), "O")
-                .map_err(RootError::Certificate)?;
-            organisation.parse().map_err(|_| {
-                RootError::Certificate(PeerError::ClusterId(organisation.to_owned()))
-            })?
+            let organisation = peer::only(cert.subject().iter_organization(), "O").map_err(RootError::Certificate)?;
+            organisation.parse().map_err(|_| RootError::Certificate(PeerError::ClusterId(organisation.to_owned())))?
         };
         Ok(Self { der, cluster_id })
     }
@@ -84,12 +81,7 @@ impl RootCert {
 
 impl fmt::Debug for RootCert {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "RootCert({} of cluster {})",
-            self.digest(),
-            self.cluster_id
-        )
+        write!(f, "RootCert({} of cluster {})", self.digest(), self.cluster_id)
     }
 }
 
@@ -105,31 +97,20 @@ impl RootBundle {
     pub fn new(certs: impl IntoIterator<Item = RootCert>) -> Result<Self, RootError> {
         let certs: Arc<[RootCert]> = certs.into_iter().collect();
         let first = certs.first().ok_or(RootError::Empty)?;
-        if let Some(other) = certs
-            .iter()
-            .find(|cert| cert.cluster_id != first.cluster_id)
-        {
+        if let Some(other) = certs.iter().find(|cert| cert.cluster_id != first.cluster_id) {
             return Err(RootError::MixedClusters(first.cluster_id, other.cluster_id));
         }
         let mut store = RootCertStore::empty();
         for cert in certs.iter() {
             store.add(cert.der.clone()).map_err(RootError::Anchor)?;
         }
-        Ok(Self {
-            certs,
-            store: Arc::new(store),
-        })
+        Ok(Self { certs, store: Arc::new(store) })
     }
 
     /// Reads one or more PEM certificates.
     pub fn from_pem(text: &str) -> Result<Self, RootError> {
         let certs = pem::certificates(text).map_err(RootError::Pem)?;
-        Self::new(
-            certs
-                .into_iter()
-                .map(RootCert::from_der)
-                .collect::<Result<Vec<_>, _>>()?,
-        )
+        Self::new(certs.into_iter().map(RootCert::from_der).collect::<Result<Vec<_>, _>>()?)
     }
 
     /// All roots as PEM, in order.

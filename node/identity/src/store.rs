@@ -90,34 +90,22 @@ impl StoreError {
 impl Credentials {
     /// Loads credentials and checks that the files fit together. Not the time: see [`Credentials::validity`].
     pub fn load(dir: &Path) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Credentials {
-            dir: dir.to_owned(),
-            source,
-        };
+        let unusable = |source| StoreError::Credentials { dir: dir.to_owned(), source };
         let chain_pem = read(&dir.join(CERT_FILE))?;
-        let chain = pem::certificates(&chain_pem)
-            .map_err(|error| unusable(CredentialsError::Pem(error)))?;
-        let leaf = chain
-            .first()
-            .ok_or_else(|| unusable(CredentialsError::Empty))?;
+        let chain = pem::certificates(&chain_pem).map_err(|error| unusable(CredentialsError::Pem(error)))?;
+        let leaf = chain.first().ok_or_else(|| unusable(CredentialsError::Empty))?;
         let public_key = CertificateFacts::read(leaf).map(|facts| facts.public_key);
         let roots = RootBundle::from_pem(&read(&dir.join(ROOT_FILE))?)
             .map_err(|error| unusable(CredentialsError::Roots(error)))?;
         let mut keys = read_keys(&dir.join(KEY_FILE))?;
-        let matching = keys
-            .iter()
-            .position(|key| public_key.as_deref() == Ok(key.public_point()))
-            .unwrap_or(0);
+        let matching = keys.iter().position(|key| public_key.as_deref() == Ok(key.public_point())).unwrap_or(0);
         Self::from_parts(keys.swap_remove(matching), chain, roots).map_err(unusable)
     }
 
     /// Writes credentials durably; a crash at any point leaves the old or the new ones loadable. Makes the directory
     /// (mode 0700) if need be.
     pub fn save(&self, dir: &Path) -> Result<(), StoreError> {
-        make_dir(dir).map_err(|source| StoreError::Write {
-            path: dir.to_owned(),
-            source,
-        })?;
+        make_dir(dir).map_err(|source| StoreError::Write { path: dir.to_owned(), source })?;
         let key_path = dir.join(KEY_FILE);
         let own = self.key().to_pem();
         // A key file that cannot be read holds nothing that could be lost.
@@ -148,67 +136,45 @@ impl Credentials {
             }
         }
         match File::open(dir).and_then(|handle| handle.sync_all()) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Write {
-                path: dir.to_owned(),
-                source,
-            }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Write { path: dir.to_owned(), source })
+            }
             _ => Ok(()),
         }
     }
 }
 
 fn read(path: &Path) -> Result<String, StoreError> {
-    std::fs::read_to_string(path).map_err(|source| StoreError::Read {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read_to_string(path).map_err(|source| StoreError::Read { path: path.to_owned(), source })
 }
 
 /// All keys of a key file, at least one.
 fn read_keys(path: &Path) -> Result<Vec<NodeKey>, StoreError> {
     let mode = std::fs::metadata(path)
-        .map_err(|source| StoreError::Read {
-            path: path.to_owned(),
-            source,
-        })?
+        .map_err(|source| StoreError::Read { path: path.to_owned(), source })?
         .permissions()
         .mode()
         & 0o7777;
     if mode & 0o077 != 0 {
-        return Err(StoreError::Exposed {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(StoreError::Exposed { path: path.to_owned(), mode });
     }
     let text = read(path)?;
     if text.contains(SEALED_LABEL) {
-        return Err(StoreError::Sealed {
-            path: path.to_owned(),
-        });
+        return Err(StoreError::Sealed { path: path.to_owned() });
     }
-    let unusable = |source| StoreError::Key {
-        path: path.to_owned(),
-        source,
-    };
+    let unusable = |source| StoreError::Key { path: path.to_owned(), source };
     let keys = PrivatePkcs8KeyDer::pem_slice_iter(text.as_bytes())
         .map(|section| {
             let der = section.map_err(|_| unusable(None))?;
             NodeKey::from_pkcs8_der(der.secret_pkcs8_der()).map_err(|error| unusable(Some(error)))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    if keys.is_empty() {
-        Err(unusable(None))
-    } else {
-        Ok(keys)
-    }
+    if keys.is_empty() { Err(unusable(None)) } else { Ok(keys) }
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Replaces a file durably. The temporary name is fixed: one daemon owns the directory, and a leftover is overwritten.
@@ -220,11 +186,7 @@ fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreE
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, &path)?;

@@ -15,13 +15,7 @@ fn mode(path: &Path) -> u32 {
 
 fn renewed(ca: &crate::RootCa) -> Credentials {
     let key = NodeKey::generate().unwrap();
-    let issued = ca
-        .issue(
-            &key.signing_request().unwrap(),
-            &grant(1, Role::Manager),
-            now(),
-        )
-        .unwrap();
+    let issued = ca.issue(&key.signing_request().unwrap(), &grant(1, Role::Manager), now()).unwrap();
     Credentials::new(key, &issued.chain_pem, ca.bundle()).unwrap()
 }
 
@@ -37,10 +31,7 @@ fn credentials_round_trip_and_the_key_is_private() {
     assert_eq!(loaded.chain_pem(), saved.chain_pem());
     assert_eq!(mode(&path), 0o700);
     assert_eq!(mode(&path.join(KEY_FILE)), 0o600);
-    let names: Vec<_> = std::fs::read_dir(&path)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let names: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 3, "no temporary file stays: {names:?}");
     Credentials::erase(&path).unwrap();
     Credentials::erase(&path).unwrap();
@@ -62,18 +53,12 @@ fn a_renewal_cut_off_at_any_file_leaves_usable_credentials() {
     std::fs::write(work.path().join(KEY_FILE), &both_keys).unwrap();
     assert_eq!(Credentials::load(work.path()).unwrap().role(), Role::Worker);
     std::fs::copy(after.path().join(CERT_FILE), work.path().join(CERT_FILE)).unwrap();
-    assert_eq!(
-        Credentials::load(work.path()).unwrap().role(),
-        Role::Manager
-    );
+    assert_eq!(Credentials::load(work.path()).unwrap().role(), Role::Manager);
 
     // The next renewal keeps the key that is in use and drops what is left over.
     let third = renewed(&ca);
     third.save(work.path()).unwrap();
-    assert_eq!(
-        Credentials::load(work.path()).unwrap().chain_pem(),
-        third.chain_pem()
-    );
+    assert_eq!(Credentials::load(work.path()).unwrap().chain_pem(), third.chain_pem());
     let keys = std::fs::read_to_string(work.path().join(KEY_FILE)).unwrap();
     assert_eq!(keys.matches("BEGIN PRIVATE KEY").count(), 1);
 }
@@ -82,9 +67,7 @@ fn a_renewal_cut_off_at_any_file_leaves_usable_credentials() {
 fn a_leftover_temporary_file_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(format!(".{KEY_FILE}.new")), "half a k").unwrap();
-    member(&cluster(1), 1, Role::Worker)
-        .save(dir.path())
-        .unwrap();
+    member(&cluster(1), 1, Role::Worker).save(dir.path()).unwrap();
     Credentials::load(dir.path()).unwrap();
 }
 
@@ -98,63 +81,31 @@ fn damage_is_told_apart() {
     let reset = || saved.save(dir.path()).unwrap();
     reset();
     std::fs::set_permissions(file(KEY_FILE), std::fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(matches!(
-        Credentials::load(dir.path()),
-        Err(StoreError::Exposed { mode: 0o640, .. })
-    ));
+    assert!(matches!(Credentials::load(dir.path()), Err(StoreError::Exposed { mode: 0o640, .. })));
 
     reset();
     std::fs::write(file(KEY_FILE), "").unwrap();
-    assert!(matches!(
-        Credentials::load(dir.path()),
-        Err(StoreError::Key { source: None, .. })
-    ));
+    assert!(matches!(Credentials::load(dir.path()), Err(StoreError::Key { source: None, .. })));
 
     reset();
     std::fs::write(file(KEY_FILE), renewed(&ca).key().to_pem()).unwrap();
     let error = Credentials::load(dir.path()).unwrap_err();
-    assert!(matches!(
-        error,
-        StoreError::Credentials {
-            source: CredentialsError::KeyMismatch,
-            ..
-        }
-    ));
+    assert!(matches!(error, StoreError::Credentials { source: CredentialsError::KeyMismatch, .. }));
 
     reset();
-    std::fs::write(
-        file(KEY_FILE),
-        saved
-            .key()
-            .to_pem()
-            .replace("PRIVATE KEY", "SKEP SEALED PRIVATE KEY"),
-    )
-    .unwrap();
+    std::fs::write(file(KEY_FILE), saved.key().to_pem().replace("PRIVATE KEY", "SKEP SEALED PRIVATE KEY")).unwrap();
     let error = Credentials::load(dir.path()).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .ends_with("is sealed: unlocking is not supported yet")
-    );
+    assert!(error.to_string().ends_with("is sealed: unlocking is not supported yet"));
 
     reset();
     std::fs::write(file(ROOT_FILE), cluster(2).cert().to_pem()).unwrap();
     let error = Credentials::load(dir.path()).unwrap_err();
-    assert!(matches!(
-        error,
-        StoreError::Credentials {
-            source: CredentialsError::Chain(_),
-            ..
-        }
-    ));
+    assert!(matches!(error, StoreError::Credentials { source: CredentialsError::Chain(_), .. }));
 
     reset();
     let whole = std::fs::read_to_string(file(CERT_FILE)).unwrap();
     std::fs::write(file(CERT_FILE), &whole[..whole.len() / 2]).unwrap();
-    assert!(matches!(
-        Credentials::load(dir.path()),
-        Err(StoreError::Credentials { .. })
-    ));
+    assert!(matches!(Credentials::load(dir.path()), Err(StoreError::Credentials { .. })));
 
     reset();
     std::fs::remove_file(file(ROOT_FILE)).unwrap();

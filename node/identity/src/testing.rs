@@ -30,9 +30,7 @@ pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A time without a fraction of a second, as certificates hold it.
 pub(crate) fn now() -> SystemTime {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
@@ -41,33 +39,17 @@ pub(crate) fn cluster(id: u128) -> RootCa {
 }
 
 pub(crate) fn grant(node: u128, role: Role) -> NodeGrant {
-    NodeGrant {
-        node_id: NodeId::new(node),
-        role,
-        validity: DAY,
-    }
+    NodeGrant { node_id: NodeId::new(node), role, validity: DAY }
 }
 
 pub(crate) fn member(ca: &RootCa, node: u128, role: Role) -> Credentials {
     member_since(ca, node, role, now(), DAY)
 }
 
-pub(crate) fn member_since(
-    ca: &RootCa,
-    node: u128,
-    role: Role,
-    at: SystemTime,
-    validity: Duration,
-) -> Credentials {
+pub(crate) fn member_since(ca: &RootCa, node: u128, role: Role, at: SystemTime, validity: Duration) -> Credentials {
     let key = NodeKey::generate().unwrap();
-    let grant = NodeGrant {
-        node_id: NodeId::new(node),
-        role,
-        validity,
-    };
-    let issued = ca
-        .issue(&key.signing_request().unwrap(), &grant, at)
-        .unwrap();
+    let grant = NodeGrant { node_id: NodeId::new(node), role, validity };
+    let issued = ca.issue(&key.signing_request().unwrap(), &grant, at).unwrap();
     Credentials::new(key, &issued.chain_pem, ca.bundle()).unwrap()
 }
 
@@ -77,9 +59,7 @@ pub(crate) fn live(ca: &RootCa, node: u128, role: Role) -> LiveCredentials {
 
 /// Fails the test instead of hanging it.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), future)
-        .await
-        .expect("did not happen within 10 s")
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("did not happen within 10 s")
 }
 
 /// Waits for a condition, with a deadline.
@@ -102,13 +82,7 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn start(credentials: &LiveCredentials) -> Self {
-        Self::start_with(
-            credentials,
-            Anonymous::Allowed,
-            AcceptLimits::default(),
-            String::new(),
-        )
-        .await
+        Self::start_with(credentials, Anonymous::Allowed, AcceptLimits::default(), String::new()).await
     }
 
     pub(crate) async fn start_with(
@@ -130,29 +104,13 @@ impl Host {
     ) -> Self {
         let deny = DenyList::new();
         let addr = listener.local_addr().unwrap();
-        let connections = incoming(
-            listener,
-            ServerTls::new(credentials, &deny, anonymous),
-            limits,
-        );
+        let connections = incoming(listener, ServerTls::new(credentials, &deny, anonymous), limits);
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let service = Who {
-            asked: Arc::clone(&asked),
-            root_pem,
-        };
+        let service = Who { asked: Arc::clone(&asked), root_pem };
         let task = tokio::spawn(async move {
-            server(Keepalive::NODES)
-                .add_service(service)
-                .serve_with_incoming(connections)
-                .await
-                .unwrap();
+            server(Keepalive::NODES).add_service(service).serve_with_incoming(connections).await.unwrap();
         });
-        Self {
-            addr,
-            deny,
-            asked,
-            task,
-        }
+        Self { addr, deny, asked, task }
     }
 
     pub(crate) fn addrs(&self) -> Vec<String> {
@@ -241,15 +199,10 @@ impl UnaryService<String> for Answer {
 pub(crate) async fn ask(channel: &Channel, question: &str) -> Result<String, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     soon(async {
-        grpc.ready()
-            .await
-            .map_err(|error| Status::from_error(Box::new(error)))?;
+        grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
         let path = PathAndQuery::from_static("/test.Who/Ask");
         let codec = ProstCodec::<String, String>::default();
-        Ok(grpc
-            .unary(Request::new(question.to_owned()), path, codec)
-            .await?
-            .into_inner())
+        Ok(grpc.unary(Request::new(question.to_owned()), path, codec).await?.into_inner())
     })
     .await
 }

@@ -103,34 +103,21 @@ pub fn issue(
         return Err(TicketError::Signer(credentials.node_id()));
     }
     check_digest(digest)?;
-    let end_ms = not_after
-        .duration_since(UNIX_EPOCH)
-        .map_err(|_| TicketError::Range)?
-        .as_millis();
+    let end_ms = not_after.duration_since(UNIX_EPOCH).map_err(|_| TicketError::Range)?.as_millis();
     let mut out = vec![VERSION];
     out.extend(bearer.value().to_be_bytes());
-    out.extend(
-        u64::try_from(end_ms)
-            .map_err(|_| TicketError::Range)?
-            .to_be_bytes(),
-    );
+    out.extend(u64::try_from(end_ms).map_err(|_| TicketError::Range)?.to_be_bytes());
     out.push(u8::try_from(digest.len()).expect("a checked digest has at most 135 bytes"));
     out.extend(digest.as_bytes());
     let chain = credentials.chain();
-    let count = u8::try_from(chain.len())
-        .ok()
-        .filter(|count| usize::from(*count) <= MAX_CERTIFICATES);
+    let count = u8::try_from(chain.len()).ok().filter(|count| usize::from(*count) <= MAX_CERTIFICATES);
     out.push(count.ok_or(TicketError::Malformed("the chain is too long"))?);
     for cert in chain {
-        let length = u16::try_from(cert.len())
-            .map_err(|_| TicketError::Malformed("a certificate is too long"))?;
+        let length = u16::try_from(cert.len()).map_err(|_| TicketError::Malformed("a certificate is too long"))?;
         out.extend(length.to_be_bytes());
         out.extend_from_slice(cert);
     }
-    let signature = credentials
-        .key()
-        .sign(&[CONTEXT, &out].concat())
-        .map_err(TicketError::Sign)?;
+    let signature = credentials.key().sign(&[CONTEXT, &out].concat()).map_err(TicketError::Sign)?;
     out.extend(signature);
     Ok(out)
 }
@@ -146,47 +133,25 @@ pub fn verify(
 ) -> Result<ImageTicket, TicketError> {
     let parts = Parts::read(ticket)?;
     if parts.bearer != shown_by {
-        return Err(TicketError::Bearer {
-            bearer: parts.bearer,
-            shown_by,
-        });
+        return Err(TicketError::Bearer { bearer: parts.bearer, shown_by });
     }
-    let not_after = UNIX_EPOCH
-        .checked_add(Duration::from_millis(parts.end_ms))
-        .ok_or(TicketError::Range)?;
-    if not_after
-        .checked_add(CLOCK_TOLERANCE)
-        .is_none_or(|end| end < now)
-    {
+    let not_after = UNIX_EPOCH.checked_add(Duration::from_millis(parts.end_ms)).ok_or(TicketError::Range)?;
+    if not_after.checked_add(CLOCK_TOLERANCE).is_none_or(|end| end < now) {
         return Err(TicketError::Expired);
     }
-    let (leaf, intermediates) = parts
-        .chain
-        .split_first()
-        .ok_or(TicketError::Malformed("no certificate"))?;
+    let (leaf, intermediates) = parts.chain.split_first().ok_or(TicketError::Malformed("no certificate"))?;
     let facts = chain::verify(roots, leaf, intermediates, now).map_err(TicketError::Chain)?;
     let signer = facts.identity;
     if signer.cluster_id != cluster_id {
-        return Err(TicketError::Cluster {
-            expected: cluster_id,
-            found: signer.cluster_id,
-        });
+        return Err(TicketError::Cluster { expected: cluster_id, found: signer.cluster_id });
     }
     if signer.role != Role::Manager {
         return Err(TicketError::Signer(signer.node_id));
     }
-    ring::signature::UnparsedPublicKey::new(
-        &ring::signature::ECDSA_P256_SHA256_ASN1,
-        &facts.public_key,
-    )
-    .verify(&[CONTEXT, parts.signed].concat(), parts.signature)
-    .map_err(|_| TicketError::Signature)?;
-    Ok(ImageTicket {
-        bearer: parts.bearer,
-        digest: parts.digest.to_owned(),
-        not_after,
-        signer,
-    })
+    ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_ASN1, &facts.public_key)
+        .verify(&[CONTEXT, parts.signed].concat(), parts.signature)
+        .map_err(|_| TicketError::Signature)?;
+    Ok(ImageTicket { bearer: parts.bearer, digest: parts.digest.to_owned(), not_after, signer })
 }
 
 /// A ticket's fields, not yet believed.
@@ -222,38 +187,24 @@ impl<'a> Parts<'a> {
         let mut chain = Vec::with_capacity(usize::from(count));
         for _ in 0..count {
             let length = u16::from_be_bytes(take(&mut rest)?);
-            chain.push(CertificateDer::from(take_slice(
-                &mut rest,
-                usize::from(length),
-            )?));
+            chain.push(CertificateDer::from(take_slice(&mut rest, usize::from(length))?));
         }
         if rest.is_empty() || rest.len() > MAX_SIGNATURE {
             return Err(TicketError::Malformed("wrong length of the signature"));
         }
         let signed = &ticket[..ticket.len() - rest.len()];
-        Ok(Self {
-            bearer,
-            end_ms,
-            digest,
-            chain,
-            signed,
-            signature: rest,
-        })
+        Ok(Self { bearer, end_ms, digest, chain, signed, signature: rest })
     }
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], TicketError> {
-    let (head, tail) = rest
-        .split_first_chunk()
-        .ok_or(TicketError::Malformed("cut off"))?;
+    let (head, tail) = rest.split_first_chunk().ok_or(TicketError::Malformed("cut off"))?;
     *rest = tail;
     Ok(*head)
 }
 
 fn take_slice<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], TicketError> {
-    let (head, tail) = rest
-        .split_at_checked(length)
-        .ok_or(TicketError::Malformed("cut off"))?;
+    let (head, tail) = rest.split_at_checked(length).ok_or(TicketError::Malformed("cut off"))?;
     *rest = tail;
     Ok(head)
 }
@@ -267,13 +218,10 @@ fn check_digest(digest: &str) -> Result<(), TicketError> {
     };
     match hex_len {
         Some((found, expected)) if found == expected && digest.len() <= MAX_DIGEST => Ok(()),
-        _ => Err(TicketError::Digest(
-            digest.chars().take(MAX_DIGEST).collect(),
-        )),
+        _ => Err(TicketError::Digest(digest.chars().take(MAX_DIGEST).collect())),
     }
 }
 
 fn is_hex(text: &str) -> bool {
-    text.bytes()
-        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

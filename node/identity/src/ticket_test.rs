@@ -19,13 +19,7 @@ fn digest() -> String {
 }
 
 fn issued(ca: &RootCa) -> Vec<u8> {
-    ticket::issue(
-        &member(ca, 1, Role::Manager),
-        BEARER,
-        &digest(),
-        now() + HOUR,
-    )
-    .unwrap()
+    ticket::issue(&member(ca, 1, Role::Manager), BEARER, &digest(), now() + HOUR).unwrap()
 }
 
 #[test]
@@ -35,23 +29,11 @@ fn a_ticket_holds_for_its_bearer_until_its_end() {
     assert!(bytes.len() < 1024, "{} bytes", bytes.len());
     let at = now();
     let ticket = ticket::verify(&bytes, &ca.bundle(), CLUSTER, BEARER, at).unwrap();
-    assert_eq!(
-        (ticket.bearer, ticket.digest.as_str()),
-        (BEARER, digest().as_str())
-    );
-    assert_eq!(
-        (ticket.signer.node_id, ticket.signer.role),
-        (NodeId::new(1), Role::Manager)
-    );
+    assert_eq!((ticket.bearer, ticket.digest.as_str()), (BEARER, digest().as_str()));
+    assert_eq!((ticket.signer.node_id, ticket.signer.role), (NodeId::new(1), Role::Manager));
     let end = ticket.not_after + CLOCK_TOLERANCE;
     ticket::verify(&bytes, &ca.bundle(), CLUSTER, BEARER, end).unwrap();
-    let late = ticket::verify(
-        &bytes,
-        &ca.bundle(),
-        CLUSTER,
-        BEARER,
-        end + Duration::from_millis(1),
-    );
+    let late = ticket::verify(&bytes, &ca.bundle(), CLUSTER, BEARER, end + Duration::from_millis(1));
     assert!(matches!(late, Err(TicketError::Expired)));
 }
 
@@ -59,19 +41,11 @@ fn a_ticket_holds_for_its_bearer_until_its_end() {
 fn others_tickets_do_not_hold() {
     let ca = cluster(1);
     let bytes = issued(&ca);
-    let verify = |bytes: &[u8], ca: &RootCa, cluster, node| {
-        ticket::verify(bytes, &ca.bundle(), cluster, node, now())
-    };
+    let verify = |bytes: &[u8], ca: &RootCa, cluster, node| ticket::verify(bytes, &ca.bundle(), cluster, node, now());
     let stolen = verify(&bytes, &ca, CLUSTER, NodeId::new(8));
     assert!(matches!(stolen, Err(TicketError::Bearer { .. })));
-    assert!(matches!(
-        verify(&bytes, &cluster(1), CLUSTER, BEARER),
-        Err(TicketError::Chain(_))
-    ));
-    assert!(matches!(
-        verify(&bytes, &ca, ClusterId::new(2), BEARER),
-        Err(TicketError::Cluster { .. })
-    ));
+    assert!(matches!(verify(&bytes, &cluster(1), CLUSTER, BEARER), Err(TicketError::Chain(_))));
+    assert!(matches!(verify(&bytes, &ca, ClusterId::new(2), BEARER), Err(TicketError::Cluster { .. })));
 }
 
 #[test]
@@ -89,20 +63,13 @@ fn a_worker_cannot_issue() {
     forged.push(71);
     forged.extend(digest().as_bytes());
     forged.push(1);
-    forged.extend(
-        u16::try_from(worker.chain()[0].len())
-            .unwrap()
-            .to_be_bytes(),
-    );
+    forged.extend(u16::try_from(worker.chain()[0].len()).unwrap().to_be_bytes());
     forged.extend_from_slice(&worker.chain()[0]);
     let signature = worker.key().sign(&forged).unwrap();
     let mut forged = forged.split_off(21);
     forged.extend(signature);
     let refused = ticket::verify(&forged, &ca.bundle(), CLUSTER, BEARER, now());
-    assert!(
-        matches!(refused, Err(TicketError::Signer(node)) if node == NodeId::new(2)),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(TicketError::Signer(node)) if node == NodeId::new(2)), "{refused:?}");
 }
 
 #[test]
@@ -119,23 +86,9 @@ fn only_digests_are_signed() {
     let manager = member(&cluster(1), 1, Role::Manager);
     let long = format!("sha512:{}", "f".repeat(128));
     ticket::issue(&manager, BEARER, &long, now()).unwrap();
-    for bad in [
-        "",
-        "latest",
-        "sha256:",
-        "sha256:00",
-        "md5:00",
-        "../../etc",
-        &digest().to_uppercase(),
-        &"é".repeat(400),
-    ] {
-        assert!(
-            matches!(
-                ticket::issue(&manager, BEARER, bad, now()),
-                Err(TicketError::Digest(_))
-            ),
-            "{bad}"
-        );
+    for bad in ["", "latest", "sha256:", "sha256:00", "md5:00", "../../etc", &digest().to_uppercase(), &"é".repeat(400)]
+    {
+        assert!(matches!(ticket::issue(&manager, BEARER, bad, now()), Err(TicketError::Digest(_))), "{bad}");
     }
 }
 

@@ -41,26 +41,17 @@ pub struct Expected {
 impl Expected {
     /// Any manager: sessions, control.
     pub const fn manager() -> Self {
-        Self {
-            role: Some(Role::Manager),
-            node_id: None,
-        }
+        Self { role: Some(Role::Manager), node_id: None }
     }
 
     /// A certain manager: Raft.
     pub const fn manager_node(node_id: NodeId) -> Self {
-        Self {
-            role: Some(Role::Manager),
-            node_id: Some(node_id),
-        }
+        Self { role: Some(Role::Manager), node_id: Some(node_id) }
     }
 
     /// A certain node of either role: images.
     pub const fn node(node_id: NodeId) -> Self {
-        Self {
-            role: None,
-            node_id: Some(node_id),
-        }
+        Self { role: None, node_id: Some(node_id) }
     }
 }
 
@@ -74,8 +65,7 @@ pub struct ServerTls {
 impl ServerTls {
     /// Serves with the credentials of the moment; refuses foreign, expired and denied certificates at the handshake.
     pub fn new(credentials: &LiveCredentials, deny: &DenyList, anonymous: Anonymous) -> Self {
-        let verifier =
-            ClientVerifier::new(Trust::Live(credentials.clone()), deny.clone(), anonymous);
+        let verifier = ClientVerifier::new(Trust::Live(credentials.clone()), deny.clone(), anonymous);
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("the ring provider has TLS 1.3")
@@ -85,10 +75,7 @@ impl ServerTls {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
-        Self {
-            config: Arc::new(config),
-            deny: deny.clone(),
-        }
+        Self { config: Arc::new(config), deny: deny.clone() }
     }
 }
 
@@ -122,19 +109,13 @@ impl ClientTls {
     /// whose certificate leads to the root that [`crate::JoinToken::check_root`] accepted.
     pub fn joining(roots: RootBundle) -> Self {
         let verifier = ServerVerifier::new(Trust::Fixed(roots), None, Expected::manager());
-        Self::finish(
-            client_builder(Arc::new(verifier)).with_no_client_auth(),
-            None,
-        )
+        Self::finish(client_builder(Arc::new(verifier)).with_no_client_auth(), None)
     }
 
     /// A joining node's first connection: believes anyone, so it may only fetch the root certificate, which
     /// [`crate::JoinToken::check_root`] then checks. Never say a secret over it, never believe another answer.
     pub fn bootstrap() -> Self {
-        Self::finish(
-            client_builder(Arc::new(BootstrapVerifier)).with_no_client_auth(),
-            None,
-        )
+        Self::finish(client_builder(Arc::new(BootstrapVerifier)).with_no_client_auth(), None)
     }
 
     fn finish(mut config: ClientConfig, deny: Option<DenyList>) -> Self {
@@ -143,13 +124,8 @@ impl ClientTls {
         config.enable_early_data = false;
         // The verifier goes by node id and role; the name would only tell listeners on the wire.
         config.enable_sni = false;
-        let name =
-            ServerName::try_from(Role::Manager.certificate_name()).expect("a valid DNS label");
-        Self {
-            config: Arc::new(config),
-            name,
-            deny,
-        }
+        let name = ServerName::try_from(Role::Manager.certificate_name()).expect("a valid DNS label");
+        Self { config: Arc::new(config), name, deny }
     }
 }
 
@@ -181,11 +157,7 @@ impl ResolvesServerCert for CurrentCertificate {
 }
 
 impl ResolvesClientCert for CurrentCertificate {
-    fn resolve(
-        &self,
-        _root_hints: &[&[u8]],
-        _schemes: &[SignatureScheme],
-    ) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, _root_hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         Some(self.0.current().certified())
     }
 

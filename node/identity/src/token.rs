@@ -64,11 +64,7 @@ pub enum TokenError {
 }
 
 fn cut_or_longer(found: usize, expected: usize) -> &'static str {
-    if found < expected {
-        "cut off"
-    } else {
-        "too long"
-    }
+    if found < expected { "cut off" } else { "too long" }
 }
 
 /// Why a fetched root is not the one that the token speaks of.
@@ -136,11 +132,7 @@ impl TokenSecret {
 
     /// Compares in a time that does not depend on the bytes.
     pub fn matches(&self, other: &Self) -> bool {
-        let difference = self
-            .0
-            .iter()
-            .zip(&other.0)
-            .fold(0u8, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
+        let difference = self.0.iter().zip(&other.0).fold(0u8, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
         difference == 0
     }
 }
@@ -188,10 +180,7 @@ impl JoinToken {
             .iter()
             .find(|cert| cert.digest() == self.root)
             .cloned()
-            .ok_or_else(|| RootMismatch::Digest {
-                expected: self.root,
-                found: bundle.certs()[0].digest(),
-            })
+            .ok_or_else(|| RootMismatch::Digest { expected: self.root, found: bundle.certs()[0].digest() })
     }
 }
 
@@ -216,11 +205,7 @@ impl FromStr for JoinToken {
             return Err(TokenError::WhiteSpace);
         }
         let Some(rest) = text.strip_prefix(PREFIX) else {
-            return Err(if text.starts_with(DOCKER_V2_PREFIX) {
-                TokenError::DockerV2
-            } else {
-                TokenError::Prefix
-            });
+            return Err(if text.starts_with(DOCKER_V2_PREFIX) { TokenError::DockerV2 } else { TokenError::Prefix });
         };
         let (digest, secret) = rest.split_once('-').unwrap_or((rest, ""));
         check_digits(digest, "root digest", DIGEST_LEN)?;
@@ -228,14 +213,9 @@ impl FromStr for JoinToken {
             return Err(TokenError::Trailing);
         }
         check_digits(secret, "secret", SECRET_LEN)?;
-        let root = digest_from_base36(digest).ok_or(TokenError::Range {
-            part: "root digest",
-        })?;
+        let root = digest_from_base36(digest).ok_or(TokenError::Range { part: "root digest" })?;
         let secret = from_base36(secret).ok_or(TokenError::Range { part: "secret" })?;
-        Ok(Self::new(
-            RootDigest(root),
-            TokenSecret(secret.to_be_bytes()),
-        ))
+        Ok(Self::new(RootDigest(root), TokenSecret(secret.to_be_bytes())))
     }
 }
 
@@ -244,15 +224,7 @@ fn check_digits(text: &str, part: &'static str, expected: usize) -> Result<(), T
         return Err(TokenError::Character { part, found });
     }
     let found = text.len();
-    if found == expected {
-        Ok(())
-    } else {
-        Err(TokenError::Length {
-            part,
-            expected,
-            found,
-        })
-    }
+    if found == expected { Ok(()) } else { Err(TokenError::Length { part, expected, found }) }
 }
 
 /// Writes a 256-bit number as 50 digits (36^50 > 2^256), by repeated division.
@@ -263,8 +235,7 @@ fn digest_to_base36(digest: &[u8; 32]) -> [u8; DIGEST_LEN] {
         let mut remainder = 0u32;
         for byte in &mut number {
             let dividend = remainder << 8 | u32::from(*byte);
-            *byte = u8::try_from(dividend / 36)
-                .expect("a quotient below 256: the remainder is below 36");
+            *byte = u8::try_from(dividend / 36).expect("a quotient below 256: the remainder is below 36");
             remainder = dividend % 36;
         }
         *slot = b"0123456789abcdefghijklmnopqrstuvwxyz"[remainder as usize];
@@ -350,93 +321,32 @@ mod tests {
         let cases = [
             (String::new(), TokenError::Empty),
             (" \n".to_owned(), TokenError::Empty),
-            (
-                format!("{} {}", &good[..30], &good[30..]),
-                TokenError::WhiteSpace,
-            ),
-            (
-                format!("{}\n{}", &good[..30], &good[30..]),
-                TokenError::WhiteSpace,
-            ),
-            (
-                good.replace("SWMTKN-1-", "SWMTKN-2-1-"),
-                TokenError::DockerV2,
-            ),
+            (format!("{} {}", &good[..30], &good[30..]), TokenError::WhiteSpace),
+            (format!("{}\n{}", &good[..30], &good[30..]), TokenError::WhiteSpace),
+            (good.replace("SWMTKN-1-", "SWMTKN-2-1-"), TokenError::DockerV2),
             (good.replace("SWMTKN", "swmtkn"), TokenError::Prefix),
             (good[5..].to_owned(), TokenError::Prefix),
-            (
-                good[..40].to_owned(),
-                TokenError::Length {
-                    part: "root digest",
-                    expected: 50,
-                    found: 31,
-                },
-            ),
-            (
-                good[..59].to_owned(),
-                TokenError::Length {
-                    part: "secret",
-                    expected: 25,
-                    found: 0,
-                },
-            ),
-            (
-                good[..80].to_owned(),
-                TokenError::Length {
-                    part: "secret",
-                    expected: 25,
-                    found: 20,
-                },
-            ),
-            (
-                format!("{good}x"),
-                TokenError::Length {
-                    part: "secret",
-                    expected: 25,
-                    found: 26,
-                },
-            ),
+            (good[..40].to_owned(), TokenError::Length { part: "root digest", expected: 50, found: 31 }),
+            (good[..59].to_owned(), TokenError::Length { part: "secret", expected: 25, found: 0 }),
+            (good[..80].to_owned(), TokenError::Length { part: "secret", expected: 25, found: 20 }),
+            (format!("{good}x"), TokenError::Length { part: "secret", expected: 25, found: 26 }),
             (format!("{good}-x"), TokenError::Trailing),
-            (
-                good.replacen(&good[9..10], "Q", 1),
-                TokenError::Character {
-                    part: "root digest",
-                    found: 'Q',
-                },
-            ),
-            (
-                format!("{}{}", &good[..60], "z".repeat(25)),
-                TokenError::Range { part: "secret" },
-            ),
-            (
-                format!("{PREFIX}{}-{}", "z".repeat(50), &good[60..]),
-                TokenError::Range {
-                    part: "root digest",
-                },
-            ),
+            (good.replacen(&good[9..10], "Q", 1), TokenError::Character { part: "root digest", found: 'Q' }),
+            (format!("{}{}", &good[..60], "z".repeat(25)), TokenError::Range { part: "secret" }),
+            (format!("{PREFIX}{}-{}", "z".repeat(50), &good[60..]), TokenError::Range { part: "root digest" }),
         ];
         for (text, expected) in cases {
-            assert_eq!(
-                text.parse::<JoinToken>().unwrap_err(),
-                expected,
-                "for {text:?}"
-            );
+            assert_eq!(text.parse::<JoinToken>().unwrap_err(), expected, "for {text:?}");
         }
         let cut = good[..80].parse::<JoinToken>().unwrap_err().to_string();
-        assert_eq!(
-            cut,
-            "the join token is cut off: its secret has 25 characters, here 20"
-        );
+        assert_eq!(cut, "the join token is cut off: its secret has 25 characters, here 20");
     }
 
     #[test]
     fn debug_hides_the_secret() {
         let secret = token().to_string().split_off(60);
         let shown = format!("{:?}", token());
-        assert!(
-            shown.contains("hidden") && !shown.contains(&secret) && !shown.contains("205"),
-            "{shown}"
-        );
+        assert!(shown.contains("hidden") && !shown.contains(&secret) && !shown.contains("205"), "{shown}");
     }
 
     #[test]

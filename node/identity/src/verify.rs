@@ -17,11 +17,7 @@ use crate::{DenyList, LiveCredentials, Role, RootBundle};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unexpected {
     #[error("expected a {expected} there, but node {node} is a {found}")]
-    Role {
-        expected: Role,
-        found: Role,
-        node: NodeId,
-    },
+    Role { expected: Role, found: Role, node: NodeId },
     #[error("expected node {expected} there, but node {found} answered")]
     Node { expected: NodeId, found: NodeId },
 }
@@ -54,9 +50,7 @@ impl Trust {
         let peer = chain::verify(&self.roots(), leaf, intermediates, now)?.identity;
         match deny {
             // The alert `certificate_revoked` lets a removed node say what happened to it.
-            Some(deny) if deny.is_denied(peer.node_id) => {
-                Err(Error::InvalidCertificate(CertificateError::Revoked))
-            }
+            Some(deny) if deny.is_denied(peer.node_id) => Err(Error::InvalidCertificate(CertificateError::Revoked)),
             _ => Ok(peer),
         }
     }
@@ -72,11 +66,7 @@ pub(crate) struct ClientVerifier {
 
 impl ClientVerifier {
     pub(crate) fn new(trust: Trust, deny: DenyList, anonymous: Anonymous) -> Self {
-        Self {
-            trust,
-            deny,
-            anonymous,
-        }
+        Self { trust, deny, anonymous }
     }
 }
 
@@ -96,8 +86,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.trust
-            .verify(Some(&self.deny), leaf, intermediates, now)?;
+        self.trust.verify(Some(&self.deny), leaf, intermediates, now)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -134,11 +123,7 @@ pub(crate) struct ServerVerifier {
 
 impl ServerVerifier {
     pub(crate) fn new(trust: Trust, deny: Option<DenyList>, expected: Expected) -> Self {
-        Self {
-            trust,
-            deny,
-            expected,
-        }
+        Self { trust, deny, expected }
     }
 }
 
@@ -151,25 +136,16 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let peer = self
-            .trust
-            .verify(self.deny.as_ref(), leaf, intermediates, now)?;
+        let peer = self.trust.verify(self.deny.as_ref(), leaf, intermediates, now)?;
         if let Some(expected) = self.expected.role
             && expected != peer.role
         {
-            return Err(chain::refused(Unexpected::Role {
-                expected,
-                found: peer.role,
-                node: peer.node_id,
-            }));
+            return Err(chain::refused(Unexpected::Role { expected, found: peer.role, node: peer.node_id }));
         }
         if let Some(expected) = self.expected.node_id
             && expected != peer.node_id
         {
-            return Err(chain::refused(Unexpected::Node {
-                expected,
-                found: peer.node_id,
-            }));
+            return Err(chain::refused(Unexpected::Node { expected, found: peer.node_id }));
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -241,18 +217,11 @@ fn verify_signature(
     cert: &CertificateDer<'_>,
     dss: &DigitallySignedStruct,
 ) -> Result<HandshakeSignatureValid, Error> {
-    rustls::crypto::verify_tls13_signature(
-        message,
-        cert,
-        dss,
-        &provider().signature_verification_algorithms,
-    )
+    rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
 }
 
 fn schemes() -> Vec<SignatureScheme> {
-    provider()
-        .signature_verification_algorithms
-        .supported_schemes()
+    provider().signature_verification_algorithms.supported_schemes()
 }
 
 /// Unreachable by configuration, and refused all the same.

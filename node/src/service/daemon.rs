@@ -83,9 +83,7 @@ fn wire_role(role: Role) -> NodeRole {
 pub(super) fn local<T>(request: &Request<T>) -> Result<(), Status> {
     match Caller::of(request)? {
         Caller::Local { .. } => Ok(()),
-        Caller::Node(_) | Caller::Anonymous { .. } => {
-            Err(Status::permission_denied("only on the daemon's own socket"))
-        }
+        Caller::Node(_) | Caller::Anonymous { .. } => Err(Status::permission_denied("only on the daemon's own socket")),
     }
 }
 

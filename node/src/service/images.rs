@@ -47,7 +47,8 @@ impl Images for ImagesService {
     async fn inspect(&self, request: Request<InspectImageRequest>) -> Result<Response<InspectImageResponse>, Status> {
         local(&request)?;
         let store = self.host.images.store();
-        let record = store.find(&request.into_inner().reference).map_err(|error| Status::not_found(error.to_string()))?;
+        let record =
+            store.find(&request.into_inner().reference).map_err(|error| Status::not_found(error.to_string()))?;
         let resolved = store.resolve(&record.digest).map_err(|error| Status::internal(skep_image::chain(&error)))?;
         let config_json = serde_json::to_vec(&resolved.config)
             .map_err(|error| Status::internal(format!("cannot show the image's configuration: {error}")))?;
@@ -135,7 +136,8 @@ impl Images for ImagesService {
 
     async fn prune(&self, request: Request<PruneImagesRequest>) -> Result<Response<PruneImagesResponse>, Status> {
         local(&request)?;
-        let policy = Policy { named: request.into_inner().all, unused_for: std::time::Duration::ZERO, until_bytes: None };
+        let policy =
+            Policy { named: request.into_inner().all, unused_for: std::time::Duration::ZERO, until_bytes: None };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let removed = self.host.images.store().prune(&policy, &in_use(&self.host), now).await;
         let removed = removed.map_err(|error| Status::internal(skep_image::chain(&error)))?;
@@ -153,8 +155,7 @@ impl ImagesService {
         F: Future<Output = Result<Vec<ImageRecord>, Status>> + Send + 'static,
     {
         let (host, in_use) = (Arc::clone(&self.host), in_use(&self.host));
-        let (is_manager, in_swarm) =
-            (self.is_manager(), self.membership.standing().state == SwarmState::Active);
+        let (is_manager, in_swarm) = (self.is_manager(), self.membership.standing().state == SwarmState::Active);
         Ok(Response::new(progress::stream(move |progress, warnings: mpsc::Sender<_>| {
             let work = work(progress);
             async move {

@@ -75,9 +75,9 @@ const ULIMITS: [&str; 16] = [
 
 /// Signals by number on Linux (signal(7), x86 and ARM); index 0 is signal 1.
 const SIGNALS: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+    "PWR", "SYS",
 ];
 
 /// A capability's name without `CAP_`, in upper case; `ALL` stays. `None`: the kernel has no such capability.
@@ -107,11 +107,7 @@ pub fn signal_number(text: &str) -> Option<i32> {
         (_, Some(offset)) => (RT_MAX, offset),
         (None, None) => return None,
     };
-    let offset = if offset.is_empty() {
-        0
-    } else {
-        offset.parse::<i32>().ok()?
-    };
+    let offset = if offset.is_empty() { 0 } else { offset.parse::<i32>().ok()? };
     let number = base.checked_add(offset)?;
     (RT_MIN..=RT_MAX).contains(&number).then_some(number)
 }
@@ -124,17 +120,11 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
     labels("labels", &spec.labels)?;
     for (index, variable) in spec.env.iter().enumerate() {
         if variable.is_empty() || variable.starts_with('=') || variable.contains('\0') {
-            return Err(Invalid::new(
-                format!("env[{index}]"),
-                format!("{variable:?} is not NAME=value"),
-            ));
+            return Err(Invalid::new(format!("env[{index}]"), format!("{variable:?} is not NAME=value")));
         }
     }
     if !spec.dir.is_empty() && !spec.dir.starts_with('/') {
-        return Err(Invalid::new(
-            "dir",
-            format!("{:?} is not an absolute path", spec.dir),
-        ));
+        return Err(Invalid::new("dir", format!("{:?} is not an absolute path", spec.dir)));
     }
     for (field, texts) in [("command", &spec.command), ("args", &spec.args)] {
         if texts.iter().any(|text| text.contains('\0')) {
@@ -147,44 +137,25 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
     for (index, mount) in spec.mounts.iter().enumerate() {
         mount::mount(mount).map_err(|invalid| invalid.under(&format!("mounts[{index}]")))?;
     }
-    if let Some(twice) = duplicate(
-        spec.mounts
-            .iter()
-            .map(|mount| mount.target.trim_end_matches('/')),
-    ) {
-        return Err(Invalid::new(
-            "mounts",
-            format!("two mounts have the target {twice:?}"),
-        ));
+    if let Some(twice) = duplicate(spec.mounts.iter().map(|mount| mount.target.trim_end_matches('/'))) {
+        return Err(Invalid::new("mounts", format!("two mounts have the target {twice:?}")));
     }
     ulimits(spec)?;
     if !spec.stop_signal.is_empty() && signal_number(&spec.stop_signal).is_none() {
-        return Err(Invalid::new(
-            "stop_signal",
-            format!("there is no signal {:?}", spec.stop_signal),
-        ));
+        return Err(Invalid::new("stop_signal", format!("there is no signal {:?}", spec.stop_signal)));
     }
     if spec.stop_grace_period_ms < -1 {
         return Err(Invalid::new("stop_grace_period_ms", "must not be negative"));
     }
     for (field, names) in [("cap_add", &spec.cap_add), ("cap_drop", &spec.cap_drop)] {
         if let Some(unknown) = names.iter().find(|name| capability(name).is_none()) {
-            return Err(Invalid::new(
-                field,
-                format!("there is no capability {unknown:?}"),
-            ));
+            return Err(Invalid::new(field, format!("there is no capability {unknown:?}")));
         }
     }
     if !(-1000..=1000).contains(&spec.oom_score_adj) {
-        return Err(Invalid::new(
-            "oom_score_adj",
-            format!("must be -1000 to 1000, not {}", spec.oom_score_adj),
-        ));
+        return Err(Invalid::new("oom_score_adj", format!("must be -1000 to 1000, not {}", spec.oom_score_adj)));
     }
-    for (field, present) in [
-        ("secrets", !spec.secrets.is_empty()),
-        ("configs", !spec.configs.is_empty()),
-    ] {
+    for (field, present) in [("secrets", !spec.secrets.is_empty()), ("configs", !spec.configs.is_empty())] {
         if present {
             return Err(Invalid::new(field, format!("not supported yet: {field}")));
         }
@@ -195,15 +166,11 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
 fn container_name(name: &str) -> Result<(), Invalid> {
     let valid = (1..=32).contains(&name.len())
         && !name.starts_with('-')
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     if valid {
         return Ok(());
     }
-    let message = format!(
-        "{name:?} is not a valid container name: 1 to 32 lower-case letters, digits and '-'"
-    );
+    let message = format!("{name:?} is not a valid container name: 1 to 32 lower-case letters, digits and '-'");
     Err(Invalid::new("name", message))
 }
 
@@ -213,37 +180,21 @@ fn resource_spec(spec: &ResourceSpec) -> Result<(), Invalid> {
         not_negative(&format!("{field}.nano_cpus"), amount.nano_cpus)?;
         not_negative(&format!("{field}.memory_bytes"), amount.memory_bytes)?;
         if (1..MIN_NANO_CPUS).contains(&amount.nano_cpus) {
-            return Err(Invalid::new(
-                format!("{field}.nano_cpus"),
-                "must be at least 0.001 CPUs",
-            ));
+            return Err(Invalid::new(format!("{field}.nano_cpus"), "must be at least 0.001 CPUs"));
         }
         if (1..MIN_MEMORY_BYTES).contains(&amount.memory_bytes) {
-            let message = format!(
-                "must be at least 4 MiB, but is {} bytes",
-                amount.memory_bytes
-            );
+            let message = format!("must be at least 4 MiB, but is {} bytes", amount.memory_bytes);
             return Err(Invalid::new(format!("{field}.memory_bytes"), message));
         }
     }
-    let (limits, reservations) = (
-        spec.limits.unwrap_or_default(),
-        spec.reservations.unwrap_or_default(),
-    );
+    let (limits, reservations) = (spec.limits.unwrap_or_default(), spec.reservations.unwrap_or_default());
     let pairs = [
         ("nano_cpus", limits.nano_cpus, reservations.nano_cpus),
-        (
-            "memory_bytes",
-            limits.memory_bytes,
-            reservations.memory_bytes,
-        ),
+        ("memory_bytes", limits.memory_bytes, reservations.memory_bytes),
     ];
     for (field, limit, reserved) in pairs {
         if limit > 0 && reserved > limit {
-            return Err(Invalid::new(
-                format!("reservations.{field}"),
-                "must not be more than the limit",
-            ));
+            return Err(Invalid::new(format!("reservations.{field}"), "must not be more than the limit"));
         }
     }
     not_negative("pids_limit", spec.pids_limit)
@@ -253,24 +204,14 @@ fn ulimits(spec: &ContainerSpec) -> Result<(), Invalid> {
     for (index, limit) in spec.ulimits.iter().enumerate() {
         let field = format!("ulimits[{index}]");
         if !ULIMITS.contains(&limit.name.as_str()) {
-            let message = format!(
-                "there is no limit {:?}: use one of {}",
-                limit.name,
-                ULIMITS.join(", ")
-            );
+            let message = format!("there is no limit {:?}: use one of {}", limit.name, ULIMITS.join(", "));
             return Err(Invalid::new(field, message));
         }
         if limit.soft < -1 || limit.hard < -1 {
-            return Err(Invalid::new(
-                field,
-                "must not be negative (-1 is unlimited)",
-            ));
+            return Err(Invalid::new(field, "must not be negative (-1 is unlimited)"));
         }
         if limit.hard != -1 && (limit.soft == -1 || limit.soft > limit.hard) {
-            return Err(Invalid::new(
-                field,
-                "the soft limit must not be above the hard limit",
-            ));
+            return Err(Invalid::new(field, "the soft limit must not be above the hard limit"));
         }
     }
     match duplicate(spec.ulimits.iter().map(|limit| limit.name.as_str())) {
@@ -286,11 +227,7 @@ mod tests {
     use crate::v1::{Resources, Ulimit};
 
     fn valid() -> ContainerSpec {
-        ContainerSpec {
-            name: "main".into(),
-            image: "busybox".into(),
-            ..ContainerSpec::default()
-        }
+        ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() }
     }
 
     fn refused(change: impl FnOnce(&mut ContainerSpec)) -> String {
@@ -320,40 +257,19 @@ mod tests {
         assert!(refused(|spec| spec.dir = "tmp".into()).starts_with("dir: "));
         assert!(refused(|spec| spec.stop_signal = "NOPE".into()).starts_with("stop_signal: "));
         assert!(refused(|spec| spec.cap_add = vec!["NOPE".into()]).starts_with("cap_add: "));
-        let limit = |soft, hard| Ulimit {
-            name: "nofile".into(),
-            soft,
-            hard,
-        };
+        let limit = |soft, hard| Ulimit { name: "nofile".into(), soft, hard };
         assert!(refused(|spec| spec.ulimits = vec![limit(2, 1)]).starts_with("ulimits[0]: "));
         assert!(refused(|spec| spec.ulimits = vec![limit(1, 1), limit(1, 2)]).contains("twice"));
-        let small = Resources {
-            nano_cpus: 0,
-            memory_bytes: 1024,
-        };
-        let resources = ResourceSpec {
-            limits: Some(small),
-            ..ResourceSpec::default()
-        };
-        assert!(
-            refused(|spec| spec.resources = Some(resources))
-                .starts_with("resources.limits.memory_bytes: ")
-        );
+        let small = Resources { nano_cpus: 0, memory_bytes: 1024 };
+        let resources = ResourceSpec { limits: Some(small), ..ResourceSpec::default() };
+        assert!(refused(|spec| spec.resources = Some(resources)).starts_with("resources.limits.memory_bytes: "));
     }
 
     #[test]
     fn a_reservation_above_its_limit_is_refused() {
-        let amount = |memory_bytes| {
-            Some(Resources {
-                nano_cpus: 0,
-                memory_bytes,
-            })
-        };
-        let resources = ResourceSpec {
-            limits: amount(8 << 20),
-            reservations: amount(16 << 20),
-            ..ResourceSpec::default()
-        };
+        let amount = |memory_bytes| Some(Resources { nano_cpus: 0, memory_bytes });
+        let resources =
+            ResourceSpec { limits: amount(8 << 20), reservations: amount(16 << 20), ..ResourceSpec::default() };
         assert!(refused(|spec| spec.resources = Some(resources)).contains("more than the limit"));
     }
 }

@@ -3,9 +3,7 @@
 use super::{Invalid, not_negative};
 use crate::v1::{MountSpec, MountType};
 
-const PROPAGATIONS: [&str; 7] = [
-    "", "rprivate", "private", "rshared", "shared", "rslave", "slave",
-];
+const PROPAGATIONS: [&str; 7] = ["", "rprivate", "private", "rshared", "shared", "rslave", "slave"];
 
 pub(super) fn mount(spec: &MountSpec) -> Result<(), Invalid> {
     absolute("target", &spec.target)?;
@@ -16,11 +14,7 @@ pub(super) fn mount(spec: &MountSpec) -> Result<(), Invalid> {
         MountType::Bind => {
             absolute("source", &spec.source)?;
             if !PROPAGATIONS.contains(&spec.propagation.as_str()) {
-                let message = format!(
-                    "{:?} is not one of {}",
-                    spec.propagation,
-                    PROPAGATIONS[1..].join(", ")
-                );
+                let message = format!("{:?} is not one of {}", spec.propagation, PROPAGATIONS[1..].join(", "));
                 return Err(Invalid::new("propagation", message));
             }
             if spec.tmpfs_size_bytes != 0 || spec.tmpfs_mode != 0 {
@@ -36,10 +30,7 @@ pub(super) fn mount(spec: &MountSpec) -> Result<(), Invalid> {
             }
             not_negative("tmpfs_size_bytes", spec.tmpfs_size_bytes)?;
             if spec.tmpfs_mode > 0o7777 {
-                return Err(Invalid::new(
-                    "tmpfs_mode",
-                    format!("{:o} is not a file mode", spec.tmpfs_mode),
-                ));
+                return Err(Invalid::new("tmpfs_mode", format!("{:o} is not a file mode", spec.tmpfs_mode)));
             }
         }
         MountType::Volume => return Err(Invalid::new("type", "not supported yet: volumes")),
@@ -50,16 +41,10 @@ pub(super) fn mount(spec: &MountSpec) -> Result<(), Invalid> {
 /// Absolute, and without steps upwards.
 fn absolute(field: &str, path: &str) -> Result<(), Invalid> {
     if !path.starts_with('/') {
-        return Err(Invalid::new(
-            field,
-            format!("{path:?} is not an absolute path"),
-        ));
+        return Err(Invalid::new(field, format!("{path:?} is not an absolute path")));
     }
     if path.split('/').any(|part| part == "..") || path.contains('\0') {
-        return Err(Invalid::new(
-            field,
-            format!("{path:?} must not contain \"..\" or NUL"),
-        ));
+        return Err(Invalid::new(field, format!("{path:?} must not contain \"..\" or NUL")));
     }
     Ok(())
 }
@@ -71,11 +56,7 @@ mod tests {
 
     #[test]
     fn mounts_are_checked_by_type() {
-        let bind = MountSpec {
-            source: "/srv".into(),
-            target: "/data".into(),
-            ..MountSpec::default()
-        };
+        let bind = MountSpec { source: "/srv".into(), target: "/data".into(), ..MountSpec::default() };
         assert_eq!(mount(&bind), Ok(()));
         let refused = |change: fn(&mut MountSpec)| {
             let mut spec = bind.clone();
@@ -85,17 +66,8 @@ mod tests {
         assert_eq!(refused(|spec| spec.target = "data".into()), "target");
         assert_eq!(refused(|spec| spec.target = "/".into()), "target");
         assert_eq!(refused(|spec| spec.source = "/a/../b".into()), "source");
-        assert_eq!(
-            refused(|spec| spec.propagation = "sideways".into()),
-            "propagation"
-        );
-        assert_eq!(
-            refused(|spec| spec.r#type = MountType::Volume.into()),
-            "type"
-        );
-        assert_eq!(
-            refused(|spec| spec.r#type = MountType::Tmpfs.into()),
-            "source"
-        );
+        assert_eq!(refused(|spec| spec.propagation = "sideways".into()), "propagation");
+        assert_eq!(refused(|spec| spec.r#type = MountType::Volume.into()), "type");
+        assert_eq!(refused(|spec| spec.r#type = MountType::Tmpfs.into()), "source");
     }
 }

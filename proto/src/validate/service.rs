@@ -6,8 +6,8 @@ use super::{Invalid, container, duplicate, labels, name, not_negative};
 use crate::constraint::{Constraint, parse_spread};
 use crate::v1::service_spec::Mode;
 use crate::v1::{
-    EndpointSpec, FailureAction, NetworkMode, NodeSpec, Placement, PublishMode, RestartPolicy,
-    ServiceSpec, TaskTemplate, UpdatePolicy,
+    EndpointSpec, FailureAction, NetworkMode, NodeSpec, Placement, PublishMode, RestartPolicy, ServiceSpec,
+    TaskTemplate, UpdatePolicy,
 };
 
 /// Replicas that one service may have.
@@ -30,28 +30,16 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), Invalid> {
             update_policy(policy).map_err(|invalid| invalid.under(field))?;
         }
     }
-    if spec
-        .rollback
-        .is_some_and(|policy| policy.failure_action() == FailureAction::Rollback)
-    {
-        return Err(Invalid::new(
-            "rollback.failure_action",
-            "a rollback cannot be rolled back: use pause or continue",
-        ));
+    if spec.rollback.is_some_and(|policy| policy.failure_action() == FailureAction::Rollback) {
+        return Err(Invalid::new("rollback.failure_action", "a rollback cannot be rolled back: use pause or continue"));
     }
     not_negative("failover_delay_ms", spec.failover_delay_ms)?;
-    let template = spec
-        .template
-        .as_ref()
-        .ok_or_else(|| Invalid::new("template", "is missing"))?;
+    let template = spec.template.as_ref().ok_or_else(|| Invalid::new("template", "is missing"))?;
     task_template(template)?;
     if let (Some(placement), Some(Mode::Global(_))) = (&template.placement, &spec.mode)
         && placement.max_replicas_per_node > 0
     {
-        return Err(Invalid::new(
-            "placement.max_replicas_per_node",
-            "cannot be used with mode global",
-        ));
+        return Err(Invalid::new("placement.max_replicas_per_node", "cannot be used with mode global"));
     }
     let host_network = template.network_mode() == NetworkMode::Host;
     endpoint(spec.endpoint.as_ref(), host_network)
@@ -60,10 +48,7 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), Invalid> {
 /// Checks a number of replicas.
 pub fn replicas(replicas: u64) -> Result<(), Invalid> {
     if replicas > MAX_REPLICAS {
-        return Err(Invalid::new(
-            "replicas",
-            format!("at most {MAX_REPLICAS} are allowed, not {replicas}"),
-        ));
+        return Err(Invalid::new("replicas", format!("at most {MAX_REPLICAS} are allowed, not {replicas}")));
     }
     Ok(())
 }
@@ -77,10 +62,7 @@ fn update_policy(policy: &UpdatePolicy) -> Result<(), Invalid> {
     not_negative("delay_ms", policy.delay_ms)?;
     not_negative("monitor_ms", policy.monitor_ms)?;
     if !(0.0..=1.0).contains(&policy.max_failure_ratio) {
-        let message = format!(
-            "must be between 0 and 1, but is {}",
-            policy.max_failure_ratio
-        );
+        let message = format!("must be between 0 and 1, but is {}", policy.max_failure_ratio);
         return Err(Invalid::new("max_failure_ratio", message));
     }
     Ok(())
@@ -88,42 +70,20 @@ fn update_policy(policy: &UpdatePolicy) -> Result<(), Invalid> {
 
 fn task_template(template: &TaskTemplate) -> Result<(), Invalid> {
     if template.containers.is_empty() {
-        return Err(Invalid::new(
-            "containers",
-            "a task needs at least one container",
-        ));
+        return Err(Invalid::new("containers", "a task needs at least one container"));
     }
     if template.containers.len() > MAX_CONTAINERS {
         let count = template.containers.len();
-        return Err(Invalid::new(
-            "containers",
-            format!("at most {MAX_CONTAINERS} are allowed, not {count}"),
-        ));
+        return Err(Invalid::new("containers", format!("at most {MAX_CONTAINERS} are allowed, not {count}")));
     }
-    if let Some(twice) = duplicate(
-        template
-            .containers
-            .iter()
-            .map(|container| container.name.as_str()),
-    ) {
-        return Err(Invalid::new(
-            "containers",
-            format!("two containers are named {twice:?}"),
-        ));
+    if let Some(twice) = duplicate(template.containers.iter().map(|container| container.name.as_str())) {
+        return Err(Invalid::new("containers", format!("two containers are named {twice:?}")));
     }
     for spec in &template.containers {
-        container::container(spec)
-            .map_err(|invalid| invalid.under(&format!("containers[{}]", spec.name)))?;
+        container::container(spec).map_err(|invalid| invalid.under(&format!("containers[{}]", spec.name)))?;
     }
-    if template
-        .containers
-        .iter()
-        .all(|container| container.optional)
-    {
-        return Err(Invalid::new(
-            "containers",
-            "at least one container must be essential",
-        ));
+    if template.containers.iter().all(|container| container.optional) {
+        return Err(Invalid::new("containers", "at least one container must be essential"));
     }
     depends_on(template)?;
     if let Some(restart) = &template.restart {
@@ -140,26 +100,17 @@ fn depends_on(template: &TaskTemplate) -> Result<(), Invalid> {
     let mut started: HashSet<&str> = HashSet::new();
     let mut waiting: Vec<_> = template.containers.iter().collect();
     for spec in &template.containers {
-        if let Some(unknown) = spec.depends_on.iter().find(|needed| {
-            !template
-                .containers
-                .iter()
-                .any(|other| other.name == **needed)
-        }) {
+        if let Some(unknown) =
+            spec.depends_on.iter().find(|needed| !template.containers.iter().any(|other| other.name == **needed))
+        {
             let field = format!("containers[{}].depends_on", spec.name);
-            return Err(Invalid::new(
-                field,
-                format!("there is no container {unknown:?}"),
-            ));
+            return Err(Invalid::new(field, format!("there is no container {unknown:?}")));
         }
     }
     loop {
         let before = waiting.len();
         waiting.retain(|spec| {
-            let ready = spec
-                .depends_on
-                .iter()
-                .all(|needed| started.contains(needed.as_str()));
+            let ready = spec.depends_on.iter().all(|needed| started.contains(needed.as_str()));
             if ready {
                 started.insert(&spec.name);
             }
@@ -169,10 +120,7 @@ fn depends_on(template: &TaskTemplate) -> Result<(), Invalid> {
             None => return Ok(()),
             Some(spec) if waiting.len() == before => {
                 let field = format!("containers[{}].depends_on", spec.name);
-                return Err(Invalid::new(
-                    field,
-                    "the containers wait for each other in a circle",
-                ));
+                return Err(Invalid::new(field, "the containers wait for each other in a circle"));
             }
             Some(_) => {}
         }
@@ -181,25 +129,19 @@ fn depends_on(template: &TaskTemplate) -> Result<(), Invalid> {
 
 fn restart_policy(policy: &RestartPolicy) -> Result<(), Invalid> {
     if policy.delay_ms < -1 || policy.delay_ms > DAY_MS {
-        return Err(Invalid::new(
-            "restart.delay_ms",
-            "must be between 0 and 24 hours",
-        ));
+        return Err(Invalid::new("restart.delay_ms", "must be between 0 and 24 hours"));
     }
     not_negative("restart.window_ms", policy.window_ms)
 }
 
 fn placement_rules(placement: &Placement) -> Result<(), Invalid> {
     for (index, text) in placement.constraints.iter().enumerate() {
-        Constraint::parse(text).map_err(|error| {
-            Invalid::new(format!("placement.constraints[{index}]"), error.to_string())
-        })?;
+        Constraint::parse(text)
+            .map_err(|error| Invalid::new(format!("placement.constraints[{index}]"), error.to_string()))?;
     }
     for (index, text) in placement.spread.iter().enumerate() {
         parse_spread(text).map_err(|_| {
-            let message = format!(
-                "cannot spread over {text:?}: use node.labels.<name> or engine.labels.<name>"
-            );
+            let message = format!("cannot spread over {text:?}: use node.labels.<name> or engine.labels.<name>");
             Invalid::new(format!("placement.spread[{index}]"), message)
         })?;
     }
@@ -208,14 +150,11 @@ fn placement_rules(placement: &Placement) -> Result<(), Invalid> {
 
 fn hosts(hosts: &[String]) -> Result<(), Invalid> {
     for (index, line) in hosts.iter().enumerate() {
-        let valid = line.split_once(':').is_some_and(|(name, address)| {
-            !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok()
-        });
+        let valid = line
+            .split_once(':')
+            .is_some_and(|(name, address)| !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok());
         if !valid {
-            return Err(Invalid::new(
-                format!("hosts[{index}]"),
-                format!("{line:?} is not name:address"),
-            ));
+            return Err(Invalid::new(format!("hosts[{index}]"), format!("{line:?} is not name:address")));
         }
     }
     Ok(())
@@ -227,36 +166,25 @@ fn endpoint(endpoint: Option<&EndpointSpec>, host_network: bool) -> Result<(), I
     for (index, port) in ports.iter().enumerate() {
         let field = |name: &str| format!("endpoint.ports[{index}].{name}");
         if !(1..=65535).contains(&port.target_port) {
-            return Err(Invalid::new(
-                field("target_port"),
-                format!("must be 1 to 65535, not {}", port.target_port),
-            ));
+            return Err(Invalid::new(field("target_port"), format!("must be 1 to 65535, not {}", port.target_port)));
         }
         if port.published_port > 65535 {
             let message = format!("must be at most 65535, not {}", port.published_port);
             return Err(Invalid::new(field("published_port"), message));
         }
         if port.mode() == PublishMode::Ingress {
-            return Err(Invalid::new(
-                field("mode"),
-                "not supported yet: ports published by the routing mesh",
-            ));
+            return Err(Invalid::new(field("mode"), "not supported yet: ports published by the routing mesh"));
         }
         if !host_network {
-            let message =
-                "not supported yet: published ports without the host's network (`--network host`)";
+            let message = "not supported yet: published ports without the host's network (`--network host`)";
             return Err(Invalid::new(field("mode"), message));
         }
         if port.published_port != 0 && port.published_port != port.target_port {
-            let message =
-                "with the host's network the published port is the one the container listens on";
+            let message = "with the host's network the published port is the one the container listens on";
             return Err(Invalid::new(field("published_port"), message));
         }
         if !seen.insert((port.protocol, port.target_port)) {
-            return Err(Invalid::new(
-                field("target_port"),
-                format!("port {} is published twice", port.target_port),
-            ));
+            return Err(Invalid::new(field("target_port"), format!("port {} is published twice", port.target_port)));
         }
     }
     Ok(())
@@ -269,18 +197,11 @@ mod tests {
     use crate::v1::{ContainerSpec, GlobalMode, PortSpec, ReplicatedMode};
 
     fn valid() -> ServiceSpec {
-        let container = ContainerSpec {
-            name: "main".into(),
-            image: "busybox".into(),
-            ..ContainerSpec::default()
-        };
+        let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
         ServiceSpec {
             name: "web".into(),
             mode: Some(Mode::Replicated(ReplicatedMode { replicas: 3 })),
-            template: Some(TaskTemplate {
-                containers: vec![container],
-                ..TaskTemplate::default()
-            }),
+            template: Some(TaskTemplate { containers: vec![container], ..TaskTemplate::default() }),
             ..ServiceSpec::default()
         }
     }
@@ -304,30 +225,13 @@ mod tests {
     fn mistakes_name_the_field() {
         assert!(refused(|spec| spec.name.clear()).starts_with("name: "));
         assert!(refused(|spec| spec.mode = None).starts_with("mode: "));
-        let huge = ReplicatedMode {
-            replicas: MAX_REPLICAS + 1,
-        };
-        assert!(
-            refused(|spec| spec.mode = Some(Mode::Replicated(huge)))
-                .starts_with("replicas: at most 100000")
-        );
+        let huge = ReplicatedMode { replicas: MAX_REPLICAS + 1 };
+        assert!(refused(|spec| spec.mode = Some(Mode::Replicated(huge))).starts_with("replicas: at most 100000"));
         assert!(refused(|spec| template(spec).containers.clear()).starts_with("containers: "));
-        assert!(
-            refused(|spec| template(spec).containers[0].image.clear())
-                .starts_with("containers[main].image: ")
-        );
-        let placement = Placement {
-            constraints: vec!["node.colour==red".into()],
-            ..Placement::default()
-        };
-        assert!(
-            refused(|spec| template(spec).placement = Some(placement))
-                .starts_with("placement.constraints[0]: ")
-        );
-        let placement = Placement {
-            max_replicas_per_node: 1,
-            ..Placement::default()
-        };
+        assert!(refused(|spec| template(spec).containers[0].image.clear()).starts_with("containers[main].image: "));
+        let placement = Placement { constraints: vec!["node.colour==red".into()], ..Placement::default() };
+        assert!(refused(|spec| template(spec).placement = Some(placement)).starts_with("placement.constraints[0]: "));
+        let placement = Placement { max_replicas_per_node: 1, ..Placement::default() };
         assert!(
             refused(|spec| {
                 spec.mode = Some(Mode::Global(GlobalMode {}));
@@ -347,18 +251,12 @@ mod tests {
             template(spec).containers.push(second);
         });
         assert!(message.contains("circle"), "{message}");
-        assert!(
-            refused(|spec| template(spec).containers[0].depends_on = vec!["no".into()])
-                .contains("no container")
-        );
+        assert!(refused(|spec| template(spec).containers[0].depends_on = vec!["no".into()]).contains("no container"));
     }
 
     #[test]
     fn ingress_ports_are_not_supported_yet() {
-        let port = PortSpec {
-            target_port: 80,
-            ..PortSpec::default()
-        };
+        let port = PortSpec { target_port: 80, ..PortSpec::default() };
         let message = refused(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port] }));
         assert!(message.contains("not supported yet"), "{message}");
     }

@@ -177,7 +177,8 @@ async fn stop_asks_first_and_kills_after_the_grace_period() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_start_says_so_and_leaves_nothing() {
     let world = World::new();
-    let cases: [(&str, fn(&mut ContainerSpec), i32, &str); 6] = [
+    type Case = (&'static str, fn(&mut ContainerSpec), i32, &'static str);
+    let cases: [Case; 6] = [
         ("nosuch", |spec| spec.args = vec!["nosuch".into()], 127, "executable file not found in $PATH"),
         ("path", |spec| spec.args = vec!["/bin/nosuch".into()], 127, "no such file"),
         ("noexec", |spec| spec.args = vec!["noexec".into()], 126, "permission denied"),

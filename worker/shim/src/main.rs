@@ -20,8 +20,11 @@ mod sys;
 use std::ffi::{CStr, c_char, c_int};
 
 /// Entry point, called by the C runtime.
+///
+/// # Safety
+/// `argv` holds `argc` C strings, as the C runtime passes them.
 #[unsafe(no_mangle)]
-pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let mut args = Vec::new();
     for i in 1..usize::try_from(argc).unwrap_or(0) {
         // SAFETY: the C runtime passes `argc` valid strings, which live as long as the process.

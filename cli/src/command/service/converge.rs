@@ -75,6 +75,10 @@ async fn follow(
                 ));
                 Timer::Stable(Instant::now() + monitor)
             }
+            (Stand::Ended, _) if picture.is_final => {
+                screen.say(ended(progress.name(), &picture)?);
+                return Ok(());
+            }
             (Stand::Ended, Timer::Final(at)) if at <= Instant::now() => {
                 screen.say(ended(progress.name(), &picture)?);
                 return Ok(());
@@ -189,7 +193,11 @@ impl Screen {
 }
 
 fn overall(picture: &Picture) -> String {
-    format!("overall progress: {} out of {} tasks", picture.running, picture.desired)
+    let Picture { running, desired, .. } = *picture;
+    match running.checked_sub(desired) {
+        None | Some(0) => format!("overall progress: {running} out of {desired} tasks"),
+        Some(excess) => format!("overall progress: {desired} out of {desired} tasks, {excess} to stop"),
+    }
 }
 
 fn live_lines(picture: &Picture) -> Vec<String> {
@@ -254,7 +262,7 @@ mod tests {
     }
 
     fn picture(rows: Vec<Row>) -> Picture {
-        Picture { stand: Stand::Moving, running: 1, desired: 3, rows, has_failed: false }
+        Picture { stand: Stand::Moving, running: 1, desired: 3, rows, has_failed: false, is_final: false }
     }
 
     #[test]

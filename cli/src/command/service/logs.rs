@@ -154,17 +154,21 @@ impl Printer<'_> {
 
     fn print(&mut self, batch: &LogBatch) -> Result<(), Failure> {
         output::warnings(&batch.warnings);
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        for line in &batch.lines {
-            let stream = match line.stream() {
-                LogStream::Stdout => &mut out,
-                LogStream::Stderr => &mut err,
-            };
-            self.line(line, stream);
+        // In order, also across the two streams: on a terminal both end up in the same place.
+        for lines in batch.lines.chunk_by(|a, b| a.stream() == b.stream()) {
+            let mut bytes = Vec::new();
+            for line in lines {
+                self.line(line, &mut bytes);
+            }
+            match lines.first().map(LogLine::stream) {
+                // The containers' standard error comes out as ours, as with Docker.
+                Some(LogStream::Stderr) => {
+                    let _ = std::io::stderr().lock().write_all(&bytes);
+                }
+                Some(LogStream::Stdout) | None => output::data(bytes)?,
+            }
         }
-        // The containers' standard error comes out as ours, as with Docker.
-        let _ = std::io::stderr().lock().write_all(&err);
-        if out.is_empty() { Ok(()) } else { output::data(out) }
+        Ok(())
     }
 
     fn line(&mut self, line: &LogLine, out: &mut Vec<u8>) {

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::watch_event::Object;
-use skep_proto::v1::{ServiceSummary, Task, TaskState, TaskStatus, TaskSummary, WantedState, WatchResponse};
+use skep_proto::v1::{
+    RestartCondition, RestartPolicy, ServiceSummary, Task, TaskState, TaskStatus, TaskSummary, WantedState,
+    WatchResponse,
+};
 
 use crate::command::task_table::reason;
 use crate::output::natural;
@@ -64,6 +67,8 @@ pub(crate) struct Picture {
     pub(crate) rows: Vec<Row>,
     /// A task has failed since the command began.
     pub(crate) has_failed: bool,
+    /// By the restart condition alone, no task that ended will be replaced.
+    pub(crate) is_final: bool,
 }
 
 impl Progress {
@@ -133,10 +138,24 @@ impl Progress {
         } else {
             Stand::Moving
         };
+        let is_final = current.iter().filter(|slot| !slot.is_live()).all(|slot| self.is_never_replaced(slot));
         let has_failed = self.tasks.iter().any(|(id, summary)| {
             matches!(state_of(summary), TaskState::Failed | TaskState::Rejected) && !self.old.contains(id)
         });
-        Picture { stand, running, desired, rows, has_failed }
+        Picture { stand, running, desired, rows, has_failed, is_final }
+    }
+
+    /// Whether the restart condition rules out that a slot's ended task is replaced.
+    fn is_never_replaced(&self, slot: &Slot<'_>) -> bool {
+        let revision = self.service.as_ref().and_then(|summary| summary.revision.as_ref());
+        let template = revision.and_then(|revision| revision.template.as_ref());
+        let restart = template.and_then(|template| template.restart.as_ref());
+        let completed = slot.tasks.first().is_some_and(|(summary, _)| state_of(summary) == TaskState::Complete);
+        match restart.map_or(RestartCondition::Any, RestartPolicy::condition) {
+            RestartCondition::Any => false,
+            RestartCondition::OnFailure => completed,
+            RestartCondition::None => true,
+        }
     }
 
     /// Tasks asked for: a number, or for a global service the nodes that fit.

@@ -82,8 +82,12 @@ fn listen(port: u16) -> io::Result<TcpListener> {
         check(unsafe { libc::setsockopt(raw, libc::SOL_SOCKET, option, (&raw const on).cast(), size) })?;
     }
     let family = libc::sa_family_t::try_from(libc::AF_INET).expect("AF_INET fits");
-    let address =
-        libc::sockaddr_in { sin_family: family, sin_port: port.to_be(), sin_addr: libc::in_addr { s_addr: 0 }, sin_zero: [0; 8] };
+    let address = libc::sockaddr_in {
+        sin_family: family,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: 0 },
+        sin_zero: [0; 8],
+    };
     let size = libc::socklen_t::try_from(size_of_val(&address)).expect("an address' size fits");
     // SAFETY: the pointer and length describe `address`, which lives until after the call.
     check(unsafe { libc::bind(raw, (&raw const address).cast(), size) })?;

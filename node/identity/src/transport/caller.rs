@@ -55,9 +55,9 @@ impl Caller {
     pub fn require_node(&self) -> Result<&PeerIdentity, Status> {
         match self {
             Self::Node(peer) => Ok(peer),
-            Self::Local { .. } | Self::Anonymous { .. } => Err(Status::permission_denied(
-                "only a node of the cluster may do this",
-            )),
+            Self::Local { .. } | Self::Anonymous { .. } => {
+                Err(Status::permission_denied("only a node of the cluster may do this"))
+            }
         }
     }
 

@@ -25,13 +25,7 @@ impl ServerConnection {
         admission: Admission,
         info: ConnectionInfo,
     ) -> Self {
-        Self {
-            stream: Guarded {
-                stream,
-                admission: Some(admission),
-            },
-            info,
-        }
+        Self { stream: Guarded { stream, admission: Some(admission) }, info }
     }
 
     /// Who is at the other end.
@@ -56,13 +50,8 @@ pub struct ClientConnection {
 
 impl ClientConnection {
     /// `admission` is `None` while joining.
-    pub(crate) fn new(
-        stream: tokio_rustls::client::TlsStream<TcpStream>,
-        admission: Option<Admission>,
-    ) -> Self {
-        Self {
-            stream: Guarded { stream, admission },
-        }
+    pub(crate) fn new(stream: tokio_rustls::client::TlsStream<TcpStream>, admission: Option<Admission>) -> Self {
+        Self { stream: Guarded { stream, admission } }
     }
 }
 
@@ -90,18 +79,13 @@ impl<S> Guarded<S> {
 }
 
 fn closed() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::ConnectionAborted,
-        "the connection was closed: its peer is no longer admitted",
-    )
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was closed: its peer is no longer admitted")
 }
 
 impl<S: AsyncRead + Unpin> Guarded<S> {
     fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.check_reader(cx)?;
-        Pin::new(&mut self.stream)
-            .poll_read(cx, buf)
-            .map_err(explain)
+        Pin::new(&mut self.stream).poll_read(cx, buf).map_err(explain)
     }
 }
 
@@ -111,11 +95,7 @@ impl<S: AsyncWrite + Unpin> Guarded<S> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    fn write_vectored(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn write_vectored(&mut self, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         self.check_writer(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }

@@ -40,10 +40,7 @@ pub struct AcceptLimits {
 impl Default for AcceptLimits {
     /// 5 s, and 512: a thousand nodes that reconnect at once, with room, at two file descriptors a connection in all.
     fn default() -> Self {
-        Self {
-            handshake_timeout: Duration::from_secs(5),
-            unfinished: 512,
-        }
+        Self { handshake_timeout: Duration::from_secs(5), unfinished: 512 }
     }
 }
 
@@ -61,14 +58,7 @@ pub struct Incoming {
 
 /// Accepts mutual TLS connections. Call it within a tokio runtime.
 pub fn incoming(listener: TcpListener, tls: ServerTls, limits: AcceptLimits) -> Incoming {
-    Incoming {
-        listener,
-        tls,
-        limits,
-        handshakes: JoinSet::new(),
-        order: VecDeque::new(),
-        pause: None,
-    }
+    Incoming { listener, tls, limits, handshakes: JoinSet::new(), order: VecDeque::new(), pause: None }
 }
 
 impl Incoming {
@@ -87,12 +77,7 @@ impl Incoming {
             debug!("too many unfinished handshakes: gave up the oldest");
             oldest.abort();
         }
-        let handshake = accept(
-            stream,
-            addr,
-            self.tls.clone(),
-            self.limits.handshake_timeout,
-        );
+        let handshake = accept(stream, addr, self.tls.clone(), self.limits.handshake_timeout);
         self.order.push_back(self.handshakes.spawn(handshake));
     }
 
@@ -163,9 +148,7 @@ enum HandshakeError {
 impl HandshakeError {
     /// Scans and cut connections are everyday; refused certificates are worth a line.
     fn log(&self) {
-        let cause = std::error::Error::source(self)
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let cause = std::error::Error::source(self).map(ToString::to_string).unwrap_or_default();
         match self {
             Self::Tls { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
                 info!("{self}: {cause}")
@@ -184,37 +167,17 @@ async fn accept(
 ) -> Result<ServerConnection, HandshakeError> {
     // A failure costs latency, not correctness.
     let _ = stream.set_nodelay(true);
-    let stream = tokio::time::timeout(
-        within,
-        TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream),
-    )
-    .await
-    .map_err(|_| HandshakeError::Timeout { addr, within })?
-    .map_err(|source| HandshakeError::Tls {
-        addr,
-        source: explain(source),
-    })?;
+    let stream = tokio::time::timeout(within, TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream))
+        .await
+        .map_err(|_| HandshakeError::Timeout { addr, within })?
+        .map_err(|source| HandshakeError::Tls { addr, source: explain(source) })?;
     // The verifier accepted this certificate a moment ago; none means that none was asked for in vain.
-    let leaf = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first());
+    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = leaf
         .map(|leaf| PeerIdentity::read(leaf))
         .transpose()
         .map_err(|source| HandshakeError::Peer { addr, source })?;
-    let admission = tls
-        .deny
-        .admit(peer.as_ref())
-        .map_err(|source| HandshakeError::Denied { addr, source })?;
+    let admission = tls.deny.admit(peer.as_ref()).map_err(|source| HandshakeError::Denied { addr, source })?;
     let caller = peer.map_or(Caller::Anonymous { addr }, Caller::Node);
-    Ok(ServerConnection::new(
-        stream,
-        admission,
-        ConnectionInfo {
-            caller,
-            remote: Some(addr),
-        },
-    ))
+    Ok(ServerConnection::new(stream, admission, ConnectionInfo { caller, remote: Some(addr) }))
 }

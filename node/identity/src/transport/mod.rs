@@ -22,9 +22,7 @@ pub use connection::{ClientConnection, ServerConnection};
 pub use incoming::{AcceptLimits, Incoming, incoming};
 pub use outgoing::{ChannelOptions, ConnectError, channel, connect, connect_stream};
 pub use refusal::{Refusal, refusal};
-pub use unix::{
-    UnixConnection, UnixIncoming, bind_unix, connect_unix, unix_channel, unix_incoming,
-};
+pub use unix::{UnixConnection, UnixIncoming, bind_unix, connect_unix, unix_channel, unix_incoming};
 
 /// HTTP/2 keepalive: without it a connection cut off by the network looks alive for many minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,15 +35,9 @@ pub struct Keepalive {
 
 impl Keepalive {
     /// Between managers: a partition that heals must not leave one behind on a half-open connection.
-    pub const MANAGERS: Self = Self {
-        interval: Duration::from_millis(500),
-        timeout: Duration::from_millis(500),
-    };
+    pub const MANAGERS: Self = Self { interval: Duration::from_millis(500), timeout: Duration::from_millis(500) };
     /// Between a node and a manager, and between nodes.
-    pub const NODES: Self = Self {
-        interval: Duration::from_secs(5),
-        timeout: Duration::from_secs(5),
-    };
+    pub const NODES: Self = Self { interval: Duration::from_secs(5), timeout: Duration::from_secs(5) };
 }
 
 /// A tonic server with the keepalive set: it also finds dead clients, whose streams would otherwise pile up.

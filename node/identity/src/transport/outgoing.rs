@@ -28,15 +28,9 @@ pub struct ChannelOptions {
 
 impl ChannelOptions {
     /// Between managers.
-    pub const MANAGERS: Self = Self {
-        connect_timeout: Duration::from_millis(1000),
-        keepalive: Keepalive::MANAGERS,
-    };
+    pub const MANAGERS: Self = Self { connect_timeout: Duration::from_millis(1000), keepalive: Keepalive::MANAGERS };
     /// From a node to a manager or another node.
-    pub const NODES: Self = Self {
-        connect_timeout: Duration::from_secs(5),
-        keepalive: Keepalive::NODES,
-    };
+    pub const NODES: Self = Self { connect_timeout: Duration::from_secs(5), keepalive: Keepalive::NODES };
 }
 
 /// Why no connection came about.
@@ -62,12 +56,7 @@ pub enum ConnectError {
 /// A channel that connects at its first call and again whenever it is cut. Addresses are `host:port`, tried in order from
 /// the last good one (call it within a tokio runtime); names are resolved at each attempt. A failed call carries the cause (see [`crate::transport::refusal`]).
 pub fn channel(addrs: Vec<String>, tls: ClientTls, options: ChannelOptions) -> Channel {
-    let connector = Arc::new(Connector {
-        addrs,
-        tls,
-        options,
-        next: AtomicUsize::new(0),
-    });
+    let connector = Arc::new(Connector { addrs, tls, options, next: AtomicUsize::new(0) });
     endpoint(options).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let connector = Arc::clone(&connector);
         async move { connector.connect().await.map(TokioIo::new) }
@@ -75,17 +64,8 @@ pub fn channel(addrs: Vec<String>, tls: ClientTls, options: ChannelOptions) -> C
 }
 
 /// Like [`channel`], but connects at once. In TLS 1.3 a refused client certificate shows only at the first call.
-pub async fn connect(
-    addrs: Vec<String>,
-    tls: ClientTls,
-    options: ChannelOptions,
-) -> Result<Channel, ConnectError> {
-    let connector = Arc::new(Connector {
-        addrs,
-        tls,
-        options,
-        next: AtomicUsize::new(0),
-    });
+pub async fn connect(addrs: Vec<String>, tls: ClientTls, options: ChannelOptions) -> Result<Channel, ConnectError> {
+    let connector = Arc::new(Connector { addrs, tls, options, next: AtomicUsize::new(0) });
     let first = connector.connect().await?;
     let reconnect = move || {
         let connector = Arc::clone(&connector);
@@ -95,11 +75,7 @@ pub async fn connect(
 }
 
 /// A channel over a stream that is already there, so that its error kept its type, and over new ones once it is cut.
-pub(crate) async fn begin_with<S, F, Fut>(
-    first: S,
-    reconnect: F,
-    endpoint: Endpoint,
-) -> Result<Channel, ConnectError>
+pub(crate) async fn begin_with<S, F, Fut>(first: S, reconnect: F, endpoint: Endpoint) -> Result<Channel, ConnectError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn() -> Fut + Send + 'static,
@@ -113,22 +89,12 @@ where
         };
         async move { next.await.map(TokioIo::new) }
     });
-    endpoint
-        .connect_with_connector(service)
-        .await
-        .map_err(ConnectError::Http)
+    endpoint.connect_with_connector(service).await.map_err(ConnectError::Http)
 }
 
 /// One bare TLS connection, for protocols other than gRPC.
-pub async fn connect_stream(
-    addr: &str,
-    tls: &ClientTls,
-    timeout: Duration,
-) -> Result<ClientConnection, ConnectError> {
-    let failed = |source| ConnectError::Io {
-        addr: addr.to_owned(),
-        source,
-    };
+pub async fn connect_stream(addr: &str, tls: &ClientTls, timeout: Duration) -> Result<ClientConnection, ConnectError> {
+    let failed = |source| ConnectError::Io { addr: addr.to_owned(), source };
     match tokio::time::timeout(timeout, handshake(addr, tls)).await {
         Ok(result) => result.map_err(|error| failed(explain(error))),
         Err(_) => {
@@ -160,8 +126,7 @@ impl Connector {
         let mut result = Err(ConnectError::NoAddress);
         for offset in 0..self.addrs.len() {
             let index = (start + offset) % self.addrs.len();
-            result =
-                connect_stream(&self.addrs[index], &self.tls, self.options.connect_timeout).await;
+            result = connect_stream(&self.addrs[index], &self.tls, self.options.connect_timeout).await;
             if result.is_ok() {
                 self.next.store(index, Ordering::Relaxed);
                 break;
@@ -174,17 +139,11 @@ impl Connector {
 async fn handshake(addr: &str, tls: &ClientTls) -> io::Result<ClientConnection> {
     let stream = TcpStream::connect(addr).await?;
     stream.set_nodelay(true)?;
-    let stream = TlsConnector::from(Arc::clone(&tls.config))
-        .connect(tls.name.clone(), stream)
-        .await?;
+    let stream = TlsConnector::from(Arc::clone(&tls.config)).connect(tls.name.clone(), stream).await?;
     let admission = match &tls.deny {
         None => None,
         Some(deny) => {
-            let leaf = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(|chain| chain.first());
+            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let leaf = leaf.ok_or_else(|| io::Error::other("the server showed no certificate"))?;
             let peer = PeerIdentity::read(leaf).map_err(io::Error::other)?;
             Some(deny.admit(Some(&peer)).map_err(io::Error::other)?)

@@ -28,23 +28,15 @@ pub enum Refusal {
     Peer,
 }
 
-const ALL: [Refusal; 5] = [
-    Refusal::Removed,
-    Refusal::OtherCluster,
-    Refusal::Expired,
-    Refusal::CertificateRequired,
-    Refusal::Peer,
-];
+const ALL: [Refusal; 5] =
+    [Refusal::Removed, Refusal::OtherCluster, Refusal::Expired, Refusal::CertificateRequired, Refusal::Peer];
 
 /// Finds a refusal in the causes of an error (a `tonic::Status`, a `tonic::transport::Error`, an `io::Error` …).
 pub fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let text = error.to_string();
-        if let Some(found) = ALL
-            .into_iter()
-            .find(|refusal| text.contains(&refusal.to_string()))
-        {
+        if let Some(found) = ALL.into_iter().find(|refusal| text.contains(&refusal.to_string())) {
             return Some(found);
         }
         cause = error.source();
@@ -54,19 +46,13 @@ pub fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
 
 /// Gives a TLS error the words above; others pass unchanged.
 pub(crate) fn explain(error: io::Error) -> io::Error {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let words = match tls {
-        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRevoked)) => {
-            Refusal::Removed.to_string()
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRevoked)) => Refusal::Removed.to_string(),
+        Some(rustls::Error::AlertReceived(AlertDescription::UnknownCA | AlertDescription::DecryptError)) => {
+            Refusal::OtherCluster.to_string()
         }
-        Some(rustls::Error::AlertReceived(
-            AlertDescription::UnknownCA | AlertDescription::DecryptError,
-        )) => Refusal::OtherCluster.to_string(),
-        Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)) => {
-            Refusal::Expired.to_string()
-        }
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)) => Refusal::Expired.to_string(),
         Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
             Refusal::CertificateRequired.to_string()
         }
@@ -83,9 +69,7 @@ fn certificate_words(why: &rustls::CertificateError) -> String {
     match why {
         E::Revoked => "that node was removed from the cluster".to_owned(),
         E::UnknownIssuer | E::BadSignature => "it belongs to another cluster".to_owned(),
-        E::Expired | E::ExpiredContext { .. } => {
-            "it has expired, or this host's clock is ahead".to_owned()
-        }
+        E::Expired | E::ExpiredContext { .. } => "it has expired, or this host's clock is ahead".to_owned(),
         E::NotValidYet | E::NotValidYetContext { .. } => {
             "it is not valid yet, so this host's clock is behind".to_owned()
         }

@@ -14,12 +14,10 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::testing::{DAY, HOUR, Host, ask, cluster, live, member, member_since, now, soon, until};
-use crate::transport::{
-    AcceptLimits, ChannelOptions, Refusal, channel, connect, connect_stream, refusal,
-};
+use crate::transport::{AcceptLimits, ChannelOptions, Refusal, channel, connect, connect_stream, refusal};
 use crate::{
-    Anonymous, ClientTls, Credentials, DenyList, Expected, JoinError, JoinToken, LiveCredentials,
-    Role, RootBundle, RootMismatch, TokenSecret, chain, join_channel,
+    Anonymous, ClientTls, Credentials, DenyList, Expected, JoinError, JoinToken, LiveCredentials, Role, RootBundle,
+    RootMismatch, TokenSecret, chain, join_channel,
 };
 
 fn call(host: &Host, credentials: &LiveCredentials, expected: Expected) -> Channel {
@@ -58,11 +56,7 @@ async fn members_are_known_by_their_certificates() {
     let host = Host::start(&live(&ca, 1, Role::Manager)).await;
     let worker = call(&host, &live(&ca, 2, Role::Worker), Expected::manager());
     assert_eq!(ask(&worker, "who").await.unwrap(), "worker 2");
-    let manager = call(
-        &host,
-        &live(&ca, 3, Role::Manager),
-        Expected::manager_node(NodeId::new(1)),
-    );
+    let manager = call(&host, &live(&ca, 3, Role::Manager), Expected::manager_node(NodeId::new(1)));
     assert_eq!(ask(&manager, "who").await.unwrap(), "manager 3");
     assert_eq!(host.deny.connections(NodeId::new(2)), 1);
     drop(worker);
@@ -73,11 +67,7 @@ async fn members_are_known_by_their_certificates() {
 async fn without_a_certificate_a_caller_is_anonymous() {
     let ca = cluster(1);
     let host = Host::start(&live(&ca, 1, Role::Manager)).await;
-    let joining = channel(
-        host.addrs(),
-        ClientTls::joining(ca.bundle()),
-        ChannelOptions::NODES,
-    );
+    let joining = channel(host.addrs(), ClientTls::joining(ca.bundle()), ChannelOptions::NODES);
     assert_eq!(ask(&joining, "who").await.unwrap(), "anonymous 127.0.0.1");
 }
 
@@ -85,18 +75,8 @@ async fn without_a_certificate_a_caller_is_anonymous() {
 async fn without_a_certificate_a_closed_port_refuses() {
     let ca = cluster(1);
     let credentials = live(&ca, 1, Role::Manager);
-    let host = Host::start_with(
-        &credentials,
-        Anonymous::Refused,
-        AcceptLimits::default(),
-        String::new(),
-    )
-    .await;
-    let joining = channel(
-        host.addrs(),
-        ClientTls::joining(ca.bundle()),
-        ChannelOptions::NODES,
-    );
+    let host = Host::start_with(&credentials, Anonymous::Refused, AcceptLimits::default(), String::new()).await;
+    let joining = channel(host.addrs(), ClientTls::joining(ca.bundle()), ChannelOptions::NODES);
     let (why, text) = refused(ask(&joining, "who").await);
     assert_eq!(why, Some(Refusal::CertificateRequired), "{text}");
     assert!(host.asked().is_empty());
@@ -121,19 +101,8 @@ async fn a_foreign_cluster_is_refused_by_both_sides() {
 async fn an_expired_certificate_is_refused_after_the_tolerance() {
     let ca = cluster(1);
     let host = Host::start(&live(&ca, 1, Role::Manager)).await;
-    let just = LiveCredentials::new(member_since(
-        &ca,
-        2,
-        Role::Worker,
-        now() - HOUR * 3 / 2,
-        HOUR,
-    ));
-    assert_eq!(
-        ask(&call(&host, &just, Expected::manager()), "who")
-            .await
-            .unwrap(),
-        "worker 2"
-    );
+    let just = LiveCredentials::new(member_since(&ca, 2, Role::Worker, now() - HOUR * 3 / 2, HOUR));
+    assert_eq!(ask(&call(&host, &just, Expected::manager()), "who").await.unwrap(), "worker 2");
     let long = LiveCredentials::new(member_since(&ca, 3, Role::Worker, now() - 3 * HOUR, HOUR));
     let (why, text) = refused(ask(&call(&host, &long, Expected::manager()), "who").await);
     assert_eq!(why, Some(Refusal::Expired), "{text}");
@@ -148,24 +117,13 @@ async fn another_role_or_node_than_called_is_refused() {
     let (why, text) = refused(ask(&call(&host, &caller, Expected::manager()), "who").await);
     assert_eq!(why, Some(Refusal::Peer), "{text}");
     assert!(text.contains("expected a manager there"), "{text}");
-    let (why, text) =
-        refused(ask(&call(&host, &caller, Expected::node(NodeId::new(9))), "who").await);
+    let (why, text) = refused(ask(&call(&host, &caller, Expected::node(NodeId::new(9))), "who").await);
     assert_eq!(why, Some(Refusal::Peer), "{text}");
     assert!(text.contains("expected node"), "{text}");
     let tls = ClientTls::joining(ca.bundle());
-    assert!(
-        connect(host.addrs(), tls, ChannelOptions::NODES)
-            .await
-            .is_err(),
-        "a worker admits nobody"
-    );
+    assert!(connect(host.addrs(), tls, ChannelOptions::NODES).await.is_err(), "a worker admits nobody");
     assert!(host.asked().is_empty());
-    assert_eq!(
-        ask(&call(&host, &caller, Expected::node(NodeId::new(1))), "who")
-            .await
-            .unwrap(),
-        "manager 2"
-    );
+    assert_eq!(ask(&call(&host, &caller, Expected::node(NodeId::new(1))), "who").await.unwrap(), "manager 2");
 }
 
 #[tokio::test]
@@ -173,10 +131,7 @@ async fn a_removed_node_is_thrown_out_and_stays_out() {
     let ca = cluster(1);
     let host = Host::start(&live(&ca, 1, Role::Manager)).await;
     let (bad, good) = (live(&ca, 2, Role::Worker), live(&ca, 3, Role::Worker));
-    let (bad, good) = (
-        call(&host, &bad, Expected::manager()),
-        call(&host, &good, Expected::manager()),
-    );
+    let (bad, good) = (call(&host, &bad, Expected::manager()), call(&host, &good, Expected::manager()));
     assert_eq!(ask(&good, "who").await.unwrap(), "worker 3");
     let held = {
         let bad = bad.clone();
@@ -188,21 +143,13 @@ async fn a_removed_node_is_thrown_out_and_stays_out() {
     assert_eq!(host.deny.deny(NodeId::new(2)), 1);
     assert!(soon(held).await.unwrap().is_err());
     until(|| host.asked().contains(&"released".to_owned())).await;
-    assert!(
-        removed.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        removed.elapsed()
-    );
+    assert!(removed.elapsed() < Duration::from_secs(2), "{:?}", removed.elapsed());
     until(|| host.deny.connections(NodeId::new(2)) == 0).await;
 
     let (why, text) = refused(ask(&bad, "who").await);
     assert_eq!(why, Some(Refusal::Removed), "{text}");
     assert_eq!(ask(&good, "who").await.unwrap(), "worker 3");
-    assert_eq!(
-        host.deny.connections(NodeId::new(3)),
-        1,
-        "the good connection was not touched"
-    );
+    assert_eq!(host.deny.connections(NodeId::new(3)), 1, "the good connection was not touched");
 
     assert_eq!(host.deny.set([]), 0);
     assert_eq!(ask(&bad, "who").await.unwrap(), "worker 2");
@@ -234,11 +181,7 @@ async fn connections_end_with_their_certificates() {
     assert_eq!(host.deny.close_expired(end), 0);
     assert_eq!(host.deny.close_expired(end + Duration::from_secs(1)), 1);
     until(|| host.deny.connections(NodeId::new(2)) == 0).await;
-    assert_eq!(
-        ask(&channel, "who").await.unwrap(),
-        "worker 2",
-        "it comes back, and is checked again"
-    );
+    assert_eq!(ask(&channel, "who").await.unwrap(), "worker 2", "it comes back, and is checked again");
 }
 
 #[tokio::test]
@@ -254,34 +197,17 @@ async fn renewed_certificates_are_used_by_the_next_handshake() {
     // The listener and the client's configuration are the same objects as before.
     let after = call(&host, &client, Expected::manager());
     assert_eq!(ask(&after, "who").await.unwrap(), "manager 2");
-    assert_eq!(
-        ask(&before, "who").await.unwrap(),
-        "worker 2",
-        "a live connection stays what it was"
-    );
+    assert_eq!(ask(&before, "who").await.unwrap(), "worker 2", "a live connection stays what it was");
     assert_eq!(host.deny.close(NodeId::new(2)), 2);
     until(|| host.deny.connections(NodeId::new(2)) == 0).await;
-    assert_eq!(
-        ask(&before, "who").await.unwrap(),
-        "manager 2",
-        "and returns as what it has become"
-    );
+    assert_eq!(ask(&before, "who").await.unwrap(), "manager 2", "and returns as what it has become");
 }
 
 #[tokio::test]
 async fn silent_clients_hold_up_nobody() {
     let ca = cluster(1);
-    let limits = AcceptLimits {
-        handshake_timeout: DAY,
-        unfinished: 4,
-    };
-    let host = Host::start_with(
-        &live(&ca, 1, Role::Manager),
-        Anonymous::Allowed,
-        limits,
-        String::new(),
-    )
-    .await;
+    let limits = AcceptLimits { handshake_timeout: DAY, unfinished: 4 };
+    let host = Host::start_with(&live(&ca, 1, Role::Manager), Anonymous::Allowed, limits, String::new()).await;
     let mut silent = Vec::new();
     for _ in 0..32 {
         silent.push(TcpStream::connect(host.addr).await.unwrap());
@@ -298,17 +224,8 @@ async fn silent_clients_hold_up_nobody() {
 #[tokio::test]
 async fn a_silent_client_is_hung_up_on() {
     let ca = cluster(1);
-    let limits = AcceptLimits {
-        handshake_timeout: Duration::from_millis(50),
-        unfinished: 4,
-    };
-    let host = Host::start_with(
-        &live(&ca, 1, Role::Manager),
-        Anonymous::Allowed,
-        limits,
-        String::new(),
-    )
-    .await;
+    let limits = AcceptLimits { handshake_timeout: Duration::from_millis(50), unfinished: 4 };
+    let host = Host::start_with(&live(&ca, 1, Role::Manager), Anonymous::Allowed, limits, String::new()).await;
     let mut silent = TcpStream::connect(host.addr).await.unwrap();
     silent.write_all(&[22, 3, 1]).await.unwrap();
     assert!(matches!(soon(silent.read(&mut [0])).await, Ok(0) | Err(_)));
@@ -318,11 +235,7 @@ async fn a_silent_client_is_hung_up_on() {
 async fn garbage_is_survived() {
     let ca = cluster(1);
     let host = Host::start(&live(&ca, 1, Role::Manager)).await;
-    for garbage in [
-        b"GET / HTTP/1.1\r\n\r\n".as_slice(),
-        &[0; 4096],
-        &[0x16, 3, 3, 0xff, 0xff],
-    ] {
+    for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0; 4096], &[0x16, 3, 3, 0xff, 0xff]] {
         let mut stream = TcpStream::connect(host.addr).await.unwrap();
         let _ = stream.write_all(garbage).await;
         let _ = stream.shutdown().await;
@@ -345,14 +258,8 @@ async fn sessions_are_never_resumed() {
         let mut stream = soon(connector.connect(name, stream)).await.unwrap();
         let mut settings = [0; 9];
         soon(stream.read_exact(&mut settings)).await.unwrap();
-        assert_eq!(
-            stream.get_ref().1.handshake_kind(),
-            Some(rustls::HandshakeKind::Full)
-        );
-        assert_eq!(
-            stream.get_ref().1.protocol_version(),
-            Some(rustls::ProtocolVersion::TLSv1_3)
-        );
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
     }
 }
 
@@ -365,28 +272,18 @@ async fn channels_try_every_address_and_come_back() {
     drop(dead);
     let host = Host::start(&credentials).await;
     let addr = host.addr;
-    let tls = ClientTls::member(
-        &live(&ca, 2, Role::Worker),
-        &DenyList::new(),
-        Expected::manager(),
-    );
+    let tls = ClientTls::member(&live(&ca, 2, Role::Worker), &DenyList::new(), Expected::manager());
     let both = vec![dead_addr.to_string(), addr.to_string()];
-    let channel = connect(both, tls.clone(), ChannelOptions::NODES)
-        .await
-        .unwrap();
+    let channel = connect(both, tls.clone(), ChannelOptions::NODES).await.unwrap();
     assert_eq!(ask(&channel, "who").await.unwrap(), "worker 2");
 
     host.deny.close(NodeId::new(2));
     until(|| host.deny.connections(NodeId::new(2)) == 0).await;
     assert_eq!(ask(&channel, "who").await.unwrap(), "worker 2");
 
-    let none = connect(Vec::new(), tls.clone(), ChannelOptions::NODES)
-        .await
-        .unwrap_err();
+    let none = connect(Vec::new(), tls.clone(), ChannelOptions::NODES).await.unwrap_err();
     assert_eq!(none.to_string(), "there is no address to connect to");
-    let down = connect(vec![dead_addr.to_string()], tls, ChannelOptions::NODES)
-        .await
-        .unwrap_err();
+    let down = connect(vec![dead_addr.to_string()], tls, ChannelOptions::NODES).await.unwrap_err();
     assert_eq!(down.to_string(), format!("cannot connect to {dead_addr}"));
 }
 
@@ -396,13 +293,8 @@ async fn a_silent_server_times_out() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let tls = ClientTls::joining(ca.bundle());
     let addr = silent.local_addr().unwrap().to_string();
-    let error = soon(connect_stream(&addr, &tls, Duration::from_millis(30)))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        error.source().unwrap().to_string(),
-        "no answer within 30 ms"
-    );
+    let error = soon(connect_stream(&addr, &tls, Duration::from_millis(30))).await.unwrap_err();
+    assert_eq!(error.source().unwrap().to_string(), "no answer within 30 ms");
 }
 
 async fn join(host: &Host, token: &JoinToken) -> Result<String, JoinError<Status>> {
@@ -419,56 +311,30 @@ async fn the_secret_is_said_only_to_a_manager_of_the_tokens_root() {
     let limits = AcceptLimits::default;
 
     let manager = live(&ours, 1, Role::Manager);
-    let honest =
-        Host::start_with(&manager, Anonymous::Allowed, limits(), ours.cert().to_pem()).await;
+    let honest = Host::start_with(&manager, Anonymous::Allowed, limits(), ours.cert().to_pem()).await;
     assert_eq!(join(&honest, &token).await.unwrap(), "anonymous 127.0.0.1");
     assert_eq!(honest.asked(), ["root".to_owned(), token.to_string()]);
 
     // Another cluster, with its own root.
     let stranger = live(&theirs, 1, Role::Manager);
-    let foreign = Host::start_with(
-        &stranger,
-        Anonymous::Allowed,
-        limits(),
-        theirs.cert().to_pem(),
-    )
-    .await;
+    let foreign = Host::start_with(&stranger, Anonymous::Allowed, limits(), theirs.cert().to_pem()).await;
     let refused = join(&foreign, &token).await;
-    assert!(
-        matches!(refused, Err(JoinError::Root(RootMismatch::Digest { .. }))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(JoinError::Root(RootMismatch::Digest { .. }))), "{refused:?}");
     assert_eq!(foreign.asked(), ["root"]);
 
     // Someone between, who hands out the right root but cannot have a certificate by it.
-    let between = Host::start_with(
-        &stranger,
-        Anonymous::Allowed,
-        limits(),
-        ours.cert().to_pem(),
-    )
-    .await;
+    let between = Host::start_with(&stranger, Anonymous::Allowed, limits(), ours.cert().to_pem()).await;
     let refused = join(&between, &token).await;
-    assert!(
-        matches!(refused, Err(JoinError::Untrusted(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(JoinError::Untrusted(_))), "{refused:?}");
     assert_eq!(between.asked(), ["root"]);
 
     // A worker of the right cluster.
     let worker = live(&ours, 5, Role::Worker);
-    let worker =
-        Host::start_with(&worker, Anonymous::Allowed, limits(), ours.cert().to_pem()).await;
-    assert!(matches!(
-        join(&worker, &token).await,
-        Err(JoinError::Untrusted(_))
-    ));
+    let worker = Host::start_with(&worker, Anonymous::Allowed, limits(), ours.cert().to_pem()).await;
+    assert!(matches!(join(&worker, &token).await, Err(JoinError::Untrusted(_))));
     assert_eq!(worker.asked(), ["root"]);
 
     // Not even a certificate.
     let odd = Host::start_with(&stranger, Anonymous::Allowed, limits(), "hello".to_owned()).await;
-    assert!(matches!(
-        join(&odd, &token).await,
-        Err(JoinError::Root(RootMismatch::Unreadable(_)))
-    ));
+    assert!(matches!(join(&odd, &token).await, Err(JoinError::Root(RootMismatch::Unreadable(_)))));
 }

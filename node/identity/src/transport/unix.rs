@@ -96,10 +96,7 @@ fn endpoint() -> Endpoint {
 }
 
 async fn open(path: &Path) -> Result<UnixStream, ConnectError> {
-    let failed = |source| ConnectError::Io {
-        addr: path.display().to_string(),
-        source,
-    };
+    let failed = |source| ConnectError::Io { addr: path.display().to_string(), source };
     let connect = async {
         let place = Place::open(path)?;
         UnixStream::connect(place.path(&place.name)).await
@@ -120,15 +117,9 @@ struct Place {
 impl Place {
     fn open(path: &Path) -> io::Result<Self> {
         let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
-        let name = path
-            .file_name()
-            .ok_or_else(|| invalid(format!("{} has no file name", path.display())))?
-            .to_owned();
+        let name = path.file_name().ok_or_else(|| invalid(format!("{} has no file name", path.display())))?.to_owned();
         if name.len() > MAX_NAME {
-            return Err(invalid(format!(
-                "a socket's file name may have {MAX_NAME} bytes, not {}",
-                name.len()
-            )));
+            return Err(invalid(format!("a socket's file name may have {MAX_NAME} bytes, not {}", name.len())));
         }
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -139,25 +130,14 @@ impl Place {
         let held = if short {
             None
         } else {
-            Some(
-                OpenOptions::new()
-                    .read(true)
-                    .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-                    .open(&directory)?,
-            )
+            Some(OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&directory)?)
         };
-        Ok(Self {
-            directory,
-            held,
-            name,
-        })
+        Ok(Self { directory, held, name })
     }
 
     fn path(&self, name: &OsStr) -> PathBuf {
         match &self.held {
-            Some(held) => Path::new("/proc/self/fd")
-                .join(held.as_raw_fd().to_string())
-                .join(name),
+            Some(held) => Path::new("/proc/self/fd").join(held.as_raw_fd().to_string()).join(name),
             None => self.directory.join(name),
         }
     }
@@ -172,10 +152,7 @@ pub struct UnixIncoming {
 
 /// Accepts local connections.
 pub fn unix_incoming(listener: UnixListener) -> UnixIncoming {
-    UnixIncoming {
-        listener,
-        pause: None,
-    }
+    UnixIncoming { listener, pause: None }
 }
 
 impl Stream for UnixIncoming {
@@ -190,10 +167,7 @@ impl Stream for UnixIncoming {
             match std::task::ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(cred) => {
-                        return Poll::Ready(Some(Ok(UnixConnection {
-                            stream,
-                            uid: cred.uid(),
-                        })));
+                        return Poll::Ready(Some(Ok(UnixConnection { stream, uid: cred.uid() })));
                     }
                     Err(error) => {
                         debug!(%error, "a local caller's user is unknown: connection dropped")
@@ -219,29 +193,18 @@ impl Connected for UnixConnection {
     type ConnectInfo = ConnectionInfo;
 
     fn connect_info(&self) -> ConnectionInfo {
-        ConnectionInfo {
-            caller: Caller::Local { uid: self.uid },
-            remote: None,
-        }
+        ConnectionInfo { caller: Caller::Local { uid: self.uid }, remote: None }
     }
 }
 
 impl AsyncRead for UnixConnection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for UnixConnection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
