@@ -139,7 +139,7 @@ fn ended(name: &str, picture: &Picture) -> Result<String, Failure> {
 enum Screen {
     Quiet,
     Live(terminal::LiveView),
-    Lines { last: String, said: BTreeSet<String> },
+    Lines { last: Option<Step>, said: BTreeSet<String> },
 }
 
 impl Screen {
@@ -149,7 +149,7 @@ impl Screen {
         } else if terminal::is_live() {
             Self::Live(terminal::LiveView::default())
         } else {
-            Self::Lines { last: String::new(), said: BTreeSet::new() }
+            Self::Lines { last: None, said: BTreeSet::new() }
         }
     }
 
@@ -161,15 +161,15 @@ impl Screen {
             Self::Quiet => {}
             Self::Live(view) => view.show(&live_lines(picture)),
             Self::Lines { last, said } => {
-                let overall = overall(picture);
-                if *last != overall {
-                    output::note(&overall);
-                    *last = overall;
+                let new: Vec<String> =
+                    stuck_lines(picture).into_iter().filter(|line| said.insert(line.clone())).collect();
+                let step = step(picture);
+                if *last != Some(step) || !new.is_empty() {
+                    output::note(overall(picture));
+                    *last = Some(step);
                 }
-                for line in stuck_lines(picture) {
-                    if said.insert(line.clone()) {
-                        output::note(&line);
-                    }
+                for line in new {
+                    output::note(line);
                 }
             }
         }
@@ -190,6 +190,15 @@ impl Screen {
         self.say(format!("verify: service {name} converged"));
         Ok(())
     }
+}
+
+/// Tasks wanted, and how many tenths of them run: a line for each task would be too many for large services.
+type Step = (u64, u64, bool);
+
+fn step(picture: &Picture) -> Step {
+    let Picture { running, desired, .. } = *picture;
+    let tenths = if desired <= 10 { running } else { running.saturating_mul(10) / desired };
+    (desired, tenths, running == desired)
 }
 
 fn overall(picture: &Picture) -> String {
@@ -282,6 +291,16 @@ mod tests {
         let lines = live_lines(&picture(rows));
         assert_eq!(lines[1], "  30 pending, 1 running");
         assert_eq!(lines[2], "  web.0 and 29 more: no memory");
+    }
+
+    #[test]
+    fn large_services_make_few_lines() {
+        let at = |running, desired| step(&Picture { running, desired, ..picture(Vec::new()) });
+        let mut steps: Vec<Step> = (0..=1000).map(|running| at(running, 1000)).collect();
+        steps.dedup();
+        assert_eq!(steps.len(), 11);
+        assert_ne!(at(1, 3), at(2, 3));
+        assert_ne!(at(999, 1000), at(1000, 1000));
     }
 
     #[test]
