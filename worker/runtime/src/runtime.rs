@@ -222,6 +222,7 @@ impl Runtime {
         for id in self.ids()? {
             if !keep.contains(&id) {
                 let dir = self.dir_of(&id);
+                shim::wait_until_gone(&dir);
                 fs::remove_dir_all(&dir).map_err(RuntimeError::io("remove", &dir))?;
             }
         }

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::error::RuntimeError;
 
@@ -63,4 +64,14 @@ pub(crate) fn connect(dir: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd()))?;
     stream.set_nonblocking(true)?;
     Ok(stream)
+}
+
+/// Waits, for a bounded time, until the monitor of an ended container has written its record and gone: what it still
+/// writes would be in the way of a removal.
+pub(crate) fn wait_until_gone(dir: &Path) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let Ok(mut stream) = connect(dir) else { return };
+    let told = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(PATIENCE)));
+    // The connection ends with the process; what it says on the way does not matter here.
+    let _ = told.and_then(|()| io::copy(&mut stream, &mut io::sink()));
 }
