@@ -1,11 +1,12 @@
-//! Named network namespaces with loopback up, kept alive by bind mounts in one folder (as ip-netns(8) does).
+//! What the containers of one task share: a folder in memory, with a named network namespace with loopback up in it.
 //!
 //! Used by the worker's executor, one for each task. Safe in a multi-threaded process: the namespace is made by a thread
 //! of its own that ends at once, so no other thread ever changes its network. Blocks for about a millisecond: call it from
-//! a blocking context. Never touches a namespace outside its folder.
+//! a blocking context. Never touches anything outside its folder.
 //!
-//! The folder is a shared mount of its own: a mount namespace that was copied meanwhile (each container's monitor has
-//! one) then loses a sandbox together with us; otherwise it would keep a removed one alive.
+//! The folder is a tmpfs of its own: nothing in it is worth a disk's time, and a reboot takes all of it. It is shared (as
+//! ip-netns(8) does): a mount namespace that was copied meanwhile (each container's monitor has one) then loses a sandbox
+//! together with us; otherwise it would keep a removed one alive.
 
 use std::ffi::CString;
 use std::fs;
@@ -67,20 +68,26 @@ impl SandboxError {
     }
 }
 
-/// The sandboxes in one folder.
+/// The sandboxes in one folder: each is a folder of its name, with its namespace as `net` in it.
 #[derive(Debug, Clone)]
 pub struct Sandboxes {
     dir: PathBuf,
 }
 
+/// Name of the namespace in a sandbox's folder.
+const NET: &str = "net";
+/// Options of the folder's tmpfs: a sandbox takes some 20 KiB.
+const TMPFS_OPTIONS: &str = "mode=0700,size=256m,nr_inodes=0";
+
 impl Sandboxes {
-    /// Makes the folder, and makes it a shared mount if it is none yet.
+    /// Makes the folder, and mounts a tmpfs of its own there if there is none yet.
     pub fn open(dir: &Path) -> Result<Self, SandboxError> {
         fs::create_dir_all(dir).map_err(SandboxError::io("make", dir))?;
         let dir = dir.canonicalize().map_err(SandboxError::io("find", dir))?;
         if !mount_points()?.contains(&dir) {
-            let none = None::<&str>;
-            mount(Some(&dir), &dir, none, MsFlags::MS_BIND, none).map_err(SandboxError::path("mount", &dir))?;
+            let (none, flags) = (None::<&str>, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC);
+            mount(Some("skep-sandboxes"), &dir, Some("tmpfs"), flags, Some(TMPFS_OPTIONS))
+                .map_err(SandboxError::path("mount a tmpfs at", &dir))?;
             // Private first: it leaves the peer group that the surrounding mount may be in, so that sandboxes do not
             // show up elsewhere; then a group of its own.
             for flags in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
@@ -90,18 +97,33 @@ impl Sandboxes {
         Ok(Self { dir })
     }
 
-    /// Where a sandbox is or would be.
-    pub fn path(&self, name: &str) -> PathBuf {
+    /// The folder of a sandbox, for whatever else its containers share.
+    pub fn dir(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Makes a sandbox, or finds the one of that name as it is. Returns its path, for `setns` and runtimes.
+    /// Where a sandbox's network namespace is or would be.
+    pub fn net(&self, name: &str) -> PathBuf {
+        self.dir.join(name).join(NET)
+    }
+
+    /// Makes a sandbox's folder. Idempotent.
     pub fn make(&self, name: &str) -> Result<PathBuf, SandboxError> {
-        let path = self.checked(name)?;
+        let dir = self.checked(name)?;
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(SandboxError::io("make", &dir)(error)),
+            _ => Ok(dir),
+        }
+    }
+
+    /// Makes the network namespace of a sandbox (and the sandbox), or finds it as it is. Returns its path, for `setns`
+    /// and runtimes.
+    pub fn make_net(&self, name: &str) -> Result<PathBuf, SandboxError> {
+        let path = self.make(name)?.join(NET);
         if is_namespace(&path) {
             return Ok(path);
         }
-        // A plain file is what a reboot or a crash leaves.
+        // A plain file is what a crash leaves.
         fs::write(&path, []).map_err(SandboxError::io("make", &path))?;
         let target = path.clone();
         let made = std::thread::Builder::new()
@@ -112,25 +134,23 @@ impl Sandboxes {
             .map_err(SandboxError::Thread)?
             .join()
             .unwrap_or_else(|_| Err(SandboxError::Thread(io::Error::other("it panicked"))));
-        if made.is_err() {
-            let _ = fs::remove_file(&path);
-        }
         made.map(|()| path)
     }
 
-    /// Removes a sandbox. The namespace goes with the last process in it. Idempotent.
+    /// Removes a sandbox with all that is in it. The namespace goes with the last process in it. Idempotent.
     pub fn remove(&self, name: &str) -> Result<(), SandboxError> {
-        let path = self.checked(name)?;
+        let dir = self.checked(name)?;
+        let net = dir.join(NET);
         loop {
-            match umount2(&path, MntFlags::MNT_DETACH) {
+            match umount2(&net, MntFlags::MNT_DETACH) {
                 // More than one mount can lie on it after a crash between two steps.
                 Ok(()) => {}
                 Err(Errno::EINVAL | Errno::ENOENT) => break,
-                Err(errno) => return Err(SandboxError::path("unmount", &path)(errno)),
+                Err(errno) => return Err(SandboxError::path("unmount", &net)(errno)),
             }
         }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SandboxError::io("remove", &path)(error)),
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SandboxError::io("remove", &dir)(error)),
             _ => Ok(()),
         }
     }
@@ -269,14 +289,14 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("skep netns {}", std::process::id()));
         let sandboxes = Sandboxes::open(&dir).unwrap();
         let before = fs::read_link("/proc/self/ns/net").unwrap();
-        let path = sandboxes.make("one").unwrap();
+        let path = sandboxes.make_net("one").unwrap();
         assert!(is_namespace(&path));
         // Neither this thread nor the process moved.
         assert_eq!(fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
         // It is another namespace, and made only once.
         let inode = fs::metadata(&path).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta)).unwrap();
         assert!(!before.to_string_lossy().contains(&inode.to_string()));
-        assert_eq!(sandboxes.make("one").unwrap(), path);
+        assert_eq!(sandboxes.make_net("one").unwrap(), path);
         assert_eq!(fs::metadata(&path).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta)).unwrap(), inode);
         // Loopback is up in it: a thread goes there and looks.
         let inside = path.clone();
@@ -292,35 +312,17 @@ mod tests {
         // A second handle on the same folder (a restarted agent) does not mount it again.
         let again = Sandboxes::open(&dir).unwrap();
         assert_eq!(mount_points().unwrap().iter().filter(|point| **point == again.dir).count(), 1);
-        again.make("two").unwrap();
+        again.make_net("two").unwrap();
         assert_eq!(again.retain(|name| name == "one").unwrap(), ["two"]);
         assert!(is_namespace(&path));
+        fs::write(again.dir("one").join("hosts"), "127.0.0.1 localhost").unwrap();
         again.remove("one").unwrap();
         again.remove("one").unwrap();
-        assert!(!path.exists());
+        assert!(!again.dir("one").exists());
         assert!(matches!(again.make("../x"), Err(SandboxError::Name(_))));
-        again.make("three").unwrap();
+        again.make_net("three").unwrap();
         sandboxes.close().unwrap();
         assert!(!dir.exists());
         assert!(!mount_points().unwrap().iter().any(|point| point.starts_with(&dir)));
-    }
-}
-#[cfg(test)]
-mod bench_tmp {
-    #![allow(clippy::unwrap_used)]
-    #[test]
-    fn bench() {
-        let dir = std::env::temp_dir().join(format!("skep netns b {}", std::process::id()));
-        let s = super::Sandboxes::open(&dir).unwrap();
-        let cpu = || { let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 }; unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut t) }; t.tv_sec as f64 * 1e3 + t.tv_nsec as f64 / 1e6 };
-        for round in 0..3 {
-            let (a, w) = (cpu(), std::time::Instant::now());
-            for i in 0..50 { s.make(&format!("n{round}-{i}")).unwrap(); }
-            println!("make: cpu {:.3} ms each, wall {:?} each", (cpu() - a) / 50.0, w.elapsed() / 50);
-        }
-        let (a, w) = (cpu(), std::time::Instant::now());
-        s.retain(|_| false).unwrap();
-        println!("remove: cpu {:.3} ms each, wall {:?} each", (cpu() - a) / 150.0, w.elapsed() / 150);
-        s.close().unwrap();
     }
 }

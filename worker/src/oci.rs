@@ -175,7 +175,7 @@ impl OciExecutor {
         }
         host.runtime.sweep(&Default::default()).await.map_err(|error| failed("remove leftovers", error))?;
         blocking(move || {
-            host.sandboxes.close().map_err(|error| failed("remove network namespaces", error))?;
+            host.sandboxes.close().map_err(|error| failed("remove sandboxes", error))?;
             remove_dir(&layout.tasks())?;
             remove_dir(&layout.runtime())
         })
@@ -194,7 +194,7 @@ async fn open_host(config: &OciConfig, layout: &Layout, creator: &Path) -> Resul
     let sandboxes = layout.sandboxes();
     blocking(move || {
         let runtime = Runtime::new(runtime).map_err(|error| failed("open the container runtime", error))?;
-        let sandboxes = Sandboxes::open(&sandboxes).map_err(|error| failed("open the network namespaces", error))?;
+        let sandboxes = Sandboxes::open(&sandboxes).map_err(|error| failed("open the sandboxes", error))?;
         Ok(Host { runtime, sandboxes })
     })
     .await
@@ -271,7 +271,7 @@ impl Inner {
         self.tasks().entry(job.id).or_default();
         let refused = |error: spec::SpecError| ExecError::new(error.to_string());
         let shared = Shared::of(&job, &self.facts).map_err(refused)?;
-        let files = Files::in_dir(&self.layout.files(job.id));
+        let files = Files::in_dir(&self.layout.sandbox(job.id));
         let (mut leases, mut plans, mut stop_signals) = (Vec::new(), HashMap::new(), HashMap::new());
         for container in &job.template().containers {
             let held = self.keeper.ensure(&job, container, &supplies).await?;
@@ -301,22 +301,23 @@ impl Inner {
         files: Files,
         binds: Vec<PathBuf>,
     ) -> Result<(), ExecError> {
-        let (job, dir) = (Arc::clone(job), self.layout.files(job.id));
+        let job = Arc::clone(job);
         let sandboxes = self.host()?.sandboxes.clone();
         blocking(move || {
             if let Some(missing) = binds.iter().find(|path| !path.exists()) {
                 return Err(ExecError::new(format!("bind source path does not exist: {}", missing.display())));
             }
-            let template = job.template();
+            let (template, name) = (job.template(), job.id.to_string());
+            sandboxes.make(&name).map_err(|error| failed("make the task's sandbox", error))?;
             let sandbox = Sandbox {
                 network: template.network_mode(),
                 hostname: &hostname,
                 extra_hosts: &template.hosts,
                 dns: template.dns.as_ref(),
             };
-            files.write(&dir, &sandbox).map_err(|error| ExecError::new(crate::executor::chain(&error)))?;
+            files.write(&sandbox).map_err(|error| ExecError::new(crate::executor::chain(&error)))?;
             if template.network_mode() == NetworkMode::None {
-                let made = sandboxes.make(&job.id.to_string());
+                let made = sandboxes.make_net(&name);
                 made.map_err(|error| failed("make the task's network namespace", error))?;
             }
             Ok(())
@@ -352,11 +353,10 @@ impl Inner {
         for container in containers {
             container.remove().await.map_err(|error| failed("remove a container", error))?;
         }
-        let (sandboxes, files) = (self.host()?.sandboxes.clone(), self.layout.files(task));
+        let sandboxes = self.host()?.sandboxes.clone();
         blocking(move || {
             let removed = sandboxes.remove(&task.to_string());
-            removed.map_err(|error| failed("remove the task's network namespace", error))?;
-            remove_dir(&files)
+            removed.map_err(|error| failed("remove the task's sandbox", error))
         })
         .await?;
         // Last: its leases keep the images, its sender the log followers.

@@ -85,7 +85,7 @@ impl Host {
         assert_eq!(self.cgroups_left(), Vec::<String>::new());
         OciExecutor::clear(&self.config).await.unwrap();
         assert_eq!(self.mounts_left(), Vec::<String>::new());
-        for gone in ["tasks", "netns", "runtime", "agent"] {
+        for gone in ["tasks", "sandboxes", "runtime", "agent"] {
             assert!(!self.node.data.path().join(gone).exists(), "{gone} is left");
         }
     }
@@ -94,7 +94,7 @@ impl Host {
 impl Drop for Host {
     /// For a test that fails; one that passes has left nothing.
     fn drop(&mut self) {
-        let sandboxes = self.node.data.path().join("netns");
+        let sandboxes = self.node.data.path().join("sandboxes");
         if sandboxes.exists() {
             let _ = skep_overlay::Sandboxes::open(&sandboxes).and_then(skep_overlay::Sandboxes::close);
         }
@@ -262,7 +262,7 @@ async fn a_restarted_agent_finds_the_same_container() {
     while !logs(&manager, 1).await.contains("line 1\n") {}
     agent.shutdown().await;
     // The log goes on without an agent.
-    let log = host.node.data.path().join(format!("tasks/{}/logs/main/container.log", task_id(1)));
+    let log = host.node.data.path().join(format!("tasks/{}/main/container.log", task_id(1)));
     until("more lines", || std::fs::read_to_string(&log).unwrap().contains("line 5")).await;
     assert!(Path::new(&format!("/proc/{pid}")).exists(), "containers go on without an agent");
     std::fs::write(flag.path().join("end"), "").unwrap();

@@ -44,14 +44,13 @@ impl Files {
         Self { hosts: dir.join("hosts"), hostname: dir.join("hostname"), resolv_conf: dir.join("resolv.conf") }
     }
 
-    /// Writes all three. Blocks.
-    pub(super) fn write(&self, dir: &Path, sandbox: &Sandbox<'_>) -> Result<(), FileError> {
+    /// Writes all three; their folder is there. Blocks.
+    pub(super) fn write(&self, sandbox: &Sandbox<'_>) -> Result<(), FileError> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| FileError::Write { path, source }
         };
-        std::fs::create_dir_all(dir).map_err(failed(dir))?;
         let contents = [
             (&self.hosts, hosts(sandbox, &read("/etc/hosts"))?),
             (&self.hostname, format!("{}\n", sandbox.hostname)),

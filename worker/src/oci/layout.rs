@@ -1,6 +1,6 @@
-//! Where things of a task lie: files and logs in `<data>/tasks/<task id>`, its network namespace at
-//! `<data>/netns/<task id>` (skep-overlay), its containers in `<data>/runtime/run/<task id>.<name>` and the cgroups of the
-//! same name (skep-runtime).
+//! Where things of a task lie: logs in `<data>/tasks/<task id>`, what its containers share in `<data>/sandboxes/<task id>`
+//! (in memory, skep-overlay), its containers in `<data>/runtime/run/<task id>.<name>` and the cgroups of the same name
+//! (skep-runtime).
 
 use std::path::{Path, PathBuf};
 
@@ -27,29 +27,24 @@ impl Layout {
         self.data.join("runtime")
     }
 
-    /// Network namespaces.
+    /// Sandboxes; gone with a reboot.
     pub(super) fn sandboxes(&self) -> PathBuf {
-        self.data.join("netns")
+        self.data.join("sandboxes")
     }
 
-    /// One task; gone when it is forgotten.
+    /// One task's sandbox; gone when the task is removed.
+    pub(super) fn sandbox(&self, task: TaskId) -> PathBuf {
+        self.sandboxes().join(task.to_string())
+    }
+
+    /// One task's log folders, by container; gone when it is forgotten.
     pub(super) fn task(&self, task: TaskId) -> PathBuf {
         self.tasks().join(task.to_string())
     }
 
-    /// Its hosts, hostname and resolv.conf; gone when the task is removed.
-    pub(super) fn files(&self, task: TaskId) -> PathBuf {
-        self.task(task).join("files")
-    }
-
     /// One container's log folder; stays until the task is forgotten.
     pub(super) fn logs(&self, task: TaskId, container: &str) -> PathBuf {
-        self.task(task).join("logs").join(container)
-    }
-
-    /// All log folders of a task.
-    pub(super) fn all_logs(&self, task: TaskId) -> PathBuf {
-        self.task(task).join("logs")
+        self.task(task).join(container)
     }
 
     /// Task and name of a container, from its id.

@@ -32,7 +32,7 @@ impl Inner {
 
     /// Containers that have or will have a log.
     fn log_names(&self, task: TaskId, only: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.layout.all_logs(task));
+        let entries = std::fs::read_dir(self.layout.task(task));
         let on_disk = entries.into_iter().flatten().flatten();
         let mut names: Vec<String> = on_disk.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         if let Some(entry) = self.tasks().get(&task) {

@@ -86,7 +86,7 @@ impl Inner {
         }
     }
 
-    /// Removes files, logs and namespaces of tasks that are not known any more; after a reboot all namespaces.
+    /// Removes logs and sandboxes of tasks that are not known any more; after a reboot all sandboxes.
     async fn remove_strangers(
         &self,
         host: &Host,
@@ -98,9 +98,7 @@ impl Inner {
         let kept: BTreeSet<TaskId> = kept_logs.iter().copied().collect();
         blocking(move || {
             let is_known = |name: &str| name.parse().is_ok_and(|id| known.contains(&id));
-            sandboxes
-                .retain(|name| same_boot && is_known(name))
-                .map_err(|error| failed("remove network namespaces", error))?;
+            sandboxes.retain(|name| same_boot && is_known(name)).map_err(|error| failed("remove sandboxes", error))?;
             let entries = match std::fs::read_dir(layout.tasks()) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -110,8 +108,7 @@ impl Inner {
                 let name = entry.file_name();
                 let id = name.to_str().and_then(|name| name.parse::<TaskId>().ok());
                 match id {
-                    Some(id) if known.contains(&id) => {}
-                    Some(id) if kept.contains(&id) => remove_dir(&layout.files(id))?,
+                    Some(id) if known.contains(&id) || kept.contains(&id) => {}
                     _ => remove_dir(&entry.path())?,
                 }
             }

@@ -236,7 +236,7 @@ fn directory(service: &str, image: &str) -> Result<String, SpecError> {
 fn network(template: &TaskTemplate, job: &TaskJob, layout: &Layout) -> NetworkNamespace {
     match template.network_mode() {
         NetworkMode::Host => NetworkNamespace::Host,
-        NetworkMode::None => NetworkNamespace::Path(layout.sandboxes().join(job.id.to_string())),
+        NetworkMode::None => NetworkNamespace::Path(layout.sandbox(job.id).join("net")),
     }
 }
 

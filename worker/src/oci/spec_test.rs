@@ -53,7 +53,7 @@ fn plan_of(template: TaskTemplate, container: &ContainerSpec, run: RunConfig) ->
     let job = job(template);
     let shared = Shared::of(&job, &node())?;
     let layout = Layout::new(Path::new("/data"));
-    let files = Files::in_dir(&layout.files(job.id));
+    let files = Files::in_dir(&layout.sandbox(job.id));
     plan(&job, container, &image(run), &shared, &files, &layout)
 }
 
@@ -75,9 +75,9 @@ fn defaults() {
     assert_eq!((spec.args.as_slice(), spec.cwd.as_str(), spec.user.as_str()), (&words("sh")[..], "/", ""));
     assert_eq!(spec.hostname, task.short());
     assert_eq!(spec.env, [DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", task.short())]);
-    assert_eq!(spec.network, NetworkNamespace::Path(format!("/data/netns/{task}").into()));
+    assert_eq!(spec.network, NetworkNamespace::Path(format!("/data/sandboxes/{task}/net").into()));
     assert_eq!(spec.capabilities.len(), DEFAULT_CAPABILITIES.len());
-    assert_eq!(spec.log_dir, Path::new(&format!("/data/tasks/{task}/logs/main")));
+    assert_eq!(spec.log_dir, Path::new(&format!("/data/tasks/{task}/main")));
     assert!(!spec.seccomp_unconfined && !spec.allow_new_privileges && !spec.read_only_root);
     let targets: Vec<_> = spec.mounts.iter().map(|mount| mount.target.as_str()).collect();
     assert_eq!(targets, ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]);
