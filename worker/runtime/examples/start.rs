@@ -1,0 +1,75 @@
+//! Starts containers of a busybox root file system and prints what it costs: `start [count] [at once]`, as root.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use skep_runtime::{ContainerSpec, DEFAULT_CAPABILITIES, OciRuntime, Runtime, RuntimeConfig};
+
+#[tokio::main]
+async fn main() {
+    let mut args = std::env::args().skip(1);
+    let count: usize = args.next().and_then(|count| count.parse().ok()).unwrap_or(50);
+    let at_once: usize = args.next().and_then(|at_once| at_once.parse().ok()).unwrap_or(4);
+    let dir = tempfile::tempdir().unwrap();
+    let layer = dir.path().join("layer");
+    std::fs::create_dir_all(layer.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", layer.join("bin/sleep")).unwrap();
+    let creator = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("skep-runtime-creator");
+    let creator = std::env::var_os("SKEP_BIN").map_or(creator, PathBuf::from);
+    let cgroup_parent = PathBuf::from(format!("skep/runtime-bench-{}", std::process::id()));
+    let config = RuntimeConfig {
+        dir: dir.path().join("containers"),
+        creator,
+        cgroup_parent: cgroup_parent.clone(),
+        runtime: OciRuntime::Libcontainer,
+    };
+    let runtime = Runtime::new(config).unwrap();
+    let (begun, cpu) = (Instant::now(), machine_cpu());
+    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
+    let mut starting = tokio::task::JoinSet::new();
+    for number in 0..count {
+        let (runtime, spec, slots) = (runtime.clone(), spec(dir.path(), number), slots.clone());
+        starting.spawn(async move {
+            let _slot = slots.acquire_owned().await.unwrap();
+            let begun = Instant::now();
+            let container = runtime.create(spec).await.unwrap();
+            (container, begun.elapsed())
+        });
+    }
+    let started = starting.join_all().await;
+    let (wall, cpu) = (begun.elapsed(), machine_cpu().saturating_sub(cpu));
+    let mut each: Vec<Duration> = started.iter().map(|(_, took)| *took).collect();
+    each.sort();
+    println!("{count} containers, {at_once} at once: {wall:?}, {:.0} a second", count as f64 / wall.as_secs_f64());
+    println!("each: median {:?}, slowest {:?}; machine CPU {:.1} ms each", each[count / 2], each[count - 1], cpu.as_secs_f64() * 1000.0 / count as f64);
+    let begun = Instant::now();
+    for (container, _) in started {
+        container.remove().await.unwrap();
+    }
+    println!("removed one by one in {:?}", begun.elapsed());
+    skep_runtime::cgroup::Cgroups::detect().unwrap().unwrap().remove(&cgroup_parent);
+}
+
+fn spec(dir: &Path, number: usize) -> ContainerSpec {
+    ContainerSpec {
+        id: format!("bench{number}"),
+        layers: vec![dir.join("layer")],
+        args: ["/bin/sleep", "1000"].map(str::to_owned).to_vec(),
+        env: vec!["PATH=/bin".to_owned()],
+        cwd: "/".to_owned(),
+        hostname: format!("bench{number}"),
+        capabilities: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
+        seccomp_unconfined: std::env::var_os("UNCONFINED").is_some(),
+        log_dir: dir.join("logs").join(number.to_string()),
+        ..ContainerSpec::default()
+    }
+}
+
+/// CPU time of the whole machine, without idle and waiting; /proc/stat counts hundredths of a second.
+fn machine_cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap();
+    let fields: Vec<u64> = stat.lines().next().unwrap().split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
+    let busy: u64 = fields.iter().enumerate().filter(|(at, _)| ![3, 4].contains(at)).map(|(_, n)| n).sum();
+    Duration::from_millis(busy * 10)
+}
