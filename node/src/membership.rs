@@ -19,7 +19,7 @@ use skep_manager::{Bootstrap, Manager, ManagerConfig};
 use skep_proto::id::{ClusterId, NodeId, RequestId};
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
 use skep_proto::v1::{
-    ClusterSpec, GetRootRequest, IssueRequest, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState,
+    ClusterSpec, GetRootRequest, IssueRequest, NodeRole, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState,
 };
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -66,21 +66,11 @@ pub(crate) struct Standing {
     pub(crate) role: Option<Role>,
     pub(crate) node_addr: String,
     pub(crate) managers: Vec<String>,
-    pub(crate) cert_not_after: Option<SystemTime>,
 }
 
 impl Standing {
     fn outside(state: SwarmState, error: String) -> Self {
-        Self {
-            state,
-            error,
-            node: None,
-            cluster: None,
-            role: None,
-            node_addr: String::new(),
-            managers: Vec::new(),
-            cert_not_after: None,
-        }
+        Self { state, error, node: None, cluster: None, role: None, node_addr: String::new(), managers: Vec::new() }
     }
 }
 
@@ -97,6 +87,7 @@ struct Member {
     manager: Option<Manager>,
     listeners: Vec<JoinHandle<()>>,
     agent: MemberAgent,
+    credentials: LiveCredentials,
     background: Vec<JoinHandle<()>>,
 }
 
@@ -120,6 +111,11 @@ impl Membership {
     /// Why there is no session right now, in words. Empty: there is one, or no swarm.
     pub(crate) async fn trouble(&self) -> String {
         self.member.lock().await.as_ref().map(|member| member.agent.trouble()).unwrap_or_default()
+    }
+
+    /// End of this node's certificate. `None`: it has none.
+    pub(crate) async fn certificate_end(&self) -> Option<SystemTime> {
+        self.member.lock().await.as_ref().map(|member| member.credentials.current().not_after())
     }
 
     /// Containers that run here.
@@ -186,7 +182,11 @@ impl Membership {
             root_key_pem: authority.key_pem().to_string(),
             worker_token_secret: rand::random(),
             manager_token_secret: rand::random(),
-            node_spec: NodeSpec { role: 1, availability: request.availability, ..NodeSpec::default() },
+            node_spec: NodeSpec {
+                role: NodeRole::Manager.into(),
+                availability: request.availability,
+                ..NodeSpec::default()
+            },
             hostname: self.host.hostname.clone(),
         };
         let token =
@@ -389,9 +389,8 @@ impl Membership {
             role: Some(identity.role),
             node_addr: record.advertise_addr.ip().to_string(),
             managers,
-            cert_not_after: Some(identity.not_after),
         });
-        Ok(Member { manager, listeners, agent, background })
+        Ok(Member { manager, listeners, agent, credentials: live, background })
     }
 }
 

@@ -26,7 +26,8 @@ impl Daemon for DaemonService {
         local(&request)?;
         let standing = self.membership.standing();
         let role = standing.role.unwrap_or(Role::Worker);
-        let expires = standing.cert_not_after.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
+        let expires = self.membership.certificate_end().await;
+        let expires = expires.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
         Ok(Response::new(InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: standing.state.into(),

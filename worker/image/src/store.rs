@@ -125,6 +125,8 @@ struct Inner {
     saving: Mutex<()>,
     unpackers: tokio::sync::Semaphore,
     flights: layers::LayerFlights,
+    /// Counts the changes of the records.
+    changes: tokio::sync::watch::Sender<u64>,
     _lock: Flock<File>,
 }
 
@@ -226,6 +228,7 @@ impl Store {
             saving: Mutex::default(),
             unpackers: tokio::sync::Semaphore::new(options.unpackers.max(1)),
             flights: layers::LayerFlights::default(),
+            changes: tokio::sync::watch::channel(0).0,
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
@@ -289,6 +292,11 @@ impl Store {
             state.resolved.insert(*digest, resolved.clone());
         }
         Ok(resolved)
+    }
+
+    /// Tells of every change of what is held: images that came, went, or changed their names.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.changes.subscribe()
     }
 
     /// Whether a lease or a pull in progress holds `digest`.

@@ -20,8 +20,6 @@ use crate::session::Connector;
 
 /// Different images fetched at the same time.
 const MAX_PULLS: usize = 8;
-/// How often the store is looked at for images that came or went by other hands (`image load`, collection).
-const LOOK_PERIOD: Duration = Duration::from_millis(250);
 /// A node may have told its managers of an image only just now: they are asked once more after this.
 const SECOND_ASK: Duration = Duration::from_millis(700);
 
@@ -75,14 +73,14 @@ impl ImageKeeper {
         });
     }
 
-    /// Looks again and again, until the keeper is gone.
+    /// Follows what comes and goes in the store, by whatever hand, until the keeper is gone.
     pub(super) async fn keep_looking(keeper: Weak<Self>) {
-        let mut timer = tokio::time::interval(LOOK_PERIOD);
-        loop {
-            timer.tick().await;
-            match keeper.upgrade() {
-                Some(keeper) => keeper.look(),
-                None => return,
+        let Some(mut changes) = keeper.upgrade().map(|keeper| keeper.images.store().changes()) else { return };
+        while let Some(keeper) = keeper.upgrade() {
+            keeper.look();
+            drop(keeper);
+            if changes.changed().await.is_err() {
+                return;
             }
         }
     }

@@ -103,6 +103,7 @@ impl Store {
         if self.install(&mut records) {
             self.write_records(&records)?;
         }
+        self.inner.changes.send_modify(|count| *count += 1);
         Ok(outcome)
     }
 
