@@ -42,7 +42,12 @@ async fn main() {
     let mut each: Vec<Duration> = started.iter().map(|(_, took)| *took).collect();
     each.sort();
     println!("{count} containers, {at_once} at once: {wall:?}, {:.0} a second", count as f64 / wall.as_secs_f64());
-    println!("each: median {:?}, slowest {:?}; machine CPU {:.1} ms each", each[count / 2], each[count - 1], cpu.as_secs_f64() * 1000.0 / count as f64);
+    println!(
+        "each: median {:?}, slowest {:?}; machine CPU {:.1} ms each",
+        each[count / 2],
+        each[count - 1],
+        cpu.as_secs_f64() * 1000.0 / count as f64
+    );
     let begun = Instant::now();
     for (container, _) in started {
         container.remove().await.unwrap();
@@ -69,7 +74,8 @@ fn spec(dir: &Path, number: usize) -> ContainerSpec {
 /// CPU time of the whole machine, without idle and waiting; /proc/stat counts hundredths of a second.
 fn machine_cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/stat").unwrap();
-    let fields: Vec<u64> = stat.lines().next().unwrap().split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
+    let fields: Vec<u64> =
+        stat.lines().next().unwrap().split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
     let busy: u64 = fields.iter().enumerate().filter(|(at, _)| ![3, 4].contains(at)).map(|(_, n)| n).sum();
     Duration::from_millis(busy * 10)
 }

@@ -57,8 +57,11 @@ async fn main() {
     }
     let took = begun.elapsed();
     let cpu_ms = (cpu_ns() - cpu) as f64 / 1e6 / count as f64;
-    println!("{count} starts, {at_once} at once: {:.3} s, {:.1}/s, {cpu_ms:.1} ms CPU each",
-        took.as_secs_f64(), count as f64 / took.as_secs_f64());
+    println!(
+        "{count} starts, {at_once} at once: {:.3} s, {:.1}/s, {cpu_ms:.1} ms CPU each",
+        took.as_secs_f64(),
+        count as f64 / took.as_secs_f64()
+    );
     println!("monitor: {} kB PSS", monitor_pss_kb(&running[0]));
 
     let begun = Instant::now();

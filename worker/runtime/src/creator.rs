@@ -16,6 +16,8 @@ use libcontainer::syscall::syscall::SyscallType;
 use serde::{Deserialize, Serialize};
 
 use crate::oci;
+use crate::payload::{ExecFailure, Payload};
+use crate::seccomp::{self, filter::Filter};
 use crate::spec::{ContainerSpec, MountKind, OciRuntime};
 use crate::user::{self, User};
 
@@ -24,7 +26,7 @@ const FAILED: i32 = 125;
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 /// Where programs are looked for when the container says nothing.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// `creator.json`: what the creator needs besides the spec.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -99,11 +101,20 @@ fn create(dir: &Path, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> 
     prepare_cwd(&opened, &root, &file.spec)?;
     let place =
         oci::Place { cgroup: &file.cgroup, unified: file.unified, shim: &file.shim, open_files: grantable_files() };
-    let config = oci::config(&file.spec, &user, &place);
+    let mut config = oci::config(&file.spec, &user, &place);
+    let filter = match file.runtime {
+        OciRuntime::Libcontainer => own_filter(&mut config, &file)?,
+        OciRuntime::External(_) => None,
+    };
     fs::write(dir.join("config.json"), config.to_string())
         .map_err(|error| broken("cannot write config.json", &error))?;
+    for output in [&stdout, &stderr] {
+        // The command may open /dev/stdout anew, which its owner alone can.
+        std::os::unix::fs::fchown(output, Some(user.uid), Some(user.gid))
+            .map_err(|error| broken("cannot hand over the output", &error))?;
+    }
     match &file.runtime {
-        OciRuntime::Libcontainer => with_library(dir, &file.spec.id, stdout, stderr),
+        OciRuntime::Libcontainer => with_library(dir, &file.spec, filter, stdout, stderr),
         OciRuntime::External(program) => with_program(program, dir, &file.spec.id, stdout, stderr),
     }
 }
@@ -126,18 +137,42 @@ fn broken(what: &str, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(FAILED, format!("{what}: {error}"))
 }
 
-fn with_library(dir: &Path, id: &str, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> {
+/// Takes the seccomp profile out of the configuration, to be installed from its compiled copy at the very end.
+/// That needs no-new-privileges: without it only libcontainer loads the filter early enough, while it may.
+fn own_filter(config: &mut serde_json::Value, file: &CreatorFile) -> Result<Option<Filter>, Failure> {
+    let profile = &mut config["linux"]["seccomp"];
+    if profile.is_null() {
+        return Ok(None);
+    }
+    if file.spec.allow_new_privileges {
+        seccomp::swap_masked_comparisons(profile);
+        return Ok(None);
+    }
+    let copies = Path::new(&file.shim).parent().unwrap_or(Path::new("/"));
+    let filter = Filter::cached(copies, &profile.take()).map_err(|error| Failure::new(FAILED, chain(&error)))?;
+    Ok(Some(filter))
+}
+
+fn with_library(
+    dir: &Path,
+    spec: &ContainerSpec,
+    filter: Option<Filter>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+) -> Result<i32, Failure> {
+    let (payload, report) = Payload::new(filter).map_err(|error| broken("cannot make a pipe", &error))?;
     let state = dir.join("state");
     fs::create_dir_all(&state).map_err(|error| broken("cannot make the state directory", &error))?;
     let stdin = File::open("/dev/null").map_err(|error| broken("cannot open /dev/null", &error))?;
     // The container's score comes from its configuration; the monitor's protection must not be inherited by it.
     let failed = |error: libcontainer::error::LibcontainerError| Failure::new(FAILED, chain(&error));
-    let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
+    let mut container = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
         .with_root_path(state)
         .map_err(failed)?
         .with_stdin(stdin)
         .with_stdout(stdout)
         .with_stderr(stderr)
+        .with_executor(payload)
         .as_init(dir)
         .with_systemd(false)
         .with_detach(true)
@@ -146,7 +181,29 @@ fn with_library(dir: &Path, id: &str, stdout: OwnedFd, stderr: OwnedFd) -> Resul
         .map_err(failed)?;
     let pid = container.pid().ok_or_else(|| Failure::new(FAILED, "the container has no process"))?;
     container.start().map_err(failed)?;
-    Ok(pid.as_raw())
+    match report.wait().map_err(|error| broken("cannot hear from the container", &error))? {
+        None => Ok(pid.as_raw()),
+        Some(failure) => Err(exec_failed(&spec.args, &failure)),
+    }
+}
+
+/// The sentence for a command that the kernel refused.
+fn exec_failed(args: &[String], failure: &ExecFailure) -> Failure {
+    let program = args.first().map_or("", String::as_str);
+    let said = nix::Error::from_raw(failure.errno).desc();
+    if failure.filter {
+        return Failure::new(FAILED, format!("cannot install the seccomp filter: {said}"));
+    }
+    match failure.errno {
+        // It is there, or the look before would have said so.
+        libc::ENOENT => Failure::new(
+            NOT_FOUND,
+            format!("exec: {program:?}: no such file or directory (or the interpreter it names is not in the image)"),
+        ),
+        libc::ENOEXEC => Failure::new(NOT_EXECUTABLE, format!("exec: {program:?}: exec format error")),
+        libc::EACCES => Failure::new(NOT_EXECUTABLE, format!("exec: {program:?}: permission denied")),
+        _ => Failure::new(NOT_EXECUTABLE, format!("exec: {program:?}: {said}")),
+    }
 }
 
 fn with_program(program: &Path, dir: &Path, id: &str, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> {

@@ -12,6 +12,7 @@ pub mod creator;
 mod error;
 pub mod logs;
 mod oci;
+mod payload;
 mod runtime;
 mod seccomp;
 mod shim;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -110,6 +110,10 @@ fn busybox(root: &Path) {
     fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n").unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:34:\nextra:x:77:web\n").unwrap();
     fs::write(root.join("bin/noexec"), "").unwrap();
+    for (name, text) in [("garbage", "\x7fnot a program"), ("script", "#!/no/such/interpreter\n")] {
+        fs::write(root.join("bin").join(name), text).unwrap();
+        fs::set_permissions(root.join("bin").join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
 }
 
 async fn said(dir: &Path) -> (String, String) {
@@ -178,11 +182,13 @@ async fn stop_asks_first_and_kills_after_the_grace_period() {
 async fn what_cannot_start_says_so_and_leaves_nothing() {
     let world = World::new();
     type Case = (&'static str, fn(&mut ContainerSpec), i32, &'static str);
-    let cases: [Case; 6] = [
+    let cases: [Case; 8] = [
         ("nosuch", |spec| spec.args = vec!["nosuch".into()], 127, "executable file not found in $PATH"),
         ("path", |spec| spec.args = vec!["/bin/nosuch".into()], 127, "no such file"),
         ("noexec", |spec| spec.args = vec!["noexec".into()], 126, "permission denied"),
         ("dir", |spec| spec.args = vec!["/srv".into()], 126, "is a directory"),
+        ("format", |spec| spec.args = vec!["garbage".into()], 126, "exec format error"),
+        ("interpreter", |spec| spec.args = vec!["script".into()], 127, "interpreter"),
         ("user", |spec| spec.user = "nobodyknows".into(), 125, "nobodyknows"),
         ("bind", |spec| spec.mounts = vec![bind("/no/such/source", "/x")], 125, "/no/such/source"),
     ];
@@ -252,6 +258,29 @@ async fn privileges_are_few() {
     let mut spec = world.spec("dropped", "cat /proc/self/status | grep CapEff");
     spec.capabilities = vec!["KILL".into()];
     assert!(world.run(spec).await.1.contains("0000000000000020"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_privileges_are_allowed_only_when_asked_and_the_filter_stays() {
+    let world = World::new();
+    let mut spec = world.spec("asked", "cat /proc/self/status; unshare -m true || echo REFUSED");
+    spec.allow_new_privileges = true;
+    let (_, out, err) = world.run(spec).await;
+    let field = |name: &str| out.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("0", "2"), "{out}{err}");
+    assert!(out.ends_with("REFUSED\n"), "{out}{err}");
+    let mut spec = world.spec("unconfined", "grep Seccomp: /proc/self/status");
+    spec.seccomp_unconfined = true;
+    assert_eq!(world.run(spec).await.1, "Seccomp:\t0\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_user_can_open_its_output_anew() {
+    let world = World::new();
+    let mut spec = world.spec("reopen", "echo out > /dev/stdout; echo err > /dev/stderr");
+    spec.user = "web".into();
+    let (status, out, err) = world.run(spec).await;
+    assert_eq!((status.code, out.as_str(), err.as_str()), (0, "out\n", "err\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
