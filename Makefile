@@ -5,7 +5,7 @@ PROFILE ?= dev
 BIN     := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/skep
 # Debian packages: what skep is built with, and the real parts that the tests run.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config make curl iproute2 nftables
-TEST_PACKAGES  := busybox-static redis-server nginx-light docker-registry skopeo apache2-utils
+TEST_PACKAGES  := busybox-static redis-server nginx-light docker-registry skopeo
 
 .PHONY: help setup setup-test build demo test verify fix unit e2e bench clean
 

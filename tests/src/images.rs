@@ -26,6 +26,10 @@ impl Image {
 
     /// Packs a root file system.
     fn pack(name: &str, root: &Path, config: &serde_json::Value) -> Self {
+        Self::pack_for(if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, name, root, config)
+    }
+
+    fn pack_for(architecture: &str, name: &str, root: &Path, config: &serde_json::Value) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let layer = dir.path().join("layer.tar");
         let mut builder = tar::Builder::new(File::create(&layer).expect("a layer file"));
@@ -34,7 +38,7 @@ impl Image {
         builder.into_inner().and_then(|mut file| file.flush()).expect("the layer is written");
         let diff_id = hex_digest(&fs::read(&layer).expect("the layer is read"));
         let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "architecture": architecture,
             "os": "linux",
             "created": "2026-01-01T00:00:00Z",
             "config": config,
@@ -66,6 +70,11 @@ pub fn busybox(name: &str) -> Image {
         symlink("/bin/busybox", root.path(&format!("/bin/{applet}"))).expect("an applet is linked");
     }
     Image::pack(name, root.dir.path(), &json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
+}
+
+/// An image for a processor that nobody has here.
+pub fn foreign(name: &str) -> Image {
+    Image::pack_for("s390x", name, RootFs::new().dir.path(), &json!({ "Cmd": ["sh"] }))
 }
 
 /// Debian's nginx, on the port in its configuration: 8080.

@@ -8,7 +8,7 @@ mod lab;
 mod registry;
 mod wait;
 
-pub use images::{Image, busybox, nginx, redis};
+pub use images::{Image, busybox, foreign, nginx, redis};
 pub use lab::{Lab, Output, Running, skep_binary};
 pub use registry::Registry;
 pub use wait::{until, until_some};

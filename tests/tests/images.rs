@@ -5,7 +5,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use skep_tests::{Lab, Registry, busybox, until_some};
+use skep_tests::{Lab, Registry, busybox, foreign, until_some};
 
 const SOON: Duration = Duration::from_secs(30);
 const FAILED: i32 = 1;
@@ -114,4 +114,23 @@ fn lab_hosts_have_ports_of_their_own() {
     let lab = Lab::up("ports", 1, &[]);
     lab.skep(1, &["node", "ls"]).ok();
     drop(taken);
+}
+
+#[test]
+fn an_image_for_another_platform_says_so() {
+    let address = Registry::address_on(1);
+    let lab = Lab::up("foreign", 1, &["--insecure-registry", &address]);
+    let registry = Registry::start(&lab, 1);
+    let image = foreign("odd:1");
+    let loaded = lab.skep_with_input(1, &["image", "load"], &image.archive());
+    assert!(loaded.code != 0 && loaded.stderr.contains("s390x"), "{loaded:?}");
+    let name = registry.push(&lab, &image);
+    let pulled = lab.skep(1, &["image", "pull", &name]);
+    assert!(pulled.code != 0 && pulled.stderr.contains("s390x"), "{pulled:?}");
+    lab.skep(1, &["service", "create", "--detach", "--name", "odd", &name]).ok();
+    until_some("the reason to be told", SOON, || {
+        let tasks = lab.tasks("odd");
+        let told = tasks.iter().any(|task| task["Error"].as_str().is_some_and(|error| error.contains("platform")));
+        if told { Ok(()) } else { Err(format!("{tasks:#?}")) }
+    });
 }
