@@ -67,6 +67,12 @@ impl Cgroups {
         }
     }
 
+    /// Where the v1 hierarchies are mounted; empty where there are none.
+    pub(crate) fn v1_mounts(&self) -> Vec<String> {
+        let v1 = self.hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V1);
+        v1.map(|hierarchy| hierarchy.mount.to_string_lossy().into_owned()).collect()
+    }
+
     /// The folder of `group` (relative) in every hierarchy that containers join.
     pub fn folders(&self, group: &Path) -> Vec<PathBuf> {
         self.joined().map(|hierarchy| hierarchy.mount.join(group)).collect()

@@ -36,6 +36,8 @@ pub(crate) struct CreatorFile {
     /// Group of the container, relative to each hierarchy.
     pub(crate) cgroup: String,
     pub(crate) unified: bool,
+    /// Where the v1 hierarchies are mounted.
+    pub(crate) v1_mounts: Vec<String>,
     /// The monitor's program.
     pub(crate) shim: String,
 }
@@ -99,8 +101,13 @@ fn create(dir: &Path, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> 
     let user = look_up_user(&opened, &file.spec)?;
     check_program(&opened, &file.spec)?;
     prepare_cwd(&opened, &root, &file.spec)?;
-    let place =
-        oci::Place { cgroup: &file.cgroup, unified: file.unified, shim: &file.shim, open_files: grantable_files() };
+    let place = oci::Place {
+        cgroup: &file.cgroup,
+        unified: file.unified,
+        v1_mounts: &file.v1_mounts,
+        shim: &file.shim,
+        open_files: grantable_files(),
+    };
     let mut config = oci::config(&file.spec, &user, &place);
     let filter = match file.runtime {
         OciRuntime::Libcontainer => own_filter(&mut config, &file)?,

@@ -13,6 +13,7 @@ mod error;
 pub mod logs;
 mod oci;
 mod payload;
+mod pinned;
 mod runtime;
 mod seccomp;
 mod shim;

@@ -27,6 +27,8 @@ const SHM_BYTES: u64 = 64 << 20;
 const CPU_PERIOD_US: u64 = 100_000;
 /// Open files, where nobody says otherwise and this process may grant them. Docker's figure; 1024 breaks redis and nginx.
 pub(crate) const OPEN_FILES: u64 = 1_048_576;
+/// Where cgroups are mounted, on hosts and in containers.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Where the tiny init appears in the container.
 const INIT_PATH: &str = "/sbin/docker-init";
 
@@ -36,6 +38,8 @@ pub(crate) struct Place<'a> {
     pub(crate) cgroup: &'a str,
     /// Whether cgroup2 is the only hierarchy: then the container gets a cgroup namespace.
     pub(crate) unified: bool,
+    /// Where the v1 hierarchies are mounted; empty where there are none.
+    pub(crate) v1_mounts: &'a [String],
     /// The monitor's program, which is the tiny init too.
     pub(crate) shim: &'a str,
     /// Open files that a container gets where nobody says otherwise.
@@ -54,7 +58,7 @@ pub(crate) fn config(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Va
             "namespaces": namespaces(spec, place),
             "resources": resources(spec),
             "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
+            "readonlyPaths": read_only(spec, place),
             "sysctl": spec.sysctls,
             "seccomp": if spec.seccomp_unconfined { Value::Null } else { seccomp::default_profile(&spec.capabilities) },
         },
@@ -63,6 +67,16 @@ pub(crate) fn config(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Va
         config["hostname"] = json!(spec.hostname);
     }
     config
+}
+
+/// What is remounted read-only. libcontainer mounts v1 hierarchies writable, whatever the options of the cgroup mount
+/// say: a container's root could raise its own limits.
+fn read_only(spec: &ContainerSpec, place: &Place<'_>) -> Vec<String> {
+    let own = spec.mounts.iter().any(|mount| mount.target == CGROUP_ROOT);
+    let cgroups = place.v1_mounts.iter().filter(|mount| !own && mount.starts_with(CGROUP_ROOT)).cloned();
+    let root = (!own && !place.v1_mounts.is_empty()).then(|| CGROUP_ROOT.to_owned());
+    // The folder that holds them comes last: it takes its mounts along.
+    READ_ONLY.iter().map(|path| (*path).to_owned()).chain(cgroups).chain(root).collect()
 }
 
 fn process(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Value {
@@ -156,7 +170,7 @@ fn mounts(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount(CGROUP_ROOT, "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
     ];
@@ -211,7 +225,13 @@ mod tests {
         config(
             &spec,
             &User::default(),
-            &Place { cgroup: "skep/x", unified: false, shim: "/shim", open_files: OPEN_FILES },
+            &Place {
+                cgroup: "skep/x",
+                unified: false,
+                v1_mounts: &["/sys/fs/cgroup/memory".to_owned(), "/mnt/elsewhere".to_owned()],
+                shim: "/shim",
+                open_files: OPEN_FILES,
+            },
         )
     }
 
@@ -225,6 +245,19 @@ mod tests {
         assert_eq!(config["process"]["rlimits"][0]["hard"], OPEN_FILES);
         assert!(config["process"].get("noNewPrivileges").is_some());
         assert!(made(|spec| spec.allow_new_privileges = true)["process"].get("noNewPrivileges").is_none());
+    }
+
+    #[test]
+    fn v1_cgroups_are_read_only_unless_the_user_mounts_his_own() {
+        let paths = |config: &Value| config["linux"]["readonlyPaths"].as_array().unwrap().clone();
+        let default = paths(&made(|_| {}));
+        assert_eq!(default[READ_ONLY.len()..], [json!("/sys/fs/cgroup/memory"), json!("/sys/fs/cgroup")]);
+        let own = Mount {
+            target: "/sys/fs/cgroup".into(),
+            read_only: false,
+            kind: MountKind::Tmpfs { size_bytes: 0, mode: 0o755 },
+        };
+        assert_eq!(paths(&made(|spec| spec.mounts = vec![own])).len(), READ_ONLY.len());
     }
 
     #[test]

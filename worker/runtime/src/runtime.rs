@@ -12,8 +12,8 @@ use crate::cgroup::{Cgroups, Layout};
 use crate::container::{Container, ExitStatus, Place, State};
 use crate::creator::CreatorFile;
 use crate::error::RuntimeError;
-use crate::shim;
 use crate::spec::{ContainerSpec, OciRuntime};
+use crate::{pinned, shim};
 
 /// Name of the log file in a container's log directory.
 pub(crate) const LOG_FILE: &str = "container.log";
@@ -23,7 +23,8 @@ pub(crate) const LOG_FILE: &str = "container.log";
 pub struct RuntimeConfig {
     /// Containers live in `<dir>/<id>`; the monitor's program lies beside them.
     pub dir: PathBuf,
-    /// Program whose `create-container <dir>` is [`crate::creator::main`].
+    /// Program whose `create-container <dir>` is [`crate::creator::main`]. It is kept under a name in `dir`, so this one
+    /// is needed only while the runtime is opened.
     pub creator: PathBuf,
     /// Group under which everything lies, relative to each hierarchy (`skep/<node>`).
     pub cgroup_parent: PathBuf,
@@ -46,6 +47,7 @@ pub struct Runtime {
 struct Inner {
     config: RuntimeConfig,
     shim: PathBuf,
+    creator: PathBuf,
     cgroups: Arc<Cgroups>,
     /// `cgroup.procs` files that a monitor joins.
     join: Vec<PathBuf>,
@@ -57,9 +59,10 @@ impl Runtime {
         fs::create_dir_all(&config.dir).map_err(RuntimeError::io("make", &config.dir))?;
         let detected = Cgroups::detect().map_err(RuntimeError::io("read", "/proc/self/mountinfo"))?;
         let cgroups = Arc::new(detected.ok_or(RuntimeError::NoCgroups)?);
-        let shim = shim::install(&config.dir.join("bin"))?;
+        let bin = config.dir.join("bin");
+        let (shim, creator) = (shim::install(&bin)?, pinned::pin(&config.creator, &bin)?);
         let join = cgroups.monitors(&config.cgroup_parent.join("shims"));
-        Ok(Self { inner: Arc::new(Inner { config, shim, cgroups, join }) })
+        Ok(Self { inner: Arc::new(Inner { config, shim, creator, cgroups, join }) })
     }
 
     /// How this host's cgroups are mounted.
@@ -138,6 +141,7 @@ impl Runtime {
             runtime: self.inner.config.runtime.clone(),
             cgroup: group.to_string_lossy().into_owned(),
             unified: self.layout() == Layout::V2,
+            v1_mounts: self.inner.cgroups.v1_mounts(),
             shim: self.inner.shim.to_string_lossy().into_owned(),
         };
         let json = serde_json::to_vec(&file).expect("a spec is plain data");
@@ -149,7 +153,7 @@ impl Runtime {
     fn shim_config(&self, dir: &Path, spec: &ContainerSpec, group: &Path) -> ShimConfig {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let optional = |path: Option<PathBuf>| path.map(|path| text(&path)).unwrap_or_default();
-        let (cgroups, config) = (&self.inner.cgroups, &self.inner.config);
+        let cgroups = &self.inner.cgroups;
         ShimConfig {
             rootfs: "rootfs".to_owned(),
             lower: spec.layers.iter().map(|layer| text(layer)).collect(),
@@ -158,7 +162,7 @@ impl Runtime {
             log_path: text(&spec.log_dir.join(LOG_FILE)),
             log_max_bytes: spec.log.max_bytes,
             log_max_files: spec.log.max_files,
-            creator: vec![text(&config.creator), "create-container".to_owned(), text(dir)],
+            creator: vec![text(&self.inner.creator), "create-container".to_owned(), text(dir)],
             join: self.inner.join.iter().map(|procs| text(procs)).collect(),
             cgroups: cgroups.folders(group).iter().map(|folder| text(folder)).collect(),
             kill_file: optional(cgroups.kill_file(group)),

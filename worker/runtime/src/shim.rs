@@ -14,6 +14,10 @@ use crate::error::RuntimeError;
 /// The static program, built by `build.rs`.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/skep-shim"));
 
+/// Tries, and the wait between them, while the program is still open for writing in a process that is about to execute.
+const BUSY_TRIES: u32 = 100;
+const BUSY_WAIT: Duration = Duration::from_millis(1);
+
 /// Writes the program to `dir` under a name of its content, unless it is there, and returns its path. Older ones stay:
 /// monitors of running containers are them.
 pub(crate) fn install(dir: &Path) -> Result<PathBuf, RuntimeError> {
@@ -43,15 +47,25 @@ fn fingerprint(bytes: &[u8]) -> u64 {
 pub(crate) fn spawn(program: &Path, dir: &Path) -> io::Result<(UnixStream, std::process::Child)> {
     let (ours, theirs) = UnixStream::pair()?;
     let log = File::create(dir.join("shim.log"))?;
+    let mut command = Command::new(program);
     // Without pre_exec std spawns without copying the agent's page tables.
-    let child = Command::new(program)
+    command
         .arg(dir)
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()?;
+        .stderr(log);
+    let mut tries = BUSY_TRIES;
+    let child = loop {
+        match command.spawn() {
+            // Another thread was starting a program while this one was being written: that child holds the descriptor
+            // until it executes, microseconds later.
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries > 0 => tries -= 1,
+            other => break other?,
+        }
+        std::thread::sleep(BUSY_WAIT);
+    };
     ours.set_nonblocking(true)?;
     Ok((ours, child))
 }

@@ -249,6 +249,10 @@ async fn privileges_are_few() {
         "echo b > /proc/sysrq-trigger",
         "cat /proc/kcore | head -c 1 | grep .",
         "dd if=/dev/mem of=/tmp/x count=1",
+        "mkdir /sys/fs/cgroup/x",
+        "mkdir /sys/fs/cgroup/memory/x",
+        "echo 1g > /sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "for file in $(find /sys/fs/cgroup -name 'pids.max'); do echo max > $file && exit 0; done; exit 1",
     ] {
         let out = world.out(&format!("({refused}) >/dev/null 2>&1 && echo DONE || echo REFUSED")).await;
         assert_eq!(out, "REFUSED\n", "{refused}");
