@@ -1,6 +1,7 @@
 //! Control groups: which hierarchies this host has (v1, v2 or both, found at run time), the folders of a container in
 //! them, its use of resources, and its end by them. Limits are written by the creator; nothing is ever mounted here.
 
+pub(crate) mod devices;
 mod mountinfo;
 
 use std::fs;
@@ -95,6 +96,11 @@ impl Cgroups {
     /// The v2 hierarchy, where it is the only one.
     fn unified(&self) -> Option<&Hierarchy> {
         (self.layout() == Layout::V2).then(|| self.hierarchies.first()).flatten()
+    }
+
+    /// Where cgroup2 is mounted, alone or beside v1.
+    pub(crate) fn v2_mount(&self) -> Option<PathBuf> {
+        self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2).map(|v2| v2.mount.clone())
     }
 
     /// A file that lists every process of the group.

@@ -15,6 +15,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Cgroups, devices};
 use crate::oci;
 use crate::payload::{ExecFailure, Payload};
 use crate::seccomp::{self, filter::Filter};
@@ -121,7 +122,7 @@ fn create(dir: &Path, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> 
             .map_err(|error| broken("cannot hand over the output", &error))?;
     }
     match &file.runtime {
-        OciRuntime::Libcontainer => with_library(dir, &file.spec, filter, stdout, stderr),
+        OciRuntime::Libcontainer => with_library(dir, &file, filter, stdout, stderr),
         OciRuntime::External(program) => with_program(program, dir, &file.spec.id, stdout, stderr),
     }
 }
@@ -162,7 +163,7 @@ fn own_filter(config: &mut serde_json::Value, file: &CreatorFile) -> Result<Opti
 
 fn with_library(
     dir: &Path,
-    spec: &ContainerSpec,
+    file: &CreatorFile,
     filter: Option<Filter>,
     stdout: OwnedFd,
     stderr: OwnedFd,
@@ -173,7 +174,7 @@ fn with_library(
     let stdin = File::open("/dev/null").map_err(|error| broken("cannot open /dev/null", &error))?;
     // The container's score comes from its configuration; the monitor's protection must not be inherited by it.
     let failed = |error: libcontainer::error::LibcontainerError| Failure::new(FAILED, chain(&error));
-    let mut container = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
+    let mut container = ContainerBuilder::new(file.spec.id.clone(), SyscallType::default())
         .with_root_path(state)
         .map_err(failed)?
         .with_stdin(stdin)
@@ -187,11 +188,27 @@ fn with_library(
         .build()
         .map_err(failed)?;
     let pid = container.pid().ok_or_else(|| Failure::new(FAILED, "the container has no process"))?;
+    if file.unified
+        && let Err(failure) = restrict_devices(&file.cgroup)
+    {
+        // It waits for its start; without limits on devices it must not get it.
+        // SAFETY: a plain signal to the process that was just made.
+        unsafe { libc::kill(pid.as_raw(), libc::SIGKILL) };
+        return Err(failure);
+    }
     container.start().map_err(failed)?;
     match report.wait().map_err(|error| broken("cannot hear from the container", &error))? {
         None => Ok(pid.as_raw()),
-        Some(failure) => Err(exec_failed(&spec.args, &failure)),
+        Some(failure) => Err(exec_failed(&file.spec.args, &failure)),
     }
+}
+
+/// What the devices controller does on v1, libcontainer leaves to nobody on v2.
+fn restrict_devices(group: &str) -> Result<(), Failure> {
+    let found = Cgroups::detect().map_err(|error| broken("cannot read /proc/self/mountinfo", &error))?;
+    let mount = found.and_then(|cgroups| cgroups.v2_mount());
+    let mount = mount.ok_or_else(|| Failure::new(FAILED, "cgroup2 is not mounted"))?;
+    devices::restrict(&mount.join(group)).map_err(|error| broken("cannot restrict the container's devices", &error))
 }
 
 /// The sentence for a command that the kernel refused.
