@@ -18,6 +18,9 @@ use crate::{pinned, shim};
 /// Name of the log file in a container's log directory.
 pub(crate) const LOG_FILE: &str = "container.log";
 
+/// Folder where each monitor, in its own mount namespace, mounts its container's bundle.
+const BUNDLE: &str = "bundle";
+
 /// What a runtime is told.
 #[derive(Clone, Debug)]
 pub struct RuntimeConfig {
@@ -56,7 +59,8 @@ struct Inner {
 impl Runtime {
     /// Looks at the host's cgroups, writes the monitor's program out.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
-        fs::create_dir_all(&config.dir).map_err(RuntimeError::io("make", &config.dir))?;
+        let bundle = config.dir.join(BUNDLE);
+        fs::create_dir_all(&bundle).map_err(RuntimeError::io("make", &bundle))?;
         let detected = Cgroups::detect().map_err(RuntimeError::io("read", "/proc/self/mountinfo"))?;
         let cgroups = Arc::new(detected.ok_or(RuntimeError::NoCgroups)?);
         let bin = config.dir.join("bin");
@@ -117,9 +121,10 @@ impl Runtime {
         if dir.exists() {
             return Err(RuntimeError::Exists(spec.id));
         }
-        let launched = self
-            .write_files(&dir, &spec)
-            .and_then(|()| shim::spawn(&self.inner.shim, &dir).map_err(RuntimeError::io("start the monitor in", &dir)));
+        let launched = make_folders(&dir, &spec).and_then(|()| {
+            let config = self.shim_config(&spec);
+            shim::spawn(&self.inner.shim, &dir, &config).map_err(RuntimeError::io("start the monitor in", &dir))
+        });
         match launched {
             Ok((stream, child)) => Ok((self.place(&spec.id), stream, child)),
             Err(error) => {
@@ -130,12 +135,7 @@ impl Runtime {
         }
     }
 
-    fn write_files(&self, dir: &Path, spec: &ContainerSpec) -> Result<(), RuntimeError> {
-        for folder in ["rootfs", "upper", "work"] {
-            fs::create_dir_all(dir.join(folder)).map_err(RuntimeError::io("make", dir.join(folder)))?;
-        }
-        fs::create_dir_all(&spec.log_dir).map_err(RuntimeError::io("make", &spec.log_dir))?;
-        let group = self.group_of(&spec.id);
+    fn creator_file(&self, spec: &ContainerSpec, group: &Path) -> String {
         let file = CreatorFile {
             spec: spec.clone(),
             runtime: self.inner.config.runtime.clone(),
@@ -144,25 +144,25 @@ impl Runtime {
             v1_mounts: self.inner.cgroups.v1_mounts(),
             shim: self.inner.shim.to_string_lossy().into_owned(),
         };
-        let json = serde_json::to_vec(&file).expect("a spec is plain data");
-        fs::write(dir.join("creator.json"), json).map_err(RuntimeError::io("write", dir.join("creator.json")))?;
-        let conf = self.shim_config(dir, spec, &group).encode();
-        fs::write(dir.join("shim.conf"), conf).map_err(RuntimeError::io("write", dir.join("shim.conf")))
+        serde_json::to_string(&file).expect("a spec is plain data")
     }
 
-    fn shim_config(&self, dir: &Path, spec: &ContainerSpec, group: &Path) -> ShimConfig {
+    fn shim_config(&self, spec: &ContainerSpec) -> ShimConfig {
+        let group = &self.group_of(&spec.id);
+        let bundle = self.inner.config.dir.join(BUNDLE);
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let optional = |path: Option<PathBuf>| path.map(|path| text(&path)).unwrap_or_default();
         let cgroups = &self.inner.cgroups;
         ShimConfig {
-            rootfs: "rootfs".to_owned(),
+            bundle: text(&bundle),
+            creator_file: self.creator_file(spec, group),
             lower: spec.layers.iter().map(|layer| text(layer)).collect(),
             upper: "upper".to_owned(),
             work: "work".to_owned(),
             log_path: text(&spec.log_dir.join(LOG_FILE)),
             log_max_bytes: spec.log.max_bytes,
             log_max_files: spec.log.max_files,
-            creator: vec![text(&self.inner.creator), "create-container".to_owned(), text(dir)],
+            creator: vec![text(&self.inner.creator), "create-container".to_owned(), text(&bundle)],
             join: self.inner.join.iter().map(|procs| text(procs)).collect(),
             cgroups: cgroups.folders(group).iter().map(|folder| text(folder)).collect(),
             kill_file: optional(cgroups.kill_file(group)),
@@ -232,4 +232,12 @@ impl Runtime {
         }
         Ok(())
     }
+}
+
+/// What a container has on the disk from the start: its writable layer and its log.
+fn make_folders(dir: &Path, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+    for folder in [&dir.join("upper"), &dir.join("work"), &spec.log_dir] {
+        fs::create_dir_all(folder).map_err(RuntimeError::io("make", folder))?;
+    }
+    Ok(())
 }

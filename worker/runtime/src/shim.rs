@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use skep_shim::config::ShimConfig;
+
 use crate::error::RuntimeError;
 
 /// The static program, built by `build.rs`.
@@ -42,9 +44,9 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Starts a monitor for the container in `dir` and returns the connection to it. The monitor leaves its parent's
-/// session; the agent reaps it only when it ends before the agent does.
-pub(crate) fn spawn(program: &Path, dir: &Path) -> io::Result<(UnixStream, std::process::Child)> {
+/// Starts a monitor for the container in `dir`, tells it what to do, and returns the connection to it. The monitor
+/// leaves its parent's session; the agent reaps it only when it ends before the agent does.
+pub(crate) fn spawn(program: &Path, dir: &Path, config: &ShimConfig) -> io::Result<(UnixStream, std::process::Child)> {
     let (ours, theirs) = UnixStream::pair()?;
     let log = File::create(dir.join("shim.log"))?;
     let mut command = Command::new(program);
@@ -57,7 +59,7 @@ pub(crate) fn spawn(program: &Path, dir: &Path) -> io::Result<(UnixStream, std::
         .stdout(Stdio::null())
         .stderr(log);
     let mut tries = BUSY_TRIES;
-    let child = loop {
+    let mut child = loop {
         match command.spawn() {
             // Another thread was starting a program while this one was being written: that child holds the descriptor
             // until it executes, microseconds later.
@@ -66,7 +68,14 @@ pub(crate) fn spawn(program: &Path, dir: &Path) -> io::Result<(UnixStream, std::
         }
         std::thread::sleep(BUSY_WAIT);
     };
-    ours.set_nonblocking(true)?;
+    // It holds the other end too: the monitor alone may, so that its end is seen.
+    drop(command);
+    if let Err(error) = config.send(&ours).and_then(|()| ours.set_nonblocking(true)) {
+        // A monitor that was not told everything starts nothing and ends.
+        drop(ours);
+        child.wait()?;
+        return Err(error);
+    }
     Ok((ours, child))
 }
 

@@ -1,18 +1,26 @@
-//! The start file `shim.conf`: what the agent tells a new monitor.
+//! The start message: what the agent tells a new monitor, as the first thing on their connection.
 //!
-//! Written by skep-runtime, read once by the monitor, both of the same build, so it has no versions to bridge; the
-//! version is only checked. The form is `key=value` ended by NUL, because a path may hold every other byte.
+//! Sent by skep-runtime, read once by the monitor, both of the same build, so it has no versions to bridge; the version
+//! is only checked. A length (`u32`, little endian) goes before it. The form is `key=value` ended by NUL, because a path
+//! may hold every other byte. It is no file, for every file of a container costs its start an inode of the disk.
 
 use std::fmt;
+use std::io::{self, Read, Write};
 
-/// Version of the start file. A monitor refuses any other.
-pub const CONFIG_VERSION: u32 = 1;
+/// Version of the start message. A monitor refuses any other.
+pub const CONFIG_VERSION: u32 = 2;
+
+/// Longest start message, in bytes: more than execve(2) takes of arguments and environment by default.
+const MAX_BYTES: u32 = 16 << 20;
 
 /// Everything a monitor needs. Relative paths are relative to the container's directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShimConfig {
-    /// Where the root file system is mounted.
-    pub rootfs: String,
+    /// Where the monitor mounts a small file system in memory, for the creator alone; absolute. The root file system is
+    /// mounted on `rootfs` in it.
+    pub bundle: String,
+    /// What the creator finds in it as `creator.json`.
+    pub creator_file: String,
     /// Overlay layers, topmost first. At least one.
     pub lower: Vec<String>,
     /// The writable layer.
@@ -41,7 +49,7 @@ pub struct ShimConfig {
     pub oom_file: String,
 }
 
-/// Why a start file was refused.
+/// Why a start message was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConfigError {
     /// Another version, or none.
@@ -55,9 +63,9 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Version => write!(f, "start file is not of version {CONFIG_VERSION}"),
-            Self::Line(line) => write!(f, "start file has a bad line {line:?}"),
-            Self::Missing(key) => write!(f, "start file lacks {key:?}"),
+            Self::Version => write!(f, "start message is not of version {CONFIG_VERSION}"),
+            Self::Line(line) => write!(f, "start message has a bad line {line:?}"),
+            Self::Missing(key) => write!(f, "start message lacks {key:?}"),
         }
     }
 }
@@ -65,8 +73,30 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl ShimConfig {
-    /// The file's contents.
-    pub fn encode(&self) -> Vec<u8> {
+    /// Sends it.
+    pub fn send(&self, mut to: impl Write) -> io::Result<()> {
+        let body = self.encode();
+        let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_BYTES);
+        let length = length.ok_or_else(|| io::Error::other("the container's configuration is longer than 16 MiB"))?;
+        to.write_all(&length.to_le_bytes())?;
+        to.write_all(&body)
+    }
+
+    /// Receives what [`send`](Self::send) sent, and not a byte more.
+    pub fn receive(mut from: impl Read) -> io::Result<Self> {
+        let mut length = [0; 4];
+        from.read_exact(&mut length)?;
+        let length = u32::from_le_bytes(length);
+        if length > MAX_BYTES {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+        let mut body = vec![0; length as usize];
+        from.read_exact(&mut body)?;
+        Self::decode(&body).map_err(io::Error::other)
+    }
+
+    /// The message.
+    fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1024);
         let mut put = |key: &str, value: &str| {
             out.extend_from_slice(key.as_bytes());
@@ -75,7 +105,8 @@ impl ShimConfig {
             out.push(0);
         };
         put("version", &CONFIG_VERSION.to_string());
-        put("rootfs", &self.rootfs);
+        put("bundle", &self.bundle);
+        put("creator-file", &self.creator_file);
         put("upper", &self.upper);
         put("work", &self.work);
         put("log", &self.log_path);
@@ -96,7 +127,7 @@ impl ShimConfig {
     }
 
     /// Reads what [`encode`](Self::encode) wrote.
-    pub fn decode(bytes: &[u8]) -> Result<Self, ConfigError> {
+    fn decode(bytes: &[u8]) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         let mut version = None;
         for raw in bytes.split(|b| *b == 0).filter(|line| !line.is_empty()) {
@@ -106,7 +137,8 @@ impl ShimConfig {
             let text = value.to_owned();
             match key {
                 "version" => version = value.parse::<u32>().ok(),
-                "rootfs" => config.rootfs = text,
+                "bundle" => config.bundle = text,
+                "creator-file" => config.creator_file = text,
                 "upper" => config.upper = text,
                 "work" => config.work = text,
                 "log" => config.log_path = text,
@@ -127,7 +159,7 @@ impl ShimConfig {
             return Err(ConfigError::Version);
         }
         for (key, empty) in [
-            ("rootfs", config.rootfs.is_empty()),
+            ("bundle", config.bundle.is_empty()),
             ("lower", config.lower.is_empty()),
             ("upper", config.upper.is_empty()),
             ("work", config.work.is_empty()),
@@ -144,11 +176,13 @@ impl ShimConfig {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn example() -> ShimConfig {
         ShimConfig {
-            rootfs: "rootfs".into(),
+            bundle: "/d/bundle".into(),
+            creator_file: "{\"id\":\"a=b\\n\"}".into(),
             lower: vec!["/a,b:c=d\n".into(), "/z".into()],
             upper: "upper".into(),
             work: "work".into(),
@@ -171,10 +205,26 @@ mod tests {
     }
 
     #[test]
+    fn a_message_ends_where_the_first_frame_begins() {
+        let mut sent = Vec::new();
+        example().send(&mut sent).unwrap();
+        sent.extend_from_slice(b"frame");
+        let mut rest = sent.as_slice();
+        assert_eq!(ShimConfig::receive(&mut rest).unwrap(), example());
+        assert_eq!(rest, b"frame");
+        let cut = ShimConfig::receive(&sent[..40]).unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+        let absurd = ShimConfig::receive(&u32::MAX.to_le_bytes()[..]).unwrap_err();
+        assert_eq!(absurd.kind(), io::ErrorKind::InvalidData);
+        let huge = ShimConfig { creator_file: "x".repeat(17 << 20), ..example() };
+        assert!(huge.send(io::sink()).is_err());
+    }
+
+    #[test]
     fn refuses_other_versions_unknown_keys_and_holes() {
-        assert_eq!(ShimConfig::decode(b"version=2\0"), Err(ConfigError::Version));
+        assert_eq!(ShimConfig::decode(b"version=1\0"), Err(ConfigError::Version));
         assert_eq!(ShimConfig::decode(b""), Err(ConfigError::Version));
-        assert_eq!(ShimConfig::decode(b"version=1\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
+        assert_eq!(ShimConfig::decode(b"version=2\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
         let mut no_layers = example();
         no_layers.lower.clear();
         assert_eq!(ShimConfig::decode(&no_layers.encode()), Err(ConfigError::Missing("lower")));

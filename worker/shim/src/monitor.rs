@@ -54,7 +54,7 @@ struct Monitor {
 /// Runs a monitor to its end; the exit code only tells whether it did its own work.
 pub(crate) fn run(dir: &CStr) -> i32 {
     // SAFETY: `dir` is a C string; descriptor 0 is the connection that the agent gave us, owned by nobody else.
-    let agent = unsafe {
+    let mut agent = unsafe {
         if libc::chdir(dir.as_ptr()) != 0 {
             let error = io::Error::last_os_error();
             sys::complain(&format!("cannot enter {}: {error}", dir.to_string_lossy()));
@@ -63,6 +63,7 @@ pub(crate) fn run(dir: &CStr) -> i32 {
         libc::setsid();
         UnixStream::from_raw_fd(0)
     };
+    let config = ShimConfig::receive(&mut agent);
     let clients = match Clients::listen() {
         Ok(mut clients) => {
             clients.adopt(agent);
@@ -73,7 +74,7 @@ pub(crate) fn run(dir: &CStr) -> i32 {
             return 1;
         }
     };
-    match Monitor::set_up(clients) {
+    match Monitor::set_up(clients, config) {
         Ok(mut monitor) => {
             monitor.watch();
             monitor.farewell();
@@ -95,12 +96,11 @@ fn not_started(exit_code: i32, error: String) -> ExitRecord {
 
 impl Monitor {
     /// Everything up to the running creator. An error is a sentence for the user.
-    fn set_up(mut clients: Clients) -> Result<Self, (Clients, String)> {
+    fn set_up(mut clients: Clients, config: io::Result<ShimConfig>) -> Result<Self, (Clients, String)> {
         let hello = hello();
         clients.broadcast(&hello);
         let prepared = (|| {
-            let conf = fs::read("shim.conf").map_err(|e| format!("cannot read shim.conf: {e}"))?;
-            let config = ShimConfig::decode(&conf).map_err(|e| e.to_string())?;
+            let mut config = config.map_err(|e| format!("cannot read the start message: {e}"))?;
             let words = |what: &'static str| move |e: io::Error| format!("{what}: {}", sys::words(&e));
             sys::block_signals().map_err(words("cannot block signals"))?;
             let children = sys::child_signal_fd().map_err(words("cannot watch children"))?;
@@ -110,6 +110,8 @@ impl Monitor {
             let _ = fs::write("/proc/self/oom_score_adj", "-999");
             cgroup::join(&config);
             mounts::enter_namespace().map_err(words("cannot make a mount namespace"))?;
+            let file = std::mem::take(&mut config.creator_file);
+            mounts::make_bundle(&config, &file).map_err(words("cannot make the bundle"))?;
             mounts::mount_root(&config).map_err(words("cannot mount the root file system"))?;
             let (out, out_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
             let (err, err_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
@@ -127,7 +129,8 @@ impl Monitor {
                 children,
                 early: Vec::new(),
                 record: ExitRecord::default(),
-                warm: false,
+                // What the start took is given back too.
+                warm: true,
             }),
             Err(sentence) => Err((clients, sentence)),
         }
@@ -233,6 +236,7 @@ impl Monitor {
                 self.state = State::Running { pid, start_ticks };
                 let message = started(pid, start_ticks, self.record.started_at_unix_ns);
                 self.clients.broadcast(&message);
+                mounts::forget_bundle(&self.config);
                 let early = std::mem::take(&mut self.early);
                 for ended in early {
                     self.child_ended(ended);

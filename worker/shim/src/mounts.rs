@@ -1,8 +1,10 @@
-//! The monitor's own mount namespace and the container's root file system in it.
+//! The monitor's own mount namespace, and in it the bundle (the creator's files, in memory) and the container's root
+//! file system.
 //!
-//! Used once, at start. Nothing mounted here shows in the node's mount table, and all of it goes with the last process.
+//! Used at start. Nothing mounted here shows in the node's mount table, and all of it goes with the last process; hence
+//! all monitors can use the same folder as their mount point.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -20,7 +22,27 @@ pub(crate) fn enter_namespace() -> io::Result<()> {
     mount("", c"/", "", libc::MS_REC | libc::MS_SLAVE, "")
 }
 
-/// Mounts the overlay on `config.rootfs`. The current directory is the container's.
+/// Mounts a small file system in memory for what the creator reads and writes, and puts its file there: a dozen inodes
+/// that the disk need not know. The limit holds arguments and environment of any length that execve(2) takes.
+pub(crate) fn make_bundle(config: &ShimConfig, creator_file: &str) -> io::Result<()> {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount("skep-bundle", &c_string(&config.bundle)?, "tmpfs", flags, "mode=0700,size=64m")?;
+    fs::create_dir(rootfs(config))?;
+    fs::write(format!("{}/creator.json", config.bundle), creator_file)
+}
+
+/// Takes the bundle away: a container that runs needs it no longer, and has the root file system by itself.
+pub(crate) fn forget_bundle(config: &ShimConfig) {
+    let Ok(bundle) = c_string(&config.bundle) else { return };
+    // SAFETY: a C string and a flag. If it fails, the bundle stays as long as the monitor.
+    unsafe { libc::umount2(bundle.as_ptr(), libc::MNT_DETACH) };
+}
+
+fn rootfs(config: &ShimConfig) -> String {
+    format!("{}/rootfs", config.bundle)
+}
+
+/// Mounts the overlay on the bundle's `rootfs`. The current directory is the container's.
 ///
 /// `volatile` (Linux 5.10) spares the syncs of a layer that nobody will mount again after a crash.
 pub(crate) fn mount_root(config: &ShimConfig) -> io::Result<()> {
@@ -31,7 +53,7 @@ pub(crate) fn mount_root(config: &ShimConfig) -> io::Result<()> {
     let here = std::env::current_dir()?;
     let absolute = |path: &str| escape(&here.join(path).to_string_lossy());
     let options = format!("lowerdir={lower},upperdir={},workdir={}", absolute(&config.upper), absolute(&config.work));
-    let target = c_string(&here.join(&config.rootfs).to_string_lossy())?;
+    let target = c_string(&rootfs(config))?;
     std::env::set_current_dir(prefix)?;
     let mut mounted = mount("overlay", &target, "overlay", 0, &format!("{options},volatile"));
     if mounted.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
@@ -82,7 +104,7 @@ fn mount_many_layers(config: &ShimConfig) -> io::Result<()> {
     set_option(&context, "workdir", &config.work)?;
     configure(&context, FSCONFIG_SET_FLAG, Some("volatile"), None)?;
     configure(&context, FSCONFIG_CMD_CREATE, None, None)?;
-    let root = File::open(&config.rootfs)?;
+    let root = File::open(rootfs(config))?;
     // SAFETY: descriptors are open; the empty paths are C strings, allowed by the flags.
     unsafe {
         let mounted = libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1 /* FSMOUNT_CLOEXEC */, 0);
