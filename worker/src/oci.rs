@@ -108,6 +108,8 @@ struct Entry {
     /// Signals that ask its containers to stop.
     stop_signals: HashMap<String, i32>,
     containers: BTreeMap<String, Container>,
+    /// Held while its sandbox is made, by a step that goes on when the preparation is cancelled.
+    making: Arc<tokio::sync::Mutex<()>>,
     /// Changes with `containers`; gone with the entry, which ends log followers.
     changed: watch::Sender<()>,
 }
@@ -119,6 +121,7 @@ impl Default for Entry {
             plans: HashMap::new(),
             stop_signals: HashMap::new(),
             containers: BTreeMap::new(),
+            making: Arc::default(),
             changed: watch::channel(()).0,
         }
     }
@@ -259,6 +262,11 @@ impl Inner {
     }
 
     /// Keeps a container's handle.
+    /// The lock on making and removing the task's sandbox.
+    fn making(&self, task: TaskId) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.tasks().entry(task).or_default().making)
+    }
+
     fn hold(&self, task: TaskId, name: &str, container: Container) {
         let mut tasks = self.tasks();
         let entry = tasks.entry(task).or_default();
@@ -303,7 +311,9 @@ impl Inner {
     ) -> Result<(), ExecError> {
         let job = Arc::clone(job);
         let sandboxes = self.host()?.sandboxes.clone();
+        let making = self.making(job.id).lock_owned().await;
         blocking(move || {
+            let _making = making;
             if let Some(missing) = binds.iter().find(|path| !path.exists()) {
                 return Err(ExecError::new(format!("bind source path does not exist: {}", missing.display())));
             }
@@ -354,7 +364,10 @@ impl Inner {
             container.remove().await.map_err(|error| failed("remove a container", error))?;
         }
         let sandboxes = self.host()?.sandboxes.clone();
+        // What a cancelled preparation still makes is there to be removed afterwards.
+        let made = self.making(task).lock_owned().await;
         blocking(move || {
+            let _made = made;
             let removed = sandboxes.remove(&task.to_string());
             removed.map_err(|error| failed("remove the task's sandbox", error))
         })

@@ -415,6 +415,29 @@ async fn fifty_tasks_start_fast() {
     host.end(agent).await;
 }
 
+/// A preparation that is cancelled in the middle of making a sandbox goes on making it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_removed_while_they_are_made_leave_no_sandbox() {
+    let Some(host) = Host::new("hasty").await else { return };
+    let manager = TestManager::new();
+    let server = manager.serve("127.0.0.1:0");
+    let agent = host.start(&server).await;
+    until("registered", || manager.state().registers.len() == 1).await;
+    let main = ContainerSpec { stop_signal: "SIGKILL".to_owned(), ..host.shell("main", "exec sleep 1000") };
+    manager.assign(vec![revision_of(1, vec![main], None)], vec![]);
+    for round in 0..8 {
+        let numbers = round * 20 + 1..round * 20 + 21;
+        manager.assign(numbers.clone().map(|number| task(number, 1, WantedState::Running)).collect(), vec![]);
+        until("the first is being made", || agent.tasks().len() > 1).await;
+        manager.assign(vec![], numbers.map(removed).collect());
+        until("all gone", || agent.tasks().is_empty()).await;
+    }
+    let sandboxes = host.node.data.path().join("sandboxes");
+    let left: Vec<_> = std::fs::read_dir(sandboxes).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    host.end(agent).await;
+}
+
 /// CPU time of this process.
 fn cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
