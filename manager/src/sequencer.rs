@@ -22,8 +22,23 @@ const IN_FLIGHT: usize = 4;
 const BARRIER: Duration = Duration::from_secs(2);
 
 type Raft = Arc<dyn Consensus<Response = Vec<u64>>>;
-/// An entry on its way, and the store version after it.
-type Proposal = BoxFuture<'static, Result<u64, ProposeError>>;
+/// An entry on its way.
+type Proposal = BoxFuture<'static, Landed>;
+
+/// What became of an entry.
+struct Landed {
+    /// Store version that the head expects after it.
+    version: u64,
+    /// The version that there is. `None`: an entry without transactions, which is never proposed.
+    result: Result<Option<u64>, ProposeError>,
+}
+
+impl Landed {
+    /// Whether the entry, and all before it, did to the state what their callers are told.
+    fn as_expected(&self) -> bool {
+        matches!(self.result, Ok(Some(version)) if version == self.version)
+    }
+}
 
 /// A caller who is answered when its version is committed.
 struct Waiting {
@@ -88,50 +103,76 @@ impl Sequencer {
             && let Some(packed) = self.head.pack()
         {
             let proposal = self.raft.propose(Bytes::from(packed.bytes), WRITE_DEADLINE);
-            self.flight.push_back(Box::pin(async move { proposal.await.map(|_| packed.version) }));
+            self.flight.push_back(Box::pin(async move {
+                let result = proposal.await.map(|committed| committed.response.last().copied());
+                Landed { version: packed.version, result }
+            }));
         }
     }
 
-    async fn landed(&mut self, landed: Result<u64, ProposeError>) {
-        match landed {
-            Ok(version) => self.answer_up_to(version),
-            Err(trouble) => {
-                warn!(%trouble, "a write failed; starting again from the applied state");
-                self.fail(&trouble).await;
-            }
+    async fn landed(&mut self, landed: Landed) {
+        if landed.as_expected() {
+            self.answer_up_to(landed.version);
+        } else {
+            self.fail(landed).await;
         }
     }
 
     /// Answers those whose version is committed. A repeated request may stand behind newer ones: all are looked at.
     fn answer_up_to(&mut self, version: u64) {
-        let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let (done, rest): (VecDeque<_>, VecDeque<_>) = waiting.partition(|it| it.written.version <= version);
-        self.waiting = rest;
-        for Waiting { answer, written } in done {
+        for Waiting { answer, written } in self.take_up_to(version) {
             // The caller may have gone.
             let _ = answer.send(Ok(written));
         }
     }
 
-    /// Everything in flight and behind it is in doubt. Those whose entry nevertheless landed are answered well.
-    async fn fail(&mut self, trouble: &ProposeError) {
-        let mut answer = explain(trouble);
-        while let Some(landed) = self.flight.next().await {
-            match landed {
-                Ok(version) => self.answer_up_to(version),
-                // One doubt makes all that follow doubtful.
-                Err(ProposeError::ResultUnknown { .. }) => answer = WriteError::Unknown,
-                Err(_) => {}
+    /// Everything in flight and behind it was checked against changes that may never come. An entry that landed
+    /// nevertheless is believed only if the state is then what the head expected: without effect of an earlier one it
+    /// is another.
+    async fn fail(&mut self, first: Landed) {
+        let mut next = Some(first);
+        // Of those behind the last entry: nothing was proposed.
+        let mut answer = WriteError::NoLeader;
+        while let Some(landed) = next {
+            match &landed.result {
+                Ok(_) if landed.as_expected() => self.answer_up_to(landed.version),
+                Ok(found) => {
+                    warn!(?found, expected = landed.version, "an entry met another state than it was checked against");
+                    self.refuse_up_to(landed.version, &WriteError::Unknown);
+                }
+                // It may yet be committed, and a later entry tells.
+                Err(ProposeError::ResultUnknown { .. }) => {
+                    warn!("it is not known whether a write happened; starting again from the applied state");
+                    answer = WriteError::Unknown;
+                }
+                Err(trouble) => {
+                    warn!(%trouble, "a write failed; starting again from the applied state");
+                    answer = if matches!(answer, WriteError::Unknown) { answer } else { explain(trouble) };
+                    self.refuse_up_to(landed.version, &answer);
+                }
             }
+            next = self.flight.next().await;
         }
-        for waiting in self.waiting.drain(..) {
-            // The caller may have gone.
-            let _ = waiting.answer.send(Err(answer.clone()));
-        }
+        self.refuse_up_to(u64::MAX, &answer);
         if let Err(error) = self.raft.read_barrier(BARRIER).await {
             warn!(%error, "there is no confirmed leader: writes are refused until there is");
         }
         self.head.reset(self.applied.state());
+    }
+
+    /// Tells those who wait for a version up to this one that it will not come.
+    fn refuse_up_to(&mut self, version: u64, error: &WriteError) {
+        for Waiting { answer, .. } in self.take_up_to(version) {
+            // The caller may have gone.
+            let _ = answer.send(Err(error.clone()));
+        }
+    }
+
+    fn take_up_to(&mut self, version: u64) -> VecDeque<Waiting> {
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (taken, rest): (VecDeque<_>, VecDeque<_>) = waiting.partition(|it| it.written.version <= version);
+        self.waiting = rest;
+        taken
     }
 }
 
@@ -144,3 +185,6 @@ fn explain(trouble: &ProposeError) -> WriteError {
         }
     }
 }
+
+#[cfg(test)]
+mod sequencer_test;

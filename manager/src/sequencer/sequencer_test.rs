@@ -1,0 +1,174 @@
+//! What callers hear when some of several entries in flight do not land. The state machine is the real one; only the
+//! fates of the entries are scripted, for the real Raft of one voter has no such failures to offer.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Mutex;
+
+use futures::FutureExt as _;
+use skep_core::change::{Change, Op};
+use skep_core::object::{ImageName, Meta};
+use skep_core::store::State;
+use skep_proto::id::RequestId;
+use skep_raft::{BarrierError, Committed, Member, MembershipError, RaftId, StateMachine as _, Status};
+use tokio::sync::watch;
+
+use super::*;
+use crate::clock::Clock;
+use crate::machine::{FeedSlot, Machine};
+use crate::store::Store;
+
+/// What becomes of an entry.
+enum Fate {
+    Lands,
+    /// It never has an effect.
+    Refused,
+    /// It lands, and nobody is told.
+    LandsUnheard,
+}
+
+/// Raft whose entries meet the fates that the test sends, in order.
+struct Scripted {
+    machine: Arc<Mutex<Machine>>,
+    fates: Mutex<VecDeque<oneshot::Receiver<Fate>>>,
+    proposed: watch::Sender<usize>,
+}
+
+impl Scripted {
+    fn unused<T: Send + 'static>() -> BoxFuture<'static, Result<T, MembershipError>> {
+        async { Err(MembershipError::NotSupported("not in this test")) }.boxed()
+    }
+}
+
+impl Consensus for Scripted {
+    type Response = Vec<u64>;
+
+    fn propose(&self, entry: Bytes, _: Duration) -> BoxFuture<'static, Result<Committed<Vec<u64>>, ProposeError>> {
+        let (machine, fate) = (Arc::clone(&self.machine), self.fates.lock().unwrap().pop_front().unwrap());
+        self.proposed.send_modify(|proposed| *proposed += 1);
+        async move {
+            let fate = fate.await.unwrap();
+            let apply = || machine.lock().unwrap().apply(1, &entry).unwrap();
+            match fate {
+                Fate::Lands => Ok(Committed { index: 1, term: 1, response: apply() }),
+                Fate::Refused => Err(ProposeError::NotLeader { leader: None }),
+                Fate::LandsUnheard => {
+                    apply();
+                    Err(ProposeError::ResultUnknown { waited_ms: 1 })
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn read_barrier(&self, _: Duration) -> BoxFuture<'static, Result<u64, BarrierError>> {
+        async { Ok(1) }.boxed()
+    }
+
+    fn status(&self) -> watch::Receiver<Status> {
+        unreachable!("the sequencer does not ask")
+    }
+
+    fn add_learner(&self, _: Member, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
+        Self::unused()
+    }
+
+    fn promote(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
+        Self::unused()
+    }
+
+    fn demote(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
+        Self::unused()
+    }
+
+    fn remove(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
+        Self::unused()
+    }
+
+    fn snapshot_now(&self) -> BoxFuture<'static, Result<(), BarrierError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn campaign(&self) -> BoxFuture<'static, Result<(), BarrierError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn shutdown(&self) -> BoxFuture<'static, ()> {
+        async {}.boxed()
+    }
+}
+
+struct Bench {
+    store: Store,
+    fates: Vec<oneshot::Sender<Fate>>,
+    proposed: watch::Receiver<usize>,
+    in_flight: usize,
+}
+
+impl Bench {
+    fn new(entries: usize) -> Self {
+        let applied = Applied::new(State::default());
+        let machine = Arc::new(Mutex::new(Machine::new(applied.clone(), FeedSlot::default())));
+        let (fates, outcomes): (Vec<_>, VecDeque<_>) = (0..entries).map(|_| oneshot::channel()).unzip();
+        let (proposed, seen) = watch::channel(0);
+        let raft = Arc::new(Scripted { machine, fates: Mutex::new(outcomes), proposed });
+        let (submit, submissions) = mpsc::channel(8);
+        tokio::spawn(run(raft, applied.clone(), submissions));
+        Self { store: Store::new(applied, submit, Clock::start()), fates, proposed: seen, in_flight: 0 }
+    }
+
+    /// Starts a write of an image name and returns when its entry is in flight.
+    async fn write(&mut self, name: &str) -> tokio::task::JoinHandle<Result<Written, WriteError>> {
+        let image = ImageName { name: name.into(), meta: Meta::default(), digest: "d".into(), platforms: Vec::new() };
+        let (store, request) = (self.store.clone(), RequestId::new(rand::random()));
+        let write = tokio::spawn(async move {
+            store.write(Some(request), Vec::new(), vec![Change::create(Op::PutImageName(image))]).await
+        });
+        self.in_flight += 1;
+        let expected = self.in_flight;
+        self.proposed.wait_for(|proposed| *proposed == expected).await.unwrap();
+        write
+    }
+
+    fn meet(&mut self, fate: Fate) {
+        self.fates.remove(0).send(fate).ok().unwrap();
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.store.state().image_name(name).is_some()
+    }
+}
+
+#[tokio::test]
+async fn a_later_entry_does_not_confirm_one_without_effect() {
+    let mut bench = Bench::new(3);
+    let (lost, later) = (bench.write("lost").await, bench.write("later").await);
+    bench.meet(Fate::Refused);
+    bench.meet(Fate::Lands);
+    assert!(matches!(lost.await.unwrap(), Err(WriteError::NoLeader)));
+    // It was checked against a state that did not come about: its caller must look, or try again.
+    assert!(matches!(later.await.unwrap(), Err(WriteError::Unknown)));
+    assert!(!bench.has("lost") && bench.has("later"));
+    let next = bench.write("next").await;
+    bench.meet(Fate::Lands);
+    assert!(next.await.unwrap().is_ok());
+    assert!(bench.has("next"));
+}
+
+#[tokio::test]
+async fn a_later_entry_confirms_one_that_landed_unheard() {
+    let mut bench = Bench::new(2);
+    let (unheard, later) = (bench.write("unheard").await, bench.write("later").await);
+    bench.meet(Fate::LandsUnheard);
+    bench.meet(Fate::Lands);
+    assert!(unheard.await.unwrap().is_ok() && later.await.unwrap().is_ok());
+    assert!(bench.has("unheard") && bench.has("later"));
+}
+
+#[tokio::test]
+async fn a_write_that_nobody_heard_of_is_unknown() {
+    let mut bench = Bench::new(1);
+    let unheard = bench.write("unheard").await;
+    bench.meet(Fate::LandsUnheard);
+    assert!(matches!(unheard.await.unwrap(), Err(WriteError::Unknown)));
+}
