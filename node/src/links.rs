@@ -11,7 +11,7 @@ use skep_identity::{Anonymous, Caller, ClientTls, DenyList, Expected, LiveCreden
 use skep_proto::id::NodeId;
 use skep_proto::v1::peer_server::PeerServer;
 use skep_worker::{ConnectError, Connector, TicketCheck};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tracing::warn;
@@ -66,12 +66,13 @@ impl TicketCheck for Tickets {
     }
 }
 
-/// Serves this node's images to other nodes.
+/// Serves this node's images to other nodes, in a task of `listeners`.
 pub(crate) async fn serve_peers(
     host: &Host,
     live: &LiveCredentials,
     deny: &DenyList,
-) -> anyhow::Result<JoinHandle<()>> {
+    listeners: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
     let port = host.config.peer_port;
     let listener = bind_any(port).await.with_context(|| {
         format!("cannot listen on port {port}, where other nodes fetch images: choose another with --peer-port")
@@ -81,11 +82,12 @@ pub(crate) async fn serve_peers(
     let tls = ServerTls::new(live, deny, Anonymous::Refused);
     let incoming = transport::incoming(listener, tls, AcceptLimits::default());
     let server = transport::server(Keepalive::NODES).add_service(service);
-    Ok(tokio::spawn(async move {
+    listeners.spawn(async move {
         if let Err(error) = server.serve_with_incoming(incoming).await {
             warn!(%error, "the image port is closed");
         }
-    }))
+    });
+    Ok(())
 }
 
 /// All addresses of both families, or of IPv4 where the host has no IPv6.

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
 use skep_identity::transport::{AcceptLimits, ChannelOptions, Keepalive};
 use skep_identity::{
-    Anonymous, Credentials, DenyList, JoinToken, LiveCredentials, NodeGrant, NodeKey, Role, RootBundle, RootCa,
-    ServerTls, join_channel,
+    Anonymous, Credentials, DenyList, JoinToken, LiveCredentials, NodeGrant, NodeKey, PeerIdentity, Role, RootBundle,
+    RootCa, ServerTls, join_channel,
 };
 use skep_manager::{Bootstrap, Manager, ManagerConfig};
 use skep_proto::id::{ClusterId, NodeId, RequestId};
@@ -21,8 +21,8 @@ use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
 use skep_proto::v1::{
     ClusterSpec, GetRootRequest, IssueRequest, NodeRole, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState,
 };
-use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
@@ -78,17 +78,28 @@ impl Standing {
 pub(crate) struct Membership {
     host: Arc<Host>,
     routes: ManagerRoutes,
+    /// Held through a whole transition.
     member: Mutex<Option<Member>>,
     standing: StdMutex<Standing>,
+    /// What is asked of a member at any time, also during a transition.
+    view: StdMutex<Option<View>>,
+    /// The daemon stops: no transition begins any more.
+    stopping: watch::Sender<bool>,
+}
+
+/// The parts of a member that answer questions.
+#[derive(Clone)]
+struct View {
+    agent: MemberAgent,
+    credentials: LiveCredentials,
 }
 
 /// Everything that runs while this host is in a swarm, in the order of starting.
 struct Member {
     manager: Option<Manager>,
-    listeners: Vec<JoinHandle<()>>,
+    listeners: JoinSet<()>,
     agent: MemberAgent,
-    credentials: LiveCredentials,
-    background: Vec<JoinHandle<()>>,
+    background: JoinSet<()>,
 }
 
 impl Membership {
@@ -96,7 +107,8 @@ impl Membership {
     pub(crate) fn new(host: Arc<Host>, routes: ManagerRoutes) -> Self {
         routes.set(Err(NOT_IN_SWARM.to_owned()));
         let standing = StdMutex::new(Standing::outside(SwarmState::Inactive, String::new()));
-        Self { host, routes, member: Mutex::new(None), standing }
+        let stopping = watch::channel(false).0;
+        Self { host, routes, member: Mutex::new(None), standing, view: StdMutex::new(None), stopping }
     }
 
     /// What `info` tells.
@@ -108,19 +120,27 @@ impl Membership {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
+    fn view(&self) -> Option<View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_view(&self, view: Option<View>) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
     /// Why there is no session right now, in words. Empty: there is one, or no swarm.
-    pub(crate) async fn trouble(&self) -> String {
-        self.member.lock().await.as_ref().map(|member| member.agent.trouble()).unwrap_or_default()
+    pub(crate) fn trouble(&self) -> String {
+        self.view().map(|view| view.agent.trouble()).unwrap_or_default()
     }
 
     /// End of this node's certificate. `None`: it has none.
-    pub(crate) async fn certificate_end(&self) -> Option<SystemTime> {
-        self.member.lock().await.as_ref().map(|member| member.credentials.current().not_after())
+    pub(crate) fn certificate_end(&self) -> Option<SystemTime> {
+        self.view().map(|view| view.credentials.current().not_after())
     }
 
     /// Containers that run here.
-    pub(crate) async fn containers_running(&self) -> usize {
-        self.member.lock().await.as_ref().map_or(0, |member| member.agent.handle.containers_running())
+    pub(crate) fn containers_running(&self) -> usize {
+        self.view().map_or(0, |view| view.agent.handle.containers_running())
     }
 
     /// Resumes the membership that the data directory holds, if any. An error leaves the daemon up and says why.
@@ -200,6 +220,36 @@ impl Membership {
     pub(crate) async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<(NodeId, Role)> {
         let mut member = self.member.lock().await;
         self.refuse_if_member(&member)?;
+        let mut stopping = self.stopping.subscribe();
+        let (credentials, record) = tokio::select! {
+            biased;
+            // Nothing was written yet.
+            _ = stopping.wait_for(|stopping| *stopping) => bail!("this daemon is stopping: join again when it is back"),
+            asked = self.ask_to_join(&request) => asked?,
+        };
+        let (node, role) = (credentials.node_id(), credentials.role());
+        self.enter(&mut member, credentials, &record, None).await?;
+        let agent = member.as_ref().map(|joined| joined.agent.clone());
+        // From here on it is a member, which may leave or be stopped while it waits for its session.
+        drop(member);
+        if let Some(agent) = agent
+            && tokio::time::timeout(FIRST_SESSION, agent.connected()).await.is_err()
+        {
+            bail!(
+                "this host has its certificate, but no manager accepted its session within {} s; it goes on trying: \
+                 see `skep info` and the daemon's log",
+                FIRST_SESSION.as_secs()
+            );
+        }
+        if self.standing().node != Some(node) {
+            bail!("this host left the swarm again before it had a session");
+        }
+        info!(%node, ?role, "joined the swarm");
+        Ok((node, role))
+    }
+
+    /// Asks the managers that `request` names for a certificate. Writes nothing here.
+    async fn ask_to_join(&self, request: &SwarmJoinRequest) -> anyhow::Result<(Credentials, Record)> {
         let token: JoinToken = request.token.parse()?;
         let mut managers = Vec::new();
         for text in &request.remote_addrs {
@@ -220,20 +270,7 @@ impl Membership {
         };
         let issued = call(CertificateAuthorityClient::new(channel).issue(issue)).await?;
         let roots = RootBundle::from_pem(&issued.root_cert_pem)?;
-        let credentials = Credentials::new(key, &issued.cert_chain_pem, roots)?;
-        let (node, role) = (credentials.node_id(), credentials.role());
-        self.enter(&mut member, credentials, &record, None).await?;
-        if let Some(joined) = member.as_ref()
-            && tokio::time::timeout(FIRST_SESSION, joined.agent.connected()).await.is_err()
-        {
-            bail!(
-                "this host has its certificate, but no manager accepted its session within {} s; it goes on trying: \
-                 see `skep info` and the daemon's log",
-                FIRST_SESSION.as_secs()
-            );
-        }
-        info!(%node, ?role, "joined the swarm");
-        Ok((node, role))
+        Ok((Credentials::new(key, &issued.cert_chain_pem, roots)?, record))
     }
 
     /// Leaves: containers stop, the local state goes.
@@ -246,12 +283,18 @@ impl Membership {
                 "you are attempting to leave the swarm on a node that is participating as a manager. Removing the last \
                  manager erases all current state of the swarm. Use `--force` to ignore this message"
             ),
+            // A manager that could not start (a taken port, a full disk) still holds the swarm's only state.
+            (SwarmState::Error | SwarmState::Pending, _) if !force && self.host.raft_dir().exists() => bail!(
+                "this node holds a manager's state, which leaving erases: solve what `skep info` shows and restart the \
+                 daemon, or use `--force` to erase it"
+            ),
             _ => {}
         }
         if let Some(running) = member.take() {
             running.agent.handle.stop_all().await;
             running.stop().await;
         }
+        self.set_view(None);
         self.host.clear_leftovers().await;
         self.forget()?;
         self.routes.set(Err(NOT_IN_SWARM.to_owned()));
@@ -262,13 +305,18 @@ impl Membership {
 
     /// Stops what runs here; containers go on.
     pub(crate) async fn shutdown(&self) {
+        self.stopping.send_replace(true);
         if let Some(running) = self.member.lock().await.take() {
             running.agent.handle.shutdown().await;
             running.stop().await;
         }
+        self.set_view(None);
     }
 
     fn refuse_if_member(&self, member: &Option<Member>) -> anyhow::Result<()> {
+        if *self.stopping.borrow() {
+            bail!("this daemon is stopping: try again when it is back");
+        }
         if member.is_some() || self.standing().state != SwarmState::Inactive {
             bail!(
                 "this node is already part of a swarm: use `skep swarm leave` to leave this swarm and join another one"
@@ -312,10 +360,13 @@ impl Membership {
                 Ok(())
             }
             Err(error) => {
-                self.forget()?;
+                let undone = self.forget();
                 self.routes.set(Err(NOT_IN_SWARM.to_owned()));
                 self.set_standing(Standing::outside(SwarmState::Inactive, String::new()));
-                Err(error)
+                Err(match undone {
+                    Ok(()) => error,
+                    Err(undo) => error.context(format!("{undo:#}, after this failure")),
+                })
             }
         }
     }
@@ -334,7 +385,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Starts everything that a member runs.
+    /// Starts everything that a member runs. What was started when a later part fails is stopped again: its ports and
+    /// files are free when this returns.
     async fn run(
         &self,
         credentials: Credentials,
@@ -343,44 +395,33 @@ impl Membership {
     ) -> anyhow::Result<Member> {
         let identity = credentials.identity().clone();
         let (live, deny) = (LiveCredentials::new(credentials), DenyList::new());
-        let mut listeners = Vec::new();
-        let mut background = Vec::new();
+        let mut listeners = JoinSet::new();
         let mut managers = record.managers.clone();
         let manager = if identity.role == Role::Manager {
             managers.insert(0, record.advertise_addr.to_string());
-            // Before the manager starts, so that a taken port leaves nothing to undo.
-            let listener = listen(record.listen_addr).await?;
-            let manager = Manager::start(ManagerConfig {
-                dir: self.host.raft_dir(),
-                node: identity.node_id,
-                advertise_addr: record.advertise_addr.to_string(),
-                credentials: live.clone(),
-                deny: deny.clone(),
-                registries: self.host.registries(),
-                bootstrap,
-            })
-            .await?;
-            let tls = ServerTls::new(&live, &deny, Anonymous::Allowed);
-            let incoming = skep_identity::transport::incoming(listener, tls, AcceptLimits::default());
-            let server = skep_identity::transport::server(Keepalive::MANAGERS).add_routes(manager.routes());
-            listeners.push(tokio::spawn(async move {
-                if let Err(error) = server.serve_with_incoming(incoming).await {
-                    warn!(%error, "the managers' port is closed");
-                }
-            }));
-            self.routes.set(Ok(manager.routes()));
-            Some(manager)
+            Some(self.run_manager(&identity, record, bootstrap, (&live, &deny), &mut listeners).await?)
         } else {
             self.routes.set(Err(ONLY_WORKER.to_owned()));
             None
         };
-        listeners.push(serve_peers(&self.host, &live, &deny).await?);
         let links = Links::new(&live, &deny);
         let address = record.advertise_addr.ip();
-        let agent = MemberAgent::start(&self.host, &identity, Arc::clone(&links), managers.clone(), address).await?;
+        let agent = async {
+            serve_peers(&self.host, &live, &deny, &mut listeners).await?;
+            MemberAgent::start(&self.host, &identity, Arc::clone(&links), managers.clone(), address).await
+        };
+        let agent = match agent.await {
+            Ok(agent) => agent,
+            Err(error) => {
+                stop(listeners, manager).await;
+                return Err(error);
+            }
+        };
+        let mut background = JoinSet::new();
         let (known, asked) = (agent.managers.clone(), Arc::clone(&agent.renew));
-        background.push(tokio::spawn(renewal::run(live.clone(), links, known, self.host.identity_dir(), asked)));
-        background.push(tokio::spawn(close_expired(deny)));
+        background.spawn(renewal::run(live.clone(), links, known, self.host.identity_dir(), asked));
+        background.spawn(close_expired(deny));
+        self.set_view(Some(View { agent: agent.clone(), credentials: live }));
         self.set_standing(Standing {
             state: SwarmState::Active,
             error: String::new(),
@@ -390,19 +431,56 @@ impl Membership {
             node_addr: record.advertise_addr.ip().to_string(),
             managers,
         });
-        Ok(Member { manager, listeners, agent, credentials: live, background })
+        Ok(Member { manager, listeners, agent, background })
+    }
+
+    /// Starts the manager and its port.
+    async fn run_manager(
+        &self,
+        identity: &PeerIdentity,
+        record: &Record,
+        bootstrap: Option<Bootstrap>,
+        (live, deny): (&LiveCredentials, &DenyList),
+        listeners: &mut JoinSet<()>,
+    ) -> anyhow::Result<Manager> {
+        // Before the manager starts, so that a taken port leaves nothing to undo.
+        let listener = listen(record.listen_addr).await?;
+        let manager = Manager::start(ManagerConfig {
+            dir: self.host.raft_dir(),
+            node: identity.node_id,
+            advertise_addr: record.advertise_addr.to_string(),
+            credentials: live.clone(),
+            deny: deny.clone(),
+            registries: self.host.registries(),
+            bootstrap,
+        })
+        .await?;
+        let tls = ServerTls::new(live, deny, Anonymous::Allowed);
+        let incoming = skep_identity::transport::incoming(listener, tls, AcceptLimits::default());
+        let server = skep_identity::transport::server(Keepalive::MANAGERS).add_routes(manager.routes());
+        listeners.spawn(async move {
+            if let Err(error) = server.serve_with_incoming(incoming).await {
+                warn!(%error, "the managers' port is closed");
+            }
+        });
+        self.routes.set(Ok(manager.routes()));
+        Ok(manager)
     }
 }
 
 impl Member {
     /// In reverse order; the agent was ended by the caller.
-    async fn stop(self) {
-        for task in self.background.iter().chain(&self.listeners) {
-            task.abort();
-        }
-        if let Some(manager) = self.manager {
-            manager.shutdown().await;
-        }
+    async fn stop(mut self) {
+        self.background.shutdown().await;
+        stop(self.listeners, self.manager).await;
+    }
+}
+
+/// Closes the ports, then stops the manager behind them. The ports are free when this returns.
+async fn stop(mut listeners: JoinSet<()>, manager: Option<Manager>) {
+    listeners.shutdown().await;
+    if let Some(manager) = manager {
+        manager.shutdown().await;
     }
 }
 
@@ -456,3 +534,6 @@ async fn close_expired(deny: DenyList) {
         deny.close_expired(SystemTime::now());
     }
 }
+
+#[cfg(test)]
+mod membership_test;

@@ -26,12 +26,12 @@ impl Daemon for DaemonService {
         local(&request)?;
         let standing = self.membership.standing();
         let role = standing.role.unwrap_or(Role::Worker);
-        let expires = self.membership.certificate_end().await;
+        let expires = self.membership.certificate_end();
         let expires = expires.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
         Ok(Response::new(InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: standing.state.into(),
-            error: if standing.error.is_empty() { self.membership.trouble().await } else { standing.error },
+            error: if standing.error.is_empty() { self.membership.trouble() } else { standing.error },
             node_id: standing.node.map(|node| node.to_vec()).unwrap_or_default(),
             cluster_id: standing.cluster.map(|cluster| cluster.to_vec()).unwrap_or_default(),
             role: wire_role(role).into(),
@@ -40,7 +40,7 @@ impl Daemon for DaemonService {
             manager_addrs: standing.managers,
             description: Some(self.host.description()),
             data_dir: self.host.config.data_dir.display().to_string(),
-            containers_running: u32::try_from(self.membership.containers_running().await).unwrap_or(u32::MAX),
+            containers_running: u32::try_from(self.membership.containers_running()).unwrap_or(u32::MAX),
             images: u32::try_from(self.host.images.store().images().len()).unwrap_or(u32::MAX),
             cgroup_layout: self.host.cgroup_layout(),
             runtime: self.host.config.runtime.clone(),
@@ -50,8 +50,8 @@ impl Daemon for DaemonService {
 
     async fn swarm_init(&self, request: Request<SwarmInitRequest>) -> Result<Response<SwarmInitResponse>, Status> {
         local(&request)?;
-        let made = self.membership.init(request.into_inner()).await;
-        let (node, token, manager_addr) = made.map_err(|error| refused(&error))?;
+        let (membership, request) = (Arc::clone(&self.membership), request.into_inner());
+        let (node, token, manager_addr) = to_its_end(async move { membership.init(request).await }).await?;
         Ok(Response::new(SwarmInitResponse {
             node_id: node.to_vec(),
             worker_token: token.to_string(),
@@ -61,15 +61,27 @@ impl Daemon for DaemonService {
 
     async fn swarm_join(&self, request: Request<SwarmJoinRequest>) -> Result<Response<SwarmJoinResponse>, Status> {
         local(&request)?;
-        let joined = self.membership.join(request.into_inner()).await;
-        let (node, role) = joined.map_err(|error| refused(&error))?;
+        let (membership, request) = (Arc::clone(&self.membership), request.into_inner());
+        let (node, role) = to_its_end(async move { membership.join(request).await }).await?;
         Ok(Response::new(SwarmJoinResponse { node_id: node.to_vec(), role: wire_role(role).into() }))
     }
 
     async fn swarm_leave(&self, request: Request<SwarmLeaveRequest>) -> Result<Response<SwarmLeaveResponse>, Status> {
         local(&request)?;
-        self.membership.leave(request.into_inner().force).await.map_err(|error| refused(&error))?;
+        let (membership, force) = (Arc::clone(&self.membership), request.into_inner().force);
+        to_its_end(async move { membership.leave(force).await }).await?;
         Ok(Response::new(SwarmLeaveResponse {}))
+    }
+}
+
+/// Runs a transition in a task of its own: a caller who goes away drops the call, and must not leave this host halfway
+/// in or out of a swarm.
+async fn to_its_end<T: Send + 'static>(
+    transition: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(transition).await {
+        Ok(ended) => ended.map_err(|error| refused(&error)),
+        Err(broken) => Err(Status::internal(format!("the daemon failed ({broken}): see its log, and restart it"))),
     }
 }
 
