@@ -26,6 +26,10 @@ const FULL_PASS: Duration = Duration::from_secs(30);
 const MAX_GROUPS: usize = 2_000;
 /// Pause after a write that could not be done (no leader, storage trouble).
 const RETRY: Duration = Duration::from_millis(200);
+/// Pause after refused writes: from here, doubling, to there. One refusal is a race; many are a plan that the state
+/// will not take, and must not cost a processor.
+const REFUSED_MIN: Duration = Duration::from_millis(2);
+const REFUSED_MAX: Duration = Duration::from_secs(5);
 
 /// One loop: notes what changed, and plans for that.
 trait Loop: Send {
@@ -54,6 +58,7 @@ pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
     ];
     let mut full_pass = tokio::time::interval(FULL_PASS);
     let mut wake_at: Option<UnixMs> = None;
+    let mut refused_in_a_row = 0;
     loop {
         let due = async {
             match wake_at {
@@ -73,7 +78,7 @@ pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
             }
             () = due => {}
         }
-        wake_at = round(&mut loops, &store).await;
+        wake_at = round(&mut loops, &store, &mut refused_in_a_row).await;
     }
 }
 
@@ -89,7 +94,7 @@ fn take_note(loops: &mut [Box<dyn Loop>; 4], first: Feed, feed: &mut mpsc::Unbou
 }
 
 /// One plan of each loop, one write. Returns when to look again though nothing changes.
-async fn round(loops: &mut [Box<dyn Loop>; 4], store: &Store) -> Option<UnixMs> {
+async fn round(loops: &mut [Box<dyn Loop>; 4], store: &Store, refused_in_a_row: &mut u32) -> Option<UnixMs> {
     let (state, now) = (store.state(), store.now());
     let mut wake_at: Option<UnixMs> = None;
     let mut groups: Vec<Group> = Vec::new();
@@ -105,13 +110,22 @@ async fn round(loops: &mut [Box<dyn Loop>; 4], store: &Store) -> Option<UnixMs> 
     loop {
         let piece: Vec<Group> = groups.by_ref().take(MAX_GROUPS).collect();
         if piece.is_empty() {
+            *refused_in_a_row = 0;
             return wake_at;
         }
         if let Err(trouble) = write(store, piece).await {
             // What was planned is planned again from what is then there.
             loops.iter_mut().for_each(|each| each.look_at_all(&store.state()));
             match trouble {
-                Trouble::Refused => return Some(store.now()),
+                Trouble::Refused => {
+                    let pause = refusal_pause(*refused_in_a_row);
+                    *refused_in_a_row = refused_in_a_row.saturating_add(1);
+                    if pause == REFUSED_MAX {
+                        warn!("the state keeps refusing what the loops plan: see the log at level debug");
+                    }
+                    tokio::time::sleep(pause).await;
+                    return Some(store.now());
+                }
                 Trouble::Failed => {
                     tokio::time::sleep(RETRY).await;
                     return Some(store.now());
@@ -119,6 +133,11 @@ async fn round(loops: &mut [Box<dyn Loop>; 4], store: &Store) -> Option<UnixMs> 
             }
         }
     }
+}
+
+/// How long to wait after a refusal that `before` others preceded.
+fn refusal_pause(before: u32) -> Duration {
+    REFUSED_MIN.saturating_mul(2_u32.saturating_pow(before)).min(REFUSED_MAX)
 }
 
 enum Trouble {
@@ -142,5 +161,17 @@ async fn write(store: &Store, groups: Vec<Group>) -> Result<(), Trouble> {
             warn!(%error, "the loops could not write");
             Err(Trouble::Failed)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_pause_longer_and_longer() {
+        assert_eq!(refusal_pause(0), REFUSED_MIN);
+        assert_eq!(refusal_pause(3), REFUSED_MIN * 8);
+        assert_eq!(refusal_pause(u32::MAX), REFUSED_MAX);
     }
 }

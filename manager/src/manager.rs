@@ -19,7 +19,7 @@ use skep_proto::v1::tasks_server::TasksServer;
 use skep_proto::v1::watch_server::WatchServer;
 use skep_proto::v1::{ClusterSpec, NodeDescription, NodeRole, NodeSpec};
 use skep_raft::{Consensus, NoPeers, RaftNode, Start};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
@@ -100,25 +100,45 @@ impl Manager {
         let sequencer = tokio::spawn(sequencer::run(Arc::clone(&consensus), applied.clone(), submissions));
         let store = Store::new(applied, submit, Clock::start());
         let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone());
-        let (follower, mut leading) = leader::follow(Arc::clone(&raft), store.clone(), dispatcher.clone(), feed);
+        let (follower, leading) = leader::follow(Arc::clone(&raft), store.clone(), dispatcher.clone(), feed);
+        let mut manager = Self { raft, store, routes: Routes::default(), follower, background: vec![sequencer] };
+        match manager.open(config, leading, &dispatcher).await {
+            Ok(()) => Ok(manager),
+            Err(error) => {
+                // Otherwise Raft would run on in files that are given up.
+                manager.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the lead, makes the swarm if it is a new one, and offers the services.
+    async fn open(
+        &mut self,
+        config: ManagerConfig,
+        mut leading: watch::Receiver<bool>,
+        dispatcher: &Dispatcher,
+    ) -> anyhow::Result<()> {
         let led = tokio::time::timeout(ELECTION, leading.wait_for(|leads| *leads)).await;
-        led.context("this manager does not lead in time")?.context("Raft has ended")?;
+        led.context("this manager does not lead in time: see the log, and restart the daemon")?
+            .context("Raft has ended: see the log")?;
+        let store = &self.store;
         if let Some(bootstrap) = config.bootstrap {
-            make_swarm(&store, config.node, &config.advertise_addr, bootstrap).await?;
+            make_swarm(store, config.node, &config.advertise_addr, bootstrap).await?;
         }
         check(&store.state(), config.node)?;
-        let denied = tokio::spawn(follow_denied(store.clone(), config.deny.clone()));
         let control = Control::new(store.clone(), config.registries, config.node);
-        let routes = Routes::new(ClustersServer::new(control.clone()))
+        self.routes = Routes::new(ClustersServer::new(control.clone()))
             .add_service(NodesServer::new(control.clone()))
             .add_service(ServicesServer::new(control.clone()))
             .add_service(TasksServer::new(control.clone()))
             .add_service(ImageNamesServer::new(control.clone()))
             .add_service(WatchServer::new(control))
             .add_service(dispatcher.service())
-            .add_service(LogBroker::new(&dispatcher).service())
-            .add_service(CertificateAuthority::new(store.clone(), config.deny).service());
-        Ok(Self { raft, store, routes, background: vec![denied, sequencer], follower })
+            .add_service(LogBroker::new(dispatcher).service())
+            .add_service(CertificateAuthority::new(store.clone(), config.deny.clone()).service());
+        self.background.push(tokio::spawn(follow_denied(store.clone(), config.deny)));
+        Ok(())
     }
 
     /// Everything it serves; every handler checks its caller.

@@ -60,11 +60,15 @@ impl ImageNames for Control {
         let request = request.into_inner();
         let name = self.registries.parse(&request.name).map_err(IntoStatus::into_status)?;
         let state = self.store.state();
+        let id = request_id(request.write)?;
+        if id.is_some_and(|id| state.request(id).is_some()) {
+            // The first try removed it.
+            return Ok(Response::new(RemoveImageNameResponse {}));
+        }
         let Some(stored) = state.image_name(&name.canonical) else {
             return Err(Status::not_found(format!("no such image name: {}", request.name)));
         };
         let change = Change::update(stored.meta.version, Op::RemoveImageName(name.canonical));
-        let id = request_id(request.write)?;
         self.store.write(id, Vec::new(), vec![change]).await.map_err(IntoStatus::into_status)?;
         Ok(Response::new(RemoveImageNameResponse {}))
     }

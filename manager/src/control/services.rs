@@ -52,11 +52,12 @@ impl Services for Control {
         let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
         validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
         let state = self.store.state();
-        // A retry must get the first answer also when its first try took the name.
-        let retried = request_id.is_some_and(|id| state.request(id).is_some());
-        if !retried {
-            name_is_free(&state, &spec.name)?;
+        if let Some(first) = request_id.and_then(|id| state.request(id)) {
+            // The first try took the name; nor does its retry need a registry.
+            let (id, version) = (first.object_id.clone(), first.version);
+            return Ok(Response::new(CreateServiceResponse { id, version, warnings: Vec::new() }));
         }
+        name_is_free(&state, &spec.name)?;
         let mut template = spec.template.take().unwrap_or_default();
         let registry = self.resolve_images(&state, &mut template, auth.as_ref()).await?;
         let id = ServiceId::new(rand::random());
@@ -97,6 +98,14 @@ impl Services for Control {
         let RemoveServiceRequest { reference, write } = request.into_inner();
         let request_id = request_id(write)?;
         let state = self.store.state();
+        if let Some(first) = request_id.and_then(|id| state.request(id)) {
+            // The first try removed it: it is not to be found any more.
+            return Ok(Response::new(RemoveServiceResponse {
+                id: first.object_id.clone(),
+                version: first.version,
+                name: reference,
+            }));
+        }
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
         let changes = vec![Change::update(service.meta.version, Op::RemoveService(service.id))];
         let written =
