@@ -129,18 +129,28 @@ impl Cgroups {
         Some(memory.mount.join(group).join(name))
     }
 
-    /// Makes the group of the monitors and returns the `cgroup.procs` files that one joins. A hierarchy that refuses is
-    /// left out: a monitor may stay where it was started.
+    /// Makes the group of the monitors and returns the files into which one, while it has a single thread, writes `0` to
+    /// join it. A hierarchy that refuses is left out: a monitor may stay where it was started.
+    ///
+    /// In v1 that is `tasks`. A write to `cgroup.procs` waits for an RCU grace period, some 10 ms, with the lock on all
+    /// cgroups held; a thread that moves itself does not (kernel/cgroup/cgroup.c, `cgroup_procs_write_start`). cgroup v2
+    /// has no such way (cgroup.threads stays within one domain), so beside v1 it is left alone where nobody's limits or
+    /// service manager reach: in the root group.
     pub fn monitors(&self, group: &Path) -> Vec<PathBuf> {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let free_in_v2 = self.layout() == Layout::Hybrid && own.lines().any(|line| line == "0::/");
         let wanted = self.hierarchies.iter().filter(|hierarchy| match hierarchy.version {
             Version::V1 => hierarchy.controllers.iter().any(|name| MONITOR_HIERARCHIES.contains(&name.as_str())),
-            Version::V2 => true,
+            Version::V2 => !free_in_v2,
         });
         wanted
-            .map(|hierarchy| hierarchy.mount.join(group))
-            .filter(|folder| fs::create_dir_all(folder).is_ok())
-            .map(|folder| folder.join("cgroup.procs"))
-            .filter(|procs| procs.exists())
+            .map(|hierarchy| (hierarchy.mount.join(group), hierarchy.version))
+            .filter(|(folder, _)| fs::create_dir_all(folder).is_ok())
+            .map(|(folder, version)| match version {
+                Version::V1 => folder.join("tasks"),
+                Version::V2 => folder.join("cgroup.procs"),
+            })
+            .filter(|file| file.exists())
             .collect()
     }
 

@@ -52,7 +52,7 @@ struct Inner {
     shim: PathBuf,
     creator: PathBuf,
     cgroups: Arc<Cgroups>,
-    /// `cgroup.procs` files that a monitor joins.
+    /// Files of cgroups that a monitor joins by them.
     join: Vec<PathBuf>,
 }
 

@@ -35,7 +35,7 @@ pub struct ShimConfig {
     pub log_max_files: u32,
     /// Program and arguments that create the container.
     pub creator: Vec<String>,
-    /// `cgroup.procs` files that the monitor joins.
+    /// Files of cgroups (`tasks`, `cgroup.procs`) into which the monitor writes `0` to join them.
     pub join: Vec<String>,
     /// The container's cgroup folders, removed after its end.
     pub cgroups: Vec<String>,
