@@ -6,11 +6,11 @@ use std::time::Duration;
 
 /// First pause after all known managers failed once.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// Longest pause while no manager has told its heartbeat's period.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Known managers, in a random order that changes with every round of tries.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ManagerPicker {
     /// Addresses told by a manager; the seeds where none was.
     known: Vec<String>,
@@ -19,6 +19,13 @@ pub struct ManagerPicker {
     round: Vec<String>,
     /// Rounds that failed wholly since the last success.
     failed_rounds: u32,
+    longest_pause: Duration,
+}
+
+impl Default for ManagerPicker {
+    fn default() -> Self {
+        Self { known: Vec::new(), seeds: Vec::new(), round: Vec::new(), failed_rounds: 0, longest_pause: LONGEST_PAUSE }
+    }
 }
 
 impl ManagerPicker {
@@ -33,6 +40,12 @@ impl ManagerPicker {
             self.known = addrs;
             self.round.clear();
         }
+    }
+
+    /// Takes the period of the managers' heartbeat as the longest pause. A manager that begins to lead waits for three
+    /// periods before a node counts as down: however long there was none, every node must have tried it by then.
+    pub fn heartbeat(&mut self, period: Duration) {
+        self.longest_pause = period.max(FIRST_PAUSE);
     }
 
     /// A manager took the node in.
@@ -57,7 +70,7 @@ impl ManagerPicker {
                 let other = usize::try_from(random(at as u64 + 1)).unwrap_or(0);
                 self.round.swap(at, other.min(at));
             }
-            pause = Self::pause(self.failed_rounds, &mut random);
+            pause = self.pause(&mut random);
             self.failed_rounds = self.failed_rounds.saturating_add(1);
         }
         self.round.pop().map(|addr| (addr, pause))
@@ -65,11 +78,11 @@ impl ManagerPicker {
 
     /// Random between half of and the whole of 100 ms × 2^n, so that nodes do not come back in step. After a success
     /// the first try still waits up to 100 ms: all nodes of a lost manager start at the same moment.
-    fn pause(failed_rounds: u32, random: &mut impl FnMut(u64) -> u64) -> Duration {
-        if failed_rounds == 0 {
+    fn pause(&self, random: &mut impl FnMut(u64) -> u64) -> Duration {
+        if self.failed_rounds == 0 {
             return Duration::from_millis(random(FIRST_PAUSE.as_millis() as u64));
         }
-        let longest = FIRST_PAUSE.saturating_mul(1 << (failed_rounds - 1).min(16)).min(LONGEST_PAUSE);
+        let longest = FIRST_PAUSE.saturating_mul(1 << (self.failed_rounds - 1).min(16)).min(self.longest_pause);
         let half = longest / 2;
         half + Duration::from_millis(random(half.as_millis() as u64 + 1))
     }
@@ -97,11 +110,17 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_eight_seconds_and_start_anew_after_success() {
+    fn pauses_grow_to_a_heartbeat_and_start_anew_after_success() {
         let mut picker = ManagerPicker::new(names(&["s"]), Vec::new());
-        let pauses: Vec<_> = (0..12).map(|_| picker.next(|_| 0).unwrap().1.as_millis()).collect();
-        assert_eq!(pauses, [0, 50, 100, 200, 400, 800, 1600, 3200, 4000, 4000, 4000, 4000]);
+        let pauses: Vec<_> = (0..7).map(|_| picker.next(|_| 0).unwrap().1.as_millis()).collect();
+        assert_eq!(pauses, [0, 50, 100, 200, 400, 500, 500]);
         assert_eq!(picker.next(|n| n - 1).unwrap().1, LONGEST_PAUSE);
+
+        let mut picker = ManagerPicker::new(names(&["s"]), Vec::new());
+        picker.heartbeat(Duration::from_secs(5));
+        let pauses: Vec<_> = (0..12).map(|_| picker.next(|_| 0).unwrap().1.as_millis()).collect();
+        assert_eq!(pauses, [0, 50, 100, 200, 400, 800, 1600, 2500, 2500, 2500, 2500, 2500]);
+        assert_eq!(picker.next(|n| n - 1).unwrap().1, Duration::from_secs(5));
         picker.succeeded();
         assert_eq!(picker.next(|_| 0).unwrap().1, Duration::ZERO);
     }

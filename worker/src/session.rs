@@ -105,7 +105,8 @@ pub struct SessionTiming {
 
 impl Default for SessionTiming {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(5), register: Duration::from_secs(5), goodbye: Duration::from_millis(500) }
+        // A second after the third SYN: on to the next try within the managers' patience (`ManagerPicker::heartbeat`).
+        Self { connect: Duration::from_secs(4), register: Duration::from_secs(5), goodbye: Duration::from_millis(500) }
     }
 }
 

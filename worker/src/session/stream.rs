@@ -121,6 +121,7 @@ impl Runner {
     }
 
     fn registered(&mut self, registered: &Registered, mark: &mut SessionMark, picker: &mut ManagerPicker) {
+        picker.heartbeat(period(registered.heartbeat_period_ms));
         if !registered.resumed {
             *mark = SessionMark { session_id: registered.session_id.clone(), sequence: 0 };
         }
@@ -207,6 +208,7 @@ impl Runner {
             Down::HeartbeatAck(ack) => {
                 open.last_ack = Instant::now();
                 open.period = period(ack.heartbeat_period_ms);
+                picker.heartbeat(open.period);
             }
             Down::StatusAck(ack) => {
                 let stored = self.shared.outbox().acknowledge(ack.batch);
