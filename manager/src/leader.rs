@@ -17,6 +17,8 @@ use crate::store::Store;
 
 /// How long one try to confirm a new lead may take; it is tried again while the lead lasts.
 const CONFIRM: Duration = Duration::from_secs(2);
+/// Pause before the next try: a refusal may come at once.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// What runs while this manager leads. Fields drop in this order: first nobody is let in, then the loops end.
 struct Leadership {
@@ -33,12 +35,14 @@ impl LoopsThread {
     fn start(store: Store, slot: FeedSlot) -> anyhow::Result<Self> {
         let (feed, fed) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        // Before the thread takes its first snapshot: what is applied after that must reach it.
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(feed);
+        let this = Self { slot };
         std::thread::Builder::new()
             .name("skep-loops".to_owned())
             .spawn(move || runtime.block_on(loops::run(store, fed)))
             .context("cannot start the loops' thread")?;
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(feed);
-        Ok(Self { slot })
+        Ok(this)
     }
 }
 
@@ -74,10 +78,15 @@ pub(crate) fn follow<C: Consensus>(
                             leads.send_replace(true);
                             info!("this manager leads");
                         }
-                        Err(error) => warn!(error = %format!("{error:#}"), "cannot take the lead"),
+                        Err(error) => {
+                            warn!(error = %format!("{error:#}"), "cannot take the lead");
+                            tokio::time::sleep(RETRY).await;
+                            continue;
+                        }
                     },
                     Err(error) => {
                         warn!(%error, "the lead is not confirmed");
+                        tokio::time::sleep(RETRY).await;
                         continue;
                     }
                 }

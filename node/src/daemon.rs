@@ -61,18 +61,22 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let server = tonic::transport::Server::builder().layer(switch).add_routes(own);
     let mut serving = tokio::spawn(server.serve_with_incoming(unix_incoming(listener)));
     info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        ended = &mut serving => warn!(?ended, "the local socket is closed"),
-    }
+    let end = tokio::select! {
+        _ = terminate.recv() => ExitCode::SUCCESS,
+        _ = interrupt.recv() => ExitCode::SUCCESS,
+        ended = &mut serving => {
+            warn!(?ended, "the local socket is closed");
+            // Nobody asked for it: whoever watches this process starts it again.
+            ExitCode::FAILURE
+        }
+    };
     info!("stopping; containers go on");
     let stopped = async {
         membership.shutdown().await;
         serving.abort();
     };
     let code = tokio::select! {
-        () = stopped => ExitCode::SUCCESS,
+        () = stopped => end,
         () = second_signal(&mut terminate, &mut interrupt) => {
             warn!("stopping at once");
             ExitCode::from(FORCED)

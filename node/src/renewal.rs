@@ -45,7 +45,17 @@ pub(crate) async fn run(
         match renew(&live, &links, &addrs, &dir).await {
             Ok(end) => {
                 info!(?end, "this node's certificate was renewed");
-                (random, retry) = (rand::random(), RETRY_MIN);
+                random = rand::random();
+                if live.current().renewal_at(random) > SystemTime::now() {
+                    retry = RETRY_MIN;
+                } else {
+                    // Without a pause this would ask for one certificate after the other.
+                    warn!(
+                        "the new certificate is due for renewal already: compare this host's clock with the managers'"
+                    );
+                    tokio::time::sleep(retry).await;
+                    retry = (retry * 2).min(RETRY_MAX);
+                }
             }
             Err(error) => {
                 warn!(error = %format!("{error:#}"), "this node's certificate could not be renewed");

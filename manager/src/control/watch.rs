@@ -2,7 +2,7 @@
 //! with what was sent last, so nothing is missed and a burst costs one message.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skep_core::store::State;
 use skep_identity::Caller;
@@ -19,6 +19,9 @@ use crate::topic::{Topic, TopicWatch};
 
 /// A burst of changes is sent at most this often.
 const COALESCE: Duration = Duration::from_millis(20);
+/// Looking at thousands of objects takes a while: the pause is at least this many times as long, so that no watch takes
+/// more than a fifth of a processor.
+const PAUSE_FACTOR: u32 = 4;
 /// Events in one message.
 const PIECE: usize = 200;
 /// Messages that wait for a slow client before it holds its own stream back.
@@ -94,17 +97,19 @@ async fn follow(store: &Store, selection: Selection, sender: mpsc::Sender<Result
     let mut sent = Sent::new();
     let mut synced = false;
     loop {
+        let started = Instant::now();
         let state = store.state();
         let now = selection.objects(&state);
         let events = differences(&sent, &now);
         sent = now;
+        let pause = COALESCE.max(started.elapsed() * PAUSE_FACTOR);
         if (!events.is_empty() || !synced) && send(&sender, state.version(), events, synced).await.is_err() {
             return;
         }
         synced = true;
         let changed = futures::future::select_all(watches.iter_mut().map(|watch| Box::pin(watch.changed())));
         tokio::select! {
-            _ = changed => tokio::time::sleep(COALESCE).await,
+            _ = changed => tokio::time::sleep(pause).await,
             () = sender.closed() => return,
         }
     }

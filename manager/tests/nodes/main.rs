@@ -4,6 +4,7 @@
 
 mod agent;
 mod authority;
+mod control;
 mod images;
 mod logs;
 mod sessions;
