@@ -1,7 +1,8 @@
 //! All containers of this host: makes them, finds them again after a restart of the agent, clears what belongs to nobody.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,7 +61,12 @@ impl Runtime {
     /// Looks at the host's cgroups, writes the monitor's program out.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         let bundle = config.dir.join(BUNDLE);
-        fs::create_dir_all(&bundle).map_err(RuntimeError::io("make", &bundle))?;
+        let run = config.dir.join("run");
+        for folder in [&bundle, &run] {
+            fs::create_dir_all(folder).map_err(RuntimeError::io("make", folder))?;
+        }
+        // Only a hint: without it starts are slower, on ext4, soon after many removals.
+        let _ = spread(&run);
         let detected = Cgroups::detect().map_err(RuntimeError::io("read", "/proc/self/mountinfo"))?;
         let cgroups = Arc::new(detected.ok_or(RuntimeError::NoCgroups)?);
         let bin = config.dir.join("bin");
@@ -231,6 +237,23 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+}
+
+/// Asks an ext4 that it places each folder in `dir` by itself, as it does with top-level directories (chattr(1), `T`).
+/// Otherwise all are in one block group, and each new file steps over every inode that was freed there in the last
+/// minutes, for ext4 does not use those again so soon: up to half of the CPU of a start.
+fn spread(dir: &Path) -> nix::Result<()> {
+    // linux/fs.h
+    const FS_TOPDIR_FL: libc::c_long = 0x0002_0000;
+    let folder = File::open(dir).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    // The kernel reads and writes an int, whatever the number of the call says (ioctl_iflags(2)).
+    let mut flags: libc::c_long = 0;
+    // SAFETY: the descriptor is open and `flags` is at least as large as what the kernel writes or reads.
+    unsafe {
+        nix::Error::result(libc::ioctl(folder.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags))?;
+        flags |= FS_TOPDIR_FL;
+        nix::Error::result(libc::ioctl(folder.as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const flags)).map(drop)
     }
 }
 
