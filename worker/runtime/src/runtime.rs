@@ -179,13 +179,17 @@ impl Runtime {
     }
 
     /// Finds the containers that earlier agents left: running ones are followed again, for ended ones their record is
-    /// read. One whose monitor died is killed and counts as lost.
+    /// read. One whose monitor died is killed and counts as lost. One that was never begun, since the agent died before
+    /// its monitor listened, is left out: a sweep removes what there is of it.
     pub async fn recover(&self) -> Result<Vec<Recovered>, RuntimeError> {
         let mut found = Vec::new();
         for id in self.ids()? {
             let place = self.place(&id);
+            // Asked before the record is looked for: a monitor writes its record, then removes its socket.
+            let listens = shim::has_socket(&place.dir);
             let container = match ExitStatus::read(&place.dir) {
                 Some(status) => Container::over(place, status),
+                None if !listens => continue,
                 None => match shim::connect(&place.dir) {
                     Ok(stream) => Container::follow(place, stream, None)?,
                     Err(error) => {

@@ -16,6 +16,8 @@ use crate::error::RuntimeError;
 /// The static program, built by `build.rs`.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/skep-shim"));
 
+/// Name of a monitor's socket in its container's directory.
+const SOCKET: &str = "shim.sock";
 /// Tries, and the wait between them, while the program is still open for writing in a process that is about to execute.
 const BUSY_TRIES: u32 = 100;
 const BUSY_WAIT: Duration = Duration::from_millis(1);
@@ -84,9 +86,14 @@ pub(crate) fn spawn(program: &Path, dir: &Path, config: &ShimConfig) -> io::Resu
 pub(crate) fn connect(dir: &Path) -> io::Result<UnixStream> {
     use std::os::fd::AsRawFd;
     let folder = File::open(dir)?;
-    let stream = UnixStream::connect(format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd()))?;
+    let stream = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))?;
     stream.set_nonblocking(true)?;
     Ok(stream)
+}
+
+/// Whether a monitor listens in `dir`, or was killed while it did. It does before it makes anything.
+pub(crate) fn has_socket(dir: &Path) -> bool {
+    dir.join(SOCKET).symlink_metadata().is_ok()
 }
 
 /// Waits, for a bounded time, until the monitor of an ended container has written its record and gone: what it still

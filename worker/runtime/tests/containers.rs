@@ -443,6 +443,27 @@ async fn a_killed_monitor_ends_its_container_and_counts_as_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_an_agent_s_death_cut_short_was_none() {
+    let world = World::new();
+    let run = world.dir.path().join("containers/run");
+    // The agent died between the folder and the monitor; and after the monitor, before its start message.
+    fs::create_dir_all(run.join("folder/upper")).unwrap();
+    fs::create_dir_all(run.join("silent/upper")).unwrap();
+    let (agent, monitor) = std::os::unix::net::UnixStream::pair().unwrap();
+    let bin = world.dir.path().join("containers/bin");
+    let shim = fs::read_dir(bin).unwrap().map(|entry| entry.unwrap().path());
+    let shim = shim.into_iter().find(|path| path.to_string_lossy().contains("skep-shim")).unwrap();
+    let mut child =
+        Command::new(shim).arg(run.join("silent")).stdin(std::os::fd::OwnedFd::from(monitor)).spawn().unwrap();
+    drop(agent);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(!run.join("silent/exit.json").exists(), "nothing ended");
+    assert!(world.runtime.recover().await.unwrap().is_empty());
+    world.runtime.sweep(&BTreeSet::new()).await.unwrap();
+    assert_eq!(fs::read_dir(&run).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_removes_what_belongs_to_nobody() {
     let world = World::new();
     let keep = world.runtime.create(world.spec("keep", "sleep 100")).await.unwrap();

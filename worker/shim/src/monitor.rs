@@ -64,6 +64,10 @@ pub(crate) fn run(dir: &CStr) -> i32 {
         UnixStream::from_raw_fd(0)
     };
     let config = ShimConfig::receive(&mut agent);
+    if config.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof) {
+        // The agent was killed before it said what to start: there is nothing to tell the next one.
+        return 1;
+    }
     let clients = match Clients::listen() {
         Ok(mut clients) => {
             clients.adopt(agent);
