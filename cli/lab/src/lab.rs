@@ -30,6 +30,18 @@ impl Lab {
         Ok(Self { name, dir })
     }
 
+    /// The flags that name this lab, each with a blank before it; none for the default one.
+    pub(crate) fn flags(&self) -> String {
+        let mut flags = String::new();
+        if self.name != "lab" {
+            flags += &format!(" --name {}", self.name);
+        }
+        if self.dir != Path::new(DEFAULT_PARENT).join(&self.name) {
+            flags += &format!(" --lab-dir {}", self.dir.display());
+        }
+        flags
+    }
+
     pub(crate) fn state_file(&self) -> PathBuf {
         self.dir.join("lab.json")
     }

@@ -74,8 +74,7 @@ fn make(lab: &Lab, state: &mut LabState, args: &UpArgs) -> Result<()> {
     interrupt::check()?;
     state.phase = Phase::Up;
     state.save(&lab.state_file())?;
-    let name = if lab.name == "lab" { String::new() } else { format!(" --name {}", lab.name) };
-    eprintln!("lab {:?} is ready; try: skep lab{name} exec 1 -- skep node ls", lab.name);
+    eprintln!("lab {:?} is ready; try: skep lab{} exec 1 -- skep node ls", lab.name, lab.flags());
     Ok(())
 }
 

@@ -6,27 +6,37 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use crate::error::RuntimeError;
 
 const PREFIX: &str = "skep-creator-";
 
 /// Gives `program` (which may be a `/proc/<pid>/exe`) a name in `dir` and returns it: a hard link, or a copy where that
-/// is not possible. The names of earlier programs go.
+/// is not possible. The names of earlier programs go. On a full disk it is `program` itself, as containers that run
+/// already must be found again.
 pub(crate) fn pin(program: &Path, dir: &Path) -> Result<PathBuf, RuntimeError> {
     let meta = fs::metadata(program).map_err(RuntimeError::io("read", program))?;
     let name = format!("{PREFIX}{:x}-{:x}-{:x}-{:x}", meta.dev(), meta.ino(), meta.mtime_nsec(), meta.len());
     let path = dir.join(&name);
-    if !fs::metadata(&path).is_ok_and(|there| there.len() == meta.len()) {
-        let temporary = dir.join(format!(".skep-creator.{}", std::process::id()));
-        let place = || {
-            fs::create_dir_all(dir)?;
-            link(program, &meta, &temporary).or_else(|_| copy(program, &temporary))?;
-            fs::rename(&temporary, &path)
-        };
-        place().map_err(RuntimeError::io("keep the creator as", &path))?;
-    }
+    // First: it makes room.
     remove_others(dir, &name).map_err(RuntimeError::io("clear", dir))?;
-    Ok(path)
+    if fs::metadata(&path).is_ok_and(|there| there.len() == meta.len()) {
+        return Ok(path);
+    }
+    let temporary = dir.join(format!("{PREFIX}new"));
+    let placed = link(program, &meta, &temporary)
+        .or_else(|_| copy(program, &temporary))
+        .and_then(|()| fs::rename(&temporary, &path));
+    match placed {
+        Ok(()) => Ok(path),
+        Err(error) => {
+            warn!(path = %path.display(), %error, "cannot keep the container creator: starts fail while the agent is killed");
+            // A part of a copy, if anything.
+            let _ = fs::remove_file(&temporary);
+            Ok(program.to_owned())
+        }
+    }
 }
 
 /// Fails where the file has no name any more, or one in another file system.
@@ -48,7 +58,9 @@ fn copy(program: &Path, to: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Makes the folder, too.
 fn remove_others(dir: &Path, name: &str) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let other = entry.file_name();
