@@ -172,6 +172,8 @@ async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstra
         worker_token_secret: bootstrap.worker_token_secret,
         manager_token_secret: bootstrap.manager_token_secret,
         feature_level: FEATURE_LEVEL,
+        last_raft_id: FIRST_RAFT_ID,
+        recovery_epoch: 0,
     };
     let description = NodeDescription { hostname: bootstrap.hostname, ..NodeDescription::default() };
     let first = Node {

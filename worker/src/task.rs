@@ -261,6 +261,7 @@ impl Life {
             error: self.error.clone(),
             containers: self.containers.iter().map(|container| container.status.clone()).collect(),
             refusals: Vec::new(),
+            host_lost: false,
         }
     }
 

@@ -130,7 +130,8 @@ fn swarm() -> State {
     let mode = Some(Mode::Replicated(ReplicatedMode { replicas: TASKS }));
     let spec = ServiceSpec { name: "big".into(), mode, ..ServiceSpec::default() };
     let id = ServiceId::new(1);
-    let service = Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports: Vec::new() };
+    let service =
+        Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
     let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
     let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
     state.put(Revision {

@@ -225,6 +225,8 @@ fn cluster(id: u128, limit: i32) -> Cluster {
         worker_token_secret: [1; 16],
         manager_token_secret: [2; 16],
         feature_level: 1,
+        last_raft_id: 1,
+        recovery_epoch: 0,
     }
 }
 
@@ -260,7 +262,7 @@ fn node_observed() -> impl Strategy<Value = NodeObserved> {
 fn service(id: ServiceId, revision: u64, name: &str) -> Service {
     let mode = Some(Mode::Replicated(ReplicatedMode { replicas: 3 }));
     let spec = ServiceSpec { name: name.to_owned(), mode, ..ServiceSpec::default() };
-    Service { id, meta: Meta::default(), spec: Arc::new(spec), revision, ports: Vec::new() }
+    Service { id, meta: Meta::default(), spec: Arc::new(spec), revision, ports: Vec::new(), update: None }
 }
 
 fn revision(key: RevisionKey) -> Revision {

@@ -72,6 +72,8 @@ pub(crate) fn swarm(nodes: u128) -> State {
         worker_token_secret: [0; 16],
         manager_token_secret: [1; 16],
         feature_level: 1,
+        last_raft_id: 1,
+        recovery_epoch: 0,
     });
     for number in 1..=nodes {
         state.put(node(number).build());
@@ -96,7 +98,7 @@ pub(crate) fn with_service(state: &mut State, mode: Mode, change: impl FnOnce(&m
     change(&mut template);
     let spec = ServiceSpec { name: "web".into(), mode: Some(mode), ..ServiceSpec::default() };
     let meta = Meta { version: 1, created_at: START, updated_at: START };
-    let service = Service { id, meta, spec: Arc::new(spec), revision: 1, ports: Vec::new() };
+    let service = Service { id, meta, spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
     let revision = Revision {
         key: service.current(),
         template: Arc::new(template),

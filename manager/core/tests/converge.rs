@@ -203,6 +203,8 @@ fn cluster() -> Cluster {
         worker_token_secret: [1; 16],
         manager_token_secret: [2; 16],
         feature_level: 1,
+        last_raft_id: 1,
+        recovery_epoch: 0,
     }
 }
 

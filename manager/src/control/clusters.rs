@@ -44,6 +44,13 @@ impl Clusters for Control {
         }))
     }
 
+    async fn update(
+        &self,
+        _: Request<skep_proto::v1::UpdateClusterRequest>,
+    ) -> Result<Response<skep_proto::v1::UpdateClusterResponse>, Status> {
+        Err(Status::unimplemented("not supported yet: this call"))
+    }
+
     async fn doctor(&self, request: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
         Caller::of(&request)?.require_operator()?;
         let state = self.store.state();

@@ -30,4 +30,18 @@ impl Nodes for Control {
         let node = state.find_node(&reference).map_err(IntoStatus::into_status)?;
         Ok(Response::new(GetNodeResponse { node: Some(summary::node(node)), version: state.version() }))
     }
+
+    async fn update(
+        &self,
+        _: Request<skep_proto::v1::UpdateNodeRequest>,
+    ) -> Result<Response<skep_proto::v1::UpdateNodeResponse>, Status> {
+        Err(Status::unimplemented("not supported yet: this call"))
+    }
+
+    async fn remove(
+        &self,
+        _: Request<skep_proto::v1::RemoveNodeRequest>,
+    ) -> Result<Response<skep_proto::v1::RemoveNodeResponse>, Status> {
+        Err(Status::unimplemented("not supported yet: this call"))
+    }
 }

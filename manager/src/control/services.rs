@@ -71,6 +71,27 @@ impl Services for Control {
         }))
     }
 
+    async fn update(
+        &self,
+        _: Request<skep_proto::v1::UpdateServiceRequest>,
+    ) -> Result<Response<skep_proto::v1::UpdateServiceResponse>, Status> {
+        Err(Status::unimplemented("not supported yet: this call"))
+    }
+
+    async fn rollback(
+        &self,
+        _: Request<skep_proto::v1::RollbackServiceRequest>,
+    ) -> Result<Response<skep_proto::v1::RollbackServiceResponse>, Status> {
+        Err(Status::unimplemented("not supported yet: this call"))
+    }
+
+    async fn history(
+        &self,
+        _: Request<skep_proto::v1::ServiceHistoryRequest>,
+    ) -> Result<Response<skep_proto::v1::ServiceHistoryResponse>, Status> {
+        Err(Status::unimplemented("not supported yet: this call"))
+    }
+
     async fn scale(&self, request: Request<ScaleServiceRequest>) -> Result<Response<ScaleServiceResponse>, Status> {
         Caller::of(&request)?.require_operator()?;
         let ScaleServiceRequest { reference, replicas, expect_version, write } = request.into_inner();
@@ -173,8 +194,14 @@ fn creation(
     template.credential_id = credential.as_ref().map(|credential| credential.id.to_vec()).unwrap_or_default();
     let ports = spec.endpoint.as_ref().map(|endpoint| endpoint.ports.iter().map(resolved_port).collect());
     let service_name = spec.name.as_str().into();
-    let service =
-        Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports: ports.unwrap_or_default() };
+    let service = Service {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        revision: 1,
+        ports: ports.unwrap_or_default(),
+        update: None,
+    };
     let revision = Revision {
         key: service.current(),
         template: Arc::new(template),

@@ -195,7 +195,8 @@ impl Swarm {
         let id = ServiceId::new(rand::random());
         let mode = Mode::Replicated(ReplicatedMode { replicas });
         let spec = ServiceSpec { name: name.into(), mode: Some(mode), ..ServiceSpec::default() };
-        let service = Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports: Vec::new() };
+        let service =
+            Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
         let revision = Revision {
             key: service.current(),
             template: Arc::new(template),

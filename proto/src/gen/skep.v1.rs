@@ -533,6 +533,31 @@ pub struct ContainerSpec {
     /// Platforms the image offers; set by the manager. Empty: unknown, any.
     #[prost(message, repeated, tag = "27")]
     pub image_platforms: ::prost::alloc::vec::Vec<Platform>,
+    /// Health check. Absent: the image's, if it has one.
+    #[prost(message, optional, tag = "28")]
+    pub health_check: ::core::option::Option<HealthCheck>,
+}
+/// A command that tells whether a container works. Zero durations mean the image's value, else the default.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthCheck {
+    /// `\["NONE"\]` (no check), `\["CMD", program, args…\]` or `\["CMD-SHELL", line\]`. Empty: the image's.
+    #[prost(string, repeated, tag = "1")]
+    pub test: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Between the end of a check and the next. Default 30000, at least 1.
+    #[prost(int64, tag = "2")]
+    pub interval_ms: i64,
+    /// A check that takes longer has failed, and is killed. Default 30000, at least 1.
+    #[prost(int64, tag = "3")]
+    pub timeout_ms: i64,
+    /// Failures in a row that make it unhealthy. 0 in the wire means the image's, else 3.
+    #[prost(uint32, tag = "4")]
+    pub retries: u32,
+    /// After the start, failures do not count until the first success. Default 0.
+    #[prost(int64, tag = "5")]
+    pub start_period_ms: i64,
+    /// Between checks during the start period. Default 5000, at least 1.
+    #[prost(int64, tag = "6")]
+    pub start_interval_ms: i64,
 }
 /// Limits and reservations.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -918,6 +943,12 @@ pub struct Cluster {
     /// Smallest feature level of all managers: gates new kinds of entries.
     #[prost(uint32, tag = "8")]
     pub feature_level: u32,
+    /// Highest Raft id ever given to a manager; ids are never used twice.
+    #[prost(uint64, tag = "9")]
+    pub last_raft_id: u64,
+    /// Raised by every recovery from a lost quorum.
+    #[prost(uint64, tag = "10")]
+    pub recovery_epoch: u64,
 }
 /// A host in the swarm.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1018,6 +1049,27 @@ pub struct Service {
     /// Resolved ports, in the order of `spec.endpoint.ports`.
     #[prost(message, repeated, tag = "5")]
     pub ports: ::prost::alloc::vec::Vec<PortSpec>,
+    /// The newest update or rollback. Absent: never updated.
+    #[prost(message, optional, tag = "6")]
+    pub update: ::core::option::Option<UpdateStatus>,
+}
+/// How the roll-out of the current revision goes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateStatus {
+    #[prost(enumeration = "UpdateState", tag = "1")]
+    pub state: i32,
+    /// When it began.
+    #[prost(int64, tag = "2")]
+    pub started_at_ms: i64,
+    /// When it was completed or paused. 0: not yet.
+    #[prost(int64, tag = "3")]
+    pub ended_at_ms: i64,
+    /// For a person: "update paused due to failure or early termination of task …".
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
+    /// The revision that was current before; what a failed update goes back to. 0: none.
+    #[prost(uint64, tag = "5")]
+    pub from_revision: u64,
 }
 /// One immutable task template of a service.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1093,6 +1145,9 @@ pub struct TaskStatus {
     /// What keeps the scheduler from placing it, with node counts. Empty once placed.
     #[prost(message, repeated, tag = "6")]
     pub refusals: ::prost::alloc::vec::Vec<Refusal>,
+    /// It ended because its host went away under it (power cut, reboot), not by itself.
+    #[prost(bool, tag = "7")]
+    pub host_lost: bool,
 }
 /// Why some nodes cannot take a task.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1127,6 +1182,14 @@ pub struct ContainerStatus {
     /// Id of the container on the node.
     #[prost(string, tag = "8")]
     pub container_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "HealthState", tag = "9")]
+    pub health: i32,
+    /// Failed checks in a row.
+    #[prost(uint32, tag = "10")]
+    pub failing_streak: u32,
+    /// Output of the last failed check, cut to 4 KiB.
+    #[prost(string, tag = "11")]
+    pub health_output: ::prost::alloc::string::String,
 }
 /// A name that an operator gave to an image digest with `image load|import|tag`.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1172,6 +1235,85 @@ pub struct RequestRecord {
     /// Id of the object it made or changed; empty: none.
     #[prost(bytes = "vec", tag = "4")]
     pub object_id: ::prost::alloc::vec::Vec<u8>,
+}
+/// States of a roll-out. A newer update supersedes any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum UpdateState {
+    None = 0,
+    Updating = 1,
+    /// Stopped after failures; waits for the operator.
+    Paused = 2,
+    Completed = 3,
+    RollbackStarted = 4,
+    /// The rollback failed as well; it is never rolled back itself.
+    RollbackPaused = 5,
+    RollbackCompleted = 6,
+}
+impl UpdateState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::None => "UPDATE_STATE_NONE",
+            Self::Updating => "UPDATE_STATE_UPDATING",
+            Self::Paused => "UPDATE_STATE_PAUSED",
+            Self::Completed => "UPDATE_STATE_COMPLETED",
+            Self::RollbackStarted => "UPDATE_STATE_ROLLBACK_STARTED",
+            Self::RollbackPaused => "UPDATE_STATE_ROLLBACK_PAUSED",
+            Self::RollbackCompleted => "UPDATE_STATE_ROLLBACK_COMPLETED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UPDATE_STATE_NONE" => Some(Self::None),
+            "UPDATE_STATE_UPDATING" => Some(Self::Updating),
+            "UPDATE_STATE_PAUSED" => Some(Self::Paused),
+            "UPDATE_STATE_COMPLETED" => Some(Self::Completed),
+            "UPDATE_STATE_ROLLBACK_STARTED" => Some(Self::RollbackStarted),
+            "UPDATE_STATE_ROLLBACK_PAUSED" => Some(Self::RollbackPaused),
+            "UPDATE_STATE_ROLLBACK_COMPLETED" => Some(Self::RollbackCompleted),
+            _ => None,
+        }
+    }
+}
+/// What a container's health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HealthState {
+    /// It has none.
+    None = 0,
+    /// No verdict yet.
+    Starting = 1,
+    Healthy = 2,
+    Unhealthy = 3,
+}
+impl HealthState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::None => "HEALTH_STATE_NONE",
+            Self::Starting => "HEALTH_STATE_STARTING",
+            Self::Healthy => "HEALTH_STATE_HEALTHY",
+            Self::Unhealthy => "HEALTH_STATE_UNHEALTHY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_STATE_NONE" => Some(Self::None),
+            "HEALTH_STATE_STARTING" => Some(Self::Starting),
+            "HEALTH_STATE_HEALTHY" => Some(Self::Healthy),
+            "HEALTH_STATE_UNHEALTHY" => Some(Self::Unhealthy),
+            _ => None,
+        }
+    }
 }
 /// The life of one container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1431,6 +1573,22 @@ pub struct JoinTokenResponse {
     #[prost(string, tag = "2")]
     pub manager_addr: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateClusterRequest {
+    /// All of it: what is left out falls to its default.
+    #[prost(message, optional, tag = "1")]
+    pub spec: ::core::option::Option<ClusterSpec>,
+    /// Refused when the cluster changed since. 0: any.
+    #[prost(uint64, tag = "2")]
+    pub expect_version: u64,
+    #[prost(message, optional, tag = "3")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateClusterResponse {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DoctorRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1455,6 +1613,46 @@ pub struct Finding {
     /// What is wrong and what to do.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateNodeRequest {
+    /// Id, unique id prefix, hostname, or `self`.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// All of it: what is left out falls to its default.
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<NodeSpec>,
+    /// Refused when the node changed since. 0: any.
+    #[prost(uint64, tag = "3")]
+    pub expect_version: u64,
+    #[prost(message, optional, tag = "4")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateNodeResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveNodeRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Also a node that is up. A manager's vote is taken first, unless that would cost the quorum.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+    #[prost(message, optional, tag = "3")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveNodeResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(string, tag = "3")]
+    pub hostname: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNodesRequest {
@@ -1548,6 +1746,87 @@ pub struct CreateServiceResponse {
     /// For a person, on stderr.
     #[prost(string, repeated, tag = "3")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateServiceRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// All of it, with the template; name and mode must be what they are.
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<ServiceSpec>,
+    /// Refused when the service changed since. 0: any.
+    #[prost(uint64, tag = "3")]
+    pub expect_version: u64,
+    /// Credential for the images' registry. Kept only with `store_auth`.
+    #[prost(message, optional, tag = "4")]
+    pub auth: ::core::option::Option<RegistryAuth>,
+    /// `--with-registry-auth`. Without it the stored credential, if any, stays.
+    #[prost(bool, tag = "5")]
+    pub store_auth: bool,
+    #[prost(message, optional, tag = "6")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateServiceResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// For a person, on stderr.
+    #[prost(string, repeated, tag = "3")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The current revision after it.
+    #[prost(uint64, tag = "4")]
+    pub revision: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollbackServiceRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// The revision to go back to. 0: the one that was current before.
+    #[prost(uint64, tag = "2")]
+    pub to_revision: u64,
+    /// Refused when the service changed since. 0: any.
+    #[prost(uint64, tag = "3")]
+    pub expect_version: u64,
+    #[prost(message, optional, tag = "4")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollbackServiceResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// The new revision.
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServiceHistoryRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceHistoryResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub revisions: ::prost::alloc::vec::Vec<RevisionSummary>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+/// A revision with how it is used.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RevisionSummary {
+    #[prost(message, optional, tag = "1")]
+    pub revision: ::core::option::Option<Revision>,
+    /// Tasks of it in state RUNNING.
+    #[prost(uint64, tag = "2")]
+    pub running: u64,
+    /// It is the service's current one.
+    #[prost(bool, tag = "3")]
+    pub current: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScaleServiceRequest {
@@ -1875,6 +2154,28 @@ pub mod clusters_client {
                 .insert(GrpcMethod::new("skep.v1.Clusters", "JoinToken"));
             self.inner.unary(req, path, codec).await
         }
+        /// Replaces the swarm's spec.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateClusterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Clusters/Update");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clusters", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Runs the validator of the whole state.
         pub async fn doctor(
             &mut self,
@@ -1923,6 +2224,14 @@ pub mod clusters_server {
             request: tonic::Request<super::JoinTokenRequest>,
         ) -> std::result::Result<
             tonic::Response<super::JoinTokenResponse>,
+            tonic::Status,
+        >;
+        /// Replaces the swarm's spec.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateClusterResponse>,
             tonic::Status,
         >;
         /// Runs the validator of the whole state.
@@ -2083,6 +2392,51 @@ pub mod clusters_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = JoinTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clusters/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: Clusters>(pub Arc<T>);
+                    impl<
+                        T: Clusters,
+                    > tonic::server::UnaryService<super::UpdateClusterRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateClusterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clusters>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2305,6 +2659,50 @@ pub mod nodes_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Nodes", "Get"));
             self.inner.unary(req, path, codec).await
         }
+        /// Replaces a node's spec: role, availability, labels. The last manager cannot be demoted.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateNodeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Nodes/Update");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Nodes", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes a node out of the swarm. A node that is not down, or a manager, is refused without `force`.
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveNodeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Nodes/Remove");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Nodes", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2335,6 +2733,22 @@ pub mod nodes_server {
             &self,
             request: tonic::Request<super::GetNodeRequest>,
         ) -> std::result::Result<tonic::Response<super::GetNodeResponse>, tonic::Status>;
+        /// Replaces a node's spec: role, availability, labels. The last manager cannot be demoted.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateNodeResponse>,
+            tonic::Status,
+        >;
+        /// Takes a node out of the swarm. A node that is not down, or a manager, is refused without `force`.
+        async fn remove(
+            &self,
+            request: tonic::Request<super::RemoveNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveNodeResponse>,
+            tonic::Status,
+        >;
     }
     /// Nodes. Callers: local root, managers.
     #[derive(Debug)]
@@ -2487,6 +2901,92 @@ pub mod nodes_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Nodes/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: Nodes>(pub Arc<T>);
+                    impl<T: Nodes> tonic::server::UnaryService<super::UpdateNodeRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateNodeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Nodes>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Nodes/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Nodes>(pub Arc<T>);
+                    impl<T: Nodes> tonic::server::UnaryService<super::RemoveNodeRequest>
+                    for RemoveSvc<T> {
+                        type Response = super::RemoveNodeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Nodes>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2688,6 +3188,74 @@ pub mod services_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Services", "Create"));
             self.inner.unary(req, path, codec).await
         }
+        /// Replaces the spec. A changed template makes a new revision, which is rolled out by the update policy.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateServiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateServiceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Services/Update");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Services", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a new revision from an earlier one, which is rolled out by the rollback policy.
+        pub async fn rollback(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollbackServiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollbackServiceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Services/Rollback",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Services", "Rollback"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The revisions that are kept, newest first.
+        pub async fn history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ServiceHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServiceHistoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Services/History");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Services", "History"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Sets the number of replicas.
         pub async fn scale(
             &mut self,
@@ -2771,6 +3339,30 @@ pub mod services_server {
             request: tonic::Request<super::CreateServiceRequest>,
         ) -> std::result::Result<
             tonic::Response<super::CreateServiceResponse>,
+            tonic::Status,
+        >;
+        /// Replaces the spec. A changed template makes a new revision, which is rolled out by the update policy.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateServiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateServiceResponse>,
+            tonic::Status,
+        >;
+        /// Makes a new revision from an earlier one, which is rolled out by the rollback policy.
+        async fn rollback(
+            &self,
+            request: tonic::Request<super::RollbackServiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollbackServiceResponse>,
+            tonic::Status,
+        >;
+        /// The revisions that are kept, newest first.
+        async fn history(
+            &self,
+            request: tonic::Request<super::ServiceHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServiceHistoryResponse>,
             tonic::Status,
         >;
         /// Sets the number of replicas.
@@ -2988,6 +3580,141 @@ pub mod services_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Services/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: Services>(pub Arc<T>);
+                    impl<
+                        T: Services,
+                    > tonic::server::UnaryService<super::UpdateServiceRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateServiceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateServiceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Services>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Services/Rollback" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollbackSvc<T: Services>(pub Arc<T>);
+                    impl<
+                        T: Services,
+                    > tonic::server::UnaryService<super::RollbackServiceRequest>
+                    for RollbackSvc<T> {
+                        type Response = super::RollbackServiceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollbackServiceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Services>::rollback(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollbackSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Services/History" => {
+                    #[allow(non_camel_case_types)]
+                    struct HistorySvc<T: Services>(pub Arc<T>);
+                    impl<
+                        T: Services,
+                    > tonic::server::UnaryService<super::ServiceHistoryRequest>
+                    for HistorySvc<T> {
+                        type Response = super::ServiceHistoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ServiceHistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Services>::history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HistorySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -6143,6 +6870,10 @@ pub struct SwarmInitRequest {
     /// Session heartbeat. 0: 1000.
     #[prost(int64, tag = "6")]
     pub heartbeat_period_ms: i64,
+    /// Make this manager, whose quorum is lost for good, the only one of its swarm. Everything else of the request but
+    /// the addresses must be empty.
+    #[prost(bool, tag = "7")]
+    pub force_new_cluster: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SwarmInitResponse {

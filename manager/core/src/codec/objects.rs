@@ -48,6 +48,8 @@ pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
         spec: Some(cluster.spec.clone()),
         root_cert_pem: cluster.root_cert_pem.clone().into_bytes(),
         feature_level: cluster.feature_level,
+        last_raft_id: cluster.last_raft_id,
+        recovery_epoch: cluster.recovery_epoch,
         ..v1::Cluster::default()
     }
 }
@@ -66,6 +68,8 @@ pub fn cluster_from_wire(wire: v1::Cluster) -> Result<Cluster, DecodeError> {
         worker_token_secret: secret(wire.worker_token_secret, "worker token")?,
         manager_token_secret: secret(wire.manager_token_secret, "manager token")?,
         feature_level: wire.feature_level,
+        last_raft_id: wire.last_raft_id,
+        recovery_epoch: wire.recovery_epoch,
     })
 }
 
@@ -123,6 +127,7 @@ pub fn service_to_wire(service: &Service) -> v1::Service {
         spec: Some(v1::ServiceSpec::clone(&service.spec)),
         revision: service.revision,
         ports: service.ports.clone(),
+        update: service.update.as_deref().cloned(),
     }
 }
 
@@ -133,6 +138,7 @@ pub fn service_from_wire(wire: v1::Service) -> Result<Service, DecodeError> {
         spec: Arc::new(wire.spec.ok_or(DecodeError::Missing { what: "service", field: "spec" })?),
         revision: wire.revision,
         ports: wire.ports,
+        update: wire.update.map(Arc::new),
     })
 }
 

@@ -22,6 +22,10 @@ pub struct Cluster {
     pub manager_token_secret: [u8; 16],
     /// Smallest feature level of all managers.
     pub feature_level: u32,
+    /// Highest Raft id ever given to a manager; ids are never used twice.
+    pub last_raft_id: u64,
+    /// Raised by every recovery from a lost quorum.
+    pub recovery_epoch: u64,
 }
 
 impl fmt::Debug for Cluster {

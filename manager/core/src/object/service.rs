@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use skep_proto::id::ServiceId;
 use skep_proto::time::UnixMs;
-use skep_proto::v1::{PortSpec, ServiceSpec, TaskTemplate};
+use skep_proto::v1::{PortSpec, ServiceSpec, TaskTemplate, UpdateStatus};
 
 use super::Meta;
 
@@ -18,6 +18,8 @@ pub struct Service {
     pub revision: u64,
     /// Resolved ports, in the order of the spec's.
     pub ports: Vec<PortSpec>,
+    /// The newest update or rollback. `None`: never updated.
+    pub update: Option<Arc<UpdateStatus>>,
 }
 
 /// Names one revision of one service.

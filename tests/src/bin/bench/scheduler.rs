@@ -65,7 +65,8 @@ fn state() -> State {
         mode: Some(Mode::Replicated(ReplicatedMode { replicas: TASKS })),
         ..ServiceSpec::default()
     };
-    let service = Service { id: SERVICE, meta: meta(), spec: Arc::new(spec), revision: 1, ports: Vec::new() };
+    let service =
+        Service { id: SERVICE, meta: meta(), spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
     let key = service.current();
     state.put(service);
     state.put(Revision {
