@@ -142,6 +142,7 @@ impl SwarmCommand {
 
 async fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
     let request = SwarmInitRequest {
+        force_new_cluster: false,
         listen_addr: args.addresses.listen_addr.clone(),
         advertise_addr: args.addresses.advertise_addr.clone(),
         availability: v1::Availability::from(args.addresses.availability).into(),
