@@ -4,6 +4,7 @@
 pub mod constraint;
 pub mod id;
 pub mod state;
+pub mod template;
 pub mod time;
 pub mod validate;
 

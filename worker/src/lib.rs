@@ -2,7 +2,7 @@
 //!
 //! Start reading at [`agent`]. The decisions are pure and apart from the I/O: [`assignments`] (what is to run),
 //! [`reconcile`] (what to begin and end), [`task`] (one task's life), [`outbox`] (what is still to be told), [`managers`]
-//! (whom to connect to), [`template`] (placeholders in specs). Around them: [`session`] (the stream to a manager),
+//! (whom to connect to). Around them: [`session`] (the stream to a manager),
 //! [`record`] (the local record), [`executor`] with its implementations.
 //!
 //! Deliberately absent: identity and TLS (the node gives a [`Connector`]), and every decision of the managers.
@@ -22,7 +22,6 @@ pub mod record;
 pub mod session;
 pub mod simulated;
 pub mod task;
-pub mod template;
 
 pub use agent::{Agent, AgentConfig, AgentError, AgentEvent, AgentHandle};
 pub use description::{DescriptionConfig, describe, platform};

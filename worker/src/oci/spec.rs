@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use skep_image::ResolvedImage;
+use skep_proto::template::{Facts, TemplateError, render};
 use skep_proto::v1::{ContainerSpec, MountSpec, MountType, NetworkMode, TaskTemplate};
 use skep_runtime::{
     ContainerSpec as RuntimeSpec, DEFAULT_CAPABILITIES, ImageCommand, LogLimits, Mount, MountKind, NetworkNamespace,
@@ -17,7 +18,6 @@ use super::files::Files;
 use super::layout::Layout;
 use super::signal;
 use crate::executor::{NodeFacts, TaskJob};
-use crate::template::{Facts, TemplateError, render};
 
 /// Docker's, where an image sets none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
