@@ -1,11 +1,14 @@
 //! A lab of hosts that goes down with the test, also when the test fails; and the `skep` binary run on its hosts.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::images::busybox;
 use crate::wait::until_some;
 
 /// The binary under test.
@@ -46,10 +49,16 @@ impl Output {
     }
 }
 
+/// A shell as process 1 that ends at once when asked; `sleep` alone would wait for its grace period.
+pub const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"];
+
 /// Several hosts on this machine.
 pub struct Lab {
     name: String,
     dir: PathBuf,
+    hosts: u32,
+    /// The manager that `list`, `tasks` and the like ask.
+    asked: Cell<u32>,
 }
 
 impl Lab {
@@ -57,6 +66,20 @@ impl Lab {
     #[track_caller]
     pub fn up(name: &str, nodes: u32, args: &[&str]) -> Self {
         Self::start(name, nodes, &[&["--managers", "1"], args].concat())
+    }
+
+    /// Brings up `nodes` hosts with one manager, and loads `busybox:1` on it.
+    #[track_caller]
+    pub fn with_busybox(name: &str, nodes: u32) -> Self {
+        Self::with_managers(name, nodes, 1)
+    }
+
+    /// Brings up `nodes` hosts, the first `managers` of them managers, and loads `busybox:1` on the first.
+    #[track_caller]
+    pub fn with_managers(name: &str, nodes: u32, managers: u32) -> Self {
+        let lab = Self::start(name, nodes, &["--managers", &managers.to_string()]);
+        lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
+        lab
     }
 
     /// Hosts with daemons, not initialised.
@@ -70,7 +93,7 @@ impl Lab {
         let name = format!("{name}{}", std::process::id());
         let dir = std::env::temp_dir().join(format!("skep-lab-{name}"));
         // Made first, so that a lab that fails half-way goes down too.
-        let lab = Self { name, dir };
+        let lab = Self { name, dir, hosts: nodes, asked: Cell::new(1) };
         let count = nodes.to_string();
         lab.command(&[&["up", "--nodes", &count], args].concat()).ok();
         lab
@@ -109,6 +132,64 @@ impl Lab {
         run(&mut self.on(host, &[&["skep"], args].concat()), Some(input))
     }
 
+    /// From now on this manager is asked by the methods that name no host.
+    pub fn ask(&self, host: u32) {
+        self.asked.set(host);
+    }
+
+    /// Runs `skep <args>` on the manager that is asked.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.skep(self.asked.get(), args)
+    }
+
+    /// The same, not yet started.
+    pub fn spawn(&self, args: &[&str]) -> Command {
+        self.on(self.asked.get(), &[&["skep"], args].concat())
+    }
+
+    /// Creates a service of `busybox:1` and does not wait for it.
+    #[track_caller]
+    pub fn create(&self, name: &str, flags: &[&str], command: &[&str]) {
+        let head = ["service", "create", "--detach", "--name", name];
+        self.run(&[&head[..], flags, &["busybox:1"], command].concat()).ok();
+    }
+
+    /// `node ls`, by host number.
+    pub fn nodes(&self) -> BTreeMap<u32, Value> {
+        let printed = self.run(&["node", "ls", "--format", "json"]);
+        let nodes = printed.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        nodes.filter_map(|node| Some((host_number(node["Hostname"].as_str()?)?, node))).collect()
+    }
+
+    /// The host whose manager leads, as the manager that is asked sees it.
+    #[track_caller]
+    pub fn leader(&self) -> u32 {
+        until_some("a leader", Duration::from_secs(20), || {
+            let nodes = self.nodes();
+            let leader = nodes.iter().find(|(_, node)| node["ManagerStatus"] == "Leader");
+            leader.map(|(host, _)| *host).ok_or_else(|| format!("{nodes:#?}"))
+        })
+    }
+
+    /// Waits until every node is ready and `managers` of them are managers that the leader hears.
+    #[track_caller]
+    pub fn settled(&self, managers: usize, deadline: Duration) {
+        until_some("all nodes to be ready", deadline, || {
+            let nodes = self.nodes();
+            let ready = nodes.values().filter(|node| node["Status"] == "Ready").count();
+            let heard = |node: &&Value| ["Leader", "Reachable"].iter().any(|status| node["ManagerStatus"] == *status);
+            let voters = nodes.values().filter(heard).count();
+            let all = ready == nodes.len() && !nodes.is_empty() && voters == managers;
+            if all { Ok(()) } else { Err(format!("{nodes:#?}")) }
+        });
+    }
+
+    /// First processes of tasks, by task.
+    #[track_caller]
+    pub fn pids(&self, tasks: &[Running]) -> BTreeMap<String, u64> {
+        tasks.iter().map(|task| (task.id.clone(), self.pid(&task.id))).collect()
+    }
+
     /// The objects that a listing prints as JSON, one a line.
     #[track_caller]
     pub fn list(&self, host: u32, args: &[&str]) -> Vec<Value> {
@@ -132,14 +213,14 @@ impl Lab {
 
     /// `service ps`, all of it; empty when the service is unknown.
     pub fn tasks(&self, service: &str) -> Vec<Value> {
-        let output = self.skep(1, &["service", "ps", "--no-trunc", "--format", "json", service]);
+        let output = self.run(&["service", "ps", "--no-trunc", "--format", "json", service]);
         output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// `task inspect` of one task.
     #[track_caller]
     pub fn task(&self, id: &str) -> Value {
-        let printed = self.skep(1, &["task", "inspect", id]).ok();
+        let printed = self.run(&["task", "inspect", id]).ok();
         let tasks: Value = serde_json::from_str(&printed).expect("inspect prints JSON");
         tasks[0].clone()
     }
@@ -169,6 +250,11 @@ pub struct Running {
     pub node: String,
 }
 
+/// Number of the lab's host of that name.
+pub fn host_number(hostname: &str) -> Option<u32> {
+    hostname.strip_prefix("host")?.parse().ok()
+}
+
 impl Running {
     fn of(task: &Value) -> Option<Self> {
         let runs = task["DesiredState"] == "Running" && task["CurrentState"].as_str()?.starts_with("Running");
@@ -180,7 +266,7 @@ impl Running {
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for host in 1..=3 {
+            for host in 1..=self.hosts {
                 let logs = self.command(&["logs", &host.to_string(), "--tail", "40"]);
                 eprintln!("--- daemon of host {host}\n{}{}", logs.stdout, logs.stderr);
             }

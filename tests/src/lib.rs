@@ -9,6 +9,6 @@ mod registry;
 mod wait;
 
 pub use images::{Image, busybox, foreign, nginx, redis};
-pub use lab::{Lab, Output, Running, skep_binary};
+pub use lab::{IDLE, Lab, Output, Running, host_number, skep_binary};
 pub use registry::Registry;
-pub use wait::{until, until_some};
+pub use wait::{alive, until, until_some};

@@ -23,3 +23,8 @@ pub fn until_some<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> R
 pub fn until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
     until_some(what, deadline, || if holds() { Ok(()) } else { Err("it does not hold".to_owned()) });
 }
+
+/// Whether there is a process of that number.
+pub fn alive(pid: u64) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}

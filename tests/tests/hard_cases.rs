@@ -5,27 +5,14 @@
 use std::fs;
 use std::time::Duration;
 
-use skep_tests::{Lab, busybox, until, until_some};
+use skep_tests::{IDLE, Lab, until, until_some};
 
 const SOON: Duration = Duration::from_secs(60);
-/// A shell as process 1 that ends at once when asked; `sleep` alone would wait for its grace period.
-const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"];
-
-fn with_busybox(name: &str, nodes: u32) -> Lab {
-    let lab = Lab::up(name, nodes, &[]);
-    lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
-    lab
-}
-
-fn create(lab: &Lab, name: &str, flags: &[&str], command: &[&str]) {
-    let head = ["service", "create", "--detach", "--name", name];
-    lab.skep(1, &[&head[..], flags, &["busybox:1"], command].concat()).ok();
-}
 
 #[test]
 fn an_agent_killed_again_and_again_fails_no_start() {
-    let lab = with_busybox("kills", 2);
-    create(&lab, "web", &["--replicas", "2"], &IDLE);
+    let lab = Lab::with_busybox("kills", 2);
+    lab.create("web", &["--replicas", "2"], &IDLE);
     lab.running("web", 2, SOON);
     lab.skep(1, &["service", "scale", "--detach", "web=40"]).ok();
     for _ in 0..8 {
@@ -40,8 +27,8 @@ fn an_agent_killed_again_and_again_fails_no_start() {
 
 #[test]
 fn a_manager_that_was_away_for_long_finds_every_node_again() {
-    let lab = with_busybox("away", 2);
-    create(&lab, "web", &["--replicas", "9"], &IDLE);
+    let lab = Lab::with_busybox("away", 2);
+    lab.create("web", &["--replicas", "9"], &IDLE);
     let before = lab.running("web", 9, SOON);
     for _ in 0..3 {
         lab.command(&["kill", "1"]).ok();
@@ -62,8 +49,8 @@ fn a_manager_that_was_away_for_long_finds_every_node_again() {
 
 #[test]
 fn hasty_scaling_leaves_nothing_behind() {
-    let lab = with_busybox("hasty", 1);
-    create(&lab, "web", &["--replicas", "0"], &IDLE);
+    let lab = Lab::with_busybox("hasty", 1);
+    lab.create("web", &["--replicas", "0"], &IDLE);
     for replicas in ["60", "0", "40", "5", "30", "0", "50", "0"] {
         lab.skep(1, &["service", "scale", "--detach", &format!("web={replicas}")]).ok();
     }
@@ -84,11 +71,11 @@ fn hasty_scaling_leaves_nothing_behind() {
 
 #[test]
 fn a_container_cannot_lift_its_own_limits() {
-    let lab = with_busybox("limits", 1);
+    let lab = Lab::with_busybox("limits", 1);
     let script = "for file in $(find /sys/fs/cgroup -type f); do echo max > $file; echo -1 > $file; done 2>/dev/null; \
                   mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x; echo through; exec sleep 1000";
     let flags = ["--limit-memory", "64m", "--limit-pids", "20", "--stop-signal", "KILL"];
-    create(&lab, "web", &flags, &["sh", "-c", script]);
+    lab.create("web", &flags, &["sh", "-c", script]);
     let task = lab.running("web", 1, SOON).remove(0);
     let pid = lab.pid(&task.id);
     until("the script to get through", SOON, || lab.skep(1, &["task", "logs", &task.id]).stdout.contains("through"));

@@ -1,21 +1,11 @@
 //! What is killed comes back: agents, managers, hosts. Containers do not notice.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use skep_tests::{Lab, Running, busybox, until, until_some};
+use skep_tests::{Lab, alive, busybox, until, until_some};
 
 const SOON: Duration = Duration::from_secs(30);
-
-fn pids(lab: &Lab, tasks: &[Running]) -> BTreeMap<String, u64> {
-    tasks.iter().map(|task| (task.id.clone(), lab.pid(&task.id))).collect()
-}
-
-fn alive(pid: u64) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-}
 
 fn log_lines(lab: &Lab, task: &str) -> Vec<String> {
     let logs = lab.skep(1, &["task", "logs", "--raw", task]);
@@ -39,7 +29,7 @@ fn a_killed_agent_finds_its_containers_logs_and_exit_codes_again() {
     lab.skep(1, &[&create[..], &["once"], &once, &on_two, &["busybox:1", "sh", "-c", waiting]].concat()).ok();
     let counter = lab.running("count", 1, SOON);
     let once = lab.running("once", 1, SOON).remove(0);
-    let before = pids(&lab, &counter);
+    let before = lab.pids(&counter);
 
     lab.command(&["kill", "2"]).ok();
     let written = log_lines(&lab, &counter[0].id).len();
@@ -56,7 +46,7 @@ fn a_killed_agent_finds_its_containers_logs_and_exit_codes_again() {
     });
     let after = lab.running("count", 1, SOON);
     assert_eq!(after, counter, "the same task");
-    assert_eq!(pids(&lab, &after), before, "the same process");
+    assert_eq!(lab.pids(&after), before, "the same process");
     until("the log to go on without a gap", SOON, || {
         let lines = log_lines(&lab, &counter[0].id);
         lines.len() > written + 5 && lines.iter().enumerate().all(|(index, line)| *line == index.to_string())
@@ -69,7 +59,7 @@ fn a_restarted_manager_knows_everything_and_containers_run_on() {
     lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
     lab.skep(1, &["service", "create", "--name", "web", "--replicas", "6", "busybox:1", "sleep", "1000"]).ok();
     let before = lab.running("web", 6, SOON);
-    let processes = pids(&lab, &before);
+    let processes = lab.pids(&before);
     for way in ["kill", "stop"] {
         lab.command(&[way, "1"]).ok();
         assert!(processes.values().all(|pid| alive(*pid)), "containers outlive the manager");
@@ -82,7 +72,7 @@ fn a_restarted_manager_knows_everything_and_containers_run_on() {
         after.sort();
         expected.sort();
         assert_eq!(after, expected, "after {way}: the same tasks");
-        assert_eq!(pids(&lab, &after), processes, "after {way}: the same processes");
+        assert_eq!(lab.pids(&after), processes, "after {way}: the same processes");
     }
     // It still takes orders.
     lab.skep(1, &["service", "scale", "web=8"]).ok();
@@ -103,7 +93,7 @@ fn a_powered_off_host_loses_its_tasks_and_comes_back_clean() {
         let running = lab.running("web", 6, SOON);
         if running.iter().all(|task| task.node != "host3") { Ok(running) } else { Err(format!("{running:?}")) }
     });
-    let processes = pids(&lab, &moved);
+    let processes = lab.pids(&moved);
 
     lab.command(&["start", "3"]).ok();
     until("host3 to be ready", SOON, || {
@@ -114,7 +104,7 @@ fn a_powered_off_host_loses_its_tasks_and_comes_back_clean() {
     after.sort();
     expected.sort();
     assert_eq!(after, expected, "nothing moves back by itself");
-    assert_eq!(pids(&lab, &after), processes);
+    assert_eq!(lab.pids(&after), processes);
     until("the lost tasks to be reported as ended", SOON, || {
         lab.tasks("web")
             .iter()
