@@ -2,6 +2,7 @@
 //! runs them before it calls, the control API before it stores.
 
 mod container;
+mod health;
 mod mount;
 mod service;
 
@@ -9,6 +10,8 @@ pub use container::{CAPABILITIES, capability, signal_number};
 pub use service::{MAX_REPLICAS, node_spec, replicas, service_spec};
 
 use std::collections::{BTreeMap, HashSet};
+
+use crate::template::{self, TemplateError};
 
 /// Why a spec is refused: a field, and a sentence about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +73,17 @@ fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Invalid>
 
 fn not_negative(field: &str, value: i64) -> Result<(), Invalid> {
     if value < 0 { Err(Invalid::new(field, format!("must not be negative, but is {value}"))) } else { Ok(()) }
+}
+
+/// Placeholders (`{{.Task.Slot}}`) must be ones that a node can fill in: it would refuse every task alike.
+fn placeholders(field: &str, text: &str) -> Result<(), Invalid> {
+    template::check(text).map_err(|error| match error {
+        TemplateError::NoLabels(placeholder) => Invalid::new(
+            field,
+            format!("not supported yet: {placeholder:?}, for a node does not learn a service's labels"),
+        ),
+        mistake => Invalid::new(field, mistake.to_string()),
+    })
 }
 
 /// The first value that occurs twice.

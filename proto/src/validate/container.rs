@@ -1,6 +1,6 @@
 //! One container of a template.
 
-use super::{Invalid, duplicate, labels, mount, not_negative};
+use super::{Invalid, duplicate, health, labels, mount, not_negative, placeholders};
 use crate::v1::{ContainerSpec, ResourceSpec};
 
 /// Smallest memory limit and reservation: less does not start a process.
@@ -122,6 +122,7 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
         if variable.is_empty() || variable.starts_with('=') || variable.contains('\0') {
             return Err(Invalid::new(format!("env[{index}]"), format!("{variable:?} is not NAME=value")));
         }
+        placeholders(&format!("env[{index}]"), variable)?;
     }
     if !spec.dir.is_empty() && !spec.dir.starts_with('/') {
         return Err(Invalid::new("dir", format!("{:?} is not an absolute path", spec.dir)));
@@ -151,6 +152,9 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
         if let Some(unknown) = names.iter().find(|name| capability(name).is_none()) {
             return Err(Invalid::new(field, format!("there is no capability {unknown:?}")));
         }
+    }
+    if let Some(check) = &spec.health_check {
+        health::health_check(check).map_err(|invalid| invalid.under("health_check"))?;
     }
     if !(-1000..=1000).contains(&spec.oom_score_adj) {
         return Err(Invalid::new("oom_score_adj", format!("must be -1000 to 1000, not {}", spec.oom_score_adj)));
@@ -224,7 +228,7 @@ fn ulimits(spec: &ContainerSpec) -> Result<(), Invalid> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::v1::{Resources, Ulimit};
+    use crate::v1::{HealthCheck, Resources, Ulimit};
 
     fn valid() -> ContainerSpec {
         ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() }
@@ -257,6 +261,12 @@ mod tests {
         assert!(refused(|spec| spec.dir = "tmp".into()).starts_with("dir: "));
         assert!(refused(|spec| spec.stop_signal = "NOPE".into()).starts_with("stop_signal: "));
         assert!(refused(|spec| spec.cap_add = vec!["NOPE".into()]).starts_with("cap_add: "));
+        assert!(
+            refused(|spec| spec.env = vec!["A={{.Bogus}}".into()])
+                .starts_with("env[0]: \".Bogus\" is not a placeholder")
+        );
+        let check = HealthCheck { test: vec!["true".into()], ..HealthCheck::default() };
+        assert!(refused(|spec| spec.health_check = Some(check)).starts_with("health_check.test: "));
         let limit = |soft, hard| Ulimit { name: "nofile".into(), soft, hard };
         assert!(refused(|spec| spec.ulimits = vec![limit(2, 1)]).starts_with("ulimits[0]: "));
         assert!(refused(|spec| spec.ulimits = vec![limit(1, 1), limit(1, 2)]).contains("twice"));

@@ -1,6 +1,6 @@
 //! Mounts of a container.
 
-use super::{Invalid, not_negative};
+use super::{Invalid, not_negative, placeholders};
 use crate::v1::{MountSpec, MountType};
 
 const PROPAGATIONS: [&str; 7] = ["", "rprivate", "private", "rshared", "shared", "rslave", "slave"];
@@ -9,6 +9,9 @@ pub(super) fn mount(spec: &MountSpec) -> Result<(), Invalid> {
     absolute("target", &spec.target)?;
     if spec.target.trim_end_matches('/').is_empty() {
         return Err(Invalid::new("target", "cannot be the root directory"));
+    }
+    for (field, path) in [("target", &spec.target), ("source", &spec.source)] {
+        placeholders(field, path)?;
     }
     match spec.r#type() {
         MountType::Bind => {
@@ -66,6 +69,7 @@ mod tests {
         assert_eq!(refused(|spec| spec.target = "data".into()), "target");
         assert_eq!(refused(|spec| spec.target = "/".into()), "target");
         assert_eq!(refused(|spec| spec.source = "/a/../b".into()), "source");
+        assert_eq!(refused(|spec| spec.source = "/a/{{.Task".into()), "source");
         assert_eq!(refused(|spec| spec.propagation = "sideways".into()), "propagation");
         assert_eq!(refused(|spec| spec.r#type = MountType::Volume.into()), "type");
         assert_eq!(refused(|spec| spec.r#type = MountType::Tmpfs.into()), "source");

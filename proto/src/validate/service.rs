@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Invalid, container, duplicate, labels, name, not_negative};
+use super::{Invalid, container, duplicate, labels, name, not_negative, placeholders};
 use crate::constraint::{Constraint, parse_spread};
 use crate::v1::service_spec::Mode;
 use crate::v1::{
@@ -86,6 +86,7 @@ fn task_template(template: &TaskTemplate) -> Result<(), Invalid> {
         return Err(Invalid::new("containers", "at least one container must be essential"));
     }
     depends_on(template)?;
+    placeholders("hostname", &template.hostname)?;
     if let Some(restart) = &template.restart {
         restart_policy(restart)?;
     }
@@ -239,6 +240,17 @@ mod tests {
             })
             .contains("global")
         );
+    }
+
+    #[test]
+    fn placeholders_must_exist() {
+        let mut spec = valid();
+        template(&mut spec).hostname = "{{.Service.Name}}-{{.Task.Slot}}".into();
+        assert_eq!(service_spec(&spec), Ok(()));
+        let message = refused(|spec| template(spec).hostname = "{{.Bogus}}".into());
+        assert!(message.starts_with("hostname: \".Bogus\" is not a placeholder"), "{message}");
+        let later = refused(|spec| template(spec).hostname = "{{.Service.Labels.zone}}".into());
+        assert!(later.starts_with("hostname: not supported yet: "), "{later}");
     }
 
     #[test]
