@@ -3,6 +3,7 @@
 
 pub mod constraint;
 pub mod id;
+mod redact;
 pub mod state;
 pub mod template;
 pub mod time;

@@ -38,6 +38,7 @@ pub struct Resources {
 }
 /// A registry credential as given by a client. Stored as an internal, write-only object.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct RegistryAuth {
     /// User for basic authentication; empty with a token.
     #[prost(string, tag = "1")]
@@ -922,6 +923,7 @@ impl RestartCondition {
 }
 /// The swarm itself; there is exactly one.
 #[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Cluster {
     #[prost(bytes = "vec", tag = "1")]
     pub id: ::prost::alloc::vec::Vec<u8>,
@@ -1565,6 +1567,7 @@ pub struct JoinTokenRequest {
     pub write: ::core::option::Option<WriteOptions>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct JoinTokenResponse {
     /// `SWMTKN-1-…`
     #[prost(string, tag = "1")]
@@ -6031,6 +6034,7 @@ pub struct GetRootResponse {
     pub root_cert_pem: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct IssueRequest {
     /// PKCS#10, PEM; its subject is ignored.
     #[prost(string, tag = "1")]
@@ -7705,6 +7709,7 @@ pub struct SwarmInitRequest {
     pub force_new_cluster: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct SwarmInitResponse {
     #[prost(bytes = "vec", tag = "1")]
     pub node_id: ::prost::alloc::vec::Vec<u8>,
@@ -7715,6 +7720,7 @@ pub struct SwarmInitResponse {
     pub manager_addr: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct SwarmJoinRequest {
     /// Managers to try, `host:port`.
     #[prost(string, repeated, tag = "1")]
