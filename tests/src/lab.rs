@@ -78,7 +78,7 @@ impl Lab {
     #[track_caller]
     pub fn with_managers(name: &str, nodes: u32, managers: u32) -> Self {
         let lab = Self::start(name, nodes, &["--managers", &managers.to_string()]);
-        lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
+        lab.load_busybox();
         lab
     }
 
@@ -92,8 +92,14 @@ impl Lab {
     fn start(name: &str, nodes: u32, args: &[&str]) -> Self {
         let name = format!("{name}{}", std::process::id());
         let dir = std::env::temp_dir().join(format!("skep-lab-{name}"));
+        Self::at(&name, dir, nodes, args)
+    }
+
+    /// Brings up `nodes` hosts under a name and in a folder of the caller's choice.
+    #[track_caller]
+    pub fn at(name: &str, dir: PathBuf, nodes: u32, args: &[&str]) -> Self {
         // Made first, so that a lab that fails half-way goes down too.
-        let lab = Self { name, dir, hosts: nodes, asked: Cell::new(1) };
+        let lab = Self { name: name.to_owned(), dir, hosts: nodes, asked: Cell::new(1) };
         let count = nodes.to_string();
         lab.command(&[&["up", "--nodes", &count], args].concat()).ok();
         lab
@@ -130,6 +136,12 @@ impl Lab {
     /// Runs `skep <args>` on a host with `stdin` from a file.
     pub fn skep_with_input(&self, host: u32, args: &[&str], input: &Path) -> Output {
         run(&mut self.on(host, &[&["skep"], args].concat()), Some(input))
+    }
+
+    /// Loads `busybox:1` on the manager that is asked.
+    #[track_caller]
+    pub fn load_busybox(&self) {
+        self.skep_with_input(self.asked.get(), &["image", "load"], &busybox("busybox:1").archive()).ok();
     }
 
     /// From now on this manager is asked by the methods that name no host.

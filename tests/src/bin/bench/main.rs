@@ -13,6 +13,7 @@ mod cgroup;
 mod command;
 mod contest;
 mod engine_api;
+mod failover;
 mod host_process;
 mod metric;
 mod report;
@@ -69,6 +70,9 @@ fn measure(run: &Run, selection: &Selection) -> Result<bool> {
     let mut complete = true;
     if selection.has_any(metric::CONTAINERS) {
         complete &= contest::measure(run, selection, &mut report)?;
+    }
+    if selection.has_any(metric::FAILOVER) {
+        failover::measure(run, selection, &mut report)?;
     }
     Ok(complete)
 }

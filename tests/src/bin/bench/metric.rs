@@ -28,6 +28,17 @@ pub(crate) const MEMORY_CONTAINER: Metric = metric("memory.per_container_kb", "k
 pub(crate) const MEMORY_IDLE: Metric = metric("memory.daemon_idle_mb", "MB");
 /// One pass of the scheduler over 100,000 pending tasks of one service and 1,000 nodes.
 pub(crate) const SCHEDULER_100K: Metric = metric("scheduler.1k_nodes_100k_tasks.seconds", "s");
+/// Five hosts, three managers, default settings: from the kill of the leader until the next write is acknowledged; median.
+pub(crate) const LEADER_KILLED: Metric = metric("failover.leader_killed.write_gap.seconds", "s");
+/// From the leader's loss of power until its tasks run elsewhere.
+pub(crate) const LEADER_LOST: Metric = metric("failover.leader_lost.tasks_elsewhere.seconds", "s");
+/// From a worker's loss of power until its tasks run elsewhere.
+pub(crate) const WORKER_LOST: Metric = metric("failover.worker_lost.tasks_elsewhere.seconds", "s");
+/// Ten replicas updated one at a time, until the tenth new one runs.
+pub(crate) const UPDATE_10: Metric = metric("update.10_replicas.seconds", "s");
+
+/// Those that a swarm of several managers is needed for.
+pub(crate) const FAILOVER: &[&Metric] = &[&UPDATE_10, &LEADER_KILLED, &LEADER_LOST, &WORKER_LOST];
 
 /// Those that a running orchestrator is needed for.
 pub(crate) const CONTAINERS: &[&Metric] =
@@ -44,6 +55,10 @@ pub(crate) const ALL: &[&Metric] = &[
     &STOP_50,
     &MEMORY_CONTAINER,
     &MEMORY_IDLE,
+    &UPDATE_10,
+    &LEADER_KILLED,
+    &LEADER_LOST,
+    &WORKER_LOST,
 ];
 
 /// The metrics that a command line asks for.
