@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "types.proto",
     "specs.proto",
     "objects.proto",
@@ -14,6 +14,7 @@ const FILES: [&str; 11] = [
     "dispatch.proto",
     "ca.proto",
     "peer.proto",
+    "relay.proto",
     "managers.proto",
     "daemon.proto",
 ];

@@ -232,7 +232,7 @@ impl Agent {
             node_id: config.node_id,
             connector: Arc::clone(&config.connector),
             seeds: config.managers.clone(),
-            known: recorded.managers.managers.iter().map(|manager| manager.addr.clone()).collect(),
+            known: recorded.managers.managers.clone(),
             resume: resume_mark(&recorded),
             description: described,
             images: config.executor.held_images(),

@@ -7,8 +7,10 @@
 //! Channels: the agent reads [`FromManager`] from an unbounded channel (the thread must never wait for the agent, or
 //! heartbeats would; what managers send is bounded by what they assign); statuses wait in the [`Outbox`].
 
+mod patience;
 mod stream;
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +27,7 @@ use crate::executor::HeldImages;
 use crate::managers::ManagerPicker;
 use crate::outbox::Outbox;
 use crate::record::SessionMark;
+use patience::Patience;
 
 /// Why no connection came about.
 pub type ConnectError = Box<dyn Error + Send + Sync>;
@@ -36,6 +39,17 @@ pub trait Connector: Send + Sync + 'static {
     async fn manager(&self, addr: &str) -> Result<Channel, ConnectError>;
     /// Connects to the peer service of node `node` at `host:port`.
     async fn peer(&self, node: NodeId, addr: &str) -> Result<Channel, ConnectError>;
+    /// Takes the nodes that were removed from the swarm, all of them, whenever a manager tells a change: whoever serves or
+    /// calls other nodes refuses these. Called on the session's thread; it must not block. Where this host is a manager
+    /// too, its own state says the same, and says it first.
+    fn denied(&self, nodes: &BTreeSet<NodeId>) {
+        let _ = nodes;
+    }
+    /// Whether a manager closed the connection because this node was removed from the swarm.
+    fn is_removal(&self, error: &(dyn Error + 'static)) -> bool {
+        let _ = error;
+        false
+    }
 }
 
 /// How the session stands, for `skep info` and for tests.
@@ -95,8 +109,10 @@ pub enum FromManager {
 /// Time limits of a session.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionTiming {
-    /// For the connection, TLS included.
+    /// For the connection, TLS included, where there is but one manager.
     pub connect: Duration,
+    /// The same where there are others to turn to.
+    pub connect_one_of_many: Duration,
     /// Until the manager answers `register`.
     pub register: Duration,
     /// Until the goodbye is out.
@@ -105,8 +121,14 @@ pub struct SessionTiming {
 
 impl Default for SessionTiming {
     fn default() -> Self {
-        // A second after the third SYN: on to the next try within the managers' patience (`ManagerPicker::heartbeat`).
-        Self { connect: Duration::from_secs(4), register: Duration::from_secs(5), goodbye: Duration::from_millis(500) }
+        Self {
+            // A second after the third SYN: on to the next try within the managers' patience (`ManagerPicker::heartbeat`).
+            connect: Duration::from_secs(4),
+            // A host that lost its power answers nothing: on to the next one, well before three heartbeats are missed.
+            connect_one_of_many: Duration::from_millis(800),
+            register: Duration::from_secs(5),
+            goodbye: Duration::from_millis(500),
+        }
     }
 }
 
@@ -119,7 +141,7 @@ pub struct SessionConfig {
     /// Managers to try besides those the record knows.
     pub seeds: Vec<String>,
     /// Managers that the record knows.
-    pub known: Vec<String>,
+    pub known: Vec<ManagerAddr>,
     /// The session to resume.
     pub resume: SessionMark,
     /// What the node says of itself; changes are pushed.
@@ -179,7 +201,7 @@ impl Session {
         });
         let (to_agent, from_manager) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
-        let runner = Runner { shared: Arc::clone(&shared), config, to_agent, stopped };
+        let runner = Runner { shared: Arc::clone(&shared), config, to_agent, stopped, patience: Patience::default() };
         let thread = std::thread::Builder::new()
             .name("skep-session".to_owned())
             .spawn(move || {
@@ -273,6 +295,8 @@ enum End {
     Resync,
     /// It was a session, and it broke.
     Lost(String),
+    /// The manager did not answer a heartbeat in time.
+    Silent(String),
     /// It never became a session.
     Refused(String),
 }
@@ -283,11 +307,13 @@ struct Runner {
     config: SessionConfig,
     to_agent: mpsc::UnboundedSender<FromManager>,
     stopped: watch::Receiver<bool>,
+    patience: Patience,
 }
 
 impl Runner {
     async fn run(mut self) {
-        let mut picker = ManagerPicker::new(self.config.seeds.clone(), self.config.known.clone());
+        let config = &self.config;
+        let mut picker = ManagerPicker::new(config.node_id, config.seeds.clone(), config.known.clone());
         let mut mark = self.config.resume.clone();
         let last = loop {
             if *self.stopped.borrow() {
@@ -313,10 +339,10 @@ impl Runner {
                 End::Closed => break SessionState::Closed,
                 End::Removed => break SessionState::Removed,
                 End::Resync => mark = SessionMark::default(),
-                End::Lost(error) => {
-                    tracing::warn!(manager = %addr, %error, "lost the manager; containers go on");
-                    picker.succeeded();
-                    self.connecting(Some(format!("{addr}: {error}")));
+                End::Lost(error) => self.lost(&addr, &error, &mut picker),
+                End::Silent(error) => {
+                    self.patience.ran_out();
+                    self.lost(&addr, &error, &mut picker);
                 }
                 End::Refused(error) => {
                     tracing::debug!(manager = %addr, %error, "no session");
@@ -325,6 +351,12 @@ impl Runner {
             }
         };
         self.shared.state.send_replace(last);
+    }
+
+    fn lost(&self, addr: &str, error: &str, picker: &mut ManagerPicker) {
+        tracing::warn!(manager = %addr, %error, "lost the manager; containers go on");
+        picker.lost(addr);
+        self.connecting(Some(format!("{addr}: {error}")));
     }
 
     fn connecting(&self, error: Option<String>) {

@@ -5404,7 +5404,7 @@ pub struct Goodbye {}
 /// From the manager.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionDown {
-    #[prost(oneof = "session_down::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "session_down::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub message: ::core::option::Option<session_down::Message>,
 }
 /// Nested message and enum types in `SessionDown`.
@@ -5433,6 +5433,9 @@ pub mod session_down {
         /// The node was removed from the swarm.
         #[prost(message, tag = "9")]
         Removed(super::Removed),
+        /// Nodes that were removed from the swarm: nobody speaks with them any more.
+        #[prost(message, tag = "10")]
+        Denied(super::Denied),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -5476,6 +5479,17 @@ pub struct StatusAck {
 pub struct RenewCertificate {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Removed {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Denied {
+    /// Replaces what was said before; set in the first one of a session.
+    #[prost(bool, tag = "1")]
+    pub complete: bool,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub added: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Their last certificates have ended.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
 /// What a node is to run. Numbered: each difference names the set it applies to.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Assignments {
@@ -6813,9 +6827,533 @@ pub mod peer_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// To the leader, at short intervals, also when there is nothing to say: a sign of life.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RelayUp {
+    /// Replaces all that this manager said of its sessions; set in a stream's first message.
+    #[prost(bool, tag = "1")]
+    pub complete: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub opened: ::prost::alloc::vec::Vec<RelayedSession>,
+    /// Nodes whose session here ended.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub closed: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Nodes that said something since the last message.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub heard: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Nodes whose held images changed, each with all of them.
+    #[prost(message, repeated, tag = "5")]
+    pub images: ::prost::alloc::vec::Vec<RelayedImages>,
+}
+/// A session that is open at the sender.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayedSession {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// Tells it from other sessions of the node at the same manager.
+    #[prost(uint64, tag = "2")]
+    pub connection: u64,
+    /// Store version of the node's registration: of two sessions of a node the one with the higher version counts.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayedImages {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "2")]
+    pub digests: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// From the leader, at short intervals: a manager that hears none for a second ends its sessions.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RelayDown {
+    /// Replaces all that was said of homes; set in a stream's first message.
+    #[prost(bool, tag = "1")]
+    pub complete: bool,
+    /// Where nodes have their sessions, the receiver's own included.
+    #[prost(message, repeated, tag = "2")]
+    pub put: ::prost::alloc::vec::Vec<Home>,
+    /// Nodes without a session.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub remove: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Nodes of the receiver that are to renew their certificates now.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub renew: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Nodes of the receiver whose sessions are to end; they may come back.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub reconnect: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Home {
+    #[prost(bytes = "vec", tag = "1")]
+    pub manager_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<RelayedSession>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldersRequest {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldersResponse {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub node_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeLogsRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<LogOptions>,
+}
+/// Generated client implementations.
+pub mod relay_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Callers: managers (by certificate), for themselves.
+    #[derive(Debug, Clone)]
+    pub struct RelayClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> RelayClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> RelayClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            RelayClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// From each other manager to the leader, kept up all the time. UNAVAILABLE from one that does not lead.
+        pub async fn link(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::RelayUp>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RelayDown>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Relay/Link");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Relay", "Link"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// At the leader: which nodes say that they hold an image.
+        pub async fn holders(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HoldersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HoldersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Relay/Holders");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Relay", "Holders"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// At the manager where a node's session is: log lines of some of its tasks. NOT_FOUND if its session is not there,
+        /// ABORTED if the answer breaks off.
+        pub async fn node_logs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeLogsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::LogChunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Relay/NodeLogs");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Relay", "NodeLogs"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod relay_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with RelayServer.
+    #[async_trait]
+    pub trait Relay: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Link method.
+        type LinkStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RelayDown, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// From each other manager to the leader, kept up all the time. UNAVAILABLE from one that does not lead.
+        async fn link(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::RelayUp>>,
+        ) -> std::result::Result<tonic::Response<Self::LinkStream>, tonic::Status>;
+        /// At the leader: which nodes say that they hold an image.
+        async fn holders(
+            &self,
+            request: tonic::Request<super::HoldersRequest>,
+        ) -> std::result::Result<tonic::Response<super::HoldersResponse>, tonic::Status>;
+        /// Server streaming response type for the NodeLogs method.
+        type NodeLogsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::LogChunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// At the manager where a node's session is: log lines of some of its tasks. NOT_FOUND if its session is not there,
+        /// ABORTED if the answer breaks off.
+        async fn node_logs(
+            &self,
+            request: tonic::Request<super::NodeLogsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::NodeLogsStream>, tonic::Status>;
+    }
+    /// Callers: managers (by certificate), for themselves.
+    #[derive(Debug)]
+    pub struct RelayServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> RelayServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for RelayServer<T>
+    where
+        T: Relay,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Relay/Link" => {
+                    #[allow(non_camel_case_types)]
+                    struct LinkSvc<T: Relay>(pub Arc<T>);
+                    impl<T: Relay> tonic::server::StreamingService<super::RelayUp>
+                    for LinkSvc<T> {
+                        type Response = super::RelayDown;
+                        type ResponseStream = T::LinkStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::RelayUp>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Relay>::link(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LinkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Relay/Holders" => {
+                    #[allow(non_camel_case_types)]
+                    struct HoldersSvc<T: Relay>(pub Arc<T>);
+                    impl<T: Relay> tonic::server::UnaryService<super::HoldersRequest>
+                    for HoldersSvc<T> {
+                        type Response = super::HoldersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HoldersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Relay>::holders(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HoldersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Relay/NodeLogs" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeLogsSvc<T: Relay>(pub Arc<T>);
+                    impl<
+                        T: Relay,
+                    > tonic::server::ServerStreamingService<super::NodeLogsRequest>
+                    for NodeLogsSvc<T> {
+                        type Response = super::LogChunk;
+                        type ResponseStream = T::NodeLogsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeLogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Relay>::node_logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeLogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for RelayServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Relay";
+    impl<T> tonic::server::NamedService for RelayServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RaftMessage {
-    /// The kind of message (`peers/kind.rs`); echoed in the answer.
+    /// `skep_raft::MessageKind`; echoed in the answer.
     #[prost(uint32, tag = "1")]
     pub kind: u32,
     #[prost(bytes = "vec", tag = "2")]
@@ -7046,6 +7584,9 @@ pub struct EnterRequest {
     /// Feature level of the caller's build.
     #[prost(uint32, tag = "2")]
     pub feature_level: u32,
+    /// Set by a manager that hands the call on: whose it is. Empty: the caller's own.
+    #[prost(bytes = "vec", tag = "3")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnterResponse {
@@ -7058,7 +7599,7 @@ pub struct EnterResponse {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {}
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeResponse {
     /// Feature level of the build.
     #[prost(uint32, tag = "1")]
@@ -7066,17 +7607,6 @@ pub struct DescribeResponse {
     /// Applied store version.
     #[prost(uint64, tag = "2")]
     pub version: u64,
-    /// Digests of the state at round log indexes, newest last: equal on all managers.
-    #[prost(message, repeated, tag = "3")]
-    pub digests: ::prost::alloc::vec::Vec<StateDigest>,
-}
-/// SHA-256 of the state's canonical snapshot after a log entry.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StateDigest {
-    #[prost(uint64, tag = "1")]
-    pub index: u64,
-    #[prost(bytes = "vec", tag = "2")]
-    pub sha256: ::prost::alloc::vec::Vec<u8>,
 }
 /// Generated client implementations.
 pub mod quorum_client {

@@ -1,16 +1,18 @@
 //! One connection's session: registers, then heartbeats, statuses and changes up, assignments and requests down.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
+use skep_proto::id::NodeId;
 use skep_proto::v1::dispatch_client::DispatchClient;
 use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::session_up::Message as Up;
 use skep_proto::v1::{
-    Goodbye, Heartbeat, HeldImages as HeldImagesMessage, ManagerAddr, Register, Registered, SessionDown, SessionUp,
-    StatusBatch, TaskObserved,
+    Denied, Goodbye, Heartbeat, HeldImages as HeldImagesMessage, ManagerAddr, Register, Registered, SessionDown,
+    SessionUp, StatusBatch, TaskObserved,
 };
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
@@ -27,8 +29,6 @@ use crate::record::SessionMark;
 const MAX_MESSAGE: usize = 64 << 20;
 /// A manager that does not say is taken to mean this.
 const DEFAULT_PERIOD: Duration = Duration::from_secs(1);
-/// Heartbeats without an answer before the manager is given up.
-const MISSED: u32 = 3;
 
 /// A session that was taken in.
 struct Open {
@@ -38,8 +38,12 @@ struct Open {
     down: Streaming<SessionDown>,
     session_id: Arc<[u8]>,
     period: Duration,
-    last_ack: Instant,
+    began: Instant,
+    /// The first heartbeat since the manager was last heard.
+    unanswered: Option<Instant>,
     next_beat: Instant,
+    /// Nodes that were removed from the swarm.
+    denied: BTreeSet<NodeId>,
     /// What the manager knows we hold. `None`: nothing was sent yet.
     sent_images: Option<HeldImages>,
 }
@@ -47,7 +51,11 @@ struct Open {
 impl Runner {
     /// Connects, registers, and serves until the end of the connection.
     pub(super) async fn serve(&mut self, addr: &str, mark: &mut SessionMark, picker: &mut ManagerPicker) -> End {
-        let mut open = match self.open(addr, mark).await {
+        let connect = match picker.has_other_than(addr) {
+            true => self.config.timing.connect_one_of_many,
+            false => self.config.timing.connect,
+        };
+        let mut open = match self.open(addr, mark, connect).await {
             Ok((open, registered)) => {
                 self.registered(&registered, mark, picker);
                 open
@@ -57,15 +65,19 @@ impl Runner {
         self.shared.state.send_replace(SessionState::Connected { addr: addr.to_owned() });
         tracing::info!(manager = %addr, "session open");
         self.send_images(&mut open);
-        loop {
-            if let Some(end) = self.turn(&mut open, mark, picker).await {
-                return end;
+        let end = loop {
+            // Asked anew each time: the list of managers changes.
+            let has_other = picker.has_other_than(addr);
+            if let Some(end) = self.turn(&mut open, mark, picker, has_other).await {
+                break end;
             }
-        }
+        };
+        self.patience.lasted(open.began.elapsed());
+        end
     }
 
-    async fn open(&mut self, addr: &str, mark: &SessionMark) -> Result<(Open, Registered), End> {
-        let opening = self.open_stream(addr, mark);
+    async fn open(&mut self, addr: &str, mark: &SessionMark, connect: Duration) -> Result<(Open, Registered), End> {
+        let opening = self.open_stream(addr, mark, connect);
         let mut stopped = self.stopped.clone();
         tokio::select! {
             biased;
@@ -74,12 +86,12 @@ impl Runner {
         }
     }
 
-    async fn open_stream(&self, addr: &str, mark: &SessionMark) -> Result<(Open, Registered), End> {
+    async fn open_stream(&self, addr: &str, mark: &SessionMark, connect: Duration) -> Result<(Open, Registered), End> {
         let timing = self.config.timing;
-        let channel = timeout(timing.connect, self.config.connector.manager(addr))
+        let channel = timeout(connect, self.config.connector.manager(addr))
             .await
-            .map_err(|_| End::Refused(format!("no connection within {:?}", timing.connect)))?
-            .map_err(|error| End::Refused(chain(error.as_ref())))?;
+            .map_err(|_| End::Refused(format!("no connection within {connect:?}")))?
+            .map_err(|error| self.refused(error.as_ref(), chain(error.as_ref())))?;
         let (up, queue) = mpsc::unbounded_channel();
         let description = self.config.description.borrow().clone();
         let register = Register {
@@ -97,13 +109,10 @@ impl Runner {
         let (down, first) = timeout(timing.register, answered)
             .await
             .map_err(|_| End::Refused(format!("no answer to the registration within {:?}", timing.register)))?
-            .map_err(|status| End::Refused(status.message().to_owned()))?;
+            .map_err(|status| self.refused(&status, status.message().to_owned()))?;
         let registered = match first {
             Some(Down::Registered(registered)) => registered,
-            Some(Down::Removed(_)) => {
-                let _ = self.to_agent.send(FromManager::Removed);
-                return Err(End::Removed);
-            }
+            Some(Down::Removed(_)) => return Err(self.removed()),
             _ => return Err(End::Refused("the manager did not answer the registration".to_owned())),
         };
         self.shared.link.send_replace(Some(ManagerLink { addr: addr.to_owned(), channel }));
@@ -113,11 +122,23 @@ impl Runner {
             down,
             session_id: registered.session_id.clone().into(),
             period,
-            last_ack: now,
+            began: now,
+            unanswered: None,
             next_beat: now,
+            denied: BTreeSet::new(),
             sent_images: None,
         };
         Ok((open, registered))
+    }
+
+    /// No session came about. A removed node may be told by the connection's end only.
+    fn refused(&self, error: &(dyn Error + 'static), words: String) -> End {
+        if self.config.connector.is_removal(error) { self.removed() } else { End::Refused(words) }
+    }
+
+    fn removed(&self) -> End {
+        let _ = self.to_agent.send(FromManager::Removed);
+        End::Removed
     }
 
     fn registered(&mut self, registered: &Registered, mark: &mut SessionMark, picker: &mut ManagerPicker) {
@@ -135,27 +156,40 @@ impl Runner {
     }
 
     fn learn(&self, managers: Vec<ManagerAddr>, picker: &mut ManagerPicker) {
-        picker.learn(managers.iter().map(|manager| manager.addr.clone()).collect());
+        picker.learn(managers.clone());
         let _ = self.to_agent.send(FromManager::Managers(managers));
     }
 
     /// Waits for the next thing to happen and deals with it. `Some`: the session is over.
-    async fn turn(&mut self, open: &mut Open, mark: &mut SessionMark, picker: &mut ManagerPicker) -> Option<End> {
-        let deadline = open.last_ack + open.period * MISSED;
+    async fn turn(
+        &mut self,
+        open: &mut Open,
+        mark: &mut SessionMark,
+        picker: &mut ManagerPicker,
+        has_other: bool,
+    ) -> Option<End> {
+        let patience = self.patience.after_beat(open.period, has_other);
+        let given_up = open.unanswered.map(|since| since + patience);
         let due = self.shared.outbox().due();
+        let never = Instant::now() + open.period;
         tokio::select! {
             biased;
             () = stop_asked(&mut self.stopped) => return Some(self.goodbye(open).await),
             () = sleep_until(open.next_beat.into()) => self.beat(open),
-            () = sleep_until(deadline.into()) => {
-                return Some(End::Lost(format!("no answer to heartbeats for {:?}", open.period * MISSED)));
-            }
             message = open.down.message() => match message {
-                Ok(Some(message)) => return self.take(open, message, mark, picker),
+                Ok(Some(message)) => {
+                    open.unanswered = None;
+                    return self.take(open, message, mark, picker);
+                }
                 Ok(None) => return Some(End::Lost("the manager ended the session".to_owned())),
+                Err(status) if self.config.connector.is_removal(&status) => return Some(self.removed()),
                 Err(status) => return Some(End::Lost(status.message().to_owned())),
             },
-            () = sleep_until(due.unwrap_or(deadline).into()), if due.is_some() => {
+            // After the messages: a host that was itself suspended finds the answer waiting.
+            () = sleep_until(given_up.unwrap_or(never).into()), if given_up.is_some() => {
+                return Some(End::Silent(format!("no answer to a heartbeat within {patience:?}")));
+            }
+            () = sleep_until(due.unwrap_or(never).into()), if due.is_some() => {
                 let batch = self.shared.outbox().take(Instant::now());
                 if let Some(batch) = batch {
                     self.send_batch(open, batch);
@@ -182,9 +216,11 @@ impl Runner {
         let applied_sequence = if applied.session_id == *open.session_id { applied.sequence } else { 0 };
         drop(applied);
         send(open, Up::Heartbeat(Heartbeat { applied_sequence, networks: Vec::new() }));
+        let now = Instant::now();
+        open.unanswered.get_or_insert(now);
         // A little early and never in step with other nodes.
         let early = rand::thread_rng().gen_range(0.0..0.1);
-        open.next_beat = Instant::now() + open.period.mul_f64(1.0 - early);
+        open.next_beat = now + open.period.mul_f64(1.0 - early);
     }
 
     fn take(
@@ -206,7 +242,6 @@ impl Runner {
                 forward(FromManager::Assignments { session_id: Arc::clone(&open.session_id), message });
             }
             Down::HeartbeatAck(ack) => {
-                open.last_ack = Instant::now();
                 open.period = period(ack.heartbeat_period_ms);
                 picker.heartbeat(open.period);
             }
@@ -218,12 +253,24 @@ impl Runner {
             Down::LogRequest(request) => forward(FromManager::LogRequest(request)),
             Down::LogCancel(cancel) => forward(FromManager::LogCancel(cancel.stream_id)),
             Down::RenewCertificate(_) => forward(FromManager::RenewCertificate),
-            Down::Removed(_) => {
-                forward(FromManager::Removed);
-                return Some(End::Removed);
-            }
+            Down::Removed(_) => return Some(self.removed()),
+            Down::Denied(denied) => self.deny(open, &denied),
         }
         None
+    }
+
+    /// Hands on which nodes are out.
+    fn deny(&self, open: &mut Open, denied: &Denied) {
+        if denied.complete {
+            open.denied.clear();
+        }
+        let ids =
+            |list: &[Vec<u8>]| -> Vec<NodeId> { list.iter().filter_map(|id| NodeId::from_wire(id).ok()).collect() };
+        open.denied.extend(ids(&denied.added));
+        for node in ids(&denied.removed) {
+            open.denied.remove(&node);
+        }
+        self.config.connector.denied(&open.denied);
     }
 
     fn send_batch(&self, open: &Open, batch: Batch) {
