@@ -1,11 +1,13 @@
 //! Validation of specs: plain functions whose messages name the field and say what would be right. The command line
 //! runs them before it calls, the control API before it stores.
 
+mod cluster;
 mod container;
 mod health;
 mod mount;
 mod service;
 
+pub use cluster::{CERT_EXPIRY_MS, HEARTBEAT_MS, MAX_REVISION_HISTORY, MAX_TASK_HISTORY, cluster_spec};
 pub use container::{CAPABILITIES, capability, signal_number};
 pub use service::{MAX_REPLICAS, node_spec, replicas, service_spec};
 

@@ -11,6 +11,7 @@ pub mod head;
 pub mod ids;
 pub mod object;
 pub mod orchestrate;
+pub mod roles;
 pub mod schedule;
 pub mod store;
 pub mod watch;

@@ -1,0 +1,83 @@
+//! Settings of the swarm: checked by `swarm init` on the node that makes it, and by `swarm update` on a manager. In
+//! every field 0 stands for the default.
+
+use super::{Invalid, labels};
+use crate::v1::ClusterSpec;
+
+/// Shortest and longest session heartbeat, in milliseconds.
+pub const HEARTBEAT_MS: std::ops::RangeInclusive<i64> = 100..=60_000;
+/// Shortest and longest life of a node's certificate, in milliseconds: an hour, and ten years (the root lives twenty).
+pub const CERT_EXPIRY_MS: std::ops::RangeInclusive<i64> = HOUR_MS..=10 * 365 * 24 * HOUR_MS;
+/// Ended tasks kept for each slot, at most.
+pub const MAX_TASK_HISTORY: i32 = 1_000;
+/// Revisions kept for each service, at most.
+pub const MAX_REVISION_HISTORY: i32 = 1_000;
+const HOUR_MS: i64 = 3600 * 1000;
+
+/// Checks the settings of a swarm.
+pub fn cluster_spec(spec: &ClusterSpec) -> Result<(), Invalid> {
+    if spec.task_history_limit < -1 || spec.task_history_limit > MAX_TASK_HISTORY {
+        let message = format!("must be -1 (none) or 0 to {MAX_TASK_HISTORY}, but is {}", spec.task_history_limit);
+        return Err(Invalid::new("task_history_limit", message));
+    }
+    if spec.heartbeat_period_ms != 0 && !HEARTBEAT_MS.contains(&spec.heartbeat_period_ms) {
+        let message = format!("must be between 100 ms and 60 s, but is {} ms", spec.heartbeat_period_ms);
+        return Err(Invalid::new("heartbeat_period_ms", message));
+    }
+    if spec.node_cert_expiry_ms != 0 && !CERT_EXPIRY_MS.contains(&spec.node_cert_expiry_ms) {
+        let message = format!("must be between 1 hour and 10 years, but is {} ms", spec.node_cert_expiry_ms);
+        return Err(Invalid::new("node_cert_expiry_ms", message));
+    }
+    if !(0..=MAX_REVISION_HISTORY).contains(&spec.revision_history_limit) {
+        let message = format!("must be 0 to {MAX_REVISION_HISTORY}, but is {}", spec.revision_history_limit);
+        return Err(Invalid::new("revision_history_limit", message));
+    }
+    if spec.snapshot_log_bytes != 0 {
+        return Err(Invalid::new("snapshot_log_bytes", "not supported yet: it is 64 MiB"));
+    }
+    labels("labels", &spec.labels)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut ClusterSpec)) -> String {
+        let mut spec = ClusterSpec::default();
+        change(&mut spec);
+        cluster_spec(&spec).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_and_the_ends_of_every_range_are_valid() {
+        assert_eq!(cluster_spec(&ClusterSpec::default()), Ok(()));
+        for (heartbeat_period_ms, node_cert_expiry_ms, task_history_limit, revision_history_limit) in [
+            (*HEARTBEAT_MS.start(), *CERT_EXPIRY_MS.start(), -1, 1),
+            (*HEARTBEAT_MS.end(), *CERT_EXPIRY_MS.end(), MAX_TASK_HISTORY, MAX_REVISION_HISTORY),
+        ] {
+            let spec = ClusterSpec {
+                heartbeat_period_ms,
+                node_cert_expiry_ms,
+                task_history_limit,
+                revision_history_limit,
+                ..ClusterSpec::default()
+            };
+            assert_eq!(cluster_spec(&spec), Ok(()));
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_field_and_the_range() {
+        let heartbeat = "heartbeat_period_ms: must be between 100 ms and 60 s, but is ";
+        assert_eq!(refused(|spec| spec.heartbeat_period_ms = 99), format!("{heartbeat}99 ms"));
+        assert_eq!(refused(|spec| spec.heartbeat_period_ms = 60_001), format!("{heartbeat}60001 ms"));
+        assert_eq!(refused(|spec| spec.heartbeat_period_ms = -1), format!("{heartbeat}-1 ms"));
+        assert!(refused(|spec| spec.node_cert_expiry_ms = HOUR_MS - 1).starts_with("node_cert_expiry_ms: "));
+        assert!(refused(|spec| spec.node_cert_expiry_ms = i64::MAX).contains("10 years"));
+        assert!(refused(|spec| spec.task_history_limit = -2).starts_with("task_history_limit: must be -1"));
+        assert!(refused(|spec| spec.revision_history_limit = -1).starts_with("revision_history_limit: "));
+        assert!(refused(|spec| spec.snapshot_log_bytes = 1 << 20).contains("not supported yet"));
+        assert!(refused(|spec| spec.labels = [(String::new(), "x".into())].into()).starts_with("labels: "));
+    }
+}
