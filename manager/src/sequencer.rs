@@ -178,11 +178,14 @@ impl Sequencer {
 
 fn explain(trouble: &ProposeError) -> WriteError {
     match trouble {
-        ProposeError::NotLeader { .. } | ProposeError::NoQuorum { .. } => WriteError::NoLeader,
-        ProposeError::ResultUnknown { .. } => WriteError::Unknown,
-        ProposeError::TooLarge { .. } | ProposeError::Stopped { .. } | ProposeError::Storage(_) => {
-            WriteError::Stopped(trouble.to_string())
+        ProposeError::NotLeader { .. } | ProposeError::NoQuorum { .. } | ProposeError::HandingOver => {
+            WriteError::NoLeader
         }
+        ProposeError::ResultUnknown { .. } => WriteError::Unknown,
+        ProposeError::TooLarge { .. }
+        | ProposeError::DiskFull { .. }
+        | ProposeError::Stopped { .. }
+        | ProposeError::Storage(_) => WriteError::Stopped(trouble.to_string()),
     }
 }
 

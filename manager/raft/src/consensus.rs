@@ -60,6 +60,20 @@ pub enum ProposeError {
         /// The largest entry accepted, in bytes.
         limit: usize,
     },
+    /// Nothing was proposed: this leader is handing over to another manager. Try again in a second, with the new one.
+    #[error("this manager is handing the lead over to another one; try again")]
+    HandingOver,
+    /// Nothing was proposed: the leader's disk is nearly full. It takes proposals again by itself when there is space.
+    #[error(
+        "the disk of the manager's data directory is full ({free_bytes} bytes are free, {needed_bytes} are needed): \
+         make space; the manager goes on by itself"
+    )]
+    DiskFull {
+        /// Bytes that are free.
+        free_bytes: u64,
+        /// Bytes that must be free for proposals.
+        needed_bytes: u64,
+    },
     /// Nothing was proposed: the node is stopped, or stops.
     #[error("consensus is stopped: {reason}")]
     Stopped {
@@ -124,6 +138,51 @@ pub enum MembershipError {
     },
 }
 
+/// Why the lead was not handed over. The node leads on as before, unless it lost the lead otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// Only the leader hands over.
+    #[error("this manager is not the leader{}", leader_hint(.leader))]
+    NotLeader {
+        /// The leader that this node follows; None while there is none.
+        leader: Option<Member>,
+    },
+    /// Nobody can take over, or not now.
+    #[error("the lead cannot be handed over: {0}")]
+    Refused(String),
+    /// The other manager did not lead in time. It may still do so.
+    #[error("the lead was not taken over within {waited_ms} ms; this manager leads on")]
+    TimedOut {
+        /// Milliseconds waited.
+        waited_ms: u64,
+    },
+    /// The node is stopped, or stops.
+    #[error("consensus is stopped: {reason}")]
+    Stopped {
+        /// Why: "shut down", or the failure.
+        reason: Arc<str>,
+    },
+}
+
+/// Why a node stopped, for what to do about it; [`Status::stopped`] has the words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StopCause {
+    /// Stopped on purpose.
+    ShutDown,
+    /// The disk was full at a write that could not wait. Nothing acknowledged is lost: start again when there is space.
+    DiskFull,
+    /// A file cannot be read or written, or its content cannot be trusted.
+    Storage,
+    /// The state machine refused a committed entry or a snapshot: an unknown kind, a broken invariant.
+    StateMachine,
+    /// This manager's state differs from the others' at the same log index.
+    Diverged,
+    /// The cluster was recovered from lost quorum without this manager: leave and join again.
+    LeftBehind,
+    /// The engine ended in another way.
+    Engine,
+}
+
 fn leader_hint(leader: &Option<Member>) -> String {
     match leader {
         Some(leader) => format!(", raft node {} at {:?} is", leader.id, leader.address),
@@ -181,7 +240,8 @@ pub struct SnapshotInfo {
     pub digest: Option<[u8; 32]>,
 }
 
-/// A view of the node, published on every change.
+/// A view of the node, published on every change; but the mere passing of acknowledgements ([`Self::quorum_acked_at`],
+/// [`Self::heard`]) wakes nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// This node's id.
@@ -198,6 +258,22 @@ pub struct Status {
     pub last_applied: Option<u64>,
     /// On a leader: when a quorum last confirmed it; a sole voter is its own quorum at all times. None elsewhere.
     pub quorum_acked_at: Option<Instant>,
+    /// On a leader: whether a quorum confirmed it recently enough to go on (CheckQuorum). A leader without quorum takes
+    /// no proposals; whatever runs because this node leads should stop. False elsewhere.
+    pub has_quorum: bool,
+    /// On a leader: when each other member last answered. Empty elsewhere, and without those that never did.
+    pub heard: BTreeMap<RaftId, Instant>,
+    /// On a follower or learner: when its leader was last heard. None before the first time, and on a leader.
+    pub leader_heard_at: Option<Instant>,
+    /// Whether this node knows a leader that can be relied on: itself with a quorum, or one heard within the longest
+    /// election timeout and a half. Where it is false, reads are stale and sessions should look for another manager.
+    pub hears_leader: bool,
+    /// This leader is handing over, and takes no proposals.
+    pub handing_over: bool,
+    /// The disk is nearly full: this node takes no proposals and no entries, and gives no votes, until there is space.
+    pub disk_full: bool,
+    /// How often the group was recovered from lost quorum.
+    pub recovery_epoch: u64,
     /// Who belongs to the group.
     pub membership: Arc<Membership>,
     /// On a leader: last index known to be on each member's disk. Empty elsewhere.
@@ -208,12 +284,46 @@ pub struct Status {
     pub first_log: u64,
     /// Why the node stopped; None while it runs.
     pub stopped: Option<Arc<str>>,
+    /// The same for programs; None while it runs.
+    pub stop_cause: Option<StopCause>,
 }
 
 impl Status {
+    /// A node that has not heard or done anything yet. For tests of what follows a status.
+    pub fn initial(id: RaftId) -> Self {
+        Self {
+            id,
+            role: Role::Learner,
+            term: 0,
+            leader: None,
+            last_log: None,
+            last_applied: None,
+            quorum_acked_at: None,
+            has_quorum: false,
+            heard: BTreeMap::new(),
+            leader_heard_at: None,
+            hears_leader: false,
+            handing_over: false,
+            disk_full: false,
+            recovery_epoch: 0,
+            membership: Arc::default(),
+            matched: BTreeMap::new(),
+            snapshot: None,
+            first_log: 0,
+            stopped: None,
+            stop_cause: None,
+        }
+    }
+
     /// Whether this node leads, by its own view.
     pub fn is_leader(&self) -> bool {
         self.role == Role::Leader
+    }
+
+    /// Whether this node leads and a quorum follows: what runs on the leader only should run. Changes wake the
+    /// receivers of [`Consensus::status`].
+    pub fn leads(&self) -> bool {
+        self.is_leader() && self.has_quorum
     }
 
     /// Whether this node is the only voter, so that its own disk is the quorum.
@@ -262,11 +372,26 @@ pub trait Consensus: Send + Sync + 'static {
     /// Gives a learner a vote. The caller looks at [`Status::matched`] first: a voter that lags may cost the quorum.
     fn promote(&self, id: RaftId, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>>;
 
-    /// Takes the vote from a member, which stays as a learner. The last voter is refused.
+    /// Takes the vote from a member, which stays as a learner. The last voter is refused. A leader that is asked to
+    /// demote or remove itself hands the lead over and answers `NotLeader` with the new leader: ask that one.
     fn demote(&self, id: RaftId, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>>;
 
     /// Removes a member, voter or learner. Its id is never used again. The last voter is refused.
     fn remove(&self, id: RaftId, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>>;
+
+    /// Hands the lead over to a voter, or to the one that is furthest if `to` is None, and answers who leads then.
+    ///
+    /// Proposals are refused meanwhile ([`ProposeError::HandingOver`]); with more than three voters the others' leases
+    /// have to run out, about 0.6 s. On an error the node leads on. [`Self::shutdown`] and the demotion of a leader hand
+    /// over by themselves.
+    fn transfer_leadership(
+        &self,
+        to: Option<RaftId>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<RaftId, TransferError>> {
+        let _ = (to, timeout);
+        Box::pin(async { Err(TransferError::Refused("not supported yet by this engine".to_owned())) })
+    }
 
     /// Asks for a snapshot now; it is made in the background. [`Status::snapshot`] shows it.
     fn snapshot_now(&self) -> BoxFuture<'static, Result<(), BarrierError>>;

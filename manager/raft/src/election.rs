@@ -61,7 +61,7 @@ mod tests {
     fn status(role: Role, voters: &[RaftId]) -> Status {
         let member = |id: &RaftId| (*id, Member { id: *id, address: String::new() });
         let membership = Membership { voters: voters.iter().map(member).collect(), ..Membership::default() };
-        Status { role, membership: Arc::new(membership), ..crate::status::initial(1) }
+        Status { role, membership: Arc::new(membership), ..Status::initial(1) }
     }
 
     #[test]

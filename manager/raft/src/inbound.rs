@@ -65,6 +65,9 @@ impl Inbound {
                 let result = self.take_chunk(wire::get_chunk(body)?).await?;
                 wire::put_chunk_answer(&mut answer, &result);
             }
+            MessageKind::PreVote | MessageKind::Control => {
+                return Err(WireError::Malformed("kind: not supported yet").into());
+            }
         }
         Ok(answer.into())
     }

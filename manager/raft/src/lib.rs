@@ -30,7 +30,7 @@ mod wire;
 pub use config::{Config, Limits, Start, Timing};
 pub use consensus::{
     BarrierError, Committed, Consensus, Member, Membership, MembershipError, ProposeError, RaftId, Role, SnapshotInfo,
-    Status,
+    Status, StopCause, TransferError,
 };
 pub use crypto::KeyEncryptionKey;
 pub use error::{StartError, StoreError};

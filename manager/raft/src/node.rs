@@ -189,7 +189,7 @@ async fn start_engine<M: StateMachine>(
     };
     let raft = Raft::new(config.node_id, Arc::new(engine), network, log.clone(), machine).await;
     let raft = raft.map_err(|error| failed(&store, &error))?;
-    let status = Arc::new(watch::channel(status::initial(config.node_id)).0);
+    let status = Arc::new(watch::channel(Status::initial(config.node_id)).0);
     let (barriers, requests) = mpsc::unbounded_channel();
     tokio::spawn(status::publish(raft.metrics(), Arc::clone(&snapshots), Arc::clone(&status)));
     tokio::spawn(election::run(raft.clone(), status.subscribe()));

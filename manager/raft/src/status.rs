@@ -1,6 +1,5 @@
 //! openraft's metrics as [`Status`], published on every change. One task of the Raft runtime.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,24 +13,6 @@ use crate::store::snapshots::SnapshotStore;
 use crate::types::StoredMembership;
 
 type Metrics = RaftMetrics<RaftId, BasicNode>;
-
-/// What a status is before the engine has spoken.
-pub(crate) fn initial(id: RaftId) -> Status {
-    Status {
-        id,
-        role: Role::Learner,
-        term: 0,
-        leader: None,
-        last_log: None,
-        last_applied: None,
-        quorum_acked_at: None,
-        membership: Arc::default(),
-        matched: BTreeMap::new(),
-        snapshot: None,
-        first_log: 0,
-        stopped: None,
-    }
-}
 
 /// Follows the metrics until the engine ends.
 pub(crate) async fn publish(
@@ -86,6 +67,7 @@ fn convert(now: &Metrics, membership: Arc<Membership>, store: &Weak<Store>) -> S
         snapshot: None,
         first_log: now.purged.map_or(0, |id| id.index + 1),
         stopped: now.running_state.as_ref().err().map(|fatal| stop_reason(fatal, store)),
+        ..Status::initial(now.id)
     }
 }
 

@@ -20,6 +20,31 @@ pub enum MessageKind {
     Vote,
     /// One piece of a snapshot. Up to 1 MiB.
     SnapshotChunk,
+    /// A question before an election: "do you hear a leader, is my log current?". Small.
+    PreVote,
+    /// A leader's word to another manager: hand-over of the lead, comparison of digests. Small.
+    Control,
+}
+
+impl MessageKind {
+    /// Every kind, in the order of its number.
+    pub const ALL: [Self; 5] = [Self::Append, Self::Vote, Self::SnapshotChunk, Self::PreVote, Self::Control];
+
+    /// The number of a kind on the wire. It never changes.
+    pub fn as_u8(self) -> u8 {
+        match self {
+            Self::Append => 1,
+            Self::Vote => 2,
+            Self::SnapshotChunk => 3,
+            Self::PreVote => 4,
+            Self::Control => 5,
+        }
+    }
+
+    /// The kind with this number; None if this build does not know it.
+    pub fn from_u8(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_u8() == number)
+    }
 }
 
 /// Why a message brought no answer.
@@ -54,7 +79,11 @@ pub trait Transport: Send + Sync + 'static {
         true
     }
 
-    /// Sends one message and waits for the answer, at most `timeout`. Called on the Raft runtime: must not block.
+    /// Sends one message and waits for the answer, at most `timeout`.
+    ///
+    /// Called and polled on the Raft runtime (two threads of raised priority that nothing else uses), so it must not
+    /// block; a connection that is made lazily in here has its tasks there too, where the daemon's load does not delay
+    /// them. Heartbeats share it with everything else: two calls to one target must be able to be on the way at once.
     fn call(
         &self,
         target: Member,
@@ -86,5 +115,19 @@ impl Transport for NoPeers {
             reason: "this manager runs alone".to_owned(),
         };
         async move { Err(error) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_numbers_of_their_own() {
+        for kind in MessageKind::ALL {
+            assert_eq!(MessageKind::from_u8(kind.as_u8()), Some(kind));
+        }
+        assert_eq!(MessageKind::from_u8(0), None);
+        assert_eq!(MessageKind::from_u8(6), None);
     }
 }
