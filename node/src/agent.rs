@@ -6,29 +6,29 @@ use std::sync::Arc;
 use anyhow::Context;
 use skep_identity::PeerIdentity;
 use skep_worker::{Agent, AgentConfig, AgentEvent, AgentHandle, SessionState, SessionTiming};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
+use crate::contacts::Contacts;
 use crate::host::Host;
 use crate::links::Links;
+use crate::membership::RecordFile;
 
-/// The agent and what it tells.
+/// The agent.
 #[derive(Clone)]
 pub(crate) struct MemberAgent {
     pub(crate) handle: AgentHandle,
-    /// `host:port` of the managers, the newest list.
-    pub(crate) managers: watch::Receiver<Vec<String>>,
-    /// Notified when a manager wants the certificate renewed.
-    pub(crate) renew: Arc<Notify>,
 }
 
 impl MemberAgent {
-    /// Starts it; containers that run are taken over.
+    /// Starts it; containers that run are taken over. What it hears goes to `contacts` and, where a restart needs it,
+    /// to `record`.
     pub(crate) async fn start(
         host: &Host,
         identity: &PeerIdentity,
         links: Arc<Links>,
-        managers: Vec<String>,
+        contacts: Contacts,
+        record: RecordFile,
         address: IpAddr,
     ) -> anyhow::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
@@ -38,15 +38,14 @@ impl MemberAgent {
             description: host.description_config(Some(address)),
             executor: host.executor(identity.node_id, links.clone()),
             connector: links,
-            managers: managers.clone(),
+            managers: contacts.managers(),
             events,
             timing: SessionTiming::default(),
         };
         let handle = Agent::start(config).await.context("cannot start the agent")?;
-        let (known, managers) = watch::channel(managers);
-        let renew = Arc::new(Notify::new());
-        tokio::spawn(listen(received, known, Arc::clone(&renew)));
-        Ok(Self { handle, managers, renew })
+        tokio::spawn(follow_session(handle.session(), contacts.clone()));
+        tokio::spawn(listen(received, contacts, record));
+        Ok(Self { handle })
     }
 
     /// Returns when a manager has accepted its session.
@@ -60,28 +59,42 @@ impl MemberAgent {
     pub(crate) fn trouble(&self) -> String {
         match &*self.handle.session().borrow() {
             SessionState::Connecting { error: Some(error) } => format!("no session with a manager: {error}"),
-            SessionState::Removed => {
-                "this node was removed from the swarm: use `skep swarm leave` to clean up, then join again".to_owned()
+            SessionState::Connecting { error: None }
+            | SessionState::Connected { .. }
+            | SessionState::Removed
+            | SessionState::Closed => String::new(),
+        }
+    }
+}
+
+/// Ends with the agent.
+async fn listen(mut events: mpsc::UnboundedReceiver<AgentEvent>, contacts: Contacts, record: RecordFile) {
+    while let Some(event) = events.recv().await {
+        match event {
+            AgentEvent::RenewCertificate => contacts.renew.notify_one(),
+            AgentEvent::Managers(managers) => {
+                let present: Vec<String> = managers.into_iter().map(|manager| manager.addr).collect();
+                let mut known = record.get();
+                known.learn(&present);
+                contacts.learn(known.managers);
+                if let Err(error) = record.update(|record| record.learn(&present)).await {
+                    warn!(error = %format!("{error:#}"), "the new list of managers is not on disk");
+                }
             }
-            SessionState::Connecting { error: None } | SessionState::Connected { .. } | SessionState::Closed => {
-                String::new()
+            AgentEvent::Removed => {
+                warn!("this node was removed from the swarm; its tasks are stopped");
+                contacts.removed();
             }
         }
     }
 }
 
-async fn listen(
-    mut events: mpsc::UnboundedReceiver<AgentEvent>,
-    known: watch::Sender<Vec<String>>,
-    renew: Arc<Notify>,
-) {
-    while let Some(event) = events.recv().await {
-        match event {
-            AgentEvent::RenewCertificate => renew.notify_one(),
-            AgentEvent::Managers(managers) => {
-                known.send_replace(managers.into_iter().map(|manager| manager.addr).collect());
-            }
-            AgentEvent::Removed => warn!("this node was removed from the swarm; its tasks are stopped"),
+/// Ends with the agent.
+async fn follow_session(mut session: watch::Receiver<SessionState>, contacts: Contacts) {
+    loop {
+        contacts.session(&session.borrow_and_update().clone());
+        if session.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::host::Host;
 use crate::lock::DirLock;
 use crate::membership::Membership;
 use crate::service::{DaemonService, ImagesService};
-use crate::switch::{ManagerRoutes, Switch};
+use crate::switch::{Control, ManagerRoutes, Switch};
 
 /// Exit code of a forced stop: 128 + SIGTERM.
 const FORCED: u8 = 143;
@@ -47,15 +47,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     let socket = config.socket.clone();
     let host = Arc::new(Host::open(config).await?);
-    let routes = ManagerRoutes::none("this daemon is starting: try again in a moment");
-    let membership = Arc::new(Membership::new(Arc::clone(&host), routes.clone()));
+    let routes = ManagerRoutes::new(Control::Starting("this daemon is starting: try again in a moment".to_owned()));
+    let membership = Membership::new(Arc::clone(&host), routes.clone());
     let own =
         Routes::new(DaemonServer::new(DaemonService { host: Arc::clone(&host), membership: Arc::clone(&membership) }))
             .add_service(ImagesServer::new(ImagesService {
                 host: Arc::clone(&host),
                 membership: Arc::clone(&membership),
             }));
-    membership.start().await;
+    // Beside the socket: whoever asks meanwhile hears that it is pending.
+    membership.start();
     let listener = bind_unix(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     let switch = layer_fn(move |own: Routes| Switch { own, manager: routes.clone() });
     let server = tonic::transport::Server::builder().layer(switch).add_routes(own);

@@ -3,7 +3,9 @@
 
 mod address;
 mod agent;
+mod backoff;
 mod config;
+mod contacts;
 mod daemon;
 mod host;
 mod links;
@@ -11,6 +13,7 @@ mod lock;
 mod membership;
 mod registries;
 mod renewal;
+mod seat;
 mod service;
 mod switch;
 mod upload;

@@ -1,13 +1,15 @@
 //! Connections between nodes with this node's identity: to managers, to other nodes' image service, and the image
 //! service that this node offers.
 
+use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use skep_identity::transport::{self, AcceptLimits, ChannelOptions, Keepalive, connect};
-use skep_identity::{Anonymous, Caller, ClientTls, DenyList, Expected, LiveCredentials, ServerTls, ticket};
+use skep_identity::transport::{self, AcceptLimits, ChannelOptions, Keepalive, Refusal, connect, refusal};
+use skep_identity::{Anonymous, Caller, ClientTls, DenyList, Expected, LiveCredentials, Role, ServerTls, ticket};
 use skep_proto::id::NodeId;
 use skep_proto::v1::peer_server::PeerServer;
 use skep_worker::{ConnectError, Connector, TicketCheck};
@@ -44,6 +46,22 @@ impl Connector for Links {
 
     async fn peer(&self, node: NodeId, addr: &str) -> Result<Channel, ConnectError> {
         self.open(addr, Expected::node(node)).await
+    }
+
+    fn denied(&self, nodes: &BTreeSet<NodeId>) {
+        match self.live.current().role() {
+            Role::Worker => {
+                self.deny.set(nodes.iter().copied());
+            }
+            // Its own manager keeps the list; a session at another one may be a moment behind, and must not shorten it.
+            Role::Manager => nodes.iter().for_each(|node| {
+                self.deny.deny(*node);
+            }),
+        }
+    }
+
+    fn is_removal(&self, error: &(dyn Error + 'static)) -> bool {
+        refusal(error) == Some(Refusal::Removed)
     }
 }
 

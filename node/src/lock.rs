@@ -32,7 +32,8 @@ impl DirLock {
         let file = File::options().create(true).read(true).write(true).truncate(false).open(&path).map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut lock) => {
-                lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
+                // The pid is for people only: a full disk must not keep the daemon from starting.
+                let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
                 Ok(Self(lock))
             }
             Err((_, nix::Error::EWOULDBLOCK)) => {

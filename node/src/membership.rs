@@ -1,90 +1,58 @@
 //! This host's place in a swarm: none, member, manager. The transitions (init, join, leave, start of a member) run one
-//! at a time; each either completes or leaves what was before.
+//! at a time; each either completes or leaves what was before. What a member runs is `member.rs`'s; whether a manager is
+//! part of it, `seat.rs`'s.
+
+mod joining;
+mod member;
+mod record;
+mod standing;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
-use skep_identity::transport::{AcceptLimits, ChannelOptions, Keepalive};
-use skep_identity::{
-    Anonymous, Credentials, DenyList, JoinToken, LiveCredentials, NodeGrant, NodeKey, PeerIdentity, Role, RootBundle,
-    RootCa, ServerTls, join_channel,
-};
-use skep_manager::{Bootstrap, Manager, ManagerConfig};
-use skep_proto::id::{ClusterId, NodeId, RequestId};
-use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
-use skep_proto::v1::{
-    ClusterSpec, GetRootRequest, IssueRequest, NodeRole, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState,
-};
-use tokio::sync::{Mutex, watch};
-use tokio::task::JoinSet;
-use tonic::transport::Channel;
+use skep_identity::{Credentials, JoinToken, LiveCredentials, NodeGrant, NodeKey, Role, RootBundle, RootCa};
+use skep_manager::Bootstrap;
+use skep_proto::id::{ClusterId, NodeId};
+use skep_proto::v1::{ClusterSpec, NodeRole, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tracing::{info, warn};
 
 use crate::address;
 use crate::agent::MemberAgent;
+use crate::backoff::{Backoff, is_disk_full, may_pass};
 use crate::config::MANAGER_PORT;
+use crate::contacts::Contacts;
 use crate::host::Host;
-use crate::links::{Links, serve_peers};
-use crate::renewal;
+use crate::seat::{First, SeatState};
 use crate::switch::ManagerRoutes;
+use joining::JoinAttempt;
+use member::Member;
+pub(crate) use record::{Record, RecordFile, SeatPhase, SeatRecord};
+pub(crate) use standing::{Board, Standing};
 
-/// How long a joining node waits for its first session.
+/// How long a joining node waits for its first session, and a joining manager until it hears a leader.
 const FIRST_SESSION: Duration = Duration::from_secs(20);
-/// How long one call to the certificate authority may take.
-const CA_DEADLINE: Duration = Duration::from_secs(15);
-
-/// Why the local control API does not answer.
-const NOT_IN_SWARM: &str = "this node is not a swarm manager: use `skep swarm init` or `skep swarm join` to connect \
-                            this node to a swarm and try again";
-const ONLY_WORKER: &str = "this node is a worker: worker nodes can't be used to view or modify the swarm's state; run \
-                           this command on a manager";
-
-/// What a member keeps besides its credentials, in `swarm.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Record {
-    /// Where the managers' API listens here, if this is a manager.
-    listen_addr: SocketAddr,
-    /// What others are told.
-    advertise_addr: SocketAddr,
-    /// Managers known when this host joined.
-    managers: Vec<String>,
-}
-
-/// What `info` tells.
-#[derive(Clone, Debug)]
-pub(crate) struct Standing {
-    pub(crate) state: SwarmState,
-    pub(crate) error: String,
-    pub(crate) node: Option<NodeId>,
-    pub(crate) cluster: Option<ClusterId>,
-    pub(crate) role: Option<Role>,
-    pub(crate) node_addr: String,
-    pub(crate) managers: Vec<String>,
-}
-
-impl Standing {
-    fn outside(state: SwarmState, error: String) -> Self {
-        Self { state, error, node: None, cluster: None, role: None, node_addr: String::new(), managers: Vec::new() }
-    }
-}
+const REMOVED: &str = "this node was removed from the swarm, and its tasks are stopped: use `skep swarm leave` to clean \
+                       up, then join again";
 
 /// The place, and what runs because of it.
 pub(crate) struct Membership {
     host: Arc<Host>,
-    routes: ManagerRoutes,
+    board: Board,
     /// Held through a whole transition.
-    member: Mutex<Option<Member>>,
-    standing: StdMutex<Standing>,
+    member: Arc<Mutex<Option<Member>>>,
     /// What is asked of a member at any time, also during a transition.
     view: StdMutex<Option<View>>,
+    /// A join that gave no certificate so far: a repeated command goes on with it.
+    joining: StdMutex<Option<JoinAttempt>>,
     /// The daemon stops: no transition begins any more.
     stopping: watch::Sender<bool>,
+    own: Weak<Self>,
 }
 
 /// The parts of a member that answer questions.
@@ -92,32 +60,28 @@ pub(crate) struct Membership {
 struct View {
     agent: MemberAgent,
     credentials: LiveCredentials,
+    contacts: Contacts,
 }
 
-/// Everything that runs while this host is in a swarm, in the order of starting.
-struct Member {
-    manager: Option<Manager>,
-    listeners: JoinSet<()>,
-    agent: MemberAgent,
-    background: JoinSet<()>,
-}
+type MemberGuard = OwnedMutexGuard<Option<Member>>;
 
 impl Membership {
-    /// Outside of any swarm; `start` resumes what the data directory says.
-    pub(crate) fn new(host: Arc<Host>, routes: ManagerRoutes) -> Self {
-        routes.set(Err(NOT_IN_SWARM.to_owned()));
-        let standing = StdMutex::new(Standing::outside(SwarmState::Inactive, String::new()));
-        let stopping = watch::channel(false).0;
-        Self { host, routes, member: Mutex::new(None), standing, view: StdMutex::new(None), stopping }
+    /// A daemon that does not know its place yet: `start` looks.
+    pub(crate) fn new(host: Arc<Host>, routes: ManagerRoutes) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            host,
+            board: Board::starting(routes),
+            member: Arc::default(),
+            view: StdMutex::new(None),
+            joining: StdMutex::new(None),
+            stopping: watch::Sender::new(false),
+            own: own.clone(),
+        })
     }
 
     /// What `info` tells.
     pub(crate) fn standing(&self) -> Standing {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_standing(&self, standing: Standing) {
-        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+        self.board.standing()
     }
 
     fn view(&self) -> Option<View> {
@@ -143,103 +107,151 @@ impl Membership {
         self.view().map_or(0, |view| view.agent.handle.containers_running())
     }
 
-    /// Resumes the membership that the data directory holds, if any. An error leaves the daemon up and says why.
-    pub(crate) async fn start(&self) {
-        let mut member = self.member.lock().await;
-        let dir = self.host.identity_dir();
-        let credentials = match Credentials::load(&dir) {
-            Ok(credentials) => credentials,
-            Err(error) if error.is_absent() => return self.host.clear_leftovers().await,
-            Err(error) => return self.failed(&anyhow::Error::new(error)),
-        };
-        self.set_standing(Standing::outside(SwarmState::Pending, String::new()));
-        let started = async {
-            let record = Record::load(&self.host.swarm_file())?;
-            self.run(credentials, &record, None).await
-        };
-        match started.await {
-            Ok(running) => *member = Some(running),
-            Err(error) => self.failed(&error),
-        }
+    /// The managers known here, `host:port`.
+    pub(crate) fn managers(&self) -> Vec<String> {
+        self.view().map(|view| view.contacts.managers()).unwrap_or_default()
     }
 
-    fn failed(&self, error: &anyhow::Error) {
-        let message = format!("{error:#}");
-        warn!(error = %message, "this host's swarm state cannot be used");
-        self.routes.set(Err(format!("this node's swarm state cannot be used: {message}")));
-        self.set_standing(Standing::outside(SwarmState::Error, message));
+    /// Resumes, in a task of its own, the membership that the data directory holds, if any. Transitions wait for it.
+    pub(crate) fn start(&self) {
+        let this = self.own.upgrade().expect("it is called through an Arc");
+        let first = Arc::clone(&self.member).try_lock_owned().expect("nobody has been let in yet");
+        tokio::spawn(async move { this.resume(first).await });
     }
 
-    /// Makes a swarm with this host as its first manager. Returns the node and the worker's token.
-    pub(crate) async fn init(&self, request: SwarmInitRequest) -> anyhow::Result<(NodeId, JoinToken, SocketAddr)> {
-        let mut member = self.member.lock().await;
-        self.refuse_if_member(&member)?;
-        let record = self.record(&request.listen_addr, &request.advertise_addr, Vec::new())?;
-        let validity = match u64::try_from(request.node_cert_expiry_ms) {
-            Ok(0) => DEFAULT_NODE_VALIDITY,
-            Ok(ms) => Duration::from_millis(ms),
-            Err(_) => Duration::ZERO,
-        };
-        if validity < MIN_NODE_VALIDITY {
-            bail!("the life of node certificates must be at least one hour");
-        }
-        let (cluster, node) = (ClusterId::new(rand::random()), NodeId::new(rand::random()));
-        let now = SystemTime::now();
-        let authority = RootCa::generate(cluster, now)?;
-        let key = NodeKey::generate()?;
-        let grant = NodeGrant { node_id: node, role: Role::Manager, validity };
-        let issued = authority.issue(&key.signing_request()?, &grant, now)?;
-        let credentials = Credentials::new(key, &issued.chain_pem, RootBundle::from(authority.cert().clone()))?;
-        let bootstrap = Bootstrap {
-            cluster,
-            spec: ClusterSpec {
-                task_history_limit: request.task_history_limit,
-                heartbeat_period_ms: request.heartbeat_period_ms,
-                node_cert_expiry_ms: request.node_cert_expiry_ms,
-                ..ClusterSpec::default()
-            },
-            root_cert_pem: authority.cert().to_pem(),
-            root_key_pem: authority.key_pem().to_string(),
-            worker_token_secret: rand::random(),
-            manager_token_secret: rand::random(),
-            node_spec: NodeSpec {
-                role: NodeRole::Manager.into(),
-                availability: request.availability,
-                ..NodeSpec::default()
-            },
-            hostname: self.host.hostname.clone(),
-        };
-        let token =
-            JoinToken::new(authority.cert().digest(), skep_identity::TokenSecret::new(bootstrap.worker_token_secret));
-        self.enter(&mut member, credentials, &record, Some(bootstrap)).await?;
-        info!(%node, %cluster, "a swarm was made");
-        Ok((node, token, record.advertise_addr))
-    }
-
-    /// Joins a swarm; returns when the agent has its session.
-    pub(crate) async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<(NodeId, Role)> {
-        let mut member = self.member.lock().await;
-        self.refuse_if_member(&member)?;
+    /// Tries until it works, or fails for a reason that stays; an error leaves the daemon up and says why.
+    async fn resume(&self, first: MemberGuard) {
+        let (mut member, mut backoff) = (first, Backoff::default());
         let mut stopping = self.stopping.subscribe();
-        let (credentials, record) = tokio::select! {
+        loop {
+            if *stopping.borrow() || member.is_some() || self.standing().state == SwarmState::Inactive {
+                return;
+            }
+            let Err(error) = self.resume_once(&mut member).await else { return };
+            let passing = may_pass(&error);
+            let message = match is_disk_full(&error) {
+                true => format!("this node's disk is full: {error:#}; make space, and it goes on by itself"),
+                false => format!("this node's swarm state cannot be used: {error:#}"),
+            };
+            warn!(error = %message, passing, "this host is not back in its swarm");
+            self.board.failed(message, passing);
+            if !passing {
+                return;
+            }
+            drop(member);
+            tokio::select! {
+                _ = stopping.wait_for(|stopping| *stopping) => return,
+                () = tokio::time::sleep(backoff.pause()) => {}
+            }
+            member = Arc::clone(&self.member).lock_owned().await;
+        }
+    }
+
+    async fn resume_once(&self, member: &mut MemberGuard) -> anyhow::Result<()> {
+        let dir = self.host.identity_dir();
+        let credentials = match blocking(move || Credentials::load(&dir)).await? {
+            Ok(credentials) => credentials,
+            Err(error) if error.is_absent() => {
+                self.host.clear_leftovers().await;
+                self.board.outside();
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let path = self.host.swarm_file();
+        let record = blocking(move || Record::load(&path)).await??;
+        if record.removed {
+            self.host.clear_leftovers().await;
+            self.board.failed(REMOVED.to_owned(), false);
+            return Ok(());
+        }
+        self.run(member, credentials, record, First::Resume).await
+    }
+
+    /// Makes a swarm with this host as its first manager, or makes this manager the only one of its swarm. Returns the
+    /// node, the worker's token and the address that others are told.
+    pub(crate) async fn init(&self, request: SwarmInitRequest) -> anyhow::Result<(NodeId, JoinToken, SocketAddr)> {
+        let mut member = self.transition().await?;
+        if request.force_new_cluster {
+            return self.recover(&mut member, request).await;
+        }
+        self.refuse_if_member(&member)?;
+        self.refuse_leftovers()?;
+        let record = self.record(&request.listen_addr, &request.advertise_addr)?;
+        let founding = found(&self.host, &request)?;
+        let (node, token) = (founding.credentials.node_id(), founding.token);
+        let advertise_addr = record.advertise_addr;
+        self.enter(&mut member, founding.credentials, record, First::Found(Box::new(founding.bootstrap))).await?;
+        if let Some(member) = member.as_ref() {
+            // Returning earlier would let the next command find it starting. The swarm is made either way.
+            let _ = tokio::time::timeout(FIRST_SESSION, member.seat.settled()).await;
+        }
+        info!(%node, "a swarm was made");
+        Ok((node, token, advertise_addr))
+    }
+
+    async fn recover(
+        &self,
+        member: &mut MemberGuard,
+        request: SwarmInitRequest,
+    ) -> anyhow::Result<(NodeId, JoinToken, SocketAddr)> {
+        let addressed = SwarmInitRequest {
+            listen_addr: request.listen_addr.clone(),
+            advertise_addr: request.advertise_addr.clone(),
+            force_new_cluster: true,
+            ..SwarmInitRequest::default()
+        };
+        if request != addressed {
+            bail!(
+                "--force-new-cluster keeps the swarm's settings: it goes with --listen-addr and --advertise-addr only"
+            );
+        }
+        let Some(member) = member.as_ref() else {
+            bail!("this node holds no manager's state to go on from: use `skep swarm init` without --force-new-cluster")
+        };
+        let addrs = match (request.listen_addr.as_str(), request.advertise_addr.as_str()) {
+            ("", "") => None,
+            (listen, advertise) => {
+                let record = self.record(listen, advertise)?;
+                Some((record.listen_addr, record.advertise_addr))
+            }
+        };
+        let token = member.seat.recover(addrs).await?;
+        let node = member.live.current().node_id();
+        warn!(%node, "this manager is the only one of its swarm now; the others have to join again");
+        Ok((node, token, member.record.get().advertise_addr))
+    }
+
+    /// Joins a swarm; returns when the agent has its session, and a manager hears the leader.
+    pub(crate) async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<(NodeId, Role)> {
+        let mut member = self.transition().await?;
+        self.refuse_if_member(&member)?;
+        self.refuse_leftovers()?;
+        let token: JoinToken = request.token.parse()?;
+        let managers = request.remote_addrs.iter().map(|text| Ok(address::parse(text, MANAGER_PORT)?.to_string()));
+        let managers = managers.collect::<anyhow::Result<Vec<_>>>()?;
+        let mut record = self.record(&request.listen_addr, &request.advertise_addr)?;
+        let before = self.unfinished_join(|known| known.take());
+        let mut attempt = joining::attempt(before, token, managers)?;
+        record.learn(&attempt.managers);
+        let mut stopping = self.stopping.subscribe();
+        let asked = tokio::select! {
             biased;
             // Nothing was written yet.
             _ = stopping.wait_for(|stopping| *stopping) => bail!("this daemon is stopping: join again when it is back"),
-            asked = self.ask_to_join(&request) => asked?,
+            asked = attempt.ask(&self.host.hostname, request.availability) => asked,
         };
+        // Until it is a member: whatever fails from here on, its node is made already.
+        self.unfinished_join(|known| *known = Some(attempt));
+        let credentials = asked?;
         let (node, role) = (credentials.node_id(), credentials.role());
-        self.enter(&mut member, credentials, &record, None).await?;
-        let agent = member.as_ref().map(|joined| joined.agent.clone());
+        self.enter(&mut member, credentials, record, First::Resume).await?;
+        self.unfinished_join(|known| *known = None);
+        let joined = member.as_ref().map(|joined| (joined.agent.clone(), joined.seat.state()));
         // From here on it is a member, which may leave or be stopped while it waits for its session.
         drop(member);
-        if let Some(agent) = agent
-            && tokio::time::timeout(FIRST_SESSION, agent.connected()).await.is_err()
-        {
-            bail!(
-                "this host has its certificate, but no manager accepted its session within {} s; it goes on trying: \
-                 see `skep info` and the daemon's log",
-                FIRST_SESSION.as_secs()
-            );
+        if let Some((agent, seat)) = joined {
+            wait_joined(&agent, seat).await?;
         }
         if self.standing().node != Some(node) {
             bail!("this host left the swarm again before it had a session");
@@ -248,75 +260,88 @@ impl Membership {
         Ok((node, role))
     }
 
-    /// Asks the managers that `request` names for a certificate. Writes nothing here.
-    async fn ask_to_join(&self, request: &SwarmJoinRequest) -> anyhow::Result<(Credentials, Record)> {
-        let token: JoinToken = request.token.parse()?;
-        let mut managers = Vec::new();
-        for text in &request.remote_addrs {
-            managers.push(address::parse(text, MANAGER_PORT)?.to_string());
-        }
-        if managers.is_empty() {
-            bail!("the address of a manager is needed: skep swarm join --token TOKEN HOST:PORT");
-        }
-        let record = self.record(&request.listen_addr, &request.advertise_addr, managers.clone())?;
-        let (_, channel) = join_channel(managers, &token, ChannelOptions::NODES, fetch_root).await?;
-        let key = NodeKey::generate()?;
-        let issue = IssueRequest {
-            csr_pem: key.signing_request_pem()?,
-            token: token.to_string(),
-            hostname: self.host.hostname.clone(),
-            availability: request.availability,
-            request_id: RequestId::new(rand::random()).to_vec(),
-        };
-        let issued = call(CertificateAuthorityClient::new(channel).issue(issue)).await?;
-        let roots = RootBundle::from_pem(&issued.root_cert_pem)?;
-        Ok((Credentials::new(key, &issued.cert_chain_pem, roots)?, record))
+    fn unfinished_join<T>(&self, with: impl FnOnce(&mut Option<JoinAttempt>) -> T) -> T {
+        with(&mut self.joining.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Leaves: containers stop, the local state goes.
     pub(crate) async fn leave(&self, force: bool) -> anyhow::Result<()> {
-        let mut member = self.member.lock().await;
-        let standing = self.standing();
-        match (standing.state, standing.role) {
-            (SwarmState::Inactive, _) => bail!("this node is not part of a swarm"),
-            (SwarmState::Active, Some(Role::Manager)) if !force => bail!(
-                "you are attempting to leave the swarm on a node that is participating as a manager. Removing the last \
-                 manager erases all current state of the swarm. Use `--force` to ignore this message"
-            ),
-            // A manager that could not start (a taken port, a full disk) still holds the swarm's only state.
-            (SwarmState::Error | SwarmState::Pending, _) if !force && self.host.raft_dir().exists() => bail!(
-                "this node holds a manager's state, which leaving erases: solve what `skep info` shows and restart the \
-                 daemon, or use `--force` to erase it"
-            ),
-            _ => {}
-        }
+        let mut member = Arc::clone(&self.member).lock_owned().await;
+        self.refuse_to_leave(&member, force)?;
         if let Some(running) = member.take() {
-            running.agent.handle.stop_all().await;
-            running.stop().await;
+            running.end().await;
         }
         self.set_view(None);
+        self.unfinished_join(|known| *known = None);
         self.host.clear_leftovers().await;
-        self.forget()?;
-        self.routes.set(Err(NOT_IN_SWARM.to_owned()));
-        self.set_standing(Standing::outside(SwarmState::Inactive, String::new()));
+        self.forget().await?;
+        self.board.outside();
         info!("left the swarm");
         Ok(())
+    }
+
+    fn refuse_to_leave(&self, member: &Option<Member>, force: bool) -> anyhow::Result<()> {
+        if force {
+            return Ok(());
+        }
+        let standing = self.standing();
+        if standing.state == SwarmState::Inactive {
+            bail!("this node is not part of a swarm");
+        }
+        if standing.role == Some(Role::Manager) && member.is_some() {
+            bail!(
+                "you are attempting to leave the swarm on a node that is participating as a manager. The other managers \
+                 must keep a majority without it: demote it first (`skep node demote`). Removing the last manager \
+                 erases all current state of the swarm. Use `--force` to ignore this message"
+            );
+        }
+        // A manager that could not start (damaged files) may hold the swarm's only state.
+        if member.is_none() && standing.error != REMOVED && self.host.raft_dir().exists() {
+            bail!(
+                "this node holds a manager's state, which leaving erases: solve what `skep info` shows and restart the \
+                 daemon, or use `--force` to erase it"
+            );
+        }
+        Ok(())
+    }
+
+    /// The swarm removed this node: nothing of it runs here any more, and only `leave` is left to do. Its files stay
+    /// until then, since nobody here has asked to delete them.
+    async fn removed(&self, node: NodeId) {
+        let mut member = Arc::clone(&self.member).lock_owned().await;
+        if member.as_ref().is_none_or(|running| running.live.current().node_id() != node) {
+            return;
+        }
+        let Some(running) = member.take() else { return };
+        warn!(%node, "this node was removed from the swarm: its tasks stop");
+        // On disk first: a restart in the middle must not bring the tasks back.
+        if let Err(error) = running.record.update(|record| record.removed = true).await {
+            warn!(error = %format!("{error:#}"), "the removal is not on disk; the managers will tell it again");
+        }
+        self.set_view(None);
+        self.board.failed(REMOVED.to_owned(), false);
+        running.end().await;
     }
 
     /// Stops what runs here; containers go on.
     pub(crate) async fn shutdown(&self) {
         self.stopping.send_replace(true);
         if let Some(running) = self.member.lock().await.take() {
-            running.agent.handle.shutdown().await;
-            running.stop().await;
+            running.shutdown().await;
         }
         self.set_view(None);
     }
 
-    fn refuse_if_member(&self, member: &Option<Member>) -> anyhow::Result<()> {
+    /// Waits until no other transition is under way.
+    async fn transition(&self) -> anyhow::Result<MemberGuard> {
+        let member = Arc::clone(&self.member).lock_owned().await;
         if *self.stopping.borrow() {
             bail!("this daemon is stopping: try again when it is back");
         }
+        Ok(member)
+    }
+
+    fn refuse_if_member(&self, member: &Option<Member>) -> anyhow::Result<()> {
         if member.is_some() || self.standing().state != SwarmState::Inactive {
             bail!(
                 "this node is already part of a swarm: use `skep swarm leave` to leave this swarm and join another one"
@@ -325,7 +350,20 @@ impl Membership {
         Ok(())
     }
 
-    fn record(&self, listen: &str, advertise: &str, managers: Vec<String>) -> anyhow::Result<Record> {
+    /// What an interrupted leave or a lost identity left is not overwritten, nor deleted unasked.
+    fn refuse_leftovers(&self) -> anyhow::Result<()> {
+        let left = [(self.host.raft_dir(), "a manager's state"), (self.host.agent_dir(), "an agent's record")];
+        match left.iter().find(|(path, _)| path.exists()) {
+            Some((path, what)) => bail!(
+                "{} holds {what} of an earlier swarm, but this node has no credentials for it: move it away if it is \
+                 still of use, or delete it with `skep swarm leave --force`",
+                path.display()
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn record(&self, listen: &str, advertise: &str) -> anyhow::Result<Record> {
         let listen_addr = match listen {
             "" => SocketAddr::from(([0, 0, 0, 0], MANAGER_PORT)),
             text => address::parse(text, MANAGER_PORT).context("--listen-addr")?,
@@ -336,203 +374,163 @@ impl Membership {
             ("", None) => SocketAddr::new(address::only_address()?, listen_addr.port()),
             (text, _) => address::parse(text, listen_addr.port()).context("--advertise-addr")?,
         };
-        Ok(Record { listen_addr, advertise_addr, managers })
+        Ok(Record { listen_addr, advertise_addr, managers: Vec::new(), seat: None, removed: false })
     }
 
     /// Writes the new membership down and starts it; takes all back when that fails.
     async fn enter(
         &self,
-        member: &mut Option<Member>,
+        member: &mut MemberGuard,
         credentials: Credentials,
-        record: &Record,
-        bootstrap: Option<Bootstrap>,
+        record: Record,
+        first: First,
     ) -> anyhow::Result<()> {
-        let written = record
-            .save(&self.host.swarm_file())
-            .and_then(|()| credentials.save(&self.host.identity_dir()).context("cannot store this node's credentials"));
-        let started = match written {
-            Ok(()) => self.run(credentials, record, bootstrap).await,
+        let (file, dir, content) = (self.host.swarm_file(), self.host.identity_dir(), record.clone());
+        let written = blocking(move || {
+            content.save(&file)?;
+            credentials.save(&dir).context("cannot store this node's credentials")?;
+            anyhow::Ok(credentials)
+        });
+        let started = match written.await? {
+            Ok(credentials) => self.run(member, credentials, record, first).await,
             Err(error) => Err(error),
         };
-        match started {
-            Ok(running) => {
-                *member = Some(running);
-                Ok(())
-            }
-            Err(error) => {
-                let undone = self.forget();
-                self.routes.set(Err(NOT_IN_SWARM.to_owned()));
-                self.set_standing(Standing::outside(SwarmState::Inactive, String::new()));
-                Err(match undone {
-                    Ok(()) => error,
-                    Err(undo) => error.context(format!("{undo:#}, after this failure")),
-                })
-            }
-        }
+        let Err(error) = started else { return Ok(()) };
+        let undone = self.forget().await;
+        self.board.outside();
+        Err(match undone {
+            Ok(()) => error,
+            Err(undo) => error.context(format!("{undo:#}, after this failure")),
+        })
     }
 
-    /// Deletes the local state of the swarm, credentials first: without them nothing is resumed.
-    fn forget(&self) -> anyhow::Result<()> {
-        Credentials::erase(&self.host.identity_dir()).context("cannot delete this node's credentials")?;
-        for path in [self.host.swarm_file(), self.host.raft_dir(), self.host.agent_dir()] {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            match removed {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot delete {}", path.display())),
+    /// Starts what a member runs, and shows it.
+    async fn run(
+        &self,
+        member: &mut MemberGuard,
+        credentials: Credentials,
+        record: Record,
+        first: First,
+    ) -> anyhow::Result<()> {
+        self.board.pending();
+        let node = credentials.node_id();
+        let running = Member::start(&self.host, &self.board, credentials, record, first).await?;
+        self.set_view(Some(View {
+            agent: running.agent.clone(),
+            credentials: running.live.clone(),
+            contacts: running.contacts.clone(),
+        }));
+        let (own, mut removed) = (self.own.clone(), running.contacts.watch_removed());
+        // Not one of the member's own tasks: it stops them. It ends with the member's last part.
+        tokio::spawn(async move {
+            let was_removed = removed.wait_for(|removed| *removed).await.is_ok();
+            if let Some(membership) = own.upgrade()
+                && was_removed
+            {
+                membership.removed(node).await;
             }
-        }
+        });
+        **member = Some(running);
         Ok(())
     }
 
-    /// Starts everything that a member runs. What was started when a later part fails is stopped again: its ports and
-    /// files are free when this returns.
-    async fn run(
-        &self,
-        credentials: Credentials,
-        record: &Record,
-        bootstrap: Option<Bootstrap>,
-    ) -> anyhow::Result<Member> {
-        let identity = credentials.identity().clone();
-        let (live, deny) = (LiveCredentials::new(credentials), DenyList::new());
-        let mut listeners = JoinSet::new();
-        let mut managers = record.managers.clone();
-        let manager = if identity.role == Role::Manager {
-            managers.insert(0, record.advertise_addr.to_string());
-            Some(self.run_manager(&identity, record, bootstrap, (&live, &deny), &mut listeners).await?)
-        } else {
-            self.routes.set(Err(ONLY_WORKER.to_owned()));
-            None
-        };
-        let links = Links::new(&live, &deny);
-        let address = record.advertise_addr.ip();
-        let agent = async {
-            serve_peers(&self.host, &live, &deny, &mut listeners).await?;
-            MemberAgent::start(&self.host, &identity, Arc::clone(&links), managers.clone(), address).await
-        };
-        let agent = match agent.await {
-            Ok(agent) => agent,
-            Err(error) => {
-                stop(listeners, manager).await;
-                return Err(error);
-            }
-        };
-        let mut background = JoinSet::new();
-        let (known, asked) = (agent.managers.clone(), Arc::clone(&agent.renew));
-        background.spawn(renewal::run(live.clone(), links, known, self.host.identity_dir(), asked));
-        background.spawn(close_expired(deny));
-        self.set_view(Some(View { agent: agent.clone(), credentials: live }));
-        self.set_standing(Standing {
-            state: SwarmState::Active,
-            error: String::new(),
-            node: Some(identity.node_id),
-            cluster: Some(identity.cluster_id),
-            role: Some(identity.role),
-            node_addr: record.advertise_addr.ip().to_string(),
-            managers,
-        });
-        Ok(Member { manager, listeners, agent, background })
-    }
-
-    /// Starts the manager and its port.
-    async fn run_manager(
-        &self,
-        identity: &PeerIdentity,
-        record: &Record,
-        bootstrap: Option<Bootstrap>,
-        (live, deny): (&LiveCredentials, &DenyList),
-        listeners: &mut JoinSet<()>,
-    ) -> anyhow::Result<Manager> {
-        // Before the manager starts, so that a taken port leaves nothing to undo.
-        let listener = listen(record.listen_addr).await?;
-        let manager = Manager::start(ManagerConfig {
-            dir: self.host.raft_dir(),
-            node: identity.node_id,
-            advertise_addr: record.advertise_addr.to_string(),
-            credentials: live.clone(),
-            deny: deny.clone(),
-            registries: self.host.registries(),
-            bootstrap,
+    /// Deletes the local state of the swarm, credentials first: without them nothing is resumed. Everything here was
+    /// made by the membership that ends, since none begins where something lies already.
+    async fn forget(&self) -> anyhow::Result<()> {
+        let dir = self.host.identity_dir();
+        let paths = [self.host.swarm_file(), self.host.raft_dir(), self.host.agent_dir()];
+        blocking(move || {
+            Credentials::erase(&dir).context("cannot delete this node's credentials")?;
+            paths.into_iter().try_for_each(delete)
         })
-        .await?;
-        let tls = ServerTls::new(live, deny, Anonymous::Allowed);
-        let incoming = skep_identity::transport::incoming(listener, tls, AcceptLimits::default());
-        let server = skep_identity::transport::server(Keepalive::MANAGERS).add_routes(manager.routes());
-        listeners.spawn(async move {
-            if let Err(error) = server.serve_with_incoming(incoming).await {
-                warn!(%error, "the managers' port is closed");
-            }
-        });
-        self.routes.set(Ok(manager.routes()));
-        Ok(manager)
+        .await?
     }
 }
 
-impl Member {
-    /// In reverse order; the agent was ended by the caller.
-    async fn stop(mut self) {
-        self.background.shutdown().await;
-        stop(self.listeners, self.manager).await;
+fn delete(path: PathBuf) -> anyhow::Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot delete {}", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 
-/// Closes the ports, then stops the manager behind them. The ports are free when this returns.
-async fn stop(mut listeners: JoinSet<()>, manager: Option<Manager>) {
-    listeners.shutdown().await;
-    if let Some(manager) = manager {
-        manager.shutdown().await;
+/// File work that may wait for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("the daemon failed at a file")
+}
+
+/// Waits until a new member takes part.
+async fn wait_joined(agent: &MemberAgent, mut seat: watch::Receiver<SeatState>) -> anyhow::Result<()> {
+    let taking_part = async {
+        agent.connected().await;
+        // An error: the seat's task has ended, and the standing says why.
+        let _ = seat.wait_for(|state| matches!(state, SeatState::None | SeatState::Taken { ready: true })).await;
+    };
+    if tokio::time::timeout(FIRST_SESSION, taking_part).await.is_ok() {
+        return Ok(());
+    }
+    let within = FIRST_SESSION.as_secs();
+    match seat.borrow().clone() {
+        SeatState::Empty { reason, .. } => bail!("this host has its certificate, but {reason}"),
+        SeatState::Taking | SeatState::Taken { ready: false } => bail!(
+            "this host has its certificate, but it was not let in as a manager within {within} s; it goes on trying: \
+             see `skep info` and the daemon's log"
+        ),
+        SeatState::None | SeatState::Taken { ready: true } => bail!(
+            "this host has its certificate, but no manager accepted its session within {within} s; it goes on trying: \
+             see `skep info` and the daemon's log"
+        ),
     }
 }
 
-impl Record {
-    fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| {
-            format!("{} is damaged: leave with `skep swarm leave --force` and join again", path.display())
-        })
-    }
-
-    /// Written whole: temporary file, fsync, rename, fsync of the folder.
-    fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let temporary: PathBuf = path.with_extension("tmp");
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&temporary)?;
-            serde_json::to_writer(&mut file, self)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)?;
-            fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
-    }
+/// What a new swarm begins with.
+struct Founding {
+    credentials: Credentials,
+    bootstrap: Bootstrap,
+    token: JoinToken,
 }
 
-async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-}
-
-async fn fetch_root(channel: Channel) -> Result<String, tonic::Status> {
-    let mut authority = CertificateAuthorityClient::new(channel);
-    match tokio::time::timeout(CA_DEADLINE, authority.get_root(GetRootRequest {})).await {
-        Ok(answer) => Ok(answer?.into_inner().root_cert_pem),
-        Err(_) => Err(tonic::Status::deadline_exceeded("the manager did not answer in time")),
+fn found(host: &Host, request: &SwarmInitRequest) -> anyhow::Result<Founding> {
+    let validity = match u64::try_from(request.node_cert_expiry_ms) {
+        Ok(0) => DEFAULT_NODE_VALIDITY,
+        Ok(ms) => Duration::from_millis(ms),
+        Err(_) => Duration::ZERO,
+    };
+    if validity < MIN_NODE_VALIDITY {
+        bail!("the life of node certificates must be at least one hour");
     }
-}
-
-async fn call<T>(answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> anyhow::Result<T> {
-    match tokio::time::timeout(CA_DEADLINE, answer).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(anyhow::anyhow!("{}", status.message())),
-        Err(_) => bail!("the manager did not answer within {} s", CA_DEADLINE.as_secs()),
-    }
-}
-
-/// Connections whose certificate ran out are closed within a minute.
-async fn close_expired(deny: DenyList) {
-    let mut minute = tokio::time::interval(Duration::from_secs(60));
-    loop {
-        minute.tick().await;
-        deny.close_expired(SystemTime::now());
-    }
+    let (cluster, node) = (ClusterId::new(rand::random()), NodeId::new(rand::random()));
+    let now = SystemTime::now();
+    let authority = RootCa::generate(cluster, now)?;
+    let key = NodeKey::generate()?;
+    let grant = NodeGrant { node_id: node, role: Role::Manager, validity };
+    let issued = authority.issue(&key.signing_request()?, &grant, now)?;
+    let credentials = Credentials::new(key, &issued.chain_pem, RootBundle::from(authority.cert().clone()))?;
+    let bootstrap = Bootstrap {
+        cluster,
+        spec: ClusterSpec {
+            task_history_limit: request.task_history_limit,
+            heartbeat_period_ms: request.heartbeat_period_ms,
+            node_cert_expiry_ms: request.node_cert_expiry_ms,
+            ..ClusterSpec::default()
+        },
+        root_cert_pem: authority.cert().to_pem(),
+        root_key_pem: authority.key_pem().to_string(),
+        worker_token_secret: rand::random(),
+        manager_token_secret: rand::random(),
+        node_spec: NodeSpec {
+            role: NodeRole::Manager.into(),
+            availability: request.availability,
+            ..NodeSpec::default()
+        },
+        hostname: host.hostname.clone(),
+    };
+    let secret = skep_identity::TokenSecret::new(bootstrap.worker_token_secret);
+    let token = JoinToken::new(authority.cert().digest(), secret);
+    Ok(Founding { credentials, bootstrap, token })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Keeps this node's certificate alive: renews it at a random point between half and four fifths of its life, at once
 //! when a manager asks or when it is already late, and tries again with growing pauses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,26 +10,20 @@ use skep_identity::{Credentials, LiveCredentials, NodeKey, RootBundle};
 use skep_proto::v1::RenewRequest;
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
 use skep_worker::Connector;
-use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use crate::contacts::Contacts;
 use crate::links::Links;
 
-/// Between two tries: from here, doubling, to there.
-const RETRY_MIN: Duration = Duration::from_secs(5);
+/// Between two tries: from here, doubling, to there. A change of role waits for it, so it begins short.
+const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// The timer is monotonic, a certificate's life is wall time: look again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Runs as long as this host is a member. `asked` is notified when a manager wants a renewal.
-pub(crate) async fn run(
-    live: LiveCredentials,
-    links: Arc<Links>,
-    managers: watch::Receiver<Vec<String>>,
-    dir: PathBuf,
-    asked: Arc<Notify>,
-) {
+/// Runs as long as this host is a member.
+pub(crate) async fn run(live: LiveCredentials, links: Arc<Links>, contacts: Contacts, dir: PathBuf) {
     let mut random: f64 = rand::random();
     let mut retry = RETRY_MIN;
     loop {
@@ -38,27 +32,29 @@ pub(crate) async fn run(
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK_AGAIN)) => continue,
-                () = asked.notified() => {}
+                () = contacts.renew.notified() => {}
             }
         }
-        let addrs = managers.borrow().clone();
-        match renew(&live, &links, &addrs, &dir).await {
+        let failed = match renew(&live, &links, &contacts, &dir).await {
             Ok(end) => {
-                info!(?end, "this node's certificate was renewed");
+                info!(?end, role = %live.current().role(), "this node's certificate was renewed");
                 random = rand::random();
-                if live.current().renewal_at(random) > SystemTime::now() {
-                    retry = RETRY_MIN;
-                } else {
-                    // Without a pause this would ask for one certificate after the other.
-                    warn!(
-                        "the new certificate is due for renewal already: compare this host's clock with the managers'"
-                    );
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(RETRY_MAX);
-                }
+                // A new one that is due already would lead to one renewal after the other.
+                let due_again = live.current().renewal_at(random) <= SystemTime::now();
+                due_again.then(|| {
+                    "the new one is due for renewal already: compare this host's clock with the managers'".to_owned()
+                })
             }
             Err(error) => {
-                warn!(error = %format!("{error:#}"), "this node's certificate could not be renewed");
+                // What was asked for is still to be done.
+                contacts.renew.notify_one();
+                Some(format!("{error:#}"))
+            }
+        };
+        match failed {
+            None => retry = RETRY_MIN,
+            Some(error) => {
+                warn!(%error, "this node's certificate could not be renewed");
                 tokio::time::sleep(retry).await;
                 retry = (retry * 2).min(RETRY_MAX);
             }
@@ -67,15 +63,10 @@ pub(crate) async fn run(
 }
 
 /// Asks the managers in turn.
-async fn renew(
-    live: &LiveCredentials,
-    links: &Links,
-    addrs: &[String],
-    dir: &std::path::Path,
-) -> anyhow::Result<SystemTime> {
+async fn renew(live: &LiveCredentials, links: &Links, contacts: &Contacts, dir: &Path) -> anyhow::Result<SystemTime> {
     let mut last = None;
-    for addr in addrs {
-        match renew_at(live, links, addr, dir).await {
+    for addr in contacts.to_ask() {
+        match renew_at(live, links, &addr, dir).await {
             Ok(end) => return Ok(end),
             Err(error) => last = Some(error.context(format!("manager {addr}"))),
         }
@@ -86,12 +77,7 @@ async fn renew(
     }
 }
 
-async fn renew_at(
-    live: &LiveCredentials,
-    links: &Links,
-    addr: &str,
-    dir: &std::path::Path,
-) -> anyhow::Result<SystemTime> {
+async fn renew_at(live: &LiveCredentials, links: &Links, addr: &str, dir: &Path) -> anyhow::Result<SystemTime> {
     let key = NodeKey::generate()?;
     let request = RenewRequest { csr_pem: key.signing_request_pem()? };
     let asked = async {
@@ -104,7 +90,9 @@ async fn renew_at(
     if renewed.node_id() != live.current().node_id() {
         bail!("the certificate is for another node");
     }
-    renewed.save(dir).context("cannot store the new certificate")?;
+    let dir = dir.to_owned();
+    let saved = tokio::task::spawn_blocking(move || renewed.save(&dir).map(|()| renewed)).await?;
+    let renewed = saved.context("cannot store the new certificate")?;
     let end = renewed.not_after();
     live.replace(renewed);
     Ok(end)

@@ -2,10 +2,12 @@
 //! host is one.
 
 use std::convert::Infallible;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
@@ -15,23 +17,53 @@ use tonic::{Status, server::NamedService};
 use skep_proto::v1::daemon_server::DaemonServer;
 use skep_proto::v1::images_server::ImagesServer;
 
-/// What the manager's routes are right now, or why there are none.
+/// How long a call waits for a manager that is starting: whoever has just started the daemon need not ask twice.
+const STARTING: Duration = Duration::from_secs(10);
+
+/// What the control API is right now.
+#[derive(Clone, Debug)]
+pub(crate) enum Control {
+    /// A manager serves it.
+    Served(Routes),
+    /// A manager, or the daemon itself, is starting: calls wait a moment, then hear this.
+    Starting(String),
+    /// This host is a manager that cannot serve for a reason that may pass: calls hear it and may try again.
+    Halted(String),
+    /// There is no manager here, or none that will serve by itself: calls hear why.
+    Absent(String),
+}
+
+/// The control API of this host, for the switch and for who changes it. Clones share it.
 #[derive(Clone)]
-pub(crate) struct ManagerRoutes(Arc<RwLock<Result<Routes, String>>>);
+pub(crate) struct ManagerRoutes(Arc<watch::Sender<Control>>);
 
 impl ManagerRoutes {
-    /// No manager: calls hear `reason`.
-    pub(crate) fn none(reason: &str) -> Self {
-        Self(Arc::new(RwLock::new(Err(reason.to_owned()))))
+    /// Starts with this.
+    pub(crate) fn new(control: Control) -> Self {
+        Self(Arc::new(watch::Sender::new(control)))
     }
 
     /// From now on calls go there, or hear the reason why not.
-    pub(crate) fn set(&self, routes: Result<Routes, String>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = routes;
+    pub(crate) fn set(&self, control: Control) {
+        self.0.send_replace(control);
     }
 
-    fn get(&self) -> Result<Routes, String> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What it is now.
+    pub(crate) fn get(&self) -> Control {
+        self.0.borrow().clone()
+    }
+
+    /// Where a call goes, once a start that is under way is over.
+    async fn settled(&self, within: Duration) -> Result<Routes, Status> {
+        let mut seen = self.0.subscribe();
+        let settled = seen.wait_for(|control| !matches!(control, Control::Starting(_)));
+        // Out of time: whatever it is by then.
+        let _ = tokio::time::timeout(within, settled).await;
+        match self.get() {
+            Control::Served(routes) => Ok(routes),
+            Control::Starting(reason) | Control::Halted(reason) => Err(Status::unavailable(reason)),
+            Control::Absent(reason) => Err(Status::failed_precondition(reason)),
+        }
     }
 }
 
@@ -59,12 +91,45 @@ impl Service<Request<Body>> for Switch {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let target = if Self::is_own(request.uri().path()) { Ok(self.own.clone()) } else { self.manager.get() };
+        let own = Self::is_own(request.uri().path()).then(|| self.own.clone());
+        let manager = self.manager.clone();
         Box::pin(async move {
+            let target = match own {
+                Some(own) => Ok(own),
+                None => manager.settled(STARTING).await,
+            };
             match target {
                 Ok(mut routes) => routes.call(request).await,
-                Err(reason) => Ok(Status::failed_precondition(reason).into_http()),
+                Err(status) => Ok(status.into_http()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn calls_wait_for_a_start_and_hear_why_nobody_serves() {
+        let routes = ManagerRoutes::new(Control::Starting("starting".to_owned()));
+        let waiting = tokio::spawn({
+            let routes = routes.clone();
+            async move { routes.settled(STARTING).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        routes.set(Control::Served(Routes::default()));
+        assert!(waiting.await.expect("no panic").is_ok());
+        for (control, code) in [
+            (Control::Starting("x".to_owned()), tonic::Code::Unavailable),
+            (Control::Halted("x".to_owned()), tonic::Code::Unavailable),
+            (Control::Absent("x".to_owned()), tonic::Code::FailedPrecondition),
+        ] {
+            routes.set(control);
+            assert_eq!(
+                routes.settled(Duration::from_millis(1)).await.map(drop).map_err(|status| status.code()),
+                Err(code)
+            );
+        }
     }
 }

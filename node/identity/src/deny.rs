@@ -80,6 +80,11 @@ impl DenyList {
         self.lock().close(|peer| peer.is_some_and(|peer| peer.not_after + CLOCK_TOLERANCE < now))
     }
 
+    /// Closes all connections: the node leaves, or stops. Says how many.
+    pub fn close_all(&self) -> usize {
+        self.lock().close(|_| true)
+    }
+
     /// Live connections with a node, in both directions.
     pub fn connections(&self, node: NodeId) -> usize {
         self.lock().live.values().filter(|live| live.peer.as_ref().is_some_and(|peer| peer.node_id == node)).count()

@@ -7,7 +7,7 @@ use skep_identity::{Caller, Role};
 use skep_proto::v1::daemon_server::Daemon;
 use skep_proto::v1::{
     InfoRequest, InfoResponse, NodeRole, SwarmInitRequest, SwarmInitResponse, SwarmJoinRequest, SwarmJoinResponse,
-    SwarmLeaveRequest, SwarmLeaveResponse, SwarmState,
+    SwarmLeaveRequest, SwarmLeaveResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -35,9 +35,9 @@ impl Daemon for DaemonService {
             node_id: standing.node.map(|node| node.to_vec()).unwrap_or_default(),
             cluster_id: standing.cluster.map(|cluster| cluster.to_vec()).unwrap_or_default(),
             role: wire_role(role).into(),
-            control_available: standing.state == SwarmState::Active && role == Role::Manager,
+            control_available: standing.control,
             node_addr: standing.node_addr,
-            manager_addrs: standing.managers,
+            manager_addrs: self.membership.managers(),
             description: Some(self.host.description()),
             data_dir: self.host.config.data_dir.display().to_string(),
             containers_running: u32::try_from(self.membership.containers_running()).unwrap_or(u32::MAX),

@@ -1,0 +1,121 @@
+//! Everything that runs while this host is in a swarm: started in one order, stopped in reverse.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use skep_identity::{Credentials, DenyList, LiveCredentials};
+use tokio::task::JoinSet;
+use tracing::info;
+
+use super::{Board, Record, RecordFile};
+use crate::agent::MemberAgent;
+use crate::contacts::Contacts;
+use crate::host::Host;
+use crate::links::{Links, serve_peers};
+use crate::renewal;
+use crate::seat::{First, Seat, SeatParts};
+
+/// How long the agent waits for this node's own manager, which it would otherwise find closed and ask later again.
+const MANAGER_FIRST: Duration = Duration::from_secs(2);
+
+/// A running member.
+pub(crate) struct Member {
+    pub(super) seat: Seat,
+    pub(super) agent: MemberAgent,
+    pub(super) record: RecordFile,
+    pub(super) contacts: Contacts,
+    pub(super) live: LiveCredentials,
+    deny: DenyList,
+    /// The image port.
+    listeners: JoinSet<()>,
+    background: JoinSet<()>,
+}
+
+impl Member {
+    /// Starts everything. What was started when a later part fails is stopped again: ports and files are free when this
+    /// returns an error. A manager that cannot start is no error, unless it is to found the swarm.
+    pub(super) async fn start(
+        host: &Arc<Host>,
+        board: &Board,
+        credentials: Credentials,
+        record: Record,
+        first: First,
+    ) -> anyhow::Result<Self> {
+        let identity = credentials.identity().clone();
+        let (live, deny) = (LiveCredentials::new(credentials), DenyList::new());
+        let links = Links::new(&live, &deny);
+        let mut known = record.managers.clone();
+        if identity.role == skep_identity::Role::Manager {
+            known.insert(0, record.advertise_addr.to_string());
+        }
+        let contacts = Contacts::new(known);
+        let address = record.advertise_addr.ip();
+        let record = RecordFile::new(host.swarm_file(), record);
+        let mut listeners = JoinSet::new();
+        serve_peers(host, &live, &deny, &mut listeners).await?;
+        let parts = SeatParts {
+            host: Arc::clone(host),
+            identity: identity.clone(),
+            live: live.clone(),
+            deny: deny.clone(),
+            links: Arc::clone(&links),
+            contacts: contacts.clone(),
+            record: record.clone(),
+            board: board.clone(),
+        };
+        board.member(identity.node_id, identity.cluster_id, identity.role, address.to_string());
+        let founding = matches!(first, First::Found(_));
+        let (seat, outcome) = Seat::start(parts, first);
+        let begun = async {
+            if founding {
+                outcome.await??;
+            }
+            // Late is no error: the agent asks again, and other managers too.
+            let _ = tokio::time::timeout(MANAGER_FIRST, seat.settled()).await;
+            MemberAgent::start(host, &identity, Arc::clone(&links), contacts.clone(), record.clone(), address).await
+        };
+        let agent = match begun.await {
+            Ok(agent) => agent,
+            Err(error) => {
+                seat.close().await;
+                listeners.shutdown().await;
+                return Err(error);
+            }
+        };
+        let mut background = JoinSet::new();
+        background.spawn(renewal::run(live.clone(), links, contacts.clone(), host.identity_dir()));
+        background.spawn(close_expired(deny.clone()));
+        Ok(Self { seat, agent, record, contacts, live, deny, listeners, background })
+    }
+
+    /// The daemon stops: containers go on.
+    pub(super) async fn shutdown(self) {
+        self.agent.handle.shutdown().await;
+        self.stop().await;
+    }
+
+    /// The node is no longer in the swarm: containers stop.
+    pub(super) async fn end(self) {
+        self.agent.handle.stop_all().await;
+        self.stop().await;
+    }
+
+    /// In reverse order; the agent has ended.
+    async fn stop(mut self) {
+        self.background.shutdown().await;
+        self.seat.close().await;
+        self.listeners.shutdown().await;
+        // Connections outlive their listener.
+        let closed = self.deny.close_all();
+        info!(connections = closed, "this node's ports are closed");
+    }
+}
+
+/// Connections whose certificate ran out are closed within a minute.
+async fn close_expired(deny: DenyList) {
+    let mut minute = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        minute.tick().await;
+        deny.close_expired(SystemTime::now());
+    }
+}

@@ -1,0 +1,347 @@
+//! The seat's task: compares what the certificate says with what runs, takes one step, waits for the next event.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use skep_identity::{Credentials, JoinToken, Role};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::open::{Ended, How, Manager};
+use super::{First, Order, SeatParts, SeatState};
+use crate::backoff::{Backoff, is_disk_full, may_pass};
+use crate::membership::{SeatPhase, SeatRecord};
+use crate::switch::Control;
+
+/// A manager that ran this long before it ended did start well.
+const RAN_WELL: Duration = Duration::from_secs(30);
+/// A manager that hears no leader for this long answers calls itself: it knows best why.
+const ANNOUNCE: Duration = Duration::from_secs(3);
+/// A recovered manager is alone and elects itself at once.
+const RECOVERY: Duration = Duration::from_secs(20);
+const STARTING: &str = "this node's manager is starting: try again in a moment";
+
+pub(super) struct Runner {
+    parts: SeatParts,
+    state: watch::Sender<SeatState>,
+    orders: mpsc::Receiver<Order>,
+    stop: watch::Receiver<bool>,
+    credentials: watch::Receiver<Arc<Credentials>>,
+    /// Told what became of the first try.
+    first: Option<oneshot::Sender<anyhow::Result<()>>>,
+    backoff: Backoff,
+    /// This certificate says `manager`, but Raft does not know this node any more: it is not taken at its word.
+    stale: Option<Arc<Credentials>>,
+}
+
+/// The manager while it runs.
+struct Held {
+    manager: Manager,
+    since: Instant,
+    ready: bool,
+    announced: bool,
+}
+
+enum Event {
+    Stop,
+    /// The certificate is another.
+    Identity,
+    Order(Order),
+    Ended(Ended),
+    /// It hears a leader.
+    Ready,
+    /// It hears none for a while.
+    Announce,
+    Retry,
+}
+
+/// Between two events.
+enum Now {
+    Running(Held),
+    /// Nothing runs. `Some`: try again after this.
+    Idle(Option<Duration>),
+}
+
+impl Runner {
+    pub(super) fn new(
+        parts: SeatParts,
+        state: watch::Sender<SeatState>,
+        orders: mpsc::Receiver<Order>,
+        stop: watch::Receiver<bool>,
+        first: oneshot::Sender<anyhow::Result<()>>,
+    ) -> Self {
+        let credentials = parts.live.subscribe();
+        Self { parts, state, orders, stop, credentials, first: Some(first), backoff: Backoff::default(), stale: None }
+    }
+
+    pub(super) async fn run(mut self, first: First) {
+        let mut now = match first {
+            First::Resume => Now::Idle(Some(Duration::ZERO)),
+            First::Found(bootstrap) => {
+                let Ok(held) = self.take(How::Found(bootstrap)).await else { return };
+                Now::Running(held)
+            }
+        };
+        loop {
+            now = self.settle(now).await;
+            let event = self.next(&now).await;
+            now = match (event, now) {
+                (Event::Stop, now) => {
+                    if let Now::Running(held) = now {
+                        held.manager.close().await;
+                    }
+                    return;
+                }
+                (Event::Order(Order::Recover { addrs, answer }), now) => {
+                    let (now, outcome) = self.recover(now, addrs).await;
+                    // An error: who asked has gone.
+                    let _ = answer.send(outcome);
+                    now
+                }
+                (Event::Ended(why), Now::Running(held)) => self.ended(held, why).await,
+                (Event::Ready, Now::Running(held)) => Now::Running(self.announce(held, true)),
+                (Event::Announce, Now::Running(held)) => Now::Running(self.announce(held, false)),
+                (Event::Retry, Now::Idle(_)) => Now::Idle(Some(Duration::ZERO)),
+                (_, now) => now,
+            };
+        }
+    }
+
+    /// Does what the certificate asks for.
+    async fn settle(&mut self, now: Now) -> Now {
+        let credentials = Arc::clone(&self.credentials.borrow_and_update());
+        let role = credentials.role();
+        self.parts.board.role(role);
+        match (role, now) {
+            (Role::Worker, now) => self.be_worker(now).await,
+            (Role::Manager, Now::Idle(Some(Duration::ZERO))) => match self.take(How::Resume).await {
+                Ok(held) => Now::Running(held),
+                Err(pause) => Now::Idle(pause),
+            },
+            (Role::Manager, Now::Idle(_)) if self.stale.as_ref().is_some_and(|old| !Arc::ptr_eq(old, &credentials)) => {
+                self.stale = None;
+                self.backoff.reset();
+                match self.take(How::Resume).await {
+                    Ok(held) => Now::Running(held),
+                    Err(pause) => Now::Idle(pause),
+                }
+            }
+            (Role::Manager, now) => now,
+        }
+    }
+
+    async fn next(&mut self, now: &Now) -> Event {
+        let (held, pause) = match now {
+            Now::Running(held) => (Some(held), None),
+            Now::Idle(pause) => (None, *pause),
+        };
+        let ended = async {
+            match held {
+                Some(held) => held.manager.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ready = async {
+            match held {
+                Some(held) if !held.ready => held.manager.ready().await,
+                _ => std::future::pending().await,
+            }
+        };
+        let silent = async {
+            match held {
+                Some(held) if !held.announced => tokio::time::sleep_until(held.since + ANNOUNCE).await,
+                _ => std::future::pending().await,
+            }
+        };
+        let retry = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // An error: the handle is gone, and nobody would stop this any more.
+            _ = self.stop.wait_for(|stop| *stop) => Event::Stop,
+            Ok(()) = self.credentials.changed() => Event::Identity,
+            Some(order) = self.orders.recv() => Event::Order(order),
+            why = ended => Event::Ended(why),
+            () = ready => Event::Ready,
+            () = silent => Event::Announce,
+            () = retry => Event::Retry,
+        }
+    }
+
+    /// Starts the manager. An error is told, and says when to try again.
+    async fn take(&mut self, how: How) -> Result<Held, Option<Duration>> {
+        // A reason from the last try stays on show while the next one runs.
+        if !matches!(*self.state.borrow(), SeatState::Empty { .. }) {
+            self.parts.board.control(Control::Starting(STARTING.to_owned()));
+            self.state.send_replace(SeatState::Taking);
+        }
+        let mut stop = self.stop.clone();
+        let taken = async {
+            if self.parts.record.get().seat.is_some_and(|seat| seat.phase == SeatPhase::Leaving) {
+                self.give_up().await?;
+            }
+            super::open::open(&self.parts, how, &mut stop).await
+        };
+        match taken.await {
+            Ok(manager) => {
+                self.told(Ok(()));
+                self.state.send_replace(SeatState::Taken { ready: false });
+                Ok(Held { manager, since: Instant::now(), ready: false, announced: false })
+            }
+            Err(error) => {
+                let pause = self.failed(&error);
+                self.told(Err(error));
+                Err(pause)
+            }
+        }
+    }
+
+    fn told(&mut self, outcome: anyhow::Result<()>) {
+        if let Some(first) = self.first.take() {
+            // An error: nobody waits for it.
+            let _ = first.send(outcome);
+        }
+    }
+
+    /// Puts the reason on show. Returns when to try again.
+    fn failed(&mut self, error: &anyhow::Error) -> Option<Duration> {
+        let reason = match is_disk_full(error) {
+            true => format!("this manager's disk is full: {error:#}; make space, and it goes on by itself"),
+            false => format!("this node's manager does not run: {error:#}"),
+        };
+        self.empty(reason, may_pass(error))
+    }
+
+    fn empty(&mut self, reason: String, passing: bool) -> Option<Duration> {
+        let pause = passing.then(|| self.backoff.pause());
+        warn!(%reason, retry_in = ?pause, "this node's manager does not run");
+        self.parts.board.control(match passing {
+            true => Control::Halted(reason.clone()),
+            false => Control::Absent(reason.clone()),
+        });
+        self.state.send_replace(SeatState::Empty { reason, passing });
+        pause
+    }
+
+    /// Lets calls in.
+    fn announce(&self, mut held: Held, ready: bool) -> Held {
+        held.announced = true;
+        held.ready |= ready;
+        self.parts.board.control(Control::Served(held.manager.routes()));
+        self.state.send_replace(SeatState::Taken { ready: held.ready });
+        held
+    }
+
+    /// The manager has ended by itself.
+    async fn ended(&mut self, held: Held, why: Ended) -> Now {
+        if held.since.elapsed() > RAN_WELL {
+            self.backoff.reset();
+        }
+        held.manager.close().await;
+        let pause = match why {
+            Ended::DiskFull(what) => {
+                self.empty(format!("this manager's disk is full: {what}; make space, and it goes on by itself"), true)
+            }
+            Ended::Failed(what) => self.empty(format!("this node's manager has ended: {what}"), true),
+            Ended::Final(what) => self.empty(format!("this node's manager has ended: {what}"), false),
+            Ended::Removed => {
+                self.stale = Some(Arc::clone(&self.credentials.borrow()));
+                self.parts.contacts.renew.notify_one();
+                if let Err(error) = self.give_up().await {
+                    warn!(error = %format!("{error:#}"), "Raft's files are not deleted yet");
+                }
+                self.empty("this node is no manager any more; its certificate is being renewed".to_owned(), true);
+                // Only another certificate leads on.
+                None
+            }
+        };
+        Now::Idle(pause)
+    }
+
+    /// No manager, no port, no Raft files.
+    async fn be_worker(&mut self, now: Now) -> Now {
+        if let Now::Running(held) = now {
+            info!("this node is a worker now; its manager stops");
+            held.manager.close().await;
+        }
+        self.stale = None;
+        self.parts.board.only_worker();
+        self.state.send_replace(SeatState::None);
+        let given_up = self.give_up().await;
+        let pause = match &given_up {
+            Ok(()) => {
+                self.backoff.reset();
+                None
+            }
+            Err(error) => {
+                warn!(error = %format!("{error:#}"), "the files of this node's former manager are still there");
+                Some(self.backoff.pause())
+            }
+        };
+        self.told(given_up);
+        Now::Idle(pause)
+    }
+
+    /// Deletes the files of this node's seat, and nothing else: without a seat there is nothing of ours.
+    async fn give_up(&self) -> anyhow::Result<()> {
+        let Some(seat) = self.parts.record.get().seat else { return Ok(()) };
+        let leaving = SeatRecord { phase: SeatPhase::Leaving, ..seat };
+        self.parts.record.update(|record| record.seat = Some(leaving)).await?;
+        let dir = self.parts.host.raft_dir();
+        match tokio::fs::remove_dir_all(&dir).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot delete {}", dir.display()));
+            }
+            _ => {}
+        }
+        self.parts.record.update(|record| record.seat = None).await
+    }
+
+    /// Restarts the manager as the only one of its swarm.
+    async fn recover(
+        &mut self,
+        now: Now,
+        addrs: Option<(std::net::SocketAddr, std::net::SocketAddr)>,
+    ) -> (Now, anyhow::Result<JoinToken>) {
+        let seat = self.parts.record.get().seat;
+        if !seat.is_some_and(|seat| seat.phase == SeatPhase::Taken) || !self.parts.host.raft_dir().exists() {
+            return (now, Err(anyhow::anyhow!("this node holds no manager's state to go on from")));
+        }
+        if let Now::Running(held) = now {
+            held.manager.close().await;
+        }
+        if let Some((listen, advertise)) = addrs
+            && let Err(error) = self
+                .parts
+                .record
+                .update(|record| (record.listen_addr, record.advertise_addr) = (listen, advertise))
+                .await
+        {
+            return (Now::Idle(Some(Duration::ZERO)), Err(error));
+        }
+        let mut stop = self.stop.clone();
+        self.parts.board.control(Control::Starting(STARTING.to_owned()));
+        match super::open::open(&self.parts, How::Recover, &mut stop).await {
+            Ok(manager) => {
+                let held = Held { manager, since: Instant::now(), ready: false, announced: false };
+                if tokio::time::timeout(RECOVERY, held.manager.ready()).await.is_err() {
+                    let late = anyhow::anyhow!("the recovered manager does not lead yet: see the daemon's log");
+                    return (Now::Running(self.announce(held, false)), Err(late));
+                }
+                let token = held.manager.worker_token();
+                (Now::Running(self.announce(held, true)), token)
+            }
+            Err(error) => {
+                let pause = self.failed(&error);
+                (Now::Idle(pause), Err(error))
+            }
+        }
+    }
+}
