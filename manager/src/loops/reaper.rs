@@ -32,6 +32,8 @@ impl Loop for Reaper {
             (Some(Object::Task(task)), None) => {
                 self.dirty.insert(task.service());
             }
+            // Its limits may have changed.
+            (Some(Object::Cluster(_)), _) => self.look_at_all(state),
             (Some(Object::Service(service)), _) => {
                 self.dirty.insert(service.id);
             }

@@ -59,6 +59,7 @@ fn merged(stored: &TaskStatus, report: &TaskStatus, is_known: impl Fn(&str) -> b
     if forward {
         status.set_state(new);
         status.since_ms = report.since_ms;
+        status.host_lost = report.host_lost;
         status.refusals.clear();
     }
     if forward || new == old {

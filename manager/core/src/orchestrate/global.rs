@@ -1,5 +1,5 @@
-//! Global services: one task on every node that fits. A node that is down keeps its task: nowhere else could run it,
-//! and it may well run on.
+//! Global services: one task on every node that fits. A node that is down keeps its task for a day: nowhere else could
+//! run it, and it may well run on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use skep_proto::id::NodeId;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{NodeState, TaskState, WantedState};
 
+use super::reap::ORPHAN_AFTER;
 use super::{make, replicated};
 use crate::change::Plan;
 use crate::ids::Ids;
@@ -39,7 +40,14 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
     for (node_id, tasks) in &live {
         match state.node(*node_id) {
             None => plan.push(tasks.iter().map(|task| make::want(task, WantedState::Remove)).collect()),
-            Some(node) if node.status.state == NodeState::Down => {}
+            Some(node) if node.status.state == NodeState::Down => {
+                let until = node.status.since.plus(ORPHAN_AFTER);
+                if now >= until {
+                    plan.push(tasks.iter().map(|task| make::want(task, WantedState::Shutdown)).collect());
+                } else {
+                    plan.wake_by(until);
+                }
+            }
             Some(_) => replicated::tend(state, service, Slot::Node(*node_id), tasks, now, ids, plan),
         }
     }

@@ -323,6 +323,118 @@ fn history_is_kept_to_the_limit_and_lost_tasks_are_given_up_after_a_day() {
     assert_eq!(world.state.task(lost.id).unwrap().state, TaskState::Orphaned);
 }
 
+#[test]
+fn a_task_whose_host_went_away_is_replaced_at_once_and_costs_no_attempt() {
+    let mut state = swarm(1);
+    let policy = RestartPolicy {
+        condition: RestartCondition::OnFailure.into(),
+        delay_ms: 60_000,
+        max_attempts: 1,
+        ..RestartPolicy::default()
+    };
+    let service = with_service(&mut state, replicated(1), |template| template.restart = Some(policy));
+    let mut world = World::new(state, service);
+    world.run();
+    for round in 0..3 {
+        let lost = world.live()[0].id;
+        observe(&mut world.state, lost, TaskState::Failed, world.now);
+        let mut task = Task::clone(world.state.task(lost).unwrap());
+        std::sync::Arc::make_mut(&mut task.status).host_lost = true;
+        world.state.put(task);
+        world.run();
+        assert_eq!((world.running(), world.live()[0].replaces), (1, Some(lost)), "round {round}");
+        assert!(!world.live()[0].policy_restart);
+    }
+    let failed = world.live()[0].id;
+    observe(&mut world.state, failed, TaskState::Failed, world.now);
+    world.run();
+    assert_eq!((world.running(), world.live()[0].wanted), (0, WantedState::Ready), "its own end waits, and counts");
+    assert!(world.live()[0].policy_restart);
+}
+
+#[test]
+fn a_paused_node_keeps_its_tasks_and_gets_no_more() {
+    let mut world = web(2, 2);
+    world.run();
+    let before: BTreeSet<TaskId> = world.live().iter().map(|task| task.id).collect();
+    set_availability(&mut world.state, 1, Availability::Pause);
+    set_mode(&mut world.state, world.service, replicated(6));
+    world.run();
+    let on_paused: Vec<Task> = world.live().into_iter().filter(|task| task.node == Some(NodeId::new(1))).collect();
+    assert!(on_paused.len() == 1 && before.contains(&on_paused[0].id));
+    assert_eq!(world.running(), 6);
+
+    let mut state = swarm(2);
+    let service = with_service(&mut state, global(), |_| {});
+    let mut world = World::new(state, service);
+    world.run();
+    set_availability(&mut world.state, 1, Availability::Pause);
+    let failed = world.live().iter().find(|task| task.node == Some(NodeId::new(1))).unwrap().id;
+    world.run();
+    assert_eq!(world.running(), 2, "a global task stays as well");
+    observe(&mut world.state, failed, TaskState::Failed, world.now);
+    world.run();
+    assert_eq!(world.running(), 1, "and is not started again there");
+}
+
+#[test]
+fn a_drained_node_is_left_at_once_whatever_the_restart_delay() {
+    let mut state = swarm(2);
+    let policy = RestartPolicy { delay_ms: 60_000, max_attempts: 1, ..RestartPolicy::default() };
+    let service = with_service(&mut state, replicated(4), |template| template.restart = Some(policy));
+    let mut world = World::new(state, service);
+    world.run();
+    for drained in [1, 2, 1] {
+        set_availability(&mut world.state, drained, Availability::Drain);
+        set_availability(&mut world.state, 3 - drained, Availability::Active);
+        world.run();
+        assert_eq!(world.running(), 4);
+        assert!(world.live().iter().all(|task| task.node == Some(NodeId::new(3 - drained)) && !task.policy_restart));
+    }
+}
+
+#[test]
+fn a_node_that_returns_within_the_failover_delay_keeps_its_tasks() {
+    let mut world = web(2, 2);
+    change_service(&mut world.state, world.service, |spec| spec.failover_delay_ms = 30_000);
+    world.run();
+    let before = world.live();
+    let down_at = world.now;
+    set_node(&mut world.state, 1, NodeState::Down, down_at);
+    world.now = down_at.plus(Duration::from_millis(29_999));
+    world.run();
+    set_node(&mut world.state, 1, NodeState::Ready, world.now);
+    world.now = world.now.plus(Duration::from_secs(60));
+    world.run();
+    let ids = |tasks: &[Task]| tasks.iter().map(|task| (task.id, task.node)).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&world.live()), ids(&before));
+}
+
+#[test]
+fn global_tasks_of_a_node_that_is_gone_end_after_a_day_or_with_the_node() {
+    let mut state = swarm(3);
+    let service = with_service(&mut state, global(), |_| {});
+    let mut world = World::new(state, service);
+    world.run();
+    for number in [1, 2] {
+        set_node(&mut world.state, number, NodeState::Down, world.now);
+    }
+    let on = |world: &World, number: u128| {
+        world.state.tasks_on_node(NodeId::new(number)).map(|task| Task::clone(task)).collect::<Vec<_>>()
+    };
+    world.run();
+    assert_eq!(on(&world, 1)[0].wanted, WantedState::Running);
+    world.state.remove(&ObjectKey::Node(NodeId::new(2)));
+    world.run();
+    assert_eq!(on(&world, 2), []);
+    world.now = world.now.plus(Duration::from_secs(24 * 3600));
+    world.run();
+    assert_eq!((on(&world, 1)[0].wanted, on(&world, 1)[0].state), (WantedState::Shutdown, TaskState::Orphaned));
+    set_node(&mut world.state, 1, NodeState::Ready, world.now);
+    world.run();
+    assert_eq!(world.running(), 2, "a new one runs when it returns");
+}
+
 /// Something that happens to the world.
 #[derive(Clone, Debug)]
 enum Happening {

@@ -14,7 +14,7 @@ use crate::object::{Slot, Task};
 use crate::store::State;
 
 /// After this long on a down node a task counts as gone, and its resources as free. Swarm's number.
-const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
+pub(super) const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Ended tasks kept for each slot, where the cluster says nothing. Swarm's number.
 const DEFAULT_TASK_HISTORY: i32 = 5;
 const DEFAULT_REVISION_HISTORY: i32 = 10;
@@ -26,7 +26,7 @@ pub fn plan(state: &State, service: ServiceId, now: UnixMs) -> Plan {
     for task in state.tasks_of_service(service) {
         match fate(state, task, now) {
             Fate::Delete => plan.push(vec![remove(task)]),
-            Fate::Orphan => plan.push(vec![orphan(task, now)]),
+            Fate::Orphan(why) => plan.push(vec![orphan(task, why, now)]),
             Fate::Wait(at) => plan.wake_by(at),
             Fate::History => history.entry(task.slot).or_default().push(task),
             Fate::Keep => {}
@@ -48,7 +48,8 @@ enum Fate {
     Delete,
     /// Ended, and kept as history for a while.
     History,
-    Orphan,
+    /// Nobody will ever know how it ended, and why not.
+    Orphan(&'static str),
     /// Its node is down: to be given up then.
     Wait(UnixMs),
 }
@@ -66,10 +67,11 @@ fn fate(state: &State, task: &Task, now: UnixMs) -> Fate {
         return if task.state.is_terminal() { Fate::History } else { Fate::Delete };
     }
     match task.node.and_then(|node| state.node(node)) {
-        None => Fate::Orphan,
+        None => Fate::Orphan("its node was removed from the swarm: nobody knows how it ended"),
         Some(node) if node.status.state == NodeState::Down => {
             let until = node.status.since.plus(ORPHAN_AFTER);
-            if now >= until { Fate::Orphan } else { Fate::Wait(until) }
+            let why = "its node was gone for a day: nobody knows how it ended";
+            if now >= until { Fate::Orphan(why) } else { Fate::Wait(until) }
         }
         Some(_) => Fate::Keep,
     }
@@ -118,11 +120,11 @@ fn remove(task: &Arc<Task>) -> Change {
 }
 
 /// The one case in which the managers write the observed part past `ACCEPTED`: nobody else will.
-fn orphan(task: &Arc<Task>, now: UnixMs) -> Change {
+fn orphan(task: &Arc<Task>, why: &str, now: UnixMs) -> Change {
     let status = TaskStatus {
         state: TaskState::Orphaned.into(),
         since_ms: now.0,
-        error: "its node was gone for a day: nobody knows how it ended".to_owned(),
+        error: why.to_owned(),
         ..TaskStatus::clone(&task.status)
     };
     let orphaned = Task { state: TaskState::Orphaned, status: Arc::new(status), ..Task::clone(task) };

@@ -112,7 +112,7 @@ pub(super) fn tend(
             Verdict::Replace(start_at) => Some(Task {
                 start_at,
                 wanted: if start_at.is_some() { WantedState::Ready } else { WantedState::Running },
-                policy_restart: true,
+                policy_restart: restart::counts_as_attempt(keep),
                 ..make::new_task(service, ids.task(), slot, now)
             }),
         }

@@ -23,11 +23,13 @@ pub(super) enum Verdict {
 
 /// Judges the end of `task`, which must be in a terminal state.
 pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) -> Verdict {
+    if !counts_as_attempt(task) {
+        return Verdict::Replace(None);
+    }
     // The policy of the revision that the slot's next task will have.
     let revision = state.revision(service.current());
     let policy = revision.and_then(|revision| revision.template.restart).unwrap_or_default();
     let wants_another = match (policy.condition(), task.state) {
-        (_, TaskState::Orphaned) => true,
         (RestartCondition::Any, _) => true,
         (RestartCondition::OnFailure, state) => {
             matches!(state, TaskState::Failed | TaskState::Rejected)
@@ -41,11 +43,17 @@ pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) 
         0 => DEFAULT_DELAY,
         ms => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
     };
-    if delay.is_zero() || matches!(task.state, TaskState::Orphaned) {
+    if delay.is_zero() {
         Verdict::Replace(None)
     } else {
         Verdict::Replace(Some(now.plus(delay)))
     }
+}
+
+/// Whether a task's replacement is an attempt of the restart policy. It is none where the host went away under the task:
+/// then it is made at once, as for a task whose node is down.
+pub(super) fn counts_as_attempt(ended: &Task) -> bool {
+    !ended.status.host_lost && ended.state != TaskState::Orphaned
 }
 
 /// Whether the slot had all the attempts that its policy allows. Counted from the slot's kept tasks; the reaper keeps

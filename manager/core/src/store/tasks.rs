@@ -24,7 +24,7 @@ pub struct HostPort {
 pub struct TaskCounts {
     /// All stored ones, ended ones too.
     pub stored: u64,
-    /// In state `RUNNING`.
+    /// In state `RUNNING` and wanted to run: not what a lost node may still run of what was replaced.
     pub running: u64,
     /// Wanted to run, now or soon.
     pub wanted: u64,
@@ -56,7 +56,7 @@ fn is_pending(task: &Task) -> bool {
 fn counts(task: &Task) -> TaskCounts {
     TaskCounts {
         stored: 1,
-        running: u64::from(task.state == TaskState::Running),
+        running: u64::from(task.state == TaskState::Running && task.wanted.wants_to_run()),
         wanted: u64::from(task.wanted.wants_to_run()),
     }
 }
@@ -245,7 +245,7 @@ impl State {
         self.tasks.of_revision.get(&key).copied().unwrap_or(0)
     }
 
-    /// How many tasks of the service are in state `RUNNING`.
+    /// How many tasks of the service are in state `RUNNING`, and wanted to be.
     pub fn running_of(&self, service: ServiceId) -> u64 {
         self.task_counts(service).running
     }
