@@ -39,25 +39,25 @@ pub enum LabAction {
     },
     /// Start hosts that are powered off, or their daemons, and wait until these are ready.
     Start {
-        /// Hosts, as `2` or `1,3`.
+        /// Hosts, as `2`, `1,3` or `all`.
         #[arg(value_name = "HOSTS")]
         hosts: HostNumbers,
     },
     /// Stop the daemons of hosts gracefully (SIGTERM) and wait; containers keep running.
     Stop {
-        /// Hosts, as `2` or `1,3`.
+        /// Hosts, as `2`, `1,3` or `all`.
         #[arg(value_name = "HOSTS")]
         hosts: HostNumbers,
     },
     /// Kill the daemons of hosts (SIGKILL); containers keep running.
     Kill {
-        /// Hosts, as `2` or `1,3`.
+        /// Hosts, as `2`, `1,3` or `all`.
         #[arg(value_name = "HOSTS")]
         hosts: HostNumbers,
     },
     /// Cut the power of hosts: all their processes end at once, no connection is closed.
     PowerOff {
-        /// Hosts, as `2` or `1,3`.
+        /// Hosts, as `2`, `1,3` or `all`.
         #[arg(value_name = "HOSTS")]
         hosts: HostNumbers,
     },
@@ -66,13 +66,17 @@ pub enum LabAction {
         /// One side, as `1` or `1,2`.
         #[arg(value_name = "HOSTS")]
         left: HostNumbers,
-        /// The other side.
+        /// The other side; `all` are all that are not on the first.
         #[arg(value_name = "HOSTS")]
         right: HostNumbers,
     },
-    /// Join all links that were cut.
-    Heal,
-    /// List the hosts of the lab.
+    /// Join the links that were cut.
+    Heal {
+        /// Hosts whose links are joined, as `2` or `1,3`.
+        #[arg(value_name = "HOSTS", default_value = "all")]
+        hosts: HostNumbers,
+    },
+    /// List the hosts of the lab, with their roles in the swarm.
     Ls {
         /// How to print them.
         #[arg(long, value_enum, default_value_t = ListFormat::Table)]
@@ -127,25 +131,43 @@ pub enum ListFormat {
     Json,
 }
 
-/// A list of host numbers, sorted, without repetitions, never empty.
+/// Some hosts of a lab.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostNumbers(pub Vec<u16>);
+pub enum HostNumbers {
+    /// Every one.
+    All,
+    /// These: sorted, without repetitions, never empty.
+    These(Vec<u16>),
+}
+
+impl HostNumbers {
+    /// Their numbers in a lab of `count` hosts. Whether the lab has them is for its user to find out.
+    pub(crate) fn of(&self, count: usize) -> Vec<u16> {
+        match self {
+            Self::All => (1..).take(count).collect(),
+            Self::These(numbers) => numbers.clone(),
+        }
+    }
+}
 
 impl FromStr for HostNumbers {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
         let mut numbers = text.split(',').map(parse_number).collect::<Result<Vec<_>, _>>()?;
         numbers.sort_unstable();
         numbers.dedup();
-        Ok(Self(numbers))
+        Ok(Self::These(numbers))
     }
 }
 
 fn parse_number(text: &str) -> Result<u16, String> {
     match text.trim().parse() {
         Ok(number) if (1..=MAX_HOSTS).contains(&number) => Ok(number),
-        _ => Err(format!("{text:?} is not a host's number; give numbers such as 2 or 1,3")),
+        _ => Err(format!("{text:?} is not a host's number; give numbers such as 2 or 1,3, or all")),
     }
 }
 
@@ -206,8 +228,9 @@ mod tests {
 
     #[test]
     fn host_numbers_are_sorted_and_checked() {
-        assert_eq!("3,1,3".parse(), Ok(HostNumbers(vec![1, 3])));
-        for bad in ["", "0", "1,,2", "251", "x", "-1", "1-3"] {
+        assert_eq!("3,1,3".parse(), Ok(HostNumbers::These(vec![1, 3])));
+        assert_eq!("all".parse::<HostNumbers>().map(|all| all.of(3)), Ok(vec![1, 2, 3]));
+        for bad in ["", "0", "1,,2", "251", "x", "-1", "1-3", "1,all"] {
             assert!(bad.parse::<HostNumbers>().is_err(), "{bad}");
         }
     }

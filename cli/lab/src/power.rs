@@ -4,13 +4,14 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use crate::args::HostNumbers;
 use crate::daemon;
 use crate::error::{Context, Result};
 use crate::holder::{Held, NewHolder, exec_cgroup};
 use crate::lab::{Binary, HostDir, Lab, find_host, host_cgroup};
 use crate::network;
 use crate::process::ProcessId;
-use crate::state::{LabState, new_boot_id};
+use crate::state::{HostState, LabState, new_boot_id};
 
 /// Boots these hosts, which are off: cgroups, a new boot id, namespaces, network. The bridge must be there.
 pub(crate) fn power_on(lab: &Lab, state: &mut LabState, binary: &Binary, numbers: &[u16]) -> Result<()> {
@@ -78,18 +79,18 @@ fn write_files(dir: &HostDir, name: &str, boot_id: &str, host_count: u16) -> Res
 }
 
 /// `skep lab start`: boots what is off, starts the daemons that do not run, waits until they are ready.
-pub(crate) fn start(lab: &Lab, numbers: &[u16]) -> Result<()> {
+pub(crate) fn start(lab: &Lab, hosts: &HostNumbers) -> Result<()> {
     let (_lock, mut state) = lab.lock_and_load()?;
     let binary = Binary::of(lab)?;
     let (mut off, mut idle) = (Vec::new(), Vec::new());
-    for number in numbers {
-        let host = find_host(&mut state, *number)?;
+    for number in hosts.of(state.hosts.len()) {
+        let host = find_host(&mut state, number)?;
         if !host.is_on() {
-            off.push(*number);
+            off.push(number);
         }
         if host.live_daemon().is_none() {
-            idle.push(*number);
-        } else {
+            idle.push(number);
+        } else if *hosts != HostNumbers::All {
             eprintln!("host {number}: its daemon is running already");
         }
     }
@@ -126,19 +127,30 @@ pub(crate) fn ensure_bridge(lab: &Lab, state: &mut LabState, binary: &Binary) ->
 }
 
 /// `skep lab stop`
-pub(crate) fn stop(lab: &Lab, numbers: &[u16]) -> Result<()> {
+pub(crate) fn stop(lab: &Lab, hosts: &HostNumbers) -> Result<()> {
     let (_lock, mut state) = lab.lock_and_load()?;
-    daemon::stop(lab, &mut state, numbers)
+    let numbers = meant(&state, hosts, |host| host.live_daemon().is_some());
+    daemon::stop(lab, &mut state, &numbers)
 }
 
 /// `skep lab kill`
-pub(crate) fn kill(lab: &Lab, numbers: &[u16]) -> Result<()> {
+pub(crate) fn kill(lab: &Lab, hosts: &HostNumbers) -> Result<()> {
     let (_lock, mut state) = lab.lock_and_load()?;
-    daemon::kill(lab, &mut state, numbers)
+    let numbers = meant(&state, hosts, |host| host.live_daemon().is_some());
+    daemon::kill(lab, &mut state, &numbers)
 }
 
 /// `skep lab power-off`
-pub(crate) fn power_off_command(lab: &Lab, numbers: &[u16]) -> Result<()> {
+pub(crate) fn power_off_command(lab: &Lab, hosts: &HostNumbers) -> Result<()> {
     let (_lock, mut state) = lab.lock_and_load()?;
-    power_off(lab, &mut state, numbers)
+    let numbers = meant(&state, hosts, HostState::is_on);
+    power_off(lab, &mut state, &numbers)
+}
+
+/// `all` means all that it makes sense for; a host named by its number is meant in any case.
+fn meant(state: &LabState, hosts: &HostNumbers, makes_sense: impl Fn(&HostState) -> bool) -> Vec<u16> {
+    match hosts {
+        HostNumbers::These(numbers) => numbers.clone(),
+        HostNumbers::All => state.hosts.iter().filter(|host| makes_sense(host)).map(|host| host.number).collect(),
+    }
 }

@@ -1,8 +1,10 @@
 //! Joining the hosts of a new lab to one swarm, by the same commands that a user would type on them.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::unistd::geteuid;
 use serde::Deserialize;
 
 use crate::command::HostCli;
@@ -30,16 +32,11 @@ pub(crate) fn form(lab: &Lab, state: &mut LabState, binary: &Binary, manager_cou
     let address = network::address(1).to_string();
     eprintln!("making a swarm of {count} ({manager_count} manager{})", if manager_count == 1 { "" } else { "s" });
     first.skep(&["swarm", "init", "--advertise-addr", &address], "skep swarm init", Instant::now() + PATIENCE)?;
-    let (managers, workers) = others.split_at(others.len().min(usize::from(manager_count.saturating_sub(1))));
-    if !managers.is_empty() {
-        let token = join_token(first, "manager")?;
-        // One after the other: the set of voters grows by one at a time.
-        managers.iter().try_for_each(|host| join(host, &token))?;
-    }
-    if !workers.is_empty() {
-        let token = join_token(first, "worker")?;
-        join_at_once(workers, &token)?;
-    }
+    let manager_token = if manager_count > 1 { Some(join_token(first, "manager")?) } else { None };
+    let worker_token = if count > manager_count { Some(join_token(first, "worker")?) } else { None };
+    let token_of = |number| if number <= manager_count { &manager_token } else { &worker_token };
+    let joining = others.iter().filter_map(|host| Some((host, token_of(host.number).as_deref()?)));
+    join_at_once(&joining.collect::<Vec<_>>())?;
     wait_ready(first, count, manager_count)
 }
 
@@ -55,16 +52,32 @@ fn join(host: &HostCli<'_>, token: &str) -> Result<()> {
     host.skep(&["swarm", "join", "--token", token, &manager], &shown, Instant::now() + PATIENCE).map(drop)
 }
 
-fn join_at_once(hosts: &[HostCli<'_>], token: &str) -> Result<()> {
+/// Managers and workers together: the swarm lets in as many as come, and makes them voters one by one by itself.
+fn join_at_once(hosts: &[(&HostCli<'_>, &str)]) -> Result<()> {
     /// More would only stand in each other's way on one machine.
     const AT_ONCE: usize = 8;
     for some in hosts.chunks(AT_ONCE) {
         thread::scope(|scope| {
-            let joining: Vec<_> = some.iter().map(|host| scope.spawn(|| join(host, token))).collect();
+            let joining: Vec<_> = some.iter().map(|(host, token)| scope.spawn(|| join(host, token))).collect();
             joining.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(LabError::Interrupted)))
         })?;
     }
     Ok(())
+}
+
+/// Roles by host name, from the first host that knows them; empty where none does, or where the caller may not ask.
+pub(crate) fn roles(lab: &Lab, state: &LabState) -> BTreeMap<String, &'static str> {
+    /// A listing should not wait for a swarm in trouble.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let Ok(binary) = Binary::of(lab) else { return BTreeMap::new() };
+    let deadline = Instant::now() + PATIENCE;
+    let live = state.hosts.iter().filter(|host| geteuid().is_root() && host.live_daemon().is_some());
+    let answer = live.filter_map(|host| Some((host.number, host.holder?))).find_map(|(number, holder)| {
+        let host = HostCli { lab, binary: &binary, number, holder };
+        host.skep(&["node", "ls", "--format", "json"], "skep node ls --format json", deadline).ok()
+    });
+    let nodes = answer.as_deref().map(parse_nodes).unwrap_or_default();
+    nodes.into_iter().map(|node| (node.hostname.clone(), node.role())).collect()
 }
 
 fn wait_ready(first: &HostCli<'_>, count: u16, managers: u16) -> Result<()> {
@@ -72,7 +85,11 @@ fn wait_ready(first: &HostCli<'_>, count: u16, managers: u16) -> Result<()> {
     let mut pause = Duration::from_millis(20);
     loop {
         let answer = first.skep(&["node", "ls", "--format", "json"], "skep node ls --format json", deadline)?;
-        let Some((host, state)) = first_not_ready(&answer, count, managers) else { return Ok(()) };
+        let not_ready = match first_not_ready(&answer, count, managers) {
+            None if managers > 1 => first_without_vote(first, managers, deadline)?,
+            found => found,
+        };
+        let Some((host, state)) = not_ready else { return Ok(()) };
         if Instant::now() + pause >= deadline {
             let log = logs::end_of_log(&first.lab.host_dir(host).log(), 0);
             return Err(LabError::NodeNotReady { host, within: PATIENCE, state, log });
@@ -94,12 +111,51 @@ struct NodeLine {
     manager_status: String,
 }
 
+impl NodeLine {
+    fn role(&self) -> &'static str {
+        match self.manager_status.to_ascii_lowercase().as_str() {
+            "" => "worker",
+            "leader" => "leader",
+            _ => "manager",
+        }
+    }
+}
+
+/// A line that is not a node's (a warning, say) is none.
+fn parse_nodes(node_ls: &str) -> Vec<NodeLine> {
+    node_ls.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The first manager that has no vote yet, and why: its node's message says what its role waits for.
+fn first_without_vote(first: &HostCli<'_>, managers: u16, deadline: Instant) -> Result<Option<(u16, String)>> {
+    #[derive(Deserialize)]
+    struct Node {
+        #[serde(rename = "Status")]
+        status: Status,
+    }
+    #[derive(Deserialize)]
+    struct Status {
+        #[serde(rename = "Message", default)]
+        message: String,
+    }
+    for number in 1..=managers {
+        let name = host_name(number);
+        let answer = first.skep(&["node", "inspect", &name], &format!("skep node inspect {name}"), deadline)?;
+        let nodes: Vec<Node> = serde_json::from_str(&answer).unwrap_or_default();
+        match nodes.into_iter().next() {
+            Some(node) if node.status.message.is_empty() => {}
+            Some(node) => return Ok(Some((number, node.status.message))),
+            None => return Ok(Some((number, "not shown by `skep node inspect`".to_owned()))),
+        }
+    }
+    Ok(None)
+}
+
 /// The first host of `count` that is not ready, and what is said of it.
 ///
 /// Ready are nodes with status `Ready`, the first `managers` of them with a manager that takes part in the quorum.
 fn first_not_ready(node_ls: &str, count: u16, managers: u16) -> Option<(u16, String)> {
-    // A line that is not a node's (a warning, say) makes no host ready.
-    let nodes: Vec<NodeLine> = node_ls.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let nodes = parse_nodes(node_ls);
     (1..=count).find_map(|number| {
         let name = host_name(number);
         let Some(node) = nodes.iter().find(|node| node.hostname == name) else {

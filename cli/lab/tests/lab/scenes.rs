@@ -39,6 +39,7 @@ fn up_makes_hosts_and_down_leaves_nothing() {
     for number in 1..=3 {
         let host = world.host(number);
         assert_eq!((&host["Power"], &host["Daemon"]), (&"on".into(), &"running".into()));
+        assert_eq!(host["Role"], if number == 1 { "leader" } else { "worker" });
         assert_eq!(world.probe(number, number % 3 + 1), Some(format!("host{}", number % 3 + 1)));
     }
     assert!(world.fails(&["up"]).contains("already up"));
@@ -149,6 +150,12 @@ fn kill_start_stop() {
     let again = world.host(2)["Pid"].clone();
     world.ok(&["start", "2"]);
     assert_eq!(world.host(2)["Pid"], again, "what runs is not started twice");
+    world.ok(&["kill", "1"]);
+    world.ok(&["kill", "all"]);
+    assert_eq!((&world.host(1)["Daemon"], &world.host(2)["Daemon"]), (&"stopped".into(), &"stopped".into()));
+    assert!(!runs(again.as_i64().unwrap().try_into().unwrap()));
+    world.ok(&["start", "all"]);
+    assert_eq!(world.probe(1, 2), Some("host2".to_owned()));
     assert!(runs(container), "containers keep running through all of it");
     assert_eq!(world.host(2)["BootId"], boot_id);
 }
@@ -233,9 +240,14 @@ fn partitions_add_up_until_healed() {
     world.ok(&["power-off", "2"]);
     world.ok(&["start", "2"]);
     assert!(!reach(1, 2));
+    world.ok(&["heal", "3"]);
+    assert!(!reach(1, 2) && reach(1, 3) && reach(2, 3));
     world.ok(&["heal"]);
     assert!(reach(1, 2) && reach(2, 1) && reach(1, 3) && reach(3, 2));
+    world.ok(&["partition", "2", "all"]);
+    assert!(!reach(1, 2) && !reach(3, 2) && reach(1, 3));
     world.ok(&["heal"]);
+    assert!(reach(1, 2) && reach(3, 2));
     assert!(world.fails(&["partition", "1", "1,2"]).contains("both sides"));
     assert!(world.fails(&["partition", "1", "4"]).contains("has no host 4"));
 }
