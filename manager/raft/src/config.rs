@@ -67,6 +67,17 @@ pub struct Limits {
     pub cache_bytes: usize,
     /// sled's page cache, in bytes. 16 MiB.
     pub database_cache_bytes: u64,
+    /// Bytes to keep free on the disk (a sixteenth of it at most): with less the node takes no more entries. 32 MiB.
+    pub free_bytes: u64,
+    /// The managers compare digests of their states at every log index that this divides. 4,096; 0 for never.
+    pub digest_every: u64,
+}
+
+impl Limits {
+    /// The longest message that a transport has to carry, in bytes: one entry of the largest size, or a batch.
+    pub fn message_bytes(&self) -> usize {
+        self.entry_bytes.max(self.append_bytes).max(self.snapshot_chunk_bytes) + (64 << 10)
+    }
 }
 
 impl Default for Limits {
@@ -81,6 +92,8 @@ impl Default for Limits {
             keep_bytes: 8 << 20,
             cache_bytes: 4 << 20,
             database_cache_bytes: 16 << 20,
+            free_bytes: 32 << 20,
+            digest_every: 4096,
         }
     }
 }
@@ -96,8 +109,6 @@ pub struct Config {
     pub start: Start,
     /// The key that unlocks the data key. None: it lies beside the data in a file only the owner can read.
     pub key_encryption_key: Option<KeyEncryptionKey>,
-    /// Raised by every recovery from lost quorum. Messages of a lower epoch are refused. 0 for a group never recovered.
-    pub recovery_epoch: u64,
     /// Times of the protocol.
     pub timing: Timing,
     /// Sizes.
@@ -112,7 +123,6 @@ impl Config {
             node_id,
             start,
             key_encryption_key: None,
-            recovery_epoch: 0,
             timing: Timing::default(),
             limits: Limits::default(),
         }

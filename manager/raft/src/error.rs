@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::consensus::StopCause;
+
 /// What is on disk cannot be used, or could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -91,6 +93,19 @@ pub enum StoreError {
         /// The id asked for.
         expected: u64,
     },
+    /// There is no space to open the directory safely. Nothing was touched.
+    #[error(
+        "the disk of data directory {dir:?} is full: {free_bytes} bytes are free, {needed_bytes} are needed to start; \
+         make space and start again, nothing is lost"
+    )]
+    DiskFull {
+        /// The directory.
+        dir: PathBuf,
+        /// Bytes that are free.
+        free_bytes: u64,
+        /// Bytes that must be free.
+        needed_bytes: u64,
+    },
     /// The database refused.
     #[error("database {path:?} failed")]
     Database {
@@ -116,6 +131,16 @@ impl StoreError {
         Self::Damaged { path: path.as_ref().to_owned(), what: what.into() }
     }
 
+    /// What kind of failure this is for whoever restarts the node.
+    pub(crate) fn cause(&self) -> StopCause {
+        let full = match self {
+            Self::DiskFull { .. } => true,
+            Self::Io { source, .. } | Self::Database { source: sled::Error::Io(source), .. } => is_full(source),
+            _ => false,
+        };
+        if full { StopCause::DiskFull } else { StopCause::Storage }
+    }
+
     /// The whole chain in one line, for places that keep only text.
     pub(crate) fn text(&self) -> String {
         chain(self)
@@ -137,6 +162,11 @@ pub enum StartError {
     /// The engine did not come up.
     #[error("consensus did not start: {0}")]
     Engine(String),
+}
+
+/// Whether a write failed for lack of space.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// An error and its sources, joined by ": ".

@@ -14,16 +14,22 @@ use openraft::{BasicNode, SnapshotPolicy};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{Config, Start};
-use crate::consensus::{RaftId, Role, Status};
-use crate::election;
+use crate::config::{Config, Limits, Start};
+use crate::consensus::{RaftId, Role, Status, StopCause};
+use crate::digests::{self, Digests};
+use crate::election::Elections;
+use crate::engine;
 use crate::error::StartError;
+use crate::handover::HandOver;
 use crate::inbound::{HandleError, Inbound};
-use crate::network::Network;
+use crate::network::{LeftBehind, Network};
 use crate::policy::Policy;
+use crate::priority;
 use crate::reads::{self, Waiting};
+use crate::shared::Shared;
+use crate::space::{self, Space};
 use crate::state_machine::StateMachine;
-use crate::status::{self, SHUT_DOWN};
+use crate::status::{Publisher, SHUT_DOWN};
 use crate::store::log::LogStore;
 use crate::store::machine::{Gauge, Machine};
 use crate::store::snapshots::SnapshotStore;
@@ -35,6 +41,8 @@ use crate::types::{LogId, Raft};
 const THREADS: usize = 2;
 /// How long a new group of one may take to elect itself before the start counts as failed.
 const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a leader that stops tries to hand over to another manager.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the last users of the data directory may take to let go of it at shutdown.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -59,12 +67,11 @@ impl<M: StateMachine> std::fmt::Debug for RaftNode<M> {
 pub(crate) struct Inner {
     pub(crate) raft: Raft,
     pub(crate) handle: Handle,
-    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) hand_over: HandOver,
     pub(crate) status: Arc<watch::Sender<Status>>,
     pub(crate) barriers: mpsc::UnboundedSender<Waiting>,
     pub(crate) entry_limit: usize,
-    /// A leader that no quorum has answered for this long takes no proposals.
-    pub(crate) silence_limit: Duration,
     inbound: Mutex<Option<Arc<Inbound>>>,
     running: Mutex<Option<Running>>,
     /// Whoever shuts down holds it; who comes later waits for it.
@@ -73,7 +80,8 @@ pub(crate) struct Inner {
 
 /// What keeps the data directory in use.
 struct Running {
-    runtime: Runtime,
+    /// None where the node runs on its caller's.
+    runtime: Option<Runtime>,
     log: LogStore,
     store: Arc<Store>,
     closed: Closed,
@@ -82,7 +90,7 @@ struct Running {
 impl Drop for Inner {
     fn drop(&mut self) {
         let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Running { runtime, .. }) = running {
+        if let Some(Running { runtime: Some(runtime), .. }) = running {
             // A runtime must not be dropped where blocking is not allowed.
             runtime.shutdown_background();
         }
@@ -97,6 +105,7 @@ struct Opened<M: StateMachine> {
     snapshots: Arc<SnapshotStore>,
     machine: Machine<M>,
     gauge: Arc<Gauge>,
+    digests: Arc<Digests>,
 }
 
 /// Opens everything and checks that log and snapshot fit together. Blocks.
@@ -109,8 +118,9 @@ fn open<M: StateMachine>(config: &Config, machine: M) -> Result<Opened<M>, Start
     let log = LogStore::open(Arc::clone(&store), &config.limits)?;
     let contained: Option<LogId> = snapshots.current().and_then(|current| current.preface.meta.last_log_id);
     log.check_begins_after(contained)?;
-    let machine = Machine::open(machine, Arc::clone(&snapshots), Arc::clone(&gauge))?;
-    Ok(Opened { store, closed, log, snapshots, machine, gauge })
+    let digests = Arc::new(Digests::new(config.limits.digest_every));
+    let machine = Machine::open(machine, Arc::clone(&snapshots), Arc::clone(&gauge), Arc::clone(&digests))?;
+    Ok(Opened { store, closed, log, snapshots, machine, gauge, digests })
 }
 
 fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
@@ -138,21 +148,23 @@ impl<M: StateMachine> RaftNode<M> {
         store::exists(dir)
     }
 
-    /// Opens the directory and starts the node. `machine` must be in its initial state; the newest snapshot and the
-    /// committed log are applied to it. With [`Start::Bootstrap`] the node leads when this returns.
+    /// Opens the directory and starts the node, on threads of its own. `machine` must be in its initial state; the
+    /// newest snapshot and the committed log are applied to it. With [`Start::Bootstrap`] the node leads when this
+    /// returns.
     pub async fn start(config: Config, machine: M, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
         config.check()?;
         let engine = engine_config(&config)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("skep-raft")
+            .on_thread_start(priority::raise)
             .enable_all()
             .build()
             .map_err(|error| StartError::Engine(format!("cannot start threads: {error}")))?;
         let started = runtime.spawn(start_engine(config, engine, machine, transport, runtime.handle().clone())).await;
         match started.unwrap_or_else(|error| Err(StartError::Engine(error.to_string()))) {
             Ok((inner, log, store, closed)) => {
-                *lock(&inner.running) = Some(Running { runtime, log, store, closed });
+                *lock(&inner.running) = Some(Running { runtime: Some(runtime), log, store, closed });
                 Ok(Self { inner: Arc::new(inner), machine: PhantomData })
             }
             Err(error) => {
@@ -160,6 +172,22 @@ impl<M: StateMachine> RaftNode<M> {
                 Err(error)
             }
         }
+    }
+
+    /// As [`Self::start`], on the runtime that this is called on: for simulations, whose time and threads are not real.
+    #[cfg(feature = "sim")]
+    pub async fn start_here(config: Config, machine: M, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
+        config.check()?;
+        let engine = engine_config(&config)?;
+        let (inner, log, store, closed) = start_engine(config, engine, machine, transport, Handle::current()).await?;
+        *lock(&inner.running) = Some(Running { runtime: None, log, store, closed });
+        Ok(Self { inner: Arc::new(inner), machine: PhantomData })
+    }
+
+    /// Raft's own runtime: two threads of raised priority. A transport's receiving side may run there too, so that load
+    /// does not delay it; nothing that blocks or computes for long belongs there.
+    pub fn runtime(&self) -> Handle {
+        self.inner.handle.clone()
     }
 
     /// Answers a message that came in over the transport. The caller has checked that the sender belongs to the group.
@@ -179,22 +207,35 @@ async fn start_engine<M: StateMachine>(
     transport: Arc<dyn Transport>,
     handle: Handle,
 ) -> Result<(Inner, LogStore, Arc<Store>, Closed), StartError> {
-    let opening = tokio::task::spawn_blocking(move || open(&config, machine).map(|opened| (config, opened)));
-    let (config, opened) = opening.await.map_err(|error| StartError::Engine(error.to_string()))??;
-    let Opened { store, closed, log, snapshots, machine, gauge } = opened;
+    let opening = engine::blocking(move || open(&config, machine).map(|opened| (config, opened))).await;
+    let panicked = || StartError::Engine("opening the data directory panicked".to_owned());
+    let (config, opened) = opening.ok_or_else(panicked)??;
+    let Opened { store, closed, log, snapshots, machine, gauge, digests } = opened;
+    let space = Space::new(store.folder(), config.limits.free_bytes);
+    let shared = Arc::new(Shared::new(config.node_id, transport, config.timing.clone(), space, &store));
+    let left_behind: LeftBehind = Arc::new(watch::channel(None).0);
     let network = Network {
-        transport: Arc::clone(&transport),
-        recovery_epoch: config.recovery_epoch,
+        shared: Arc::clone(&shared),
+        left_behind: Arc::clone(&left_behind),
         chunk_bytes: config.limits.snapshot_chunk_bytes,
     };
     let raft = Raft::new(config.node_id, Arc::new(engine), network, log.clone(), machine).await;
     let raft = raft.map_err(|error| failed(&store, &error))?;
     let status = Arc::new(watch::channel(Status::initial(config.node_id)).0);
     let (barriers, requests) = mpsc::unbounded_channel();
-    tokio::spawn(status::publish(raft.metrics(), Arc::clone(&snapshots), Arc::clone(&status)));
-    tokio::spawn(election::run(raft.clone(), status.subscribe()));
+    let hand_over = HandOver { raft: raft.clone(), shared: Arc::clone(&shared), left_behind: Arc::clone(&left_behind) };
+    let publisher =
+        Publisher { snapshots: Arc::clone(&snapshots), shared: Arc::clone(&shared), status: Arc::clone(&status) };
+    tokio::spawn(publisher.run(raft.metrics()));
+    let elections =
+        Elections { raft: raft.clone(), shared: Arc::clone(&shared), left_behind: Arc::clone(&left_behind) };
+    tokio::spawn(elections.run());
     tokio::spawn(reads::run(raft.clone(), requests, config.timing.election_max));
-    let policy = Policy { raft: raft.clone(), log: log.clone(), gauge, limits: config.limits.clone() };
+    tokio::spawn(leave_behind(raft.clone(), Arc::clone(&shared), left_behind.subscribe()));
+    tokio::spawn(digests::compare(raft.clone(), Arc::clone(&shared), left_behind, Arc::clone(&digests)));
+    tokio::spawn(watch_space(hand_over.clone(), status.subscribe()));
+    let limits: Limits = config.limits.clone();
+    let policy = Policy { raft: raft.clone(), log: log.clone(), gauge, limits, shared: Arc::clone(&shared) };
     tokio::spawn(policy.run(status.subscribe()));
     match &config.start {
         Start::Bootstrap { address } => {
@@ -204,20 +245,69 @@ async fn start_engine<M: StateMachine>(
         Start::Join => store.finish_creation()?,
         Start::Existing => {}
     }
-    let inbound = Inbound::new(raft.clone(), snapshots, config.recovery_epoch);
+    let inbound = Inbound::new(raft.clone(), Arc::clone(&shared), snapshots, digests);
     let inner = Inner {
         raft,
         handle,
-        transport,
+        shared,
+        hand_over,
         status,
         barriers,
         entry_limit: config.limits.entry_bytes,
-        silence_limit: config.timing.election_max * 2,
         inbound: Mutex::new(Some(Arc::new(inbound))),
         running: Mutex::new(None),
         closing: tokio::sync::Mutex::new(()),
     };
     Ok((inner, log, store, closed))
+}
+
+/// Stops the node when another one answers that the group was recovered without it.
+async fn leave_behind(raft: Raft, shared: Arc<Shared>, mut epoch: watch::Receiver<Option<u64>>) {
+    let mut metrics = raft.metrics();
+    tokio::select! {
+        biased;
+        // Only to see the end.
+        _ = metrics.wait_for(|now| now.running_state.is_err()) => {}
+        found = epoch.wait_for(Option::is_some) => {
+            if let Some(epoch) = found.ok().and_then(|epoch| *epoch) {
+                shared.left_behind(&raft, epoch);
+            }
+        }
+    }
+}
+
+/// Looks at the free space; a leader without any hands over to a manager that has some. Ends with the node.
+async fn watch_space(hand_over: HandOver, status: watch::Receiver<Status>) {
+    const AGAIN: Duration = Duration::from_secs(5);
+    let shared = Arc::clone(&hand_over.shared);
+    let mut next_try = engine::now();
+    while status.borrow().role != Role::Stopped {
+        if shared.space.look() {
+            let (free_bytes, needed_bytes) = shared.space.figures();
+            if shared.space.is_full() {
+                tracing::error!(
+                    free_bytes,
+                    needed_bytes,
+                    "the disk is full: this manager takes no changes until there is space"
+                );
+            } else {
+                tracing::info!(free_bytes, "there is space on the disk again: this manager goes on");
+            }
+            shared.news.notify_one();
+        }
+        let now = engine::now();
+        let leads = || {
+            let status = status.borrow();
+            status.is_leader() && !status.is_sole_voter()
+        };
+        if shared.space.is_full() && now >= next_try && leads() {
+            next_try = now + AGAIN;
+            if let Err(failure) = hand_over.run(None, HAND_OVER_PATIENCE).await {
+                tracing::warn!(?failure, "no other manager takes the lead over while the disk here is full");
+            }
+        }
+        tokio::time::sleep(space::PERIOD).await;
+    }
 }
 
 /// Makes this node the only voter of a new group and waits until it leads.
@@ -238,14 +328,18 @@ async fn initialize(
     let leads = status.wait_for(|status| status.is_leader() || status.role == Role::Stopped);
     match tokio::time::timeout(BOOTSTRAP_PATIENCE, leads).await {
         Ok(Ok(status)) if status.is_leader() => Ok(()),
-        Ok(_) => Err(StartError::Engine(store.failure().map_or_else(|| SHUT_DOWN.to_owned(), |why| why.to_string()))),
+        Ok(_) => Err(StartError::Engine(failure_or(store, || SHUT_DOWN.to_owned()))),
         Err(_) => Err(StartError::Engine(format!("no leader after {BOOTSTRAP_PATIENCE:?}"))),
     }
 }
 
 /// The engine's failure in the store's words, if it has any.
 fn failed(store: &Store, error: &dyn std::fmt::Display) -> StartError {
-    StartError::Engine(store.failure().map_or_else(|| error.to_string(), |why| why.to_string()))
+    StartError::Engine(failure_or(store, || error.to_string()))
+}
+
+fn failure_or(store: &Store, other: impl FnOnce() -> String) -> String {
+    store.failure().map_or_else(other, |(_, why)| why.to_string())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -258,21 +352,36 @@ impl Inner {
         self.status.borrow().stopped.clone().unwrap_or_else(|| SHUT_DOWN.into())
     }
 
-    /// Stops the engine, syncs the disk and waits until the directory is free.
+    /// Hands the lead over if there is somebody to take it, stops the engine, syncs the disk and waits until the
+    /// directory is free.
     pub(crate) async fn shutdown(&self) {
         let _closing = self.closing.lock().await;
         let Some(Running { runtime, log, store, closed }) = lock(&self.running).take() else { return };
-        let raft = self.raft.clone();
-        // The engine ends here or has ended before; there is nothing to do about how.
-        let _ = self.handle.spawn(async move { raft.shutdown().await }).await;
+        let leads = {
+            let status = self.status.borrow();
+            status.leads() && !status.is_sole_voter()
+        };
+        let (raft, hand_over) = (self.raft.clone(), self.hand_over.clone());
+        let stopping = self.handle.spawn(async move {
+            if leads && let Err(failure) = hand_over.run(None, HAND_OVER_PATIENCE).await {
+                tracing::info!(?failure, "stopping without a hand-over");
+            }
+            // The engine ends here or has ended before; there is nothing to do about how.
+            let _ = raft.shutdown().await;
+        });
+        let _ = stopping.await;
         lock(&self.inbound).take();
         self.status.send_modify(|status| {
             status.role = Role::Stopped;
-            let failure = || store.failure().unwrap_or_else(|| SHUT_DOWN.into());
-            status.stopped.get_or_insert_with(failure);
+            let (cause, why) = store.failure().unwrap_or_else(|| (StopCause::ShutDown, SHUT_DOWN.into()));
+            status.stopped.get_or_insert(why);
+            status.stop_cause.get_or_insert(cause);
         });
-        let closing = tokio::task::spawn_blocking(move || {
-            runtime.shutdown_timeout(CLOSE_PATIENCE);
+        let has_runtime = runtime.is_some();
+        let closing = engine::blocking(move || {
+            if let Some(runtime) = runtime {
+                runtime.shutdown_timeout(CLOSE_PATIENCE);
+            }
             if store.failure().is_none()
                 && let Err(error) = log.settle()
             {
@@ -282,11 +391,12 @@ impl Inner {
                 );
             }
             drop((log, store));
-            if !closed.wait(CLOSE_PATIENCE) {
+            // On the caller's runtime the last tasks end after this.
+            if has_runtime && !closed.wait(CLOSE_PATIENCE) {
                 tracing::error!("the data directory is still in use after the shutdown");
             }
         });
-        if closing.await.is_err() {
+        if closing.await.is_none() {
             tracing::error!("the shutdown of consensus panicked");
         }
     }

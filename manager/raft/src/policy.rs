@@ -7,6 +7,8 @@ use tokio::sync::watch;
 
 use crate::config::Limits;
 use crate::consensus::{Role, Status};
+use crate::engine;
+use crate::shared::Shared;
 use crate::store::log::LogStore;
 use crate::store::machine::Gauge;
 use crate::types::Raft;
@@ -16,6 +18,7 @@ pub(crate) struct Policy {
     pub(crate) log: LogStore,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) limits: Limits,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// Whether enough was applied since the newest snapshot.
@@ -53,7 +56,7 @@ impl Policy {
             if stopped {
                 return;
             }
-            let now = Instant::now();
+            let now = engine::now();
             let target = newest.and_then(|index| self.log.purge_target(index, &self.limits));
             if let Some(upto) = target
                 && purge_to.give(upto, now)
@@ -62,6 +65,7 @@ impl Policy {
                 return;
             }
             if is_due(&self.limits, self.gauge.since_snapshot())
+                && !self.shared.space.is_full()
                 && snapshot_after.give(newest, now)
                 && self.raft.trigger().snapshot().await.is_err()
             {

@@ -1,7 +1,7 @@
 //! [`Consensus`] on a [`RaftNode`]: errors of the engine become ours, deadlines are kept.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -10,8 +10,9 @@ use openraft::error::ClientWriteError;
 use tokio::sync::{oneshot, watch};
 
 use crate::consensus::{
-    BarrierError, Committed, Consensus, Member, MembershipError, ProposeError, RaftId, Role, Status,
+    BarrierError, Committed, Consensus, Member, MembershipError, ProposeError, RaftId, Role, Status, TransferError,
 };
+use crate::engine;
 use crate::members::{self, Change, ChangeError};
 use crate::node::{Inner, RaftNode};
 use crate::reads::Round;
@@ -38,9 +39,21 @@ impl Inner {
             drop(status);
             return Err(self.stopped());
         }
-        let silent = status.millis_since_quorum_ack(Instant::now()).filter(|_| status.is_leader());
+        if !status.is_leader() {
+            return Ok(());
+        }
+        if self.shared.is_handing_over() {
+            return Err(ProposeError::HandingOver);
+        }
+        if self.shared.space.is_full() {
+            let (free_bytes, needed_bytes) = self.shared.space.figures();
+            return Err(ProposeError::DiskFull { free_bytes, needed_bytes });
+        }
+        let silent = status.millis_since_quorum_ack(engine::now());
         match silent {
-            Some(silent_ms) if silent_ms > millis(self.silence_limit) => Err(ProposeError::NoQuorum { silent_ms }),
+            Some(silent_ms) if silent_ms > millis(self.shared.silence_limit()) => {
+                Err(ProposeError::NoQuorum { silent_ms })
+            }
             _ => Ok(()),
         }
     }
@@ -54,8 +67,62 @@ impl Inner {
         BarrierError::Stopped { reason: self.stop_reason() }
     }
 
+    fn leads_others(&self) -> bool {
+        let status = self.status.borrow();
+        status.is_leader() && !status.is_sole_voter()
+    }
+
+    /// A leader does not demote itself: whoever takes over does.
+    fn hand_over_first(self: &Arc<Self>, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
+        let transfer = self.transfer(None, timeout);
+        let inner = Arc::clone(self);
+        async move {
+            match transfer.await {
+                Ok(id) => Err(MembershipError::NotLeader { leader: inner.member(Some(id)) }),
+                Err(TransferError::NotLeader { leader }) => Err(MembershipError::NotLeader { leader }),
+                Err(TransferError::Stopped { reason }) => Err(MembershipError::Stopped { reason }),
+                Err(error @ (TransferError::Refused(_) | TransferError::TimedOut { .. })) => {
+                    Err(MembershipError::Refused(error.to_string()))
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn transfer(
+        self: &Arc<Self>,
+        to: Option<RaftId>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<RaftId, TransferError>> {
+        let inner = Arc::clone(self);
+        let hand_over = self.hand_over.clone();
+        // A task of its own: a caller that goes away must not leave the heartbeats stopped.
+        let task = self.handle.spawn(async move { hand_over.run(to, timeout).await });
+        async move {
+            let started = engine::now();
+            match task.await {
+                Ok(Ok(id)) => Ok(id),
+                Ok(Err(failure)) => {
+                    if inner.status.borrow().role == Role::Stopped {
+                        return Err(TransferError::Stopped { reason: inner.stop_reason() });
+                    }
+                    let waited = engine::now().saturating_duration_since(started);
+                    Err(failure.explain(|id| inner.member(id), millis(waited)))
+                }
+                Err(_) => Err(TransferError::Stopped { reason: inner.stop_reason() }),
+            }
+        }
+        .boxed()
+    }
+
     fn change(self: &Arc<Self>, change: Change, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        if !self.transport.reaches_peers() && matches!(change, Change::AddLearner(_) | Change::Promote(_)) {
+        if let Change::Demote(id) | Change::Remove(id) = change
+            && id == self.shared.id
+            && self.leads_others()
+        {
+            return self.hand_over_first(timeout);
+        }
+        if !self.shared.transport.reaches_peers() && matches!(change, Change::AddLearner(_) | Change::Promote(_)) {
             const WHY: &str = "several managers: this node's transport reaches no peers";
             return async { Err(MembershipError::NotSupported(WHY)) }.boxed();
         }
@@ -93,7 +160,7 @@ impl<M: StateMachine> Consensus for RaftNode<M> {
             return async move { Err(inner.stopped()) }.boxed();
         };
         async move {
-            let started = Instant::now();
+            let started = engine::now();
             match tokio::time::timeout(timeout, answer).await {
                 Ok(Ok(Ok(done))) => {
                     let response = done.data.response.and_then(|response| response.downcast::<M::Response>().ok());
@@ -107,7 +174,9 @@ impl<M: StateMachine> Consensus for RaftNode<M> {
                 }
                 // Membership answers do not come here; and a core that ends may have written the entry.
                 Ok(Ok(Err(ClientWriteError::ChangeMembershipError(_))) | Err(_)) | Err(_) => {
-                    Err(ProposeError::ResultUnknown { waited_ms: millis(started.elapsed()) })
+                    Err(ProposeError::ResultUnknown {
+                        waited_ms: millis(engine::now().saturating_duration_since(started)),
+                    })
                 }
             }
         }
@@ -116,17 +185,21 @@ impl<M: StateMachine> Consensus for RaftNode<M> {
 
     fn read_barrier(&self, timeout: Duration) -> BoxFuture<'static, Result<u64, BarrierError>> {
         let inner = Arc::clone(&self.inner);
+        if inner.shared.is_handing_over() {
+            // A round would renew the lease that is to run out.
+            return async { Err(BarrierError::NotLeader { leader: None }) }.boxed();
+        }
         let (sender, answer) = oneshot::channel();
         if inner.barriers.send(sender).is_err() {
             return async move { Err(inner.barrier_stopped()) }.boxed();
         }
         async move {
-            let started = Instant::now();
+            let started = engine::now();
             match tokio::time::timeout(timeout, answer).await {
                 Ok(Ok(Round::Applied(index))) => Ok(index),
                 Ok(Ok(Round::NotLeader(id))) => Err(BarrierError::NotLeader { leader: inner.member(id) }),
                 Ok(Ok(Round::NoQuorum)) | Err(_) => {
-                    Err(BarrierError::NoQuorum { waited_ms: millis(started.elapsed()) })
+                    Err(BarrierError::NoQuorum { waited_ms: millis(engine::now().saturating_duration_since(started)) })
                 }
                 Ok(Ok(Round::Stopped) | Err(_)) => Err(inner.barrier_stopped()),
             }
@@ -152,6 +225,14 @@ impl<M: StateMachine> Consensus for RaftNode<M> {
 
     fn remove(&self, id: RaftId, timeout: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
         self.inner.change(Change::Remove(id), timeout)
+    }
+
+    fn transfer_leadership(
+        &self,
+        to: Option<RaftId>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<RaftId, TransferError>> {
+        self.inner.transfer(to, timeout)
     }
 
     fn snapshot_now(&self) -> BoxFuture<'static, Result<(), BarrierError>> {

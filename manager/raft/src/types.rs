@@ -8,6 +8,7 @@ use openraft::BasicNode;
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::RaftId;
+use crate::engine::EngineRuntime;
 use crate::store::snapshots::SnapshotData;
 
 openraft::declare_raft_types!(
@@ -19,6 +20,7 @@ openraft::declare_raft_types!(
         Node = BasicNode,
         Entry = openraft::Entry<TypeConfig>,
         SnapshotData = SnapshotData,
+        AsyncRuntime = EngineRuntime,
 );
 
 pub(crate) type Entry = openraft::Entry<TypeConfig>;

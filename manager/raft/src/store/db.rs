@@ -166,7 +166,7 @@ impl Batch {
 }
 
 fn flush_loop(sled: &sled::Db, file: &File, requests: &mpsc::Receiver<Done>) {
-    let mut broken: Option<String> = None;
+    let mut broken: Option<(io::ErrorKind, String)> = None;
     while let Ok(first) = requests.recv() {
         let mut waiting = vec![first];
         waiting.extend(requests.try_iter());
@@ -176,13 +176,20 @@ fn flush_loop(sled: &sled::Db, file: &File, requests: &mpsc::Receiver<Done>) {
         for done in waiting {
             done(match &broken {
                 None => Ok(()),
-                Some(why) => Err(io::Error::other(why.clone())),
+                Some((kind, why)) => Err(io::Error::new(*kind, why.clone())),
             });
         }
     }
 }
 
-fn flush_once(sled: &sled::Db, file: &File) -> Result<(), String> {
-    sled.flush().map_err(|error| chain(&error))?;
-    file.sync_data().map_err(|error| error.to_string())
+fn flush_once(sled: &sled::Db, file: &File) -> Result<(), (io::ErrorKind, String)> {
+    let kind = |error: &sled::Error| match error {
+        sled::Error::Io(error) => error.kind(),
+        _ => io::ErrorKind::Other,
+    };
+    // sled panics on some failed writes; the thread must live to say so.
+    let flushed = std::panic::catch_unwind(AssertUnwindSafe(|| sled.flush()));
+    let flushed = flushed.map_err(|_| (io::ErrorKind::Other, "the database engine panicked".to_owned()))?;
+    flushed.map_err(|error| (kind(&error), chain(&error)))?;
+    file.sync_data().map_err(|error| (error.kind(), error.to_string()))
 }

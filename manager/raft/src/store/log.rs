@@ -19,7 +19,8 @@ use super::log_state::LogState;
 use super::record::{self, BadEntry};
 use crate::codec;
 use crate::config::Limits;
-use crate::error::StoreError;
+use crate::consensus::StopCause;
+use crate::error::{StoreError, is_full};
 use crate::types::{EngineStorageError, Entry, LogId, TypeConfig, Vote};
 
 /// Records removed in one step, and the pause after it.
@@ -78,6 +79,12 @@ impl LogStore {
             return Err(StoreError::damaged(self.inner.store.db.path(), what));
         }
         Ok(())
+    }
+
+    /// The last entry and the newest vote.
+    pub(crate) fn ends(&self) -> (Option<LogId>, Option<Vote>) {
+        let state = self.state();
+        (state.last_log_id(), state.vote)
     }
 
     /// See [`LogState::purge_target`].
@@ -211,7 +218,7 @@ impl LogStore {
     ) -> impl FnOnce(StoreError) -> EngineStorageError + 'a {
         move |error| {
             let text = error.text();
-            self.inner.store.fail(text.clone());
+            self.inner.store.fail(error.cause(), text.clone());
             how(AnyError::error(text)).into()
         }
     }
@@ -230,7 +237,10 @@ fn note_flushed(
             let mut state = locked(state);
             state.progress.synced = state.progress.synced.max(last);
         }
-        Err(error) => store.fail(format!("cannot flush database {:?}: {error}", store.db.path())),
+        Err(error) => {
+            let cause = if is_full(error) { StopCause::DiskFull } else { StopCause::Storage };
+            store.fail(cause, format!("cannot flush database {:?}: {error}", store.db.path()));
+        }
     }
     noted
 }

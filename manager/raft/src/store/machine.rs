@@ -7,12 +7,17 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 
 use super::snapshots::{Current, SnapshotData, SnapshotStore, new_snapshot_id, read_preface};
+use crate::consensus::StopCause;
+use crate::digests::Digests;
+use crate::engine;
 use crate::error::{StartError, StoreError};
+use crate::priority;
 use crate::state_machine::{FatalError, Snapshot, StateMachine};
 use crate::types::{Applied, EngineStorageError, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -56,12 +61,19 @@ pub(crate) struct Machine<M: StateMachine> {
     membership: StoredMembership,
     snapshots: Arc<SnapshotStore>,
     gauge: Arc<Gauge>,
+    digests: Arc<Digests>,
 }
 
 impl<M: StateMachine> Machine<M> {
     /// Puts the machine into the state of the newest snapshot, if there is one. All of the file is checked.
-    pub(crate) fn open(machine: M, snapshots: Arc<SnapshotStore>, gauge: Arc<Gauge>) -> Result<Self, StartError> {
-        let mut opened = Self { machine, applied: None, membership: StoredMembership::default(), snapshots, gauge };
+    pub(crate) fn open(
+        machine: M,
+        snapshots: Arc<SnapshotStore>,
+        gauge: Arc<Gauge>,
+        digests: Arc<Digests>,
+    ) -> Result<Self, StartError> {
+        let membership = StoredMembership::default();
+        let mut opened = Self { machine, applied: None, membership, snapshots, gauge, digests };
         if let Some(current) = opened.snapshots.current() {
             opened.restore(&current).map_err(|error| match error {
                 RestoreError::Store(error) => StartError::Store(error),
@@ -112,8 +124,8 @@ impl<M: StateMachine> Machine<M> {
         }
     }
 
-    fn fail(&self, text: String) -> AnyError {
-        self.snapshots.store().fail(text.clone());
+    fn fail(&self, cause: StopCause, text: String) -> AnyError {
+        self.snapshots.store().fail(cause, text.clone());
         AnyError::error(text)
     }
 }
@@ -166,10 +178,15 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Machine<M> {
         for entry in entries {
             let log_id = entry.log_id;
             match self.apply_one(entry) {
-                Ok(answer) => answers.push(answer),
+                Ok(answer) => {
+                    answers.push(answer);
+                    if self.digests.is_due(log_id.index) {
+                        self.digests.compute(log_id.index, self.machine.freeze());
+                    }
+                }
                 Err(error) => {
                     let text = format!("log entry {} cannot be applied: {error}", log_id.index);
-                    return Err(StorageIOError::apply(log_id, self.fail(text)).into());
+                    return Err(StorageIOError::apply(log_id, self.fail(StopCause::StateMachine, text)).into());
                 }
             }
         }
@@ -208,12 +225,12 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Machine<M> {
             machine.gauge.snapshot_at(at);
             Ok(())
         };
-        install(self).map_err(|error| {
-            let text = match error {
-                RestoreError::Store(error) => error.text(),
-                RestoreError::Machine(text) => text,
+        engine::in_place(|| install(self)).map_err(|error| {
+            let (cause, text) = match error {
+                RestoreError::Store(error) => (error.cause(), error.text()),
+                RestoreError::Machine(text) => (StopCause::StateMachine, text),
             };
-            StorageIOError::write_snapshot(Some(meta.signature()), self.fail(text)).into()
+            StorageIOError::write_snapshot(Some(meta.signature()), self.fail(cause, text)).into()
         })
     }
 
@@ -235,29 +252,54 @@ pub(crate) struct Builder<S> {
 }
 
 impl<S: Snapshot> RaftSnapshotBuilder<TypeConfig> for Builder<S> {
+    /// A full disk is waited for: an error here would end the engine, and nothing depends on the snapshot but space.
     async fn build_snapshot(&mut self) -> Result<openraft::Snapshot<TypeConfig>, EngineStorageError> {
-        let failed = |snapshots: &SnapshotStore, text: String| {
-            snapshots.store().fail(text.clone());
-            EngineStorageError::from(StorageIOError::write_snapshot(None, AnyError::error(text)))
-        };
         let Some((meta, state)) = self.job.take() else {
-            return Err(failed(&self.snapshots, "a snapshot builder was used twice".to_owned()));
+            return Err(self.failed(StopCause::Engine, "a snapshot builder was used twice".to_owned()));
         };
+        let state = Arc::new(state);
+        loop {
+            match self.write(meta.clone(), Arc::clone(&state)).await {
+                Ok(current) => {
+                    self.gauge.snapshot_at(self.at);
+                    return Ok(engine_snapshot(current));
+                }
+                Err((StopCause::DiskFull, text)) => {
+                    tracing::warn!(error = text, "no space for a snapshot; it is tried again");
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                Err((cause, text)) => return Err(self.failed(cause, text)),
+            }
+        }
+    }
+}
+
+/// Pause before a snapshot that found no space is tried again.
+const FULL_PAUSE: Duration = Duration::from_secs(5);
+
+impl<S: Snapshot> Builder<S> {
+    fn failed(&self, cause: StopCause, text: String) -> EngineStorageError {
+        self.snapshots.store().fail(cause, text.clone());
+        StorageIOError::write_snapshot(None, AnyError::error(text)).into()
+    }
+
+    async fn write(&self, meta: SnapshotMeta, state: Arc<S>) -> Result<Current, (StopCause, String)> {
+        let text = |error: StoreError| (error.cause(), error.text());
+        if engine::is_simulated() {
+            return self.snapshots.write(meta, &*state).map_err(text);
+        }
         let (sender, answer) = tokio::sync::oneshot::channel();
         let snapshots = Arc::clone(&self.snapshots);
         let spawned = thread::Builder::new().name("skep-raft-snap".to_owned()).spawn(move || {
-            let written = snapshots.write(meta, &state);
+            priority::lower();
+            let written = snapshots.write(meta, &*state);
             // The node may stop meanwhile; then nobody waits, and the snapshot counts all the same.
-            let _ = sender.send(written.map_err(|error| error.text()));
+            let _ = sender.send(written.map_err(text));
         });
-        let written = match spawned {
-            Ok(_) => {
-                answer.await.unwrap_or_else(|_| Err("the state machine panicked while it wrote a snapshot".to_owned()))
-            }
-            Err(error) => Err(format!("cannot start a thread for the snapshot: {error}")),
-        };
-        let current = written.map_err(|text| failed(&self.snapshots, text))?;
-        self.gauge.snapshot_at(self.at);
-        Ok(engine_snapshot(current))
+        let panicked = || (StopCause::StateMachine, "the state machine panicked while it wrote a snapshot".to_owned());
+        match spawned {
+            Ok(_) => answer.await.unwrap_or_else(|_| Err(panicked())),
+            Err(error) => Err((StopCause::Engine, format!("cannot start a thread for the snapshot: {error}"))),
+        }
     }
 }

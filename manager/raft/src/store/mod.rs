@@ -14,23 +14,25 @@ mod floor;
 pub(crate) mod log;
 mod log_state;
 pub(crate) mod machine;
-mod record;
+pub(crate) mod record;
 pub(crate) mod snapshot_file;
 pub(crate) mod snapshots;
 #[cfg(test)]
 mod suite_test;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 
 use crate::config::{Limits, Start};
-use crate::consensus::RaftId;
+use crate::consensus::{RaftId, StopCause};
 use crate::crypto::{KeyEncryptionKey, KeyRing};
 use crate::disk;
 use crate::error::StoreError;
 use crate::keys;
 use crate::lock::DirLock;
+use crate::space;
 use db::Db;
 use floor::Floor;
 
@@ -46,7 +48,9 @@ pub(crate) struct Store {
     pub(crate) db: Db,
     pub(crate) floor: Floor,
     /// The first failure that makes going on unsafe, in words for the operator.
-    failure: OnceLock<Arc<str>>,
+    failure: OnceLock<(StopCause, Arc<str>)>,
+    /// How often the group was recovered from lost quorum.
+    epoch: AtomicU64,
     _lock: DirLock,
     /// Last field: dropped, and so seen by [`Closed`], when the others are gone.
     _closed: mpsc::Sender<()>,
@@ -83,6 +87,7 @@ impl Store {
             return Err(StoreError::Empty { dir: dir.to_owned() });
         }
         disk::make_private_dir(dir)?;
+        space::check(dir)?;
         let lock = DirLock::take(dir)?;
         let parts = ["keys", "kek", "floor", "db", "snapshots"].map(|name| dir.join(name));
         match (existing, exists(dir)) {
@@ -112,9 +117,11 @@ impl Store {
             record::write_identity(&db, &ring, node)?;
             disk::sync_dir(dir)?;
         }
+        let epoch = AtomicU64::new(record::get_epoch(&db, &ring)?);
         let (closed, closes) = mpsc::channel();
+        let failure = OnceLock::new();
         Ok((
-            Self { dir: dir.to_owned(), ring, db, floor, failure: OnceLock::new(), _lock: lock, _closed: closed },
+            Self { dir: dir.to_owned(), ring, db, floor, failure, epoch, _lock: lock, _closed: closed },
             Closed(closes),
         ))
     }
@@ -126,13 +133,32 @@ impl Store {
     }
 
     /// Notes why the node has to stop. The first reason stays.
-    pub(crate) fn fail(&self, why: impl Into<Arc<str>>) {
-        let _ = self.failure.set(why.into());
+    pub(crate) fn fail(&self, cause: StopCause, why: impl Into<Arc<str>>) {
+        let _ = self.failure.set((cause, why.into()));
     }
 
     /// Why the node has to stop; None while all is well.
-    pub(crate) fn failure(&self) -> Option<Arc<str>> {
+    pub(crate) fn failure(&self) -> Option<(StopCause, Arc<str>)> {
         self.failure.get().cloned()
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Stores a higher recovery epoch.
+    pub(crate) async fn set_epoch(&self, epoch: u64) -> Result<(), StoreError> {
+        let mut batch = db::Batch::default();
+        record::put_epoch(&mut batch, &self.ring, epoch);
+        self.db.apply(batch)?;
+        self.db.flush_async().await?;
+        self.epoch.fetch_max(epoch, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The folder to look at for free space; None if there is none.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        Some(self.dir.clone())
     }
 
     pub(crate) fn snapshots_dir(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! e <index u64> <part u16>   part of a log entry; part 0 begins with format, part count and length
-//! m <name>                   mark: identity, vote, progress, purged, snapshot
+//! m <name>                   mark: identity, vote, progress, purged, snapshot, epoch
 //! ```
 //! An entry is sealed as a whole, with its index as its place, then cut into parts of at most [`MAX_VALUE`] bytes.
 
@@ -29,6 +29,7 @@ pub(crate) const PROGRESS: &str = "progress";
 pub(crate) const PURGED: &str = "purged";
 pub(crate) const SNAPSHOT: &str = "snapshot";
 const IDENTITY: &str = "identity";
+const EPOCH: &str = "epoch";
 
 pub(crate) fn entry_key(index: u64, part: u16) -> Vec<u8> {
     let mut key = Vec::with_capacity(11);
@@ -186,6 +187,16 @@ pub(crate) fn get_progress(db: &Db, ring: &KeyRing) -> Result<Progress, StoreErr
         Ok(Progress { synced, committed: codec::get_opt(from, codec::get_log_id)? })
     };
     Ok(get_mark(db, ring, PROGRESS, read)?.unwrap_or_default())
+}
+
+pub(crate) fn put_epoch(batch: &mut Batch, ring: &KeyRing, epoch: u64) {
+    put_mark(batch, ring, EPOCH, &epoch.to_be_bytes());
+}
+
+/// The recovery epoch; 0 if the group was never recovered.
+pub(crate) fn get_epoch(db: &Db, ring: &KeyRing) -> Result<u64, StoreError> {
+    let epoch = get_mark(db, ring, EPOCH, |from| from.try_get_u64().map_err(|_| Malformed("epoch")))?;
+    Ok(epoch.unwrap_or(0))
 }
 
 /// Writes whose directory this is, durably.

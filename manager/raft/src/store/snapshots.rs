@@ -182,9 +182,9 @@ impl SnapshotStore {
     pub(crate) fn write(&self, meta: SnapshotMeta, state: &dyn Snapshot) -> Result<Current, StoreError> {
         let preface = Preface { meta, digest: state.digest() };
         let mut incoming = self.receive(&preface.meta.snapshot_id)?;
-        let failed = StoreError::io("write", &incoming.path);
-        let written = write_preface(&mut incoming.out, &preface).and_then(|()| state.write(&mut incoming.out));
-        written.map_err(failed)?;
+        let path = incoming.path.clone();
+        let written = write_preface(&mut incoming, &preface).and_then(|()| state.write(&mut incoming));
+        written.map_err(StoreError::io("write", path))?;
         let file = incoming.finish()?;
         self.make_current(preface, &file)
     }
@@ -197,7 +197,7 @@ impl SnapshotStore {
         let ring = Arc::clone(&self.store.ring);
         let file = BufWriter::new(disk::create_private(&path)?);
         let out = Writer::new(file, Arc::clone(&ring)).map_err(StoreError::io("write", &path))?;
-        Ok(Incoming { path, ring, out })
+        Ok(Incoming { path, ring, out: Some(out) })
     }
 
     /// Makes a complete file the snapshot that counts. One of another directory (or key) is copied.
@@ -228,7 +228,7 @@ impl SnapshotStore {
     fn copy(&self, preface: &Preface, file: &SnapshotFile) -> Result<SnapshotFile, StoreError> {
         let mut copy = self.receive(&preface.meta.snapshot_id)?;
         let mut from = file.read()?;
-        io::copy(&mut from, &mut copy.out).map_err(|error| file.failed(error))?;
+        io::copy(&mut from, &mut copy).map_err(|error| file.failed(error))?;
         copy.finish()
     }
 
@@ -281,25 +281,49 @@ fn get_mark(from: &mut Bytes) -> Result<Mark, Malformed> {
     Ok(Mark { name, bytes, file_id })
 }
 
-/// A snapshot file being written: plain bytes in, an encrypted file out. Dropped unfinished, it stays without a mark
-/// and the next start removes it.
+/// A snapshot file being written: plain bytes in, an encrypted file out. Dropped unfinished, it is removed.
 pub(crate) struct Incoming {
     path: PathBuf,
     ring: Arc<KeyRing>,
-    out: Writer<BufWriter<File>>,
+    /// None once finished.
+    out: Option<Writer<BufWriter<File>>>,
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if self.out.take().is_some() {
+            // What is left here has no mark, and the next start removes it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Write for Incoming {
+    fn write(&mut self, plain: &[u8]) -> io::Result<usize> {
+        self.out.as_mut().expect("finishing consumes it").write(plain)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Incoming {
-    pub(crate) fn write(&mut self, plain: &[u8]) -> Result<(), StoreError> {
-        self.out.write_all(plain).map_err(StoreError::io("write", &self.path))
+    pub(crate) fn put(&mut self, plain: &[u8]) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        self.write_all(plain).map_err(StoreError::io("write", path))
     }
 
     /// Ends the file and syncs it.
-    pub(crate) fn finish(self) -> Result<SnapshotFile, StoreError> {
-        let failed = StoreError::io("write", &self.path);
-        let finished = self.out.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
-        finished.and_then(|file| file.sync_all()).map_err(failed)?;
-        SnapshotFile::open(&self.path, self.ring)
+    pub(crate) fn finish(mut self) -> Result<SnapshotFile, StoreError> {
+        let out = self.out.take().expect("finishing consumes it");
+        let finished = out.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
+        if let Err(error) = finished.and_then(|file| file.sync_all()) {
+            // It may be the lack of space that it takes up itself.
+            let _ = fs::remove_file(&self.path);
+            return Err(StoreError::io("write", &self.path)(error));
+        }
+        SnapshotFile::open(&self.path, Arc::clone(&self.ring))
     }
 }
 

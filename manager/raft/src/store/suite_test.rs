@@ -12,6 +12,7 @@ use super::log::LogStore;
 use super::machine::Machine;
 use super::snapshots::SnapshotStore;
 use crate::config::{Limits, Start};
+use crate::digests::Digests;
 use crate::state_machine::{FatalError, Snapshot, StateMachine};
 use crate::types::{EngineStorageError, TypeConfig};
 
@@ -51,7 +52,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine<Empty>, TempDir> for Builder {
         let (store, _) = Store::open(dir.path(), 1, &Start::Join, None, &limits).unwrap();
         let store = Arc::new(store);
         let snapshots = Arc::new(SnapshotStore::open(Arc::clone(&store)).unwrap());
-        let machine = Machine::open(Empty, snapshots, Arc::default()).unwrap();
+        let machine = Machine::open(Empty, snapshots, Arc::default(), Arc::new(Digests::new(0))).unwrap();
         Ok((dir, LogStore::open(store, &limits).unwrap(), machine))
     }
 }
