@@ -40,7 +40,6 @@ pub(crate) struct SeatParts {
     pub(crate) identity: PeerIdentity,
     pub(crate) live: LiveCredentials,
     pub(crate) deny: DenyList,
-    #[allow(dead_code, reason = "asks other managers for a seat, which they cannot give yet")]
     pub(crate) links: Arc<Links>,
     pub(crate) contacts: Contacts,
     pub(crate) record: RecordFile,

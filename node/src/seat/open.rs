@@ -5,19 +5,15 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use skep_identity::transport::{AcceptLimits, Keepalive};
 use skep_identity::{Anonymous, JoinToken, RootBundle, ServerTls, TokenSecret};
-use skep_manager::{Bootstrap, ManagerConfig};
+use skep_manager::peers::{self, Serving};
+use skep_manager::{Bootstrap, Ended, FIRST_RAFT_ID, ManagerConfig, ManagerStart};
+use skep_worker::Connector;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tonic::service::Routes;
-use tracing::warn;
 
 use super::SeatParts;
 use crate::membership::{SeatPhase, SeatRecord};
-
-/// Raft's id of a swarm's first manager.
-const FIRST_RAFT_ID: u64 = 1;
 
 /// Why a start is made.
 pub(super) enum How {
@@ -29,28 +25,10 @@ pub(super) enum How {
     Recover,
 }
 
-/// Why a manager has ended by itself.
-#[derive(Debug)]
-#[allow(dead_code, reason = "the manager does not tell its end yet")]
-pub(super) enum Ended {
-    DiskFull(String),
-    /// Raft's members no longer count this manager.
-    Removed,
-    /// It may run again.
-    Failed(String),
-    /// It will not.
-    Final(String),
-}
-
 /// A running manager and its port.
 pub(super) struct Manager {
     manager: skep_manager::Manager,
-    port: JoinSet<()>,
-}
-
-/// What a start begins from.
-struct Plan {
-    bootstrap: Option<Bootstrap>,
+    port: Serving,
 }
 
 /// Starts it. `stop` ends a wait for other managers.
@@ -58,31 +36,26 @@ pub(super) async fn open(parts: &SeatParts, how: How, stop: &mut watch::Receiver
     let record = parts.record.get();
     // First of all, so that a taken port leaves nothing to undo, and others reach this manager as soon as they know it.
     let listener = listen(record.listen_addr).await?;
-    let plan = plan(parts, how, stop).await?;
-    let manager = skep_manager::Manager::start(ManagerConfig {
+    let (raft_id, start) = plan(parts, how, stop).await?;
+    let config = ManagerConfig {
         dir: parts.host.raft_dir(),
         node: parts.identity.node_id,
         advertise_addr: record.advertise_addr.to_string(),
         credentials: parts.live.clone(),
         deny: parts.deny.clone(),
         registries: parts.host.registries(),
-        bootstrap: plan.bootstrap,
-    })
-    .await?;
-    let tls = ServerTls::new(&parts.live, &parts.deny, Anonymous::Allowed);
-    let incoming = skep_identity::transport::incoming(listener, tls, AcceptLimits::default());
-    let server = skep_identity::transport::server(Keepalive::MANAGERS).add_routes(manager.routes());
-    let mut port = JoinSet::new();
-    port.spawn(async move {
-        if let Err(error) = server.serve_with_incoming(incoming).await {
-            warn!(%error, "the managers' port is closed");
-        }
-    });
-    let opened = Manager { manager, port };
-    match taken(parts).await {
-        Ok(()) => Ok(opened),
+        raft_id,
+        start,
+    };
+    let manager = skep_manager::Manager::start(config).await?;
+    let served = async {
+        taken(parts).await?;
+        manager.serve(listener, ServerTls::new(&parts.live, &parts.deny, Anonymous::Allowed)).await
+    };
+    match served.await {
+        Ok(port) => Ok(Manager { manager, port }),
         Err(error) => {
-            opened.close().await;
+            manager.shutdown().await;
             Err(error)
         }
     }
@@ -98,20 +71,69 @@ async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> 
     tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
-async fn plan(parts: &SeatParts, how: How, _stop: &mut watch::Receiver<bool>) -> anyhow::Result<Plan> {
+/// The manager's id in Raft, and what its files are to be.
+async fn plan(parts: &SeatParts, how: How, stop: &mut watch::Receiver<bool>) -> anyhow::Result<(u64, ManagerStart)> {
     let dir = parts.host.raft_dir();
     match how {
         How::Found(bootstrap) => {
             let seat = SeatRecord { raft_id: FIRST_RAFT_ID, phase: SeatPhase::Founding };
             parts.record.update(|record| record.seat = Some(seat)).await?;
-            Ok(Plan { bootstrap: Some(*bootstrap) })
+            Ok((FIRST_RAFT_ID, ManagerStart::Bootstrap(*bootstrap)))
         }
         How::Recover => bail!("not supported yet: --force-new-cluster"),
-        How::Resume => match resume(parts.record.get().seat, dir.exists(), &dir)? {
-            Resume::Enter | Resume::Join(_) => bail!("not supported yet: a second manager"),
-            Resume::Existing(_) => Ok(Plan { bootstrap: None }),
+        How::Resume => match resume(parts.record.get().seat, is_complete(&dir), &dir)? {
+            Resume::Existing(raft_id) => Ok((raft_id, ManagerStart::Existing)),
+            Resume::Join(raft_id) => Ok((raft_id, ManagerStart::Join)),
+            Resume::Enter => {
+                let raft_id = tokio::select! {
+                    entered = enter(parts) => entered?,
+                    // An error: the seat is gone, and with it who wanted it taken.
+                    _ = stop.wait_for(|stop| *stop) => bail!("this daemon is stopping"),
+                };
+                let seat = SeatRecord { raft_id, phase: SeatPhase::Entered };
+                parts.record.update(|record| record.seat = Some(seat)).await?;
+                Ok((raft_id, ManagerStart::Join))
+            }
         },
     }
+}
+
+/// Asks the managers in turn for an id in Raft. One that says no may be behind the others, so all are asked.
+async fn enter(parts: &SeatParts) -> anyhow::Result<u64> {
+    let own = parts.record.get().advertise_addr.to_string();
+    let mut last = None;
+    for addr in parts.contacts.to_ask().into_iter().filter(|addr| *addr != own) {
+        let asked = async {
+            let channel = match tokio::time::timeout(CONNECT, parts.links.manager(&addr)).await {
+                Ok(opened) => opened.map_err(|error| tonic::Status::unavailable(chain(&*error)))?,
+                Err(_) => return Err(tonic::Status::unavailable(format!("no connection within {CONNECT:?}"))),
+            };
+            peers::enter(channel, &own).await
+        };
+        match asked.await {
+            Ok(raft_id) => return Ok(raft_id),
+            Err(status) => {
+                let text = format!("manager {addr} does not let this node in: {}", status.message());
+                last = Some(anyhow::Error::new(status).context(text));
+            }
+        }
+    }
+    // The certificate may be ahead of a manager that is behind, or behind the swarm: another one will tell.
+    parts.contacts.renew.notify_one();
+    Err(last.unwrap_or_else(|| tonic::Status::unavailable("no other manager is known").into()))
+}
+
+/// To one manager of several.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(3);
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Whether Raft's files were completely made: a start that was cut short leaves its mark in the folder, and its half-made
+/// files are made anew.
+fn is_complete(dir: &Path) -> bool {
+    dir.exists() && !dir.join("initializing").exists()
 }
 
 /// How a seat is taken up again.
@@ -151,18 +173,20 @@ impl Manager {
         self.manager.routes()
     }
 
-    /// Waits until it hears a leader.
-    pub(super) async fn ready(&self) {}
+    /// Waits until it hears a leader and has its state; an error if that state does not know this node.
+    pub(super) async fn ready(&self) -> anyhow::Result<()> {
+        self.manager.ready().await
+    }
 
     /// Waits until it ends by itself.
     pub(super) async fn ended(&self) -> Ended {
-        std::future::pending().await
+        self.manager.ended().await
     }
 
-    /// Closes the port, then stops the manager behind it.
-    pub(super) async fn close(mut self) {
-        self.port.shutdown().await;
+    /// Stops it, handing the lead over by its port, then closes that.
+    pub(super) async fn close(self) {
         self.manager.shutdown().await;
+        self.port.close().await;
     }
 
     /// What a worker joins with.

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use skep_identity::{Credentials, JoinToken, Role};
+use skep_manager::Ended;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::open::{Ended, How, Manager};
+use super::open::{How, Manager};
 use super::{First, Order, SeatParts, SeatState};
 use crate::backoff::{Backoff, is_disk_full, may_pass};
 use crate::membership::{SeatPhase, SeatRecord};
@@ -51,8 +52,8 @@ enum Event {
     Identity,
     Order(Order),
     Ended(Ended),
-    /// It hears a leader.
-    Ready,
+    /// It hears a leader, or its state is not this node's.
+    Ready(anyhow::Result<()>),
     /// It hears none for a while.
     Announce,
     Retry,
@@ -102,7 +103,8 @@ impl Runner {
                     now
                 }
                 (Event::Ended(why), Now::Running(held)) => self.ended(held, why).await,
-                (Event::Ready, Now::Running(held)) => Now::Running(self.announce(held, true)),
+                (Event::Ready(Ok(())), Now::Running(held)) => Now::Running(self.announce(held, true)),
+                (Event::Ready(Err(error)), Now::Running(held)) => Now::Running(self.refuse(held, &error)),
                 (Event::Announce, Now::Running(held)) => Now::Running(self.announce(held, false)),
                 (Event::Retry, Now::Idle(_)) => Now::Idle(Some(Duration::ZERO)),
                 (_, now) => now,
@@ -169,7 +171,7 @@ impl Runner {
             Ok(()) = self.credentials.changed() => Event::Identity,
             Some(order) = self.orders.recv() => Event::Order(order),
             why = ended => Event::Ended(why),
-            () = ready => Event::Ready,
+            outcome = ready => Event::Ready(outcome),
             () = silent => Event::Announce,
             () = retry => Event::Retry,
         }
@@ -239,6 +241,16 @@ impl Runner {
         held
     }
 
+    /// It runs, but not as this node's manager: the agent's session will tell what became of the node.
+    fn refuse(&self, mut held: Held, error: &anyhow::Error) -> Held {
+        (held.ready, held.announced) = (true, true);
+        let reason = format!("this node's manager cannot be used: {error:#}");
+        warn!(%reason, "the swarm's state is not this node's");
+        self.parts.board.control(Control::Absent(reason.clone()));
+        self.state.send_replace(SeatState::Empty { reason, passing: false });
+        held
+    }
+
     /// The manager has ended by itself.
     async fn ended(&mut self, held: Held, why: Ended) -> Now {
         if held.since.elapsed() > RAN_WELL {
@@ -250,7 +262,14 @@ impl Runner {
                 self.empty(format!("this manager's disk is full: {what}; make space, and it goes on by itself"), true)
             }
             Ended::Failed(what) => self.empty(format!("this node's manager has ended: {what}"), true),
-            Ended::Final(what) => self.empty(format!("this node's manager has ended: {what}"), false),
+            Ended::Damaged(what) => self.empty(format!("this node's manager has ended: {what}"), false),
+            Ended::LeftBehind(what) => self.empty(
+                format!(
+                    "this manager was left behind by a recovery of the swarm ({what}): use `skep swarm leave --force`, \
+                     then join again"
+                ),
+                false,
+            ),
             Ended::Removed => {
                 self.stale = Some(Arc::clone(&self.credentials.borrow()));
                 self.parts.contacts.renew.notify_one();
@@ -331,12 +350,17 @@ impl Runner {
         match super::open::open(&self.parts, How::Recover, &mut stop).await {
             Ok(manager) => {
                 let held = Held { manager, since: Instant::now(), ready: false, announced: false };
-                if tokio::time::timeout(RECOVERY, held.manager.ready()).await.is_err() {
-                    let late = anyhow::anyhow!("the recovered manager does not lead yet: see the daemon's log");
-                    return (Now::Running(self.announce(held, false)), Err(late));
+                match tokio::time::timeout(RECOVERY, held.manager.ready()).await {
+                    Ok(Ok(())) => {
+                        let token = held.manager.worker_token();
+                        (Now::Running(self.announce(held, true)), token)
+                    }
+                    Ok(Err(error)) => (Now::Running(self.refuse(held, &error)), Err(error)),
+                    Err(_) => {
+                        let late = anyhow::anyhow!("the recovered manager does not lead yet: see the daemon's log");
+                        (Now::Running(self.announce(held, false)), Err(late))
+                    }
                 }
-                let token = held.manager.worker_token();
-                (Now::Running(self.announce(held, true)), token)
             }
             Err(error) => {
                 let pause = self.failed(&error);
