@@ -7,9 +7,11 @@ mod make;
 mod reap;
 mod replicated;
 mod restart;
+mod update;
 
 pub use reap::plan as reap;
 pub use restart::due;
+pub use update::{RollOut, begin as begin_roll_out, plan as update};
 
 use skep_proto::id::ServiceId;
 use skep_proto::time::UnixMs;

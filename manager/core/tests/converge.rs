@@ -14,8 +14,8 @@ use skep_core::codec::decode_entry;
 use skep_core::doctor;
 use skep_core::head::{Head, Submitted};
 use skep_core::ids::Ids;
-use skep_core::object::{Cluster, Meta, Node, NodeStatus, Revision, Service};
-use skep_core::orchestrate;
+use skep_core::object::{Cluster, Meta, Node, NodeStatus, Revision, RevisionKey, Service};
+use skep_core::orchestrate::{self, RollOut};
 use skep_core::schedule::{self, Ledger};
 use skep_core::store::State;
 use skep_proto::id::{ClusterId, NodeId, ServiceId, TaskId};
@@ -23,7 +23,7 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
     ClusterSpec, ContainerSpec, GlobalMode, NodeRole, NodeSpec, NodeState, PortSpec, PublishMode, ReplicatedMode,
-    ServiceSpec, Severity, TaskState, TaskStatus, TaskTemplate,
+    ServiceSpec, Severity, TaskState, TaskStatus, TaskTemplate, UpdateState, WantedState,
 };
 
 const NODES: u128 = 4;
@@ -34,6 +34,9 @@ const GLOBAL: ServiceId = ServiceId::new(2);
 #[derive(Clone, Debug)]
 enum Happens {
     Scale(u64),
+    /// A new image, or the revision before.
+    Update(ServiceId),
+    RollBack(ServiceId),
     RemoveService(ServiceId),
     NodeIs(u128, NodeState),
     RemoveNode(u128),
@@ -47,6 +50,8 @@ fn happens() -> impl Strategy<Value = Happens> {
     let node = prop::sample::select(vec![NodeState::Ready, NodeState::Ready, NodeState::Down]);
     prop_oneof![
         4 => (0..8u64).prop_map(Happens::Scale),
+        2 => prop::sample::select(vec![REPLICATED, GLOBAL]).prop_map(Happens::Update),
+        1 => prop::sample::select(vec![REPLICATED, GLOBAL]).prop_map(Happens::RollBack),
         1 => prop::sample::select(vec![REPLICATED, GLOBAL]).prop_map(Happens::RemoveService),
         4 => (1..=NODES, node).prop_map(|(id, state)| Happens::NodeIs(id, state)),
         1 => (1..=NODES).prop_map(Happens::RemoveNode),
@@ -113,6 +118,8 @@ impl Swarm {
                     self.one(Op::PutService(scaled));
                 }
             }
+            Happens::Update(id) => self.update(id),
+            Happens::RollBack(id) => self.roll_back(id),
             Happens::RemoveService(id) => self.one(Op::RemoveService(id)),
             Happens::NodeIs(id, state) => {
                 let status = NodeStatus { state, since: self.now, ..NodeStatus::default() };
@@ -131,6 +138,27 @@ impl Swarm {
         }
     }
 
+    fn update(&mut self, id: ServiceId) {
+        let state = self.state();
+        let Some(service) = state.service(id) else { return };
+        let mut template = TaskTemplate::clone(&state.revision(service.current()).unwrap().template);
+        template.containers[0].image = format!("busybox:{}", service.revision + 1);
+        let (service, template) = (Service::clone(service), Arc::new(template));
+        let changes = orchestrate::begin_roll_out(&state, service, template, RollOut::Update, self.now);
+        self.write(vec![Group(changes)]);
+    }
+
+    fn roll_back(&mut self, id: ServiceId) {
+        let state = self.state();
+        let Some(service) = state.service(id) else { return };
+        let Some(number) = service.update.as_ref().map(|update| update.from_revision) else { return };
+        // The reaper keeps the way back.
+        let template = Arc::clone(&state.revision(RevisionKey { service: id, number }).unwrap().template);
+        let roll_out = RollOut::Rollback { copied_from: number, message: "asked for".into() };
+        let changes = orchestrate::begin_roll_out(&state, Service::clone(service), template, roll_out, self.now);
+        self.write(vec![Group(changes)]);
+    }
+
     fn report(&mut self, task: TaskId, node: NodeId, state: TaskState) {
         let status = TaskStatus { state: state.into(), since_ms: self.now.0, ..TaskStatus::default() };
         self.one(Op::ObserveTask(TaskObserved { task, node, status: Arc::new(status) }));
@@ -142,10 +170,11 @@ impl Swarm {
         for node in state.nodes().filter(|node| node.status.state == NodeState::Ready) {
             let assigned = AssignmentSet::of(&state, node.id);
             for task in state.tasks_on_node(node.id).filter(|task| assigned.has_task(task.id)) {
-                let to = match (task.state.is_terminal(), task.wanted.wants_to_stop()) {
+                let to = match (task.state.is_terminal(), task.wanted) {
                     (true, _) => continue,
-                    (false, true) => TaskState::Shutdown,
-                    (false, false) => TaskState::Running,
+                    (false, wanted) if wanted.wants_to_stop() => TaskState::Shutdown,
+                    (false, WantedState::Ready) => task.state.max(TaskState::Ready),
+                    (false, _) => TaskState::Running,
                 };
                 if task.state != to {
                     self.report(task.id, node.id, to);
@@ -163,6 +192,8 @@ impl Swarm {
         for service in services {
             let plan = orchestrate::plan(&self.state(), service, self.now, &mut self.ids);
             acted |= self.carry_out(plan);
+            let plan = orchestrate::update(&self.state(), service, self.now, &mut self.ids);
+            acted |= self.carry_out(plan);
             let plan = orchestrate::reap(&self.state(), service, self.now);
             acted |= self.carry_out(plan);
         }
@@ -179,13 +210,21 @@ impl Swarm {
         has_any
     }
 
+    /// Whether something is to happen when time passes: a task starts, a new one was watched for long enough.
+    fn waits(&mut self) -> bool {
+        let state = self.state();
+        let mut watches = |id| orchestrate::update(&state, id, self.now, &mut self.ids).wake_at.is_some();
+        state.waiting_tasks().next().is_some() || watches(REPLICATED) || watches(GLOBAL)
+    }
+
     /// Lets everything come to rest; time passes, so that delays run out.
     fn settle(&mut self) {
         for _ in 0..60 {
             self.nodes_act();
             let acted = self.loops_act();
+            let waited = self.waits();
             self.now = self.now.plus(Duration::from_secs(10));
-            if !acted && self.state().waiting_tasks().next().is_none() {
+            if !acted && !waited {
                 return;
             }
         }
@@ -224,7 +263,7 @@ fn service(id: ServiceId, name: &str, mode: Mode, ports: Vec<PortSpec>) -> [Chan
     let spec = ServiceSpec { name: name.into(), mode: Some(mode), ..ServiceSpec::default() };
     let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
     let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
-    let service = Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports };
+    let service = Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports, update: None };
     let revision = Revision {
         key: service.current(),
         template: Arc::new(template),
@@ -251,6 +290,10 @@ fn check_rest(swarm: &Swarm) -> Result<(), TestCaseError> {
         let is_up = |id| state.node(id).is_some_and(|node| node.status.state == NodeState::Ready);
         let running = live(GLOBAL).filter(|task| task.state == TaskState::Running && task.node.is_some_and(is_up));
         prop_assert_eq!(running.count() as u64, ready);
+    }
+    for service in state.services().filter(|service| ready > 0 && service.update.is_some()) {
+        // Paused by a task that failed; else done.
+        prop_assert!(!matches!(service.update_state(), UpdateState::Updating | UpdateState::RollbackStarted));
     }
     let gone = |id| state.service(id).is_none();
     let leftover = state.tasks().filter(|task| gone(task.service()) && !task.occupies_node());

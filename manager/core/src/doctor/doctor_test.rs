@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use skep_proto::id::{NodeId, ServiceId, TaskId};
-use skep_proto::v1::{PortSpec, Severity, TaskState, TaskStatus, WantedState};
+use skep_proto::v1::{PortSpec, Severity, TaskState, TaskStatus, UpdateState, UpdateStatus, WantedState};
 
 use super::{check, report};
 use crate::example::{START, carry_out, replicated, swarm, with_service};
 use crate::ids::Ids;
-use crate::object::{RevisionKey, Slot, Task};
+use crate::object::{Revision, RevisionKey, Service, Slot, Task};
 use crate::orchestrate;
 use crate::store::{ObjectKey, State};
 
@@ -90,6 +90,24 @@ fn it_finds_what_a_loop_has_to_repair() {
     // A replacement that waits is no duplicate.
     state.put(Task { id: TaskId::new(1), wanted: WantedState::Ready, ..tasks[0].clone() });
     assert_eq!(check(&state), vec![]);
+
+    let (mut state, tasks) = healthy();
+    let revision = Revision::clone(state.revision(tasks[0].revision).unwrap());
+    state.put(Revision { key: RevisionKey { number: 2, ..revision.key }, ..revision });
+    let (severity, message) = only(&state);
+    assert_eq!(severity, Severity::Warning);
+    assert!(message.contains("at revision 1, though there is a revision 2"), "{message}");
+    // Two tasks of different revisions share their place during an update.
+    let update =
+        Some(UpdateStatus { state: UpdateState::Updating.into(), from_revision: 1, ..UpdateStatus::default() });
+    let service = Service::clone(state.service(tasks[0].service()).unwrap());
+    state.put(Service { revision: 2, update: update.map(Arc::new), ..service.clone() });
+    let key = RevisionKey { number: 2, ..tasks[0].revision };
+    state.put(Task { id: TaskId::new(1), revision: key, ..tasks[0].clone() });
+    assert_eq!(check(&state), vec![]);
+    let update = UpdateStatus { state: UpdateState::Updating.into(), from_revision: 2, ..UpdateStatus::default() };
+    state.put(Service { revision: 2, update: Some(Arc::new(update)), ..service });
+    assert!(only(&state).1.contains("numbers only rise"));
 
     let (mut state, _) = healthy();
     state.remove(&ObjectKey::Node(NodeId::new(2)));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skep_proto::v1::{Severity, UpdateOrder, UpdatePolicy, WantedState};
+use skep_proto::v1::{Severity, UpdateState, WantedState};
 
 use super::Finding;
 use crate::object::{Meta, Slot, Task};
@@ -72,6 +72,16 @@ pub(super) fn services(state: &State, findings: &mut Vec<Finding>) {
         report.meta(state, service.meta);
         let number = service.revision;
         report.error(state.revision(service.current()).is_none(), || format!("its revision {number} is missing"));
+        let newest = state.revisions_of(service.id).next_back().map_or(0, |revision| revision.key.number);
+        report.warning(newest > number, || {
+            format!("it is at revision {number}, though there is a revision {newest}: update it once more")
+        });
+        let from = service.update.as_ref().map_or(0, |update| update.from_revision);
+        report.error(from >= number && from != 0, || {
+            format!("its update leads from revision {from} to {number}: numbers only rise")
+        });
+        let begun = service.update_state() != UpdateState::None;
+        report.error(begun && from == 0, || "its update does not say from which revision".to_owned());
         report.warning(service.spec.template.is_some(), || "it holds a template beside its revision's".to_owned());
         report.warning(service.spec.mode.is_none(), || "it has no mode that this version knows".to_owned());
     }
@@ -88,6 +98,10 @@ pub(super) fn revisions(state: &State, findings: &mut Vec<Finding>) {
             "its service is gone and no task needs it: the reaper will delete it".to_owned()
         });
         report.error(revision.key.number == 0, || "revisions are numbered from 1".to_owned());
+        let (number, copied) = (revision.key.number, revision.copied_from.unwrap_or(0));
+        report.error(copied >= number && copied != 0, || {
+            format!("it says that it copies revision {copied}, a later one")
+        });
     }
 }
 
@@ -146,7 +160,7 @@ pub(super) fn places(state: &State, findings: &mut Vec<Finding>) {
         for task in live {
             places.entry(task.slot).or_default().push(task);
         }
-        for (slot, tasks) in places.iter().filter(|(_, tasks)| tasks.len() > 1 && !is_surge(state, tasks)) {
+        for (slot, tasks) in places.iter().filter(|(_, tasks)| tasks.len() > 1 && !is_surge(tasks)) {
             let ids: Vec<String> = tasks.iter().map(|task| task.id.to_string()).collect();
             let mut report = Report::on(findings, format!("service {service}"));
             report.warning(true, || {
@@ -162,17 +176,10 @@ pub(super) fn places(state: &State, findings: &mut Vec<Finding>) {
 }
 
 /// Whether two tasks share their place for the time of an update: the new one waits, or starts first.
-fn is_surge(state: &State, tasks: &[&Task]) -> bool {
+fn is_surge(tasks: &[&Task]) -> bool {
     let [a, b] = tasks else { return false };
-    let service = state.service(a.service());
-    let starts_first = service.is_some_and(|service| {
-        let order =
-            |policy: Option<&UpdatePolicy>| policy.is_some_and(|policy| policy.order() == UpdateOrder::StartFirst);
-        order(service.spec.update.as_ref()) || order(service.spec.rollback.as_ref())
-    });
     let waits = a.wanted == WantedState::Ready || b.wanted == WantedState::Ready;
-    let follows = a.replaces == Some(b.id) || b.replaces == Some(a.id);
-    waits || (starts_first && follows)
+    waits || a.revision != b.revision
 }
 
 fn place(slot: Slot) -> String {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use skep_proto::id::NodeId;
 use skep_proto::time::UnixMs;
-use skep_proto::v1::{NodeState, TaskState, WantedState};
+use skep_proto::v1::{NodeState, WantedState};
 
 use super::reap::ORPHAN_AFTER;
+use super::update::{self, Currency};
 use super::{make, replicated};
 use crate::change::Plan;
 use crate::ids::Ids;
@@ -22,6 +23,7 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
         return;
     };
     let needs = Needs::new(revision, &[]);
+    let currency = Currency::of(state, service);
     let mut live: BTreeMap<NodeId, Vec<&Arc<Task>>> = BTreeMap::new();
     let mut held: BTreeMap<NodeId, &Arc<Task>> = BTreeMap::new();
     for task in state.tasks_of_service(service.id) {
@@ -31,7 +33,8 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
         match task.wanted {
             WantedState::Remove => {}
             wanted if wanted.wants_to_run() => live.entry(node).or_default().push(task),
-            _ if task.revision == service.current() && ended_by_itself(task.state) => {
+            // Its end was judged by the restart policy (and held), rather than asked for.
+            _ if update::ended_by_itself(task.state) && currency.runs_the_same(task) => {
                 held.insert(node, task);
             }
             _ => {}
@@ -48,7 +51,7 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
                     plan.wake_by(until);
                 }
             }
-            Some(_) => replicated::tend(state, service, Slot::Node(*node_id), tasks, now, ids, plan),
+            Some(_) => replicated::tend(state, service, &currency, (Slot::Node(*node_id), tasks), now, ids, plan),
         }
     }
     for node in state.nodes() {
@@ -62,9 +65,4 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
 /// Whether a node is to have a new task of the service.
 fn takes(node: &Node, needs: &Needs<'_>) -> bool {
     node.takes_tasks() && needs.check_place(node).is_ok()
-}
-
-/// Whether the task's end was judged by the restart policy (and held), rather than asked for.
-fn ended_by_itself(state: TaskState) -> bool {
-    matches!(state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }

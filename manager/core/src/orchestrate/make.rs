@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::time::UnixMs;
-use skep_proto::v1::{PublishMode, TaskState, TaskStatus, WantedState};
+use skep_proto::v1::{PortSpec, PublishMode, TaskState, TaskStatus, WantedState};
 
 use crate::change::{Change, Op};
 use crate::object::{Meta, Service, Slot, Task};
@@ -24,11 +24,16 @@ pub(super) fn new_task(service: &Service, id: TaskId, slot: Slot, now: UnixMs) -
         wanted: WantedState::Running,
         state: TaskState::Pending,
         status: Arc::new(status),
-        ports: service.ports.iter().filter(|port| port.mode() == PublishMode::Host).copied().collect(),
+        ports: host_ports(service),
         start_at: None,
         replaces: None,
         policy_restart: false,
     }
+}
+
+/// Ports that each of the service's tasks claims on its node.
+pub(super) fn host_ports(service: &Service) -> Vec<PortSpec> {
+    service.ports.iter().filter(|port| port.mode() == PublishMode::Host).copied().collect()
 }
 
 /// Stores a new task.

@@ -9,7 +9,7 @@ use skep_proto::id::{NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{Availability, NodeState, RestartCondition, RestartPolicy, TaskState, WantedState};
 
-use super::{due, plan, reap};
+use super::{due, plan, reap, update};
 use crate::example::{
     START, carry_out, change_service, global, node, observe, replicated, set_availability, set_mode, set_node, swarm,
     with_service,
@@ -38,11 +38,12 @@ impl World {
         self.seed += 1;
         let mut ids = Ids::new(self.seed);
         let mut changes = 0;
-        for round in 0..4 {
+        for round in 0..5 {
             let plan = match round {
                 0 => plan(&self.state, self.service, self.now, &mut ids),
                 1 => due(&self.state, self.now),
-                2 => schedule::plan(&self.state, &Ledger::of(&self.state), self.now, 1),
+                2 => update(&self.state, self.service, self.now, &mut ids),
+                3 => schedule::plan(&self.state, &Ledger::of(&self.state), self.now, 1),
                 _ => reap(&self.state, self.service, self.now),
             };
             changes += plan.groups.len();

@@ -1,16 +1,17 @@
 //! Deletes records that nobody needs: tasks whose removal is done, history beyond the limit, revisions without tasks,
 //! credentials without a service; and gives up on tasks whose node has been down for a day.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_proto::id::ServiceId;
+use skep_proto::id::{ServiceId, TaskId};
 use skep_proto::time::UnixMs;
-use skep_proto::v1::{NodeState, TaskState, TaskStatus, WantedState};
+use skep_proto::v1::{NodeState, TaskState, TaskStatus, UpdateState, WantedState};
 
+use super::update;
 use crate::change::{Change, Op, Plan};
-use crate::object::{Slot, Task};
+use crate::object::{Service, Slot, Task};
 use crate::store::State;
 
 /// After this long on a down node a task counts as gone, and its resources as free. Swarm's number.
@@ -33,10 +34,14 @@ pub fn plan(state: &State, service: ServiceId, now: UnixMs) -> Plan {
         }
     }
     let keep = kept_per_slot(state, service);
-    for ended in history.values_mut().filter(|ended| ended.len() > keep) {
+    let evidence = Evidence::of(state, service);
+    for (slot, ended) in history.iter_mut().filter(|(_, ended)| ended.len() > keep) {
         ended.sort_by_key(|task| (task.meta.created_at, task.id));
+        let needed = evidence.needed(*slot, ended);
         for task in &ended[..ended.len() - keep] {
-            plan.push(vec![remove(task)]);
+            if needed != Some(task.id) {
+                plan.push(vec![remove(task)]);
+            }
         }
     }
     reap_revisions(state, service, &mut plan);
@@ -70,10 +75,47 @@ fn fate(state: &State, task: &Task, now: UnixMs) -> Fate {
         None => Fate::Orphan("its node was removed from the swarm: nobody knows how it ended"),
         Some(node) if node.status.state == NodeState::Down => {
             let until = node.status.since.plus(ORPHAN_AFTER);
-            let why = "its node was gone for a day: nobody knows how it ended";
-            if now >= until { Fate::Orphan(why) } else { Fate::Wait(until) }
+            if now >= until {
+                Fate::Orphan("its node was gone for a day: nobody knows how it ended")
+            } else {
+                Fate::Wait(until)
+            }
         }
         Some(_) => Fate::Keep,
+    }
+}
+
+/// The ended tasks that the updater still reads from: in each place the newest of the current revision that ended by
+/// itself, until the roll-out is over, and as long as no other of that revision took its place.
+struct Evidence<'a> {
+    service: Option<&'a Arc<Service>>,
+    is_over: bool,
+    /// Places with a task of the current revision that is to run.
+    taken: BTreeSet<Slot>,
+}
+
+impl<'a> Evidence<'a> {
+    fn of(state: &'a State, service: ServiceId) -> Self {
+        let service = state.service(service).filter(|service| service.update.is_some());
+        let is_over = service.is_none_or(|service| match service.update_state() {
+            UpdateState::None | UpdateState::Completed | UpdateState::RollbackCompleted => true,
+            UpdateState::Updating
+            | UpdateState::Paused
+            | UpdateState::RollbackStarted
+            | UpdateState::RollbackPaused => false,
+        });
+        let current = service.filter(|_| is_over).into_iter().flat_map(|service| {
+            let is_current = |task: &&Arc<Task>| task.revision == service.current() && task.wanted.wants_to_run();
+            state.tasks_of_service(service.id).filter(is_current)
+        });
+        Self { service, is_over, taken: current.map(|task| task.slot).collect() }
+    }
+
+    /// The one of a place's ended tasks, oldest first, that is needed.
+    fn needed(&self, slot: Slot, ended: &[&Arc<Task>]) -> Option<TaskId> {
+        let service = self.service.filter(|_| !self.is_over || !self.taken.contains(&slot))?;
+        let mut newest_first = ended.iter().rev();
+        newest_first.find(|task| update::is_evidence(service, task)).map(|task| task.id)
     }
 }
 
@@ -95,22 +137,31 @@ fn kept_per_slot(state: &State, service: ServiceId) -> usize {
 
 fn reap_revisions(state: &State, service: ServiceId, plan: &mut Plan) {
     let gone = state.service(service).is_none();
-    if gone {
-        for credential in state.credentials_of(service) {
-            if state.tasks_of_service(service).next().is_none() {
-                plan.push(vec![Change::any(Op::RemoveCredential(credential.id))]);
-            }
-        }
-    }
+    reap_credentials(state, service, plan);
     let limit = state.cluster().map_or(0, |cluster| cluster.spec.revision_history_limit);
     let keep = usize::try_from(if limit == 0 { DEFAULT_REVISION_HISTORY } else { limit }).unwrap_or(0);
     let revisions: Vec<_> = state.revisions_of(service).collect();
     let beyond = if gone { revisions.len() } else { revisions.len().saturating_sub(keep.max(1)) };
     let current = state.service(service).map(|service| service.revision);
+    // What a failed update goes back to.
+    let way_back = state.service(service).and_then(|service| Some(service.update.as_ref()?.from_revision));
     // Oldest first.
     for revision in &revisions[..beyond] {
-        if state.revision_in_use(revision.key) == 0 && current != Some(revision.key.number) {
+        let is_named = [current, way_back].contains(&Some(revision.key.number));
+        if state.revision_in_use(revision.key) == 0 && !is_named {
             plan.push(vec![Change::any(Op::RemoveRevision(revision.key))]);
+        }
+    }
+}
+
+/// Credentials that no kept revision names, nor any task of a service that is gone.
+fn reap_credentials(state: &State, service: ServiceId, plan: &mut Plan) {
+    let gone = state.service(service).is_none() && state.tasks_of_service(service).next().is_none();
+    for credential in state.credentials_of(service) {
+        let id = credential.id.to_vec();
+        let mut revisions = state.revisions_of(service);
+        if gone || !revisions.any(|revision| revision.template.credential_id == id) {
+            plan.push(vec![Change::any(Op::RemoveCredential(credential.id))]);
         }
     }
 }

@@ -12,6 +12,7 @@ use skep_proto::v1::{TaskState, WantedState};
 use super::fit::{self, Stay};
 use super::make;
 use super::restart::{self, Verdict};
+use super::update::{self, Currency};
 use crate::change::{Change, Plan};
 use crate::ids::Ids;
 use crate::object::{Service, Slot, Task};
@@ -37,8 +38,13 @@ pub(super) fn plan(state: &State, service: &Service, replicas: u64, now: UnixMs,
             _ => slots.entry(number).or_default().stopped.push(task),
         }
     }
+    let currency = Currency::of(state, service);
     // A slot whose last task belongs to an older revision and ended is not held by it.
-    slots.retain(|_, slot| !slot.live.is_empty() || slot.stopped.iter().any(|task| task.revision == service.current()));
+    let holds = |task: &&Arc<Task>| {
+        let is_same = update::ended_by_itself(task.state) && currency.runs_the_same(task);
+        task.revision == service.current() || is_same
+    };
+    slots.retain(|_, slot| !slot.live.is_empty() || slot.stopped.iter().any(holds));
     let surplus = slots.len() as u64 - replicas.min(slots.len() as u64);
     let removed = if surplus > 0 { surplus_slots(&slots, surplus) } else { Vec::new() };
     for number in &removed {
@@ -48,7 +54,7 @@ pub(super) fn plan(state: &State, service: &Service, replicas: u64, now: UnixMs,
         }
     }
     for (number, slot) in &slots {
-        tend(state, service, Slot::Replica(*number), &slot.live, now, ids, plan);
+        tend(state, service, &currency, (Slot::Replica(*number), &slot.live), now, ids, plan);
     }
     let missing = replicas.saturating_sub(slots.len() as u64);
     let free = (1..).filter(|number| !slots.contains_key(number) && !removed.contains(number));
@@ -89,32 +95,42 @@ fn surplus_slots(slots: &BTreeMap<u64, SlotTasks<'_>>, surplus: u64) -> Vec<u64>
 }
 
 /// Looks after one filled slot: one task that is to run, replaced when it ended or cannot stay. Also used by global
-/// services, whose slot is a node.
+/// services, whose slot is a node. During an update that starts the new task first there may be an older one beside it:
+/// that one stays until the updater stops it, and is not replaced.
 pub(super) fn tend(
     state: &State,
     service: &Service,
-    slot: Slot,
-    live: &[&Arc<Task>],
+    currency: &Currency<'_>,
+    (slot, live): (Slot, &[&Arc<Task>]),
     now: UnixMs,
     ids: &mut Ids,
     plan: &mut Plan,
 ) {
-    // More than one is left behind only by a bug or an older build: the furthest along stays.
-    let Some(keep) = live.iter().max_by_key(|task| (!task.state.is_terminal(), task.state, Reverse(task.id))) else {
+    let Some(keep) =
+        furthest(live.iter().filter(|task| currency.is_current(task))).or_else(|| furthest(live.iter())).copied()
+    else {
         return;
     };
-    let mut changes: Vec<Change> =
-        live.iter().filter(|task| task.id != keep.id).map(|task| make::want(task, WantedState::Shutdown)).collect();
+    let older = furthest(live.iter().filter(|task| currency.is_current(keep) && !currency.is_current(task)));
+    let beside = older.filter(|task| !task.state.is_terminal() && fit::judge(state, service, task, now) != Stay::No);
+    // More of a kind are left behind only by a bug or an older build.
+    let stays = |task: &Task| task.id == keep.id || beside.is_some_and(|beside| beside.id == task.id);
+    let surplus = live.iter().filter(|task| !stays(task));
+    let mut changes: Vec<Change> = surplus.map(|task| make::want(task, WantedState::Shutdown)).collect();
     let replacement = if keep.state.is_terminal() {
         changes.push(make::want(keep, WantedState::Shutdown));
         match restart::judge(state, service, keep, now) {
             Verdict::Hold => None,
-            Verdict::Replace(start_at) => Some(Task {
-                start_at,
-                wanted: if start_at.is_some() { WantedState::Ready } else { WantedState::Running },
-                policy_restart: restart::counts_as_attempt(keep),
-                ..make::new_task(service, ids.task(), slot, now)
-            }),
+            Verdict::Replace(start_at) => {
+                // The updater starts it when the task that it stopped here is gone.
+                let waits = start_at.is_some() || update::predecessor_runs(state, service.id, slot);
+                Some(Task {
+                    start_at,
+                    wanted: if waits { WantedState::Ready } else { WantedState::Running },
+                    policy_restart: restart::counts_as_attempt(keep),
+                    ..make::new_task(service, ids.task(), slot, now)
+                })
+            }
         }
     } else {
         match fit::judge(state, service, keep, now) {
@@ -137,4 +153,12 @@ pub(super) fn tend(
         changes.push(make::create(Task { replaces: Some(keep.id), ..task }));
     }
     plan.push(changes);
+}
+
+/// The task that is furthest along.
+fn furthest<'a, 'b>(tasks: impl Iterator<Item = &'b &'a Arc<Task>>) -> Option<&'b &'a Arc<Task>>
+where
+    'a: 'b,
+{
+    tasks.max_by_key(|task| (!task.state.is_terminal(), task.state, Reverse(task.id)))
 }

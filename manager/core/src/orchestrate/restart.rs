@@ -5,7 +5,8 @@ use std::time::Duration;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{RestartCondition, TaskState, WantedState};
 
-use crate::change::{Change, Op, Plan};
+use super::{make, update};
+use crate::change::Plan;
 use crate::object::{Service, Task};
 use crate::store::State;
 
@@ -43,11 +44,7 @@ pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) 
         0 => DEFAULT_DELAY,
         ms => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
     };
-    if delay.is_zero() {
-        Verdict::Replace(None)
-    } else {
-        Verdict::Replace(Some(now.plus(delay)))
-    }
+    if delay.is_zero() { Verdict::Replace(None) } else { Verdict::Replace(Some(now.plus(delay))) }
 }
 
 /// Whether a task's replacement is an attempt of the restart policy. It is none where the host went away under the task:
@@ -78,8 +75,9 @@ pub fn due(state: &State, now: UnixMs) -> Plan {
         // Without a time it waits for its updater.
         match task.start_at {
             Some(at) if at <= now => {
-                let started = Task { wanted: WantedState::Running, start_at: None, ..Task::clone(task) };
-                plan.push(vec![Change::update(task.meta.version, Op::PutTask(started))]);
+                // What an update stopped may still run there: then the updater starts it later.
+                let waits = update::predecessor_runs(state, task.service(), task.slot);
+                plan.push(vec![make::want(task, if waits { WantedState::Ready } else { WantedState::Running })]);
             }
             Some(at) => plan.wake_by(at),
             None => {}

@@ -1,0 +1,72 @@
+//! Which tasks are as the service wants them now. A task of an older revision is, if the revisions differ in placement or
+//! in the credential alone and the task may stay where it is: then nothing would change but its number.
+
+use std::collections::BTreeSet;
+
+use skep_proto::v1::{PortSpec, TaskState, TaskTemplate};
+
+use crate::object::{Revision, Service, Task};
+use crate::orchestrate::make;
+use crate::schedule::Needs;
+use crate::store::State;
+
+/// Judges the tasks of one service.
+pub(in crate::orchestrate) struct Currency<'a> {
+    state: &'a State,
+    number: u64,
+    /// Kept revisions that run the same, by number.
+    same: BTreeSet<u64>,
+    needs: Option<Needs<'a>>,
+    credential: &'a [u8],
+    ports: Vec<PortSpec>,
+}
+
+impl<'a> Currency<'a> {
+    /// Compares the kept revisions with the current one.
+    pub(in crate::orchestrate) fn of(state: &'a State, service: &Service) -> Self {
+        let current = state.revision(service.current());
+        // The first revision has none to be compared with.
+        let older = state.revisions_of(service.id).filter(|revision| revision.key != service.current());
+        let same = current.map_or_else(BTreeSet::new, |current| {
+            older.filter(|revision| run_the_same(revision, current)).map(|revision| revision.key.number).collect()
+        });
+        Self {
+            state,
+            number: service.revision,
+            same,
+            needs: current.map(|current| Needs::new(current, &[])),
+            credential: current.map_or(&[], |current| &current.template.credential_id),
+            ports: make::host_ports(service),
+        }
+    }
+
+    /// Whether the task, which is to run, need not be replaced.
+    pub(in crate::orchestrate) fn is_current(&self, task: &Task) -> bool {
+        task.revision.number == self.number || (self.runs_the_same(task) && self.may_stay(task))
+    }
+
+    /// Whether the task's end counts as an end of the current revision's.
+    pub(in crate::orchestrate) fn runs_the_same(&self, task: &Task) -> bool {
+        task.revision.number == self.number || self.same.contains(&task.revision.number)
+    }
+
+    fn may_stay(&self, task: &Task) -> bool {
+        let Some(needs) = &self.needs else { return false };
+        let credential =
+            || self.state.revision(task.revision).map(|revision| revision.template.credential_id.as_slice());
+        // From READY on it has its image, and no use for a credential.
+        let can_pull = task.state >= TaskState::Ready || credential() == Some(self.credential);
+        let fits = task.node.and_then(|node| self.state.node(node)).is_none_or(|node| needs.check_place(node).is_ok());
+        can_pull && fits && task.ports == self.ports
+    }
+}
+
+/// Whether both templates make the same containers.
+fn run_the_same(a: &Revision, b: &Revision) -> bool {
+    let essence = |template: &TaskTemplate| TaskTemplate {
+        placement: None,
+        credential_id: Vec::new(),
+        ..TaskTemplate::clone(template)
+    };
+    a.template == b.template || essence(&a.template) == essence(&b.template)
+}

@@ -1,0 +1,111 @@
+//! What an update comes to: completed, paused, rolled back; and the words for it, which are Docker's.
+
+use std::sync::Arc;
+
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{FailureAction, TaskState, UpdateState, UpdateStatus};
+
+use super::begin::{RollOut, begin};
+use super::policy::Policy;
+use super::survey::{Place, Survey};
+use crate::change::{Change, Op};
+use crate::object::{RevisionKey, Service, Task};
+use crate::store::State;
+
+/// What follows too many failures; `None`: the policy goes on. A rollback is never rolled back.
+pub(super) fn failed(
+    state: &State,
+    service: &Service,
+    policy: &Policy,
+    task: &Task,
+    now: UnixMs,
+) -> Option<Vec<Change>> {
+    let because = format!("due to failure or early termination of task {}", task.id);
+    if service.is_rolled_back() {
+        return match policy.action {
+            FailureAction::Continue => None,
+            FailureAction::Pause | FailureAction::Rollback => {
+                Some(paused(service, UpdateState::RollbackPaused, format!("rollback paused {because}"), now))
+            }
+        };
+    }
+    match policy.action {
+        FailureAction::Continue => None,
+        FailureAction::Pause => Some(paused(service, UpdateState::Paused, format!("update paused {because}"), now)),
+        FailureAction::Rollback => {
+            let number = service.update.as_ref().map_or(0, |update| update.from_revision);
+            match state.revision(RevisionKey { service: service.id, number }) {
+                Some(target) => {
+                    let message = format!("update rolled back {because}");
+                    let kind = RollOut::Rollback { copied_from: number, message };
+                    Some(begin(state, Service::clone(service), Arc::clone(&target.template), kind, now))
+                }
+                // The reaper keeps it; somebody else did not.
+                None => {
+                    let message =
+                        format!("update paused {because}: revision {number} is gone, it cannot be rolled back");
+                    Some(paused(service, UpdateState::Paused, message, now))
+                }
+            }
+        }
+    }
+}
+
+fn paused(service: &Service, state: UpdateState, message: String, now: UnixMs) -> Vec<Change> {
+    vec![set_status(service, |status| {
+        status.set_state(state);
+        status.message = message;
+        status.ended_at_ms = now.0;
+    })]
+}
+
+/// The update is done.
+pub(super) fn completed(service: &Service, now: UnixMs) -> Change {
+    let (state, message) = match service.is_rolled_back() {
+        true => (UpdateState::RollbackCompleted, "rollback completed"),
+        false => (UpdateState::Completed, "update completed"),
+    };
+    set_status(service, |status| {
+        status.set_state(state);
+        message.clone_into(&mut status.message);
+        status.ended_at_ms = now.0;
+    })
+}
+
+/// What starts a message that says what the roll-out waits for.
+const WAITS: &str = "waiting: ";
+
+/// The change that says what the update waits for; `None` where that has been said.
+pub(super) fn waits(service: &Service, survey: &Survey<'_>) -> Option<Change> {
+    let said = &service.update.as_ref()?.message;
+    let message = match survey.places.iter().find_map(stuck) {
+        Some(text) => text,
+        None if said.starts_with(WAITS) => match service.is_rolled_back() {
+            true => "rollback in progress".to_owned(),
+            false => "update in progress".to_owned(),
+        },
+        None => return None,
+    };
+    (message != *said).then(|| set_status(service, |status| status.message = message))
+}
+
+/// Says why a new task that is to start first finds no node. It is told often enough that the scheduler has explained it.
+fn stuck(place: &Place<'_>) -> Option<String> {
+    let (new, old) = (place.current?, place.older?);
+    if new.state != TaskState::Pending || new.status.error.is_empty() {
+        return None;
+    }
+    let holds_port = !old.ports.is_empty();
+    let remedy = if holds_port { "; the old tasks hold its ports: use stop-first, or add a node" } else { "" };
+    Some(format!(
+        "{WAITS}task {} starts before task {} stops, and there is {}{remedy}",
+        new.id, old.id, new.status.error
+    ))
+}
+
+fn set_status(service: &Service, change: impl FnOnce(&mut UpdateStatus)) -> Change {
+    let mut status = service.update.as_deref().cloned().unwrap_or_default();
+    change(&mut status);
+    let version = service.meta.version;
+    Change::update(version, Op::PutService(Service { update: Some(Arc::new(status)), ..Service::clone(service) }))
+}
