@@ -63,6 +63,14 @@ impl Failure {
         }
     }
 
+    /// The failure of an operation whose words were right: what the daemon found wrong with is the data, say an archive.
+    pub(crate) fn of_data(self) -> Self {
+        match self {
+            Self::Usage(message) => Self::Failed(message),
+            other => other,
+        }
+    }
+
     /// Whether there is something left to print.
     pub(crate) fn is_silent(&self) -> bool {
         matches!(self, Self::Reported(_) | Self::OutputClosed)
@@ -87,6 +95,23 @@ impl Failure {
     }
 }
 
+/// What a refusal says is not supported yet, with the field or step that it stands behind.
+fn unsupported(message: &str) -> Option<String> {
+    let (before, what) = message.split_once("not supported yet: ")?;
+    match before.strip_suffix(": ") {
+        Some(place) => Some(format!("{what} ({place})")),
+        None if before.is_empty() => Some(what.to_owned()),
+        None => None,
+    }
+}
+
+impl From<skep_proto::validate::Invalid> for Failure {
+    fn from(invalid: skep_proto::validate::Invalid) -> Self {
+        let message = invalid.to_string();
+        unsupported(&message).map_or(Self::Usage(message), Self::Unsupported)
+    }
+}
+
 /// Whether the status was made here because the connection broke, not by the daemon.
 pub(crate) fn is_connection_loss(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
@@ -98,13 +123,14 @@ impl From<Status> for Failure {
             return Self::Temporary(format!("the connection to the skep daemon broke off: {}", causes(&status)));
         }
         let message = status.message().to_owned();
+        if let Some(what) = unsupported(&message) {
+            return Self::Unsupported(what);
+        }
         match status.code() {
             Code::Ok => Self::Internal(format!("a success was reported as an error: {message}")),
             Code::InvalidArgument | Code::OutOfRange => Self::Usage(message),
             Code::Unimplemented if message.is_empty() => Self::Failed(NOT_A_MANAGER.to_owned()),
-            Code::Unimplemented => {
-                Self::Unsupported(message.strip_prefix("not supported yet: ").unwrap_or(&message).to_owned())
-            }
+            Code::Unimplemented => Self::Unsupported(message),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
                 Self::Temporary(or_code(message, status.code()))
             }
@@ -167,6 +193,12 @@ mod tests {
     fn not_supported_is_said_once() {
         let failure = Failure::from(Status::unimplemented("not supported yet: --secret"));
         assert_eq!(failure.to_string(), "not supported yet: --secret");
+        let failure =
+            Failure::from(Status::failed_precondition("cannot join: not supported yet: joining as a manager"));
+        assert_eq!(failure.to_string(), "not supported yet: joining as a manager (cannot join)");
+        assert_eq!(failure.exit(), Exit::Unsupported);
+        let failure = Failure::from(Status::not_found("there is no service \"not supported yet: x\""));
+        assert_eq!(failure.exit(), Exit::Failed);
     }
 
     #[test]

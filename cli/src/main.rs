@@ -11,6 +11,7 @@ mod failure;
 mod output;
 mod parse;
 mod registry;
+mod retry;
 mod view;
 
 use std::process::ExitCode;

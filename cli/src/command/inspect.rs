@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::context::Context;
+use super::context::{Context, ReadFlags};
 use super::outcome::Outcome;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -48,12 +48,13 @@ fn wrong(error: TemplateError) -> Failure {
 /// Fetches and prints the objects.
 pub(crate) async fn run<V: Serialize>(
     context: &Context,
+    read: ReadFlags,
     references: &[String],
     flags: &InspectFlags,
     fetch: impl AsyncFn(&Client, &str) -> Result<V, Failure>,
 ) -> Result<(), Failure> {
     flags.check()?;
-    let client = context.connect().await?;
+    let client = context.connect_to_read(read).await?;
     let mut outcome = Outcome::default();
     let mut found = Vec::new();
     for reference in references {

@@ -1,6 +1,7 @@
 //! The commands: one file (or folder) per noun, one function per verb. `main.rs` calls [`main`], nothing else.
 
 mod completion;
+mod conflict;
 mod context;
 pub(crate) mod daemon;
 mod image;
@@ -51,7 +52,7 @@ enum Command {
     /// Make, join and leave a swarm.
     #[command(subcommand)]
     Swarm(swarm::SwarmCommand),
-    /// Show the hosts of the swarm.
+    /// Show and change the hosts of the swarm.
     #[command(subcommand)]
     Node(node::NodeCommand),
     /// Run and watch services.

@@ -1,17 +1,19 @@
-//! `skep swarm init|join|leave|join-token|doctor`.
+//! `skep swarm init|join|leave|update|join-token|doctor`.
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::Value;
 use skep_identity::JoinToken;
 use skep_proto::v1::{
-    self, DoctorRequest, DoctorResponse, Finding, JoinTokenRequest, NodeRole, Severity, SwarmInitRequest,
-    SwarmJoinRequest, SwarmLeaveRequest,
+    self, ClusterSpec, DoctorRequest, DoctorResponse, Finding, GetClusterRequest, JoinTokenRequest, NodeRole, Severity,
+    SwarmInitRequest, SwarmJoinRequest, SwarmLeaveRequest, UpdateClusterRequest,
 };
 
+use super::conflict::{self, Attempt};
 use super::context::Context;
 use super::listing;
+use super::node::{AvailabilityName, RoleName};
 use crate::client::write;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -28,27 +30,12 @@ pub(crate) enum SwarmCommand {
     Join(JoinArgs),
     /// Take this host out of its swarm: its containers stop and its local state is deleted.
     Leave(LeaveArgs),
+    /// Change the swarm's settings.
+    Update(UpdateArgs),
     /// Show the command that joins a worker or a manager.
     JoinToken(JoinTokenArgs),
     /// Check the whole stored state for contradictions.
     Doctor(DoctorArgs),
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug)]
-enum AvailabilityName {
-    Active,
-    Pause,
-    Drain,
-}
-
-impl From<AvailabilityName> for v1::Availability {
-    fn from(name: AvailabilityName) -> Self {
-        match name {
-            AvailabilityName::Active => Self::Active,
-            AvailabilityName::Pause => Self::Pause,
-            AvailabilityName::Drain => Self::Drain,
-        }
-    }
 }
 
 /// Where this host is reached.
@@ -69,15 +56,58 @@ struct Addresses {
 pub(crate) struct InitArgs {
     #[command(flatten)]
     addresses: Addresses,
+    #[command(flatten)]
+    settings: Settings,
+    /// Make this manager, whose quorum is lost for good, the only one of its swarm. The other managers must never come
+    /// back with their old state; they join anew.
+    #[arg(long, conflicts_with_all = ["availability", "cert_expiry", "dispatcher_heartbeat", "task_history_limit"])]
+    force_new_cluster: bool,
+}
+
+/// Settings of the whole swarm.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Settings {
     /// Life of node certificates, at least 1h [default: 2160h].
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     cert_expiry: Option<Duration>,
-    /// Time between a node's heartbeats [default: 1s].
+    /// Time between a node's heartbeats, 100ms to 1m [default: 1s].
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     dispatcher_heartbeat: Option<Duration>,
-    /// Ended tasks kept for each slot; -1 keeps none [default: 5].
+    /// Ended tasks kept for each slot; 0 keeps none [default: 5].
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     task_history_limit: Option<i32>,
+}
+
+impl Settings {
+    /// Puts what is given into the spec, and checks the whole.
+    fn apply(&self, mut spec: ClusterSpec) -> Result<ClusterSpec, Failure> {
+        if let Some(span) = self.cert_expiry {
+            spec.node_cert_expiry_ms = given("--cert-expiry", span)?;
+        }
+        if let Some(span) = self.dispatcher_heartbeat {
+            spec.heartbeat_period_ms = given("--dispatcher-heartbeat", span)?;
+        }
+        if let Some(limit) = self.task_history_limit {
+            // 0 keeps none, which the wire calls -1.
+            spec.task_history_limit = if limit <= 0 { -1 } else { limit };
+        }
+        skep_proto::validate::cluster_spec(&spec)?;
+        Ok(spec)
+    }
+}
+
+/// Zero would mean the default on the wire, which nobody means who writes it.
+fn given(flag: &str, span: Duration) -> Result<i64, Failure> {
+    if span.is_zero() {
+        return Err(Failure::Usage(format!("invalid value for {flag}: it must be more than 0")));
+    }
+    Ok(duration::millis(span))
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    settings: Settings,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -94,15 +124,9 @@ pub(crate) struct JoinArgs {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LeaveArgs {
-    /// Leave although this is the last manager, and the swarm's state is lost.
+    /// Leave although this is a manager: the others lose its vote. With the last one the swarm's state is lost.
     #[arg(short, long)]
     force: bool,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug)]
-enum RoleName {
-    Worker,
-    Manager,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -134,6 +158,7 @@ impl SwarmCommand {
             Self::Init(args) => init(context, args).await,
             Self::Join(args) => join(context, args).await,
             Self::Leave(args) => leave(context, args).await,
+            Self::Update(args) => update(context, args).await,
             Self::JoinToken(args) => join_token(context, args).await,
             Self::Doctor(args) => doctor(context, args).await,
         }
@@ -141,19 +166,15 @@ impl SwarmCommand {
 }
 
 async fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
+    let spec = args.settings.apply(ClusterSpec::default())?;
     let request = SwarmInitRequest {
-        force_new_cluster: false,
+        force_new_cluster: args.force_new_cluster,
         listen_addr: args.addresses.listen_addr.clone(),
         advertise_addr: args.addresses.advertise_addr.clone(),
         availability: v1::Availability::from(args.addresses.availability).into(),
-        node_cert_expiry_ms: args.cert_expiry.map_or(0, duration::millis),
-        // 0 keeps none, which the wire calls -1.
-        task_history_limit: match args.task_history_limit {
-            None => 0,
-            Some(..=0) => -1,
-            Some(limit) => limit,
-        },
-        heartbeat_period_ms: args.dispatcher_heartbeat.map_or(0, duration::millis),
+        node_cert_expiry_ms: spec.node_cert_expiry_ms,
+        task_history_limit: spec.task_history_limit,
+        heartbeat_period_ms: spec.heartbeat_period_ms,
     };
     let client = context.connect().await?;
     let answer = client.daemon().swarm_init(request).await?.into_inner();
@@ -213,11 +234,33 @@ async fn leave(context: &Context, args: &LeaveArgs) -> Result<(), Failure> {
     output::data("Node left the swarm.\n")
 }
 
+async fn update(context: &Context, args: &UpdateArgs) -> Result<(), Failure> {
+    if args.settings == Settings::default() {
+        return Err(Failure::Usage(
+            "nothing to change: name a setting, `skep swarm update --help` lists them".to_owned(),
+        ));
+    }
+    args.settings.apply(ClusterSpec::default())?;
+    let client = context.connect().await?;
+    conflict::until_done(async || {
+        let get = async |read| client.clusters().get(GetClusterRequest { read }).await;
+        let cluster = client.read(get).await?.into_inner().cluster.unwrap_or_default();
+        let spec = args.settings.apply(cluster.spec.unwrap_or_default())?;
+        let expect_version = cluster.meta.map_or(0, |meta| meta.version);
+        let result = write(|options| {
+            let mut clusters = client.clusters();
+            let request = UpdateClusterRequest { spec: Some(spec.clone()), expect_version, write: Some(options) };
+            async move { clusters.update(request).await }
+        })
+        .await;
+        Ok(Attempt::of(result)?)
+    })
+    .await?;
+    output::data("Swarm updated.\n")
+}
+
 async fn join_token(context: &Context, args: &JoinTokenArgs) -> Result<(), Failure> {
-    let role = match args.role {
-        RoleName::Worker => NodeRole::Worker,
-        RoleName::Manager => NodeRole::Manager,
-    };
+    let role = NodeRole::from(args.role);
     let client = context.connect().await?;
     let answer = write(|options| {
         let mut clusters = client.clusters();
@@ -253,7 +296,8 @@ fn severity(finding: &Finding) -> &'static str {
 async fn doctor(context: &Context, args: &DoctorArgs) -> Result<(), Failure> {
     let format = Format::from_flags(args.format.as_deref(), false)?;
     let client = context.connect().await?;
-    let answer = client.clusters().doctor(DoctorRequest {}).await?.into_inner();
+    let call = async |_| client.clusters().doctor(DoctorRequest {}).await;
+    let answer = client.read(call).await?.into_inner();
     let rows: Vec<_> = answer
         .findings
         .iter()
@@ -300,6 +344,21 @@ mod tests {
         assert_eq!(manager_addr("[::1]:5").unwrap(), "[::1]:5");
         for wrong in ["", "a b", "http://x", "host:0", "host:x", ":2377", "host:99999"] {
             assert!(manager_addr(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn settings_are_checked_before_the_call() {
+        let settings = |heartbeat_ms, limit| Settings {
+            dispatcher_heartbeat: Some(Duration::from_millis(heartbeat_ms)),
+            task_history_limit: Some(limit),
+            ..Settings::default()
+        };
+        let spec = settings(100, 0).apply(ClusterSpec { node_cert_expiry_ms: 7_200_000, ..ClusterSpec::default() });
+        let spec = spec.unwrap();
+        assert_eq!((spec.heartbeat_period_ms, spec.task_history_limit, spec.node_cert_expiry_ms), (100, -1, 7_200_000));
+        for wrong in [settings(99, 5), settings(0, 5), settings(60_001, 5), settings(1_000, 1_000_000)] {
+            assert!(matches!(wrong.apply(ClusterSpec::default()), Err(Failure::Usage(_))), "{wrong:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use skep_proto::v1::{GetTaskRequest, GetTaskResponse, ListTasksRequest};
 
-use super::context::Context;
+use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
 use super::service::logs::{LogFlags, Target};
 use super::task_table;
@@ -26,6 +26,8 @@ pub(crate) enum TaskCommand {
 pub(crate) struct LsArgs {
     #[command(flatten)]
     flags: task_table::TaskFlags,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -35,6 +37,8 @@ pub(crate) struct InspectArgs {
     tasks: Vec<String>,
     #[command(flatten)]
     flags: InspectFlags,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -51,11 +55,11 @@ impl TaskCommand {
         match self {
             Self::Ls(args) => {
                 let prepared = args.flags.prepare(&["id", "name", "node", "service", "desired-state", "label"])?;
-                let client = context.connect().await?;
+                let client = context.connect_to_read(args.read).await?;
                 prepared.print(&client, ListTasksRequest::default()).await
             }
             Self::Inspect(args) => {
-                inspect::run(context, &args.tasks, &args.flags, async |client, reference| {
+                inspect::run(context, args.read, &args.tasks, &args.flags, async |client, reference| {
                     let answer = get(client, reference).await?;
                     Ok(TaskView::new(answer.task.unwrap_or_default(), answer.revision))
                 })
@@ -74,10 +78,9 @@ impl TaskCommand {
 
 /// Finds a task.
 pub(super) async fn get(client: &Client, reference: &str) -> Result<GetTaskResponse, Failure> {
-    let request = GetTaskRequest { reference: reference.to_owned(), read: None };
+    let call = async |read| client.tasks().get(GetTaskRequest { reference: reference.to_owned(), read }).await;
     client
-        .tasks()
-        .get(request)
+        .read(call)
         .await
         .map(tonic::Response::into_inner)
         .map_err(|status| Failure::from_lookup("task", reference, status))

@@ -71,8 +71,12 @@ impl TaskFlags {
 impl Prepared {
     /// Asks for tasks and prints those that pass the filters.
     pub(crate) async fn print(&self, client: &Client, request: ListTasksRequest) -> Result<(), Failure> {
-        let pages = client.tasks().list(request).await?.into_inner();
-        let tasks = listing::collect(pages, |page| page.tasks).await?;
+        let list = async |read| {
+            let request = ListTasksRequest { read, ..request.clone() };
+            let pages = client.tasks().list(request).await?.into_inner();
+            listing::collect(pages, |page| page.tasks).await
+        };
+        let tasks = client.read(list).await?;
         let rows = self.rows(tasks, time::now_ms());
         listing::print(&TASKS, &rows, &self.format)
     }

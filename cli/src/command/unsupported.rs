@@ -1,5 +1,5 @@
 //! What Docker has and skep does not have yet. Looked up when clap meets something unknown, so that a Docker user reads
-//! "not supported yet: --health-cmd" and not "unexpected argument".
+//! "not supported yet: --secret" and not "unexpected argument".
 //!
 //! A flag leaves this list when its command gets it; a test keeps the two apart.
 
@@ -29,9 +29,7 @@ const VERBS: &[(&str, &[&str])] = &[
             "volume",
         ],
     ),
-    ("swarm", &["ca", "unlock", "unlock-key", "update"]),
-    ("node", &["demote", "promote", "rm", "update"]),
-    ("service", &["history", "rollback", "update"]),
+    ("swarm", &["ca", "unlock", "unlock-key"]),
     ("image", &["build", "history", "push", "save"]),
 ];
 
@@ -44,22 +42,32 @@ const FLAGS: &[(&str, &[&str])] = &[
             "--credential-spec",
             "--endpoint-mode",
             "--generic-resource",
-            "--health-cmd",
-            "--health-interval",
-            "--health-retries",
-            "--health-start-interval",
-            "--health-start-period",
-            "--health-timeout",
             "--isolation",
             "--max-concurrent",
-            "--no-healthcheck",
             "--no-resolve-image",
             "--secret",
             "--tty",
             "-t",
         ],
     ),
-    ("service inspect", &["--pretty"]),
+    (
+        "service update",
+        &[
+            "--config-add",
+            "--config-rm",
+            "--credential-spec",
+            "--endpoint-mode",
+            "--generic-resource-add",
+            "--generic-resource-rm",
+            "--isolation",
+            "--max-concurrent",
+            "--no-resolve-image",
+            "--secret-add",
+            "--secret-rm",
+            "--tty",
+            "-t",
+        ],
+    ),
     ("service logs", &["--details"]),
     ("node inspect", &["--pretty"]),
     (
@@ -71,12 +79,12 @@ const FLAGS: &[(&str, &[&str])] = &[
             "--default-addr-pool",
             "--default-addr-pool-mask-length",
             "--external-ca",
-            "--force-new-cluster",
             "--max-snapshots",
             "--snapshot-interval",
         ],
     ),
     ("swarm join", &["--data-path-addr"]),
+    ("swarm update", &["--autolock", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("image ls", &["--all", "-a", "--tree"]),
     ("image pull", &["--all-tags", "-a", "--disable-content-trust"]),
     ("image load", &["--platform"]),
@@ -164,11 +172,10 @@ mod tests {
     #[test]
     fn dockers_flags_and_verbs_are_refused_by_name() {
         for (line, name) in [
-            ("skep service create --health-cmd x nginx", "--health-cmd"),
             ("skep service create --secret=x nginx", "--secret"),
             ("skep service create -t nginx", "-t"),
-            ("skep service update web", "service update"),
-            ("skep node update --availability drain x", "node update"),
+            ("skep service update --secret-add x web", "--secret-add"),
+            ("skep swarm update --autolock", "--autolock"),
             ("skep -H unix:///x secret ls", "secret"),
             ("skep swarm init --autolock", "--autolock"),
             ("skep swarm unlock", "swarm unlock"),

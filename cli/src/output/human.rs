@@ -27,6 +27,19 @@ pub(crate) fn duration(span: Duration) -> String {
     }
 }
 
+/// A span exactly, in Go's words: `1m30s`, `500ms`, `0s`.
+pub(crate) fn exact_ms(ms: i64) -> String {
+    let ms = u64::try_from(ms).unwrap_or(0);
+    let (hours, minutes, seconds) = (ms / 3_600_000, ms / 60_000 % 60, ms % 60_000);
+    let decimal = |value: f64| format!("{value:.3}").trim_end_matches('0').trim_end_matches('.').to_owned();
+    match (hours, minutes) {
+        (0, 0) if ms > 0 && ms < 1_000 => format!("{ms}ms"),
+        (0, 0) => format!("{}s", decimal(seconds as f64 / 1e3)),
+        (0, minutes) => format!("{minutes}m{}s", decimal(seconds as f64 / 1e3)),
+        (hours, minutes) => format!("{hours}h{minutes}m{}s", decimal(seconds as f64 / 1e3)),
+    }
+}
+
 /// "3 minutes ago", from two moments in milliseconds; a moment in the future is "Less than a second ago".
 pub(crate) fn ago(now_ms: i64, then_ms: i64) -> String {
     let span = u64::try_from(now_ms.saturating_sub(then_ms)).unwrap_or(0);
@@ -95,6 +108,15 @@ mod tests {
             assert_eq!(duration(Duration::from_secs(seconds)), text);
         }
         assert_eq!(ago(1000, 5000), "Less than a second ago");
+    }
+
+    #[test]
+    fn exact_spans() {
+        for (ms, text) in
+            [(0, "0s"), (5_000, "5s"), (250, "250ms"), (1_500, "1.5s"), (90_000, "1m30s"), (3_600_000, "1h0m0s")]
+        {
+            assert_eq!(exact_ms(ms), text);
+        }
     }
 
     #[test]

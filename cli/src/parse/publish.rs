@@ -28,6 +28,12 @@ pub(crate) fn parse(text: &str, network: NetworkMode) -> Result<PortSpec, ParseE
     Ok(port)
 }
 
+/// The port that `--publish-rm` names: `TARGET[/PROTOCOL]`, or any form that `--publish` takes.
+pub(crate) fn target(text: &str) -> Result<(u32, Protocol), ParseError> {
+    let (port, _) = if text.contains('=') { long(text)? } else { short(text)? };
+    Ok((port.target_port, port.protocol()))
+}
+
 fn long(text: &str) -> Result<(PortSpec, PublishMode), ParseError> {
     let mut spec = PortSpec::default();
     let mut mode = PublishMode::Ingress;
@@ -134,6 +140,15 @@ mod tests {
                 "{text}: {result:?}"
             );
         }
+    }
+
+    #[test]
+    fn targets() {
+        for (text, protocol) in [("80", Protocol::Tcp), ("80/udp", Protocol::Udp), ("8080:80", Protocol::Tcp)] {
+            assert_eq!(target(text).unwrap(), (80, protocol));
+        }
+        assert_eq!(target("published=8080,target=80,mode=host").unwrap(), (80, Protocol::Tcp));
+        assert!(target("x").is_err() && target("").is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod node;
+pub(crate) mod pretty_service;
 pub(crate) mod service;
 pub(crate) mod state;
 pub(crate) mod task;

@@ -7,6 +7,7 @@ use skep_proto::v1::{self, service_spec::Mode};
 
 use super::template::TemplateView;
 use super::{MetaView, nanos, state};
+use crate::output::time;
 
 /// The default of `--update-monitor`.
 pub(crate) const MONITOR_MS: i64 = 5_000;
@@ -21,6 +22,9 @@ pub(crate) struct ServiceView {
     spec: Spec,
     endpoint: Endpoint,
     service_status: ServiceStatus,
+    /// The newest update or rollback; absent where there was none, as in Docker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    update_status: Option<UpdateStatus>,
     /// Number of the current task template.
     revision: u64,
 }
@@ -94,6 +98,30 @@ struct Endpoint {
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
+struct UpdateStatus {
+    state: &'static str,
+    started_at: String,
+    /// Empty while it goes on.
+    completed_at: String,
+    message: String,
+    /// The revision before it.
+    from_revision: u64,
+}
+
+impl From<v1::UpdateStatus> for UpdateStatus {
+    fn from(status: v1::UpdateStatus) -> Self {
+        Self {
+            state: state::update(status.state()),
+            started_at: time::rfc3339_ms(status.started_at_ms),
+            completed_at: time::rfc3339_ms(status.ended_at_ms),
+            message: status.message,
+            from_revision: status.from_revision,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
 struct ServiceStatus {
     running_tasks: u64,
     desired_tasks: u64,
@@ -124,6 +152,7 @@ impl From<v1::ServiceSummary> for ServiceView {
             },
             endpoint: Endpoint { ports: service.ports.iter().map(PortView::from).collect() },
             service_status: ServiceStatus { running_tasks: summary.running, desired_tasks: summary.desired },
+            update_status: service.update.filter(|update| update.state() != v1::UpdateState::None).map(Into::into),
             revision: service.revision,
         }
     }
@@ -137,16 +166,9 @@ fn policy(policy: v1::UpdatePolicy) -> Policy {
             (false, parallelism) => parallelism,
         },
         delay: nanos(policy.delay_ms, 0),
-        failure_action: match policy.failure_action() {
-            v1::FailureAction::Pause => "pause",
-            v1::FailureAction::Continue => "continue",
-            v1::FailureAction::Rollback => "rollback",
-        },
+        failure_action: state::failure_action(policy.failure_action()),
         monitor: nanos(policy.monitor_ms, MONITOR_MS),
         max_failure_ratio: policy.max_failure_ratio,
-        order: match policy.order() {
-            v1::UpdateOrder::StopFirst => "stop-first",
-            v1::UpdateOrder::StartFirst => "start-first",
-        },
+        order: state::update_order(policy.order()),
     }
 }

@@ -1,8 +1,8 @@
 //! Docker's words for the states of tasks and nodes.
 
 use skep_proto::v1::{
-    Availability, ContainerState, ManagerStatus, NodeRole, NodeState, PortSpec, Protocol, PublishMode, SwarmState,
-    TaskState, WantedState,
+    Availability, ContainerState, FailureAction, HealthState, ManagerStatus, NodeRole, NodeState, PortSpec, Protocol,
+    PublishMode, SwarmState, TaskState, UpdateOrder, UpdateState, WantedState,
 };
 
 /// "running"
@@ -46,6 +46,46 @@ pub(crate) fn container(state: ContainerState) -> &'static str {
         ContainerState::Running => "running",
         ContainerState::Exited => "exited",
         ContainerState::Lost => "lost",
+    }
+}
+
+/// "healthy"; "none" without a check, as in Docker.
+pub(crate) fn health(state: HealthState) -> &'static str {
+    match state {
+        HealthState::None => "none",
+        HealthState::Starting => "starting",
+        HealthState::Healthy => "healthy",
+        HealthState::Unhealthy => "unhealthy",
+    }
+}
+
+/// "rollback_started"
+pub(crate) fn update(state: UpdateState) -> &'static str {
+    match state {
+        UpdateState::None => "",
+        UpdateState::Updating => "updating",
+        UpdateState::Paused => "paused",
+        UpdateState::Completed => "completed",
+        UpdateState::RollbackStarted => "rollback_started",
+        UpdateState::RollbackPaused => "rollback_paused",
+        UpdateState::RollbackCompleted => "rollback_completed",
+    }
+}
+
+/// "pause"
+pub(crate) fn failure_action(action: FailureAction) -> &'static str {
+    match action {
+        FailureAction::Pause => "pause",
+        FailureAction::Continue => "continue",
+        FailureAction::Rollback => "rollback",
+    }
+}
+
+/// "stop-first"
+pub(crate) fn update_order(order: UpdateOrder) -> &'static str {
+    match order {
+        UpdateOrder::StopFirst => "stop-first",
+        UpdateOrder::StartFirst => "start-first",
     }
 }
 

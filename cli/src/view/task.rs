@@ -70,6 +70,18 @@ struct Container {
     oom_killed: bool,
     started_at: String,
     finished_at: String,
+    /// Absent where the container has no health check, as in Docker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Health {
+    status: &'static str,
+    failing_streak: u32,
+    /// Output of the last failed check.
+    output: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -133,7 +145,13 @@ impl TaskView {
 }
 
 fn container_view(container: v1::ContainerStatus) -> Container {
+    let health = container.health();
     Container {
+        health: (health != v1::HealthState::None).then(|| Health {
+            status: state::health(health),
+            failing_streak: container.failing_streak,
+            output: container.health_output.clone(),
+        }),
         state: state::container(container.state()),
         name: container.name,
         container_id: container.container_id,

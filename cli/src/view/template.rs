@@ -8,8 +8,8 @@ use skep_proto::v1;
 use super::nanos;
 
 /// Docker's defaults, which the wire leaves out.
-const STOP_GRACE_MS: i64 = 10_000;
-const RESTART_DELAY_MS: i64 = 5_000;
+pub(super) const STOP_GRACE_MS: i64 = 10_000;
+pub(super) const RESTART_DELAY_MS: i64 = 5_000;
 const LOG_MAX_BYTES: i64 = 10 << 20;
 const LOG_MAX_FILES: u32 = 3;
 
@@ -58,9 +58,37 @@ struct ContainerView {
     capability_drop: Vec<String>,
     ulimits: Vec<Ulimit>,
     oom_score_adj: i32,
+    /// Absent: the image's check, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthcheck: Option<Health>,
     /// Whether the task ends with it.
     essential: bool,
     depends_on: Vec<String>,
+}
+
+/// Durations in nanoseconds; 0: the image's, else the default.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Health {
+    test: Vec<String>,
+    interval: i64,
+    timeout: i64,
+    start_period: i64,
+    start_interval: i64,
+    retries: u32,
+}
+
+impl From<v1::HealthCheck> for Health {
+    fn from(check: v1::HealthCheck) -> Self {
+        Self {
+            test: check.test,
+            interval: nanos(check.interval_ms, 0),
+            timeout: nanos(check.timeout_ms, 0),
+            start_period: nanos(check.start_period_ms, 0),
+            start_interval: nanos(check.start_interval_ms, 0),
+            retries: check.retries,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -258,6 +286,7 @@ fn container_view(template: &v1::TaskTemplate, container: &v1::ContainerSpec) ->
             .map(|limit| Ulimit { name: limit.name, soft: limit.soft, hard: limit.hard })
             .collect(),
         oom_score_adj: container.oom_score_adj,
+        healthcheck: container.health_check.map(Into::into),
         essential: !container.optional,
         depends_on: container.depends_on,
     }

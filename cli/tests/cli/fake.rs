@@ -26,8 +26,23 @@ pub(crate) struct Script {
     pub(crate) created: Vec<CreateServiceRequest>,
     pub(crate) scaled: Vec<ScaleServiceRequest>,
     pub(crate) removed: Vec<String>,
-    /// The stream of the next Watch.
-    pub(crate) watch: Option<mpsc::Receiver<Result<WatchResponse, Status>>>,
+    /// Answers of Services.Update, in turn; the last one stays.
+    pub(crate) update: VecDeque<Result<UpdateServiceResponse, Status>>,
+    pub(crate) updated: Vec<UpdateServiceRequest>,
+    pub(crate) rolled_back: Vec<RollbackServiceRequest>,
+    pub(crate) history: Vec<RevisionSummary>,
+    /// Answers of Nodes.Update, in turn; then all are accepted.
+    pub(crate) node_update: VecDeque<Result<UpdateNodeResponse, Status>>,
+    pub(crate) nodes_updated: Vec<UpdateNodeRequest>,
+    pub(crate) nodes_removed: Vec<RemoveNodeRequest>,
+    pub(crate) cluster: Cluster,
+    pub(crate) cluster_updated: Option<UpdateClusterRequest>,
+    pub(crate) init: Option<SwarmInitRequest>,
+    pub(crate) join_role: NodeRole,
+    /// Reads of nodes that find no leader, unless they allow stale answers.
+    pub(crate) leaderless_reads: u32,
+    /// The streams of the next Watches.
+    pub(crate) watch: VecDeque<mpsc::Receiver<Result<WatchResponse, Status>>>,
     pub(crate) logs: Option<mpsc::Receiver<Result<LogBatch, Status>>>,
     pub(crate) log_request: Option<ReadLogsRequest>,
     pub(crate) images: Vec<LocalImage>,
@@ -129,7 +144,8 @@ impl daemon_server::Daemon for Api {
         Ok(Response::new(self.script().info.clone()))
     }
 
-    async fn swarm_init(&self, _: Request<SwarmInitRequest>) -> Answer<SwarmInitResponse> {
+    async fn swarm_init(&self, request: Request<SwarmInitRequest>) -> Answer<SwarmInitResponse> {
+        self.script().init = Some(request.into_inner());
         Ok(Response::new(SwarmInitResponse {
             node_id: vec![7; 16],
             worker_token: "SWMTKN-1-worker".to_owned(),
@@ -138,8 +154,9 @@ impl daemon_server::Daemon for Api {
     }
 
     async fn swarm_join(&self, request: Request<SwarmJoinRequest>) -> Answer<SwarmJoinResponse> {
-        self.script().joined = Some(request.into_inner());
-        Ok(Response::new(SwarmJoinResponse { node_id: vec![7; 16], role: NodeRole::Worker.into() }))
+        let mut script = self.script();
+        script.joined = Some(request.into_inner());
+        Ok(Response::new(SwarmJoinResponse { node_id: vec![7; 16], role: script.join_role.into() }))
     }
 
     async fn swarm_leave(&self, request: Request<SwarmLeaveRequest>) -> Answer<SwarmLeaveResponse> {
@@ -154,7 +171,13 @@ impl daemon_server::Daemon for Api {
 #[tonic::async_trait]
 impl clusters_server::Clusters for Api {
     async fn get(&self, _: Request<GetClusterRequest>) -> Answer<GetClusterResponse> {
-        Ok(Response::new(GetClusterResponse { nodes: 3, managers: 1, ..GetClusterResponse::default() }))
+        let cluster = Some(self.script().cluster.clone());
+        Ok(Response::new(GetClusterResponse { cluster, nodes: 3, managers: 1, version: 1 }))
+    }
+
+    async fn update(&self, request: Request<UpdateClusterRequest>) -> Answer<UpdateClusterResponse> {
+        self.script().cluster_updated = Some(request.into_inner());
+        Ok(Response::new(UpdateClusterResponse { version: 2 }))
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
@@ -175,13 +198,15 @@ impl clusters_server::Clusters for Api {
 impl nodes_server::Nodes for Api {
     type ListStream = Stream<ListNodesResponse>;
 
-    async fn list(&self, _: Request<ListNodesRequest>) -> Answer<Self::ListStream> {
-        let pages = self
-            .script()
-            .nodes
-            .chunks(500)
-            .map(|nodes| ListNodesResponse { nodes: nodes.to_vec(), version: 1 })
-            .collect();
+    async fn list(&self, request: Request<ListNodesRequest>) -> Answer<Self::ListStream> {
+        let mut script = self.script();
+        let allow_stale = request.into_inner().read.is_some_and(|read| read.allow_stale);
+        if script.leaderless_reads > 0 && !allow_stale {
+            script.leaderless_reads -= 1;
+            return Err(Status::unavailable("there is no leader at the moment"));
+        }
+        let pages =
+            script.nodes.chunks(500).map(|nodes| ListNodesResponse { nodes: nodes.to_vec(), version: 1 }).collect();
         stream(pages)
     }
 
@@ -194,6 +219,25 @@ impl nodes_server::Nodes for Api {
             Some(node) => Ok(Response::new(GetNodeResponse { node: Some(node.clone()), version: 1 })),
             None => Err(Status::not_found("there is no such node")),
         }
+    }
+
+    async fn update(&self, request: Request<UpdateNodeRequest>) -> Answer<UpdateNodeResponse> {
+        let mut script = self.script();
+        script.nodes_updated.push(request.into_inner());
+        let answer = script.node_update.pop_front();
+        answer.unwrap_or_else(|| Ok(UpdateNodeResponse::default())).map(Response::new)
+    }
+
+    async fn remove(&self, request: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
+        let request = request.into_inner();
+        let is_refused = request.reference == "up" && !request.force;
+        self.script().nodes_removed.push(request);
+        if is_refused {
+            return Err(Status::failed_precondition(
+                "node up is not down: drain it and stop its daemon, or use --force",
+            ));
+        }
+        Ok(Response::new(RemoveNodeResponse::default()))
     }
 }
 
@@ -216,6 +260,28 @@ impl services_server::Services for Api {
         script.created.push(request.into_inner());
         let answer = if script.create.len() > 1 { script.create.pop_front() } else { script.create.front().cloned() };
         answer.unwrap_or_else(|| Err(Status::unimplemented("not in this test"))).map(Response::new)
+    }
+
+    async fn update(&self, request: Request<UpdateServiceRequest>) -> Answer<UpdateServiceResponse> {
+        let mut script = self.script();
+        script.updated.push(request.into_inner());
+        let answer = if script.update.len() > 1 { script.update.pop_front() } else { script.update.front().cloned() };
+        answer.unwrap_or_else(|| Err(Status::unimplemented("not in this test"))).map(Response::new)
+    }
+
+    async fn rollback(&self, request: Request<RollbackServiceRequest>) -> Answer<RollbackServiceResponse> {
+        let request = request.into_inner();
+        let service = self.service(&request.reference)?.service.unwrap();
+        if request.to_revision == 99 {
+            return Err(Status::not_found("service web has no revision 99"));
+        }
+        self.script().rolled_back.push(request);
+        Ok(Response::new(RollbackServiceResponse { id: service.id, version: 5, revision: service.revision + 1 }))
+    }
+
+    async fn history(&self, request: Request<ServiceHistoryRequest>) -> Answer<ServiceHistoryResponse> {
+        self.service(&request.into_inner().reference)?;
+        Ok(Response::new(ServiceHistoryResponse { revisions: self.script().history.clone(), version: 1 }))
     }
 
     async fn scale(&self, request: Request<ScaleServiceRequest>) -> Answer<ScaleServiceResponse> {
@@ -261,7 +327,7 @@ impl watch_server::Watch for Api {
     type WatchStream = Stream<WatchResponse>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Answer<Self::WatchStream> {
-        match self.script().watch.take() {
+        match self.script().watch.pop_front() {
             Some(receiver) => Ok(Response::new(ReceiverStream::new(receiver))),
             None => unset(),
         }
@@ -373,7 +439,11 @@ pub(crate) fn service(name: &str, replicas: u64) -> ServiceSummary {
         }),
         revision: Some(Revision {
             template: Some(TaskTemplate {
-                containers: vec![ContainerSpec { image: "nginx:1".to_owned(), ..ContainerSpec::default() }],
+                containers: vec![ContainerSpec {
+                    name: "main".to_owned(),
+                    image: "nginx:1".to_owned(),
+                    ..ContainerSpec::default()
+                }],
                 ..TaskTemplate::default()
             }),
             ..Revision::default()

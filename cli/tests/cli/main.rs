@@ -9,5 +9,7 @@ mod run;
 mod failures;
 mod images;
 mod listings;
+mod nodes;
 mod services;
 mod swarm;
+mod updates;

@@ -25,14 +25,14 @@ fn watched() -> (Script, mpsc::Sender<Result<WatchResponse, Status>>) {
     let script = Script {
         create: [created()].into(),
         services: vec![service("web", 2)],
-        watch: Some(receiver),
+        watch: [receiver].into(),
         ..Script::default()
     };
     (script, sender)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_is_retried_once_with_the_same_id() {
+async fn a_write_is_retried_with_the_same_id() {
     let fake = Fake::manager(Script {
         create: [Err(Status::unavailable("there is no leader")), created()].into(),
         ..Script::default()
@@ -49,15 +49,16 @@ async fn a_write_is_retried_once_with_the_same_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_result_is_said_to_be_one() {
+async fn an_unknown_result_is_asked_for_again() {
     let fake = Fake::manager(Script {
-        create: [Err(Status::deadline_exceeded("result unknown: the write may still happen"))].into(),
+        create: [Err(Status::deadline_exceeded("result unknown: the write may still happen")), created()].into(),
         ..Script::default()
     });
-    let run = skep(fake.socket(), &["service", "create", "nginx"]).await;
-    assert_eq!(run.code, Some(75));
-    assert_eq!(run.err, "error: result unknown: the write may still happen\n");
-    assert_eq!(fake.script.lock().unwrap().created.len(), 2);
+    let run = skep(fake.socket(), &["service", "create", "--detach", "nginx"]).await;
+    assert_eq!((run.code, run.out), (Some(0), format!("{}\n", id())));
+    let script = fake.script.lock().unwrap();
+    assert_eq!(script.created.len(), 2);
+    assert_eq!(script.created[0].write, script.created[1].write);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,13 +119,18 @@ async fn a_removed_service_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_that_ends_is_temporary() {
-    let (script, events) = watched();
-    events.try_send(Ok(change(5, true, vec![Object::Service(service("web", 2))]))).unwrap();
+async fn a_watch_that_ends_is_opened_anew() {
+    let (mut script, events) = watched();
+    events.try_send(Ok(change(5, true, vec![Object::Service(service("web", 1))]))).unwrap();
     drop(events);
+    let (again, receiver) = mpsc::channel(4);
+    script.watch.push_back(receiver);
+    let objects = vec![Object::Service(service("web", 1)), Object::Task(task(1, 1, TaskState::Running, ""))];
+    again.try_send(Ok(change(6, true, objects))).unwrap();
     let fake = Fake::manager(script);
     let run = skep(fake.socket(), &["service", "create", "nginx"]).await;
-    assert_eq!(run.code, Some(75), "{}", run.err);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.ends_with("verify: service web converged\n"), "{}", run.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,10 @@
 //! `swarm …`, `info`, `version`.
 
 use serde_json::Value;
-use skep_proto::v1::{DoctorResponse, Finding, InfoResponse, NodeDescription, Severity, SwarmState};
+use skep_proto::v1::{
+    Cluster, ClusterSpec, DoctorResponse, Finding, InfoResponse, Meta, NodeDescription, NodeRole, Severity,
+    SwarmInitRequest, SwarmState,
+};
 
 use crate::fake::{Fake, Script};
 use crate::run::skep;
@@ -44,6 +47,40 @@ async fn join_and_leave() {
     assert!(run.err.contains("last manager"), "{}", run.err);
     let run = skep(fake.socket(), &["swarm", "leave", "--force"]).await;
     assert_eq!((run.code, run.out.as_str()), (Some(0), "Node left the swarm.\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_joins() {
+    let fake = Fake::manager(Script { join_role: NodeRole::Manager, ..Script::default() });
+    let run = skep(fake.socket(), &["swarm", "join", "--token", &token(), "192.0.2.1:2377"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "This node joined a swarm as a manager.\n"), "{}", run.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_quorum_is_given_up() {
+    let fake = Fake::manager(Script::default());
+    let run = skep(fake.socket(), &["swarm", "init", "--force-new-cluster", "--advertise-addr", "192.0.2.1"]).await;
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let init = fake.script.lock().unwrap().init.clone().unwrap();
+    let asked = SwarmInitRequest {
+        force_new_cluster: true,
+        advertise_addr: "192.0.2.1".to_owned(),
+        ..SwarmInitRequest::default()
+    };
+    assert_eq!(init, asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_change_one_by_one() {
+    let spec = ClusterSpec { heartbeat_period_ms: 2_000, task_history_limit: 3, ..ClusterSpec::default() };
+    let cluster =
+        Cluster { meta: Some(Meta { version: 7, ..Meta::default() }), spec: Some(spec.clone()), ..Cluster::default() };
+    let fake = Fake::manager(Script { cluster, ..Script::default() });
+    let run = skep(fake.socket(), &["swarm", "update", "--task-history-limit", "0", "--cert-expiry", "2h"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "Swarm updated.\n"), "{}", run.err);
+    let request = fake.script.lock().unwrap().cluster_updated.clone().unwrap();
+    assert_eq!(request.spec, Some(ClusterSpec { task_history_limit: -1, node_cert_expiry_ms: 7_200_000, ..spec }));
+    assert_eq!((request.expect_version, request.write.unwrap().request_id.len()), (7, 16));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ mod transfer;
 use clap::{Args, Subcommand};
 use skep_proto::v1::InspectImageRequest;
 
-use super::context::Context;
+use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
 use crate::failure::Failure;
 use crate::view::image::ImageView;
@@ -53,7 +53,7 @@ impl ImageCommand {
             Self::Load(args) => args.run(context).await,
             Self::Import(args) => args.run(context).await,
             Self::Inspect(args) => {
-                inspect::run(context, &args.images, &args.flags, async |client, reference| {
+                inspect::run(context, ReadFlags::default(), &args.images, &args.flags, async |client, reference| {
                     let request = InspectImageRequest { reference: reference.to_owned() };
                     let answer = client
                         .images()

@@ -57,7 +57,7 @@ impl LoadArgs {
         let requests = pieces.map(|data| LoadImageRequest { data });
         let result = async {
             let stream = client.images().load(requests).await?.into_inner();
-            progress::follow(stream, self.quiet).await
+            progress::follow(stream, self.quiet).await.map_err(Failure::of_data)
         };
         let held = finish(result, reading).await?;
         let mut text = String::new();
@@ -88,7 +88,7 @@ impl ImportArgs {
         let requests = first.chain(pieces.map(|data| ImportImageRequest { options: None, data }));
         let result = async {
             let stream = client.images().import(requests).await?.into_inner();
-            progress::follow(stream, false).await
+            progress::follow(stream, false).await.map_err(Failure::of_data)
         };
         let held = finish(result, reading).await?;
         output::data(held.iter().map(|image| format!("{}\n", image.digest)).collect::<String>())

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use skep_proto::v1::{WatchRequest, WatchResponse};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
-use super::progress::{Picture, Progress, Row, Stand};
+use super::progress::{Goal, Picture, Progress, Row, Stand};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, terminal};
+use crate::retry::Patience;
 use crate::view;
 
 /// More slots than this are summed up, as in Docker.
@@ -19,14 +20,18 @@ const MAX_ROWS: usize = 20;
 /// A task's end is only final if nothing follows it for this long: the loops need a moment to replace it.
 const ENDED_GRACE: Duration = Duration::from_secs(5);
 
-/// Waits until the service runs as it was written at `version`.
-pub(super) async fn wait(client: &Client, service_id: &[u8], version: u64, quiet: bool) -> Result<(), Failure> {
-    let request = WatchRequest { service_id: service_id.to_vec(), ..WatchRequest::default() };
-    let mut stream = client.watch().watch(request).await?.into_inner();
-    let mut progress = Progress::default();
+/// Waits until the service runs as it was written at `version`, or its roll-out is over.
+pub(super) async fn wait(
+    client: &Client,
+    service_id: &[u8],
+    version: u64,
+    goal: Goal,
+    quiet: bool,
+) -> Result<(), Failure> {
+    let mut progress = Progress::new(goal);
     let mut screen = Screen::new(quiet);
     tokio::select! {
-        result = follow(&mut stream, &mut progress, &mut screen, version) => result?,
+        result = follow(client, service_id, &mut progress, &mut screen, version) => result?,
         _ = tokio::signal::ctrl_c() => {
             let name = match progress.name() {
                 "" => view::id(service_id),
@@ -40,6 +45,68 @@ pub(super) async fn wait(client: &Client, service_id: &[u8], version: u64, quiet
     Ok(())
 }
 
+/// The Watch stream, opened anew when it breaks off: the leader may have gone, or the daemon be restarted.
+struct Changes<'a> {
+    client: &'a Client,
+    service_id: &'a [u8],
+    stream: Option<Streaming<WatchResponse>>,
+    patience: Patience,
+}
+
+impl Changes<'_> {
+    /// The next message. Everything is told again after a break; `progress` is then told to forget.
+    async fn next(&mut self, progress: &mut Progress) -> Result<WatchResponse, Failure> {
+        loop {
+            let result = match &mut self.stream {
+                Some(stream) => stream.message().await,
+                None => {
+                    let request = WatchRequest { service_id: self.service_id.to_vec(), ..WatchRequest::default() };
+                    match self.client.watch().watch(request).await {
+                        Ok(answer) => {
+                            self.stream = Some(answer.into_inner());
+                            continue;
+                        }
+                        Err(status) => Err(status),
+                    }
+                }
+            };
+            let status = match result {
+                Ok(Some(message)) => {
+                    self.patience = Patience::new();
+                    return Ok(message);
+                }
+                Ok(None) => Status::unavailable("the managers ended the watch"),
+                Err(status) => status,
+            };
+            self.stream = None;
+            progress.restart();
+            self.patience.after(status).await.map_err(|status| {
+                Failure::Temporary(format!(
+                    "{}: the service goes on by itself, look with `skep service ps`",
+                    Failure::from(status)
+                ))
+            })?;
+        }
+    }
+
+    /// Applies the next message and all that have arrived with it, so that a burst is looked at once.
+    async fn take(&mut self, progress: &mut Progress) -> Result<(), Failure> {
+        let message = self.next(progress).await?;
+        progress.apply(message);
+        while let Some(stream) = &mut self.stream {
+            match timeout(Duration::ZERO, stream.message()).await {
+                Ok(Ok(Some(message))) => progress.apply(message),
+                Ok(_) => {
+                    self.stream = None;
+                    progress.restart();
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A deadline and what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Timer {
@@ -51,18 +118,28 @@ enum Timer {
 }
 
 async fn follow(
-    stream: &mut Streaming<WatchResponse>,
+    client: &Client,
+    service_id: &[u8],
     progress: &mut Progress,
     screen: &mut Screen,
     version: u64,
 ) -> Result<(), Failure> {
+    let mut changes = Changes { client, service_id, stream: None, patience: Patience::new() };
     let mut timer = Timer::None;
+    let mut noted = None;
     loop {
         let picture = progress.picture(version);
+        if picture.note.is_some() && picture.note != noted {
+            noted.clone_from(&picture.note);
+            screen.say(picture.note.clone().unwrap_or_default());
+        }
         screen.show(&picture);
+        // The managers have watched a roll-out's tasks themselves.
+        let is_watched = matches!(progress.goal(), Goal::Rollout { .. });
         timer = match (&picture.stand, timer) {
             (Stand::Removed, _) => return Err(Failure::Failed(format!("service {} was removed", progress.name()))),
-            (Stand::Converged, _) if !picture.has_failed => return screen.converged(progress.name()),
+            (Stand::Failed(why), _) => return Err(Failure::Failed(why.clone())),
+            (Stand::Converged, _) if !picture.has_failed || is_watched => return screen.converged(progress.name()),
             (Stand::Converged, Timer::Stable(at)) if at <= Instant::now() => {
                 return screen.converged(progress.name());
             }
@@ -87,34 +164,12 @@ async fn follow(
             (Stand::Ended, _) => Timer::Final(Instant::now() + ENDED_GRACE),
             (Stand::Unknown | Stand::Moving, _) => Timer::None,
         };
-        let message = match timer {
-            Timer::None => stream.message().await?,
+        match timer {
+            Timer::None => changes.take(progress).await?,
             Timer::Stable(at) | Timer::Final(at) => tokio::select! {
-                message = stream.message() => message?,
-                () = sleep_until(at) => continue,
+                result = changes.take(progress) => result?,
+                () = sleep_until(at) => {}
             },
-        };
-        take(stream, progress, message).await?;
-    }
-}
-
-/// Applies a message and all that have arrived with it, so that a burst is looked at once.
-async fn take(
-    stream: &mut Streaming<WatchResponse>,
-    progress: &mut Progress,
-    first: Option<WatchResponse>,
-) -> Result<(), Failure> {
-    let mut message = first;
-    loop {
-        let Some(applied) = message else {
-            return Err(Failure::Temporary(
-                "the managers ended the watch: the service goes on by itself, look with `skep service ps`".to_owned(),
-            ));
-        };
-        progress.apply(applied);
-        match timeout(Duration::ZERO, stream.message()).await {
-            Ok(next) => message = next?,
-            Err(_) => return Ok(()),
         }
     }
 }
@@ -202,10 +257,11 @@ fn step(picture: &Picture) -> Step {
 }
 
 fn overall(picture: &Picture) -> String {
-    let Picture { running, desired, .. } = *picture;
+    let Picture { running, desired, is_rolling_back, .. } = *picture;
+    let what = if is_rolling_back { "rolling back update: " } else { "" };
     match running.checked_sub(desired) {
-        None | Some(0) => format!("overall progress: {running} out of {desired} tasks"),
-        Some(excess) => format!("overall progress: {desired} out of {desired} tasks, {excess} to stop"),
+        None | Some(0) => format!("overall progress: {what}{running} out of {desired} tasks"),
+        Some(excess) => format!("overall progress: {what}{desired} out of {desired} tasks, {excess} to stop"),
     }
 }
 
@@ -271,7 +327,16 @@ mod tests {
     }
 
     fn picture(rows: Vec<Row>) -> Picture {
-        Picture { stand: Stand::Moving, running: 1, desired: 3, rows, has_failed: false, is_final: false }
+        Picture {
+            stand: Stand::Moving,
+            running: 1,
+            desired: 3,
+            rows,
+            is_rolling_back: false,
+            note: None,
+            has_failed: false,
+            is_final: false,
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{ListServicesRequest, ServiceSummary};
 
-use crate::command::context::Context;
+use crate::command::context::{Context, ReadFlags};
 use crate::command::listing::{self, ListFlags};
 use crate::command::task_table::without_digest;
 use crate::failure::Failure;
@@ -18,6 +18,8 @@ use crate::view::{self, state, template};
 pub(crate) struct LsArgs {
     #[command(flatten)]
     flags: ListFlags,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 /// Docker's table of services.
@@ -39,9 +41,12 @@ pub(crate) async fn run(context: &Context, args: &LsArgs) -> Result<(), Failure>
     let format = args.flags.format()?;
     let filters = Filters::parse(&args.flags.filter, &["id", "label", "mode", "name"], &[])?;
     filters.only("mode", &["replicated", "global", "replicated-job", "global-job"])?;
-    let client = context.connect().await?;
-    let pages = client.services().list(ListServicesRequest { read: None }).await?.into_inner();
-    let mut services = listing::collect(pages, |page| page.services).await?;
+    let client = context.connect_to_read(args.read).await?;
+    let list = async |read| {
+        let pages = client.services().list(ListServicesRequest { read }).await?.into_inner();
+        listing::collect(pages, |page| page.services).await
+    };
+    let mut services = client.read(list).await?;
     services.retain(|summary| matches(summary, &filters));
     services.sort_by(|a, b| natural::compare(name(a), name(b)));
     let shorten = format.is_table() && !args.flags.no_trunc;

@@ -2,29 +2,43 @@
 
 mod converge;
 mod create;
+mod edit;
+mod flags;
+mod history;
 mod list;
 pub(crate) mod logs;
 mod name;
 mod progress;
 mod remove;
+mod rollback;
 mod scale;
+mod settings;
 mod spec;
+mod update;
 
 use clap::{Args, Subcommand};
 use skep_proto::v1::{GetServiceRequest, ListTasksRequest, ServiceSummary};
 
-use super::context::Context;
+use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
 use super::outcome::Outcome;
 use super::task_table;
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::output::{self, time};
+use crate::view::pretty_service;
 use crate::view::service::ServiceView;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ServiceCommand {
     /// Run an image as a service.
     Create(Box<create::CreateArgs>),
+    /// Change a service, and roll the change out.
+    Update(Box<update::UpdateArgs>),
+    /// Go back to an earlier revision of a service.
+    Rollback(rollback::RollbackArgs),
+    /// List the revisions of a service, newest first.
+    History(history::HistoryArgs),
     /// List the services.
     #[command(visible_alias = "list")]
     Ls(list::LsArgs),
@@ -48,6 +62,11 @@ pub(crate) struct InspectArgs {
     services: Vec<String>,
     #[command(flatten)]
     flags: InspectFlags,
+    /// Print for a person.
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -57,15 +76,21 @@ pub(crate) struct PsArgs {
     services: Vec<String>,
     #[command(flatten)]
     flags: task_table::TaskFlags,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 impl ServiceCommand {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         match self {
             Self::Create(args) => create::run(context, args).await,
+            Self::Update(args) => update::run(context, args).await,
+            Self::Rollback(args) => rollback::run(context, args).await,
+            Self::History(args) => history::run(context, args).await,
             Self::Ls(args) => list::run(context, args).await,
+            Self::Inspect(args) if args.pretty => pretty(context, args).await,
             Self::Inspect(args) => {
-                inspect::run(context, &args.services, &args.flags, async |client, reference| {
+                inspect::run(context, args.read, &args.services, &args.flags, async |client, reference| {
                     get(client, reference).await.map(ServiceView::from)
                 })
                 .await
@@ -80,15 +105,27 @@ impl ServiceCommand {
 
 /// Finds a service.
 async fn get(client: &Client, reference: &str) -> Result<ServiceSummary, Failure> {
-    let request = GetServiceRequest { reference: reference.to_owned(), read: None };
-    let answer =
-        client.services().get(request).await.map_err(|status| Failure::from_lookup("service", reference, status))?;
+    let call = async |read| client.services().get(GetServiceRequest { reference: reference.to_owned(), read }).await;
+    let answer = client.read(call).await.map_err(|status| Failure::from_lookup("service", reference, status))?;
     Ok(answer.into_inner().service.unwrap_or_default())
+}
+
+/// Prints each service for a person, with an empty line in between.
+async fn pretty(context: &Context, args: &InspectArgs) -> Result<(), Failure> {
+    let client = context.connect_to_read(args.read).await?;
+    let mut outcome = Outcome::default();
+    let mut texts = Vec::new();
+    for reference in &args.services {
+        let found = outcome.take(get(&client, reference).await)?;
+        texts.extend(found.map(|summary| pretty_service::text(&summary, time::now_ms())));
+    }
+    output::data(texts.join("\n"))?;
+    outcome.finish()
 }
 
 async fn ps(context: &Context, args: &PsArgs) -> Result<(), Failure> {
     let prepared = args.flags.prepare(&["id", "name", "node", "desired-state"])?;
-    let client = context.connect().await?;
+    let client = context.connect_to_read(args.read).await?;
     let mut outcome = Outcome::default();
     let mut service_ids = Vec::new();
     for reference in &args.services {

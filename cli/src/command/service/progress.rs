@@ -1,31 +1,47 @@
 //! Where a service stands on its way to what was asked: a pure view over the Watch stream's events.
 //!
 //! Converged means: as many tasks are wanted as the service asks for, and all of them run. A slot whose task ended and is
-//! not replaced (restart condition, attempts used up) has ended: then waiting for it is in vain.
+//! not replaced (restart condition, attempts used up) has ended: then waiting for it is in vain. A roll-out has ended when
+//! the managers say so; until then only tasks of the new revision count.
 
 use std::collections::BTreeMap;
 
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::watch_event::Object;
 use skep_proto::v1::{
-    RestartCondition, RestartPolicy, ServiceSummary, Task, TaskState, TaskStatus, TaskSummary, WantedState,
-    WatchResponse,
+    RestartCondition, RestartPolicy, ServiceSummary, Task, TaskState, TaskStatus, TaskSummary, UpdateState,
+    UpdateStatus, WantedState, WatchResponse,
 };
 
 use crate::command::task_table::reason;
 use crate::output::natural;
 use crate::view::{self, service::MONITOR_MS, state, task};
 
+/// What the command waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// All tasks run, of whatever revision.
+    Running,
+    /// The roll-out of a revision is over.
+    Rollout {
+        /// The new revision.
+        revision: u64,
+        /// The user asked for a rollback, so that one is no failure.
+        is_rollback: bool,
+    },
+}
+
 /// What is known so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
+    goal: Goal,
     service: Option<ServiceSummary>,
     tasks: BTreeMap<Vec<u8>, TaskSummary>,
     synced: bool,
     version: u64,
     removed: bool,
-    /// Tasks that had ended before this command began to watch.
-    old: Vec<Vec<u8>>,
+    /// Tasks that had ended before this command began to watch. `None`: it has seen nothing yet.
+    old: Option<Vec<Vec<u8>>>,
 }
 
 /// Where it stands.
@@ -39,6 +55,8 @@ pub(crate) enum Stand {
     Converged,
     /// What is left to wait for has ended and is not replaced.
     Ended,
+    /// The roll-out did not do what was asked: why.
+    Failed(String),
     /// Somebody removed the service.
     Removed,
 }
@@ -65,6 +83,10 @@ pub(crate) struct Picture {
     pub(crate) running: u64,
     pub(crate) desired: u64,
     pub(crate) rows: Vec<Row>,
+    /// The tasks are being rolled back.
+    pub(crate) is_rolling_back: bool,
+    /// Something that is worth a line of its own, once.
+    pub(crate) note: Option<String>,
     /// A task has failed since the command began.
     pub(crate) has_failed: bool,
     /// By the restart condition alone, no task that ended will be replaced.
@@ -72,6 +94,21 @@ pub(crate) struct Picture {
 }
 
 impl Progress {
+    /// Nothing is known yet.
+    pub(crate) fn new(goal: Goal) -> Self {
+        Self { goal, service: None, tasks: BTreeMap::new(), synced: false, version: 0, removed: false, old: None }
+    }
+
+    /// The stream broke off; a new one will tell everything from the beginning.
+    pub(crate) fn restart(&mut self) {
+        *self = Self { old: self.old.take(), ..Self::new(self.goal) };
+    }
+
+    /// What it waits for.
+    pub(crate) fn goal(&self) -> Goal {
+        self.goal
+    }
+
     /// Takes one message of the stream.
     pub(crate) fn apply(&mut self, message: WatchResponse) {
         for event in message.events {
@@ -92,12 +129,8 @@ impl Progress {
         self.version = self.version.max(message.version);
         if message.synced && !self.synced {
             self.synced = true;
-            self.old = self
-                .tasks
-                .iter()
-                .filter(|(_, summary)| state_of(summary).is_terminal())
-                .map(|(id, _)| id.clone())
-                .collect();
+            let ended = self.tasks.iter().filter(|(_, summary)| state_of(summary).is_terminal());
+            self.old.get_or_insert_with(|| ended.map(|(id, _)| id.clone()).collect());
         }
     }
 
@@ -107,7 +140,7 @@ impl Progress {
         service.and_then(|service| service.spec.as_ref()).map_or("", |spec| &spec.name)
     }
 
-    /// How long a service that had failures must run before it counts as stable.
+    /// How long a service must run before it counts as stable.
     pub(crate) fn monitor_ms(&self) -> u64 {
         let service = self.service.as_ref().and_then(|summary| summary.service.as_ref());
         let update = service.and_then(|service| service.spec.as_ref()).and_then(|spec| spec.update);
@@ -123,14 +156,18 @@ impl Progress {
         let slots = self.slots();
         let current: Vec<&Slot<'_>> = slots.values().filter(|slot| slot.is_live() || slot.has_ended()).collect();
         let live = count(current.iter().filter(|slot| slot.is_live()));
-        let running = count(current.iter().filter(|slot| slot.is_running()));
+        let only_revision = self.rolled_out_revision();
+        let running = count(current.iter().filter(|slot| slot.is_running() && slot.is_of(only_revision)));
         let desired = self.desired(live);
         let mut rows: Vec<Row> = current.iter().map(|slot| slot.row()).collect();
         rows.sort_by(|a, b| natural::compare(&a.name, &b.name));
-        let stand = if self.removed {
+        let has_seen_it = self.synced && self.version >= min_version;
+        let stand = if self.removed || (has_seen_it && self.service.is_none()) {
             Stand::Removed
-        } else if !self.synced || self.version < min_version || self.service.is_none() {
+        } else if !has_seen_it {
             Stand::Unknown
+        } else if let Some(stand) = self.rollout_stand() {
+            stand
         } else if live == desired && running == desired {
             Stand::Converged
         } else if live < desired && running == live && count(current.iter()) >= desired {
@@ -139,10 +176,68 @@ impl Progress {
             Stand::Moving
         };
         let is_final = current.iter().filter(|slot| !slot.is_live()).all(|slot| self.is_never_replaced(slot));
+        let old = self.old.as_deref().unwrap_or_default();
         let has_failed = self.tasks.iter().any(|(id, summary)| {
-            matches!(state_of(summary), TaskState::Failed | TaskState::Rejected) && !self.old.contains(id)
+            matches!(state_of(summary), TaskState::Failed | TaskState::Rejected) && !old.contains(id)
         });
-        Picture { stand, running, desired, rows, has_failed, is_final }
+        let is_rolling_back = self.update_state() == UpdateState::RollbackStarted;
+        Picture { stand, running, desired, rows, is_rolling_back, note: self.note(min_version), has_failed, is_final }
+    }
+
+    fn update(&self) -> Option<&UpdateStatus> {
+        self.service.as_ref()?.service.as_ref()?.update.as_ref()
+    }
+
+    fn update_state(&self) -> UpdateState {
+        self.update().map_or(UpdateState::None, UpdateStatus::state)
+    }
+
+    fn revision(&self) -> u64 {
+        let service = self.service.as_ref().and_then(|summary| summary.service.as_ref());
+        service.map_or(0, |service| service.revision)
+    }
+
+    /// The revision whose tasks alone count, while it is rolled out. A finished roll-out may have left tasks alone that
+    /// fitted the new revision as they were.
+    fn rolled_out_revision(&self) -> Option<u64> {
+        let is_rollout = matches!(self.goal, Goal::Rollout { .. });
+        let is_over = matches!(self.update_state(), UpdateState::Completed | UpdateState::RollbackCompleted);
+        (is_rollout && !is_over).then(|| self.revision())
+    }
+
+    /// What the managers say of the roll-out. `None`: it is over, or none is waited for; then the tasks decide.
+    fn rollout_stand(&self) -> Option<Stand> {
+        let Goal::Rollout { is_rollback, .. } = self.goal else {
+            return None;
+        };
+        let message = self.update().map_or("", |update| &update.message);
+        match self.update_state() {
+            UpdateState::None | UpdateState::Completed => None,
+            UpdateState::Updating | UpdateState::RollbackStarted => Some(Stand::Moving),
+            UpdateState::Paused => Some(Stand::Failed(format!("service update paused: {message}"))),
+            UpdateState::RollbackPaused => Some(Stand::Failed(format!("service rollback paused: {message}"))),
+            UpdateState::RollbackCompleted if is_rollback => None,
+            UpdateState::RollbackCompleted => Some(Stand::Failed(format!("service rolled back: {message}"))),
+        }
+    }
+
+    /// A rollback that nobody asked for, or a newer change of somebody else's.
+    fn note(&self, min_version: u64) -> Option<String> {
+        let Goal::Rollout { revision, is_rollback } = self.goal else {
+            return None;
+        };
+        if !self.synced || self.version < min_version {
+            return None;
+        }
+        match self.update_state() {
+            UpdateState::RollbackStarted if !is_rollback => {
+                Some(format!("rollback: {}", self.update().map_or("", |update| &update.message)))
+            }
+            UpdateState::Updating if self.revision() > revision => {
+                Some(format!("a newer update (revision {}) has taken the place of this one", self.revision()))
+            }
+            _ => None,
+        }
     }
 
     /// Whether the restart condition rules out that a slot's ended task is replaced.
@@ -204,6 +299,11 @@ impl Slot<'_> {
         self.tasks.first().is_some_and(|(summary, task)| {
             task.wanted() == WantedState::Running && state_of(summary) == TaskState::Running
         })
+    }
+
+    /// Whether its task is of this revision; any will do where none is named.
+    fn is_of(&self, revision: Option<u64>) -> bool {
+        revision.is_none_or(|revision| self.tasks.first().is_some_and(|(_, task)| task.revision == revision))
     }
 
     /// Its last task ended by itself, and none follows it.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 use proptest::prelude::*;
-use skep_proto::v1::{GlobalMode, Meta, Refusal, ReplicatedMode, Service, ServiceSpec, WatchEvent};
+use skep_proto::v1::{GlobalMode, Meta, Refusal, ReplicatedMode, Service, ServiceSpec, UpdateStatus, WatchEvent};
 
 use super::*;
 
@@ -59,7 +59,7 @@ fn task_with(
 }
 
 fn after(events: Vec<WatchEvent>) -> Progress {
-    let mut progress = Progress::default();
+    let mut progress = Progress::new(Goal::Running);
     progress.apply(WatchResponse { version: 5, synced: true, events: Vec::new() });
     progress.apply(WatchResponse { version: 6, synced: false, events });
     progress
@@ -74,7 +74,7 @@ fn nothing_is_said_before_the_write_is_seen() {
     let progress = after(vec![replicas(0)]);
     assert_eq!(progress.picture(7).stand, Stand::Unknown);
     assert_eq!(progress.picture(6).stand, Stand::Converged);
-    assert_eq!(Progress::default().picture(0).stand, Stand::Unknown);
+    assert_eq!(Progress::new(Goal::Running).picture(0).stand, Stand::Unknown);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn reasons_are_shown() {
 
 #[test]
 fn failures_from_before_do_not_count() {
-    let mut progress = Progress::default();
+    let mut progress = Progress::new(Goal::Running);
     progress.apply(WatchResponse {
         version: 5,
         synced: true,
@@ -152,6 +152,83 @@ fn failures_from_before_do_not_count() {
     });
     let picture = progress.picture(5);
     assert_eq!((picture.stand, picture.has_failed), (Stand::Converged, false));
+}
+
+/// A service of two replicas at revision 2, with the state of its roll-out.
+fn updating(state: UpdateState) -> WatchEvent {
+    let mut event = replicas(2);
+    if let Some(Object::Service(summary)) = &mut event.object {
+        let service = summary.service.as_mut().unwrap();
+        service.revision = 2;
+        let mut update = UpdateStatus { message: "task web.1 failed".to_owned(), ..UpdateStatus::default() };
+        update.set_state(state);
+        service.update = Some(update);
+    }
+    event
+}
+
+fn task_of(revision: u64, mut event: WatchEvent) -> WatchEvent {
+    if let Some(Object::Task(summary)) = &mut event.object {
+        summary.task.as_mut().unwrap().revision = revision;
+    }
+    event
+}
+
+fn rollout(state: UpdateState, is_rollback: bool, revisions: [u64; 2]) -> Picture {
+    let mut progress = Progress::new(Goal::Rollout { revision: 2, is_rollback });
+    let tasks = [1u8, 2].map(|slot| task(slot, slot.into(), WantedState::Running, TaskState::Running));
+    let mut events = vec![updating(state)];
+    events.extend(tasks.into_iter().zip(revisions).map(|(event, revision)| task_of(revision, event)));
+    progress.apply(WatchResponse { version: 6, synced: true, events });
+    progress.picture(6)
+}
+
+#[test]
+fn a_roll_out_counts_new_tasks_until_the_managers_say_that_it_is_over() {
+    let picture = rollout(UpdateState::Updating, false, [2, 1]);
+    assert_eq!((picture.stand, picture.running), (Stand::Moving, 1));
+    let picture = rollout(UpdateState::Updating, false, [2, 2]);
+    assert_eq!((picture.stand, picture.running), (Stand::Moving, 2));
+    // A placement that fits tasks as they are leaves them at their revision.
+    let picture = rollout(UpdateState::Completed, false, [2, 1]);
+    assert_eq!((picture.stand, picture.running, picture.note), (Stand::Converged, 2, None));
+}
+
+#[test]
+fn roll_outs_that_fail_say_why() {
+    let failed = |text: &str| Stand::Failed(format!("{text}: task web.1 failed"));
+    assert_eq!(rollout(UpdateState::Paused, false, [2, 1]).stand, failed("service update paused"));
+    assert_eq!(rollout(UpdateState::RollbackPaused, true, [2, 1]).stand, failed("service rollback paused"));
+    assert_eq!(rollout(UpdateState::RollbackCompleted, false, [2, 2]).stand, failed("service rolled back"));
+    assert_eq!(rollout(UpdateState::RollbackCompleted, true, [2, 2]).stand, Stand::Converged);
+    let picture = rollout(UpdateState::RollbackStarted, false, [2, 1]);
+    assert_eq!((picture.stand, picture.is_rolling_back), (Stand::Moving, true));
+    assert_eq!(picture.note.unwrap(), "rollback: task web.1 failed");
+    assert_eq!(rollout(UpdateState::RollbackStarted, true, [2, 1]).note, None);
+}
+
+#[test]
+fn an_old_paused_update_does_not_keep_a_service_from_running() {
+    let events = vec![
+        updating(UpdateState::Paused),
+        task(1, 1, WantedState::Running, TaskState::Running),
+        task(2, 2, WantedState::Running, TaskState::Running),
+    ];
+    assert_eq!(stand(events), Stand::Converged);
+}
+
+#[test]
+fn a_new_stream_begins_anew() {
+    let mut progress = after(vec![replicas(1), task(1, 1, WantedState::Shutdown, TaskState::Failed)]);
+    progress.restart();
+    assert_eq!(progress.picture(0).stand, Stand::Unknown);
+    let mut again = progress;
+    let events = vec![replicas(1), task(1, 1, WantedState::Shutdown, TaskState::Failed)];
+    again.apply(WatchResponse { version: 7, synced: true, events });
+    assert!(again.picture(7).has_failed, "it failed after the command began");
+    again.restart();
+    again.apply(WatchResponse { version: 8, synced: true, events: Vec::new() });
+    assert_eq!(again.picture(8).stand, Stand::Removed);
 }
 
 proptest! {

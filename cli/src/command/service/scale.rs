@@ -4,6 +4,7 @@ use clap::{ArgAction, Args};
 use skep_proto::v1::{ScaleServiceRequest, ScaleServiceResponse};
 
 use super::converge;
+use super::progress::Goal;
 use crate::client::{Client, write};
 use crate::command::context::Context;
 use crate::command::outcome::Outcome;
@@ -57,7 +58,7 @@ pub(crate) async fn run(context: &Context, args: &ScaleArgs) -> Result<(), Failu
     }
     if !args.detach {
         for answer in &scaled {
-            outcome.take(converge::wait(&client, &answer.id, answer.version, args.quiet).await)?;
+            outcome.take(converge::wait(&client, &answer.id, answer.version, Goal::Running, args.quiet).await)?;
         }
     }
     outcome.finish()

@@ -1,10 +1,13 @@
-//! `skep node ls|inspect|ps`.
+//! `skep node …`: the verbs that read; `change.rs` has those that write.
+
+mod change;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
-use skep_proto::v1::{GetNodeRequest, InfoRequest, ListNodesRequest, ListTasksRequest, Node};
+use skep_proto::v1::{GetNodeRequest, InfoRequest, ListNodesRequest, ListTasksRequest, Node, NodeRole};
 
-use super::context::Context;
+pub(super) use self::change::{AvailabilityName, RoleName};
+use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
 use super::listing::{self, ListFlags};
 use super::outcome::Outcome;
@@ -26,12 +29,23 @@ pub(crate) enum NodeCommand {
     Inspect(InspectArgs),
     /// List the tasks on nodes; on this one if none is named.
     Ps(PsArgs),
+    /// Change a node: its availability, role and labels.
+    Update(change::UpdateArgs),
+    /// Make nodes managers.
+    Promote(change::RoleArgs),
+    /// Make managers workers.
+    Demote(change::RoleArgs),
+    /// Remove nodes from the swarm.
+    #[command(visible_alias = "remove")]
+    Rm(change::RmArgs),
 }
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LsArgs {
     #[command(flatten)]
     flags: ListFlags,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -41,6 +55,8 @@ pub(crate) struct InspectArgs {
     nodes: Vec<String>,
     #[command(flatten)]
     flags: InspectFlags,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -50,6 +66,8 @@ pub(crate) struct PsArgs {
     nodes: Vec<String>,
     #[command(flatten)]
     flags: task_table::TaskFlags,
+    #[command(flatten)]
+    read: ReadFlags,
 }
 
 /// Docker's table of nodes; the star marks the one that answers.
@@ -77,26 +95,33 @@ impl NodeCommand {
         match self {
             Self::Ls(args) => list(context, args).await,
             Self::Inspect(args) => {
-                inspect::run(context, &args.nodes, &args.flags, async |client, reference| {
+                inspect::run(context, args.read, &args.nodes, &args.flags, async |client, reference| {
                     get(client, reference).await.map(NodeView::from)
                 })
                 .await
             }
             Self::Ps(args) => ps(context, args).await,
+            Self::Update(args) => change::update(context, args).await,
+            Self::Promote(args) => change::set_role(context, args, NodeRole::Manager).await,
+            Self::Demote(args) => change::set_role(context, args, NodeRole::Worker).await,
+            Self::Rm(args) => change::remove(context, args).await,
         }
     }
 }
 
 async fn get(client: &Client, reference: &str) -> Result<Node, Failure> {
-    let request = GetNodeRequest { reference: reference.to_owned(), read: None };
-    let answer = client.nodes().get(request).await.map_err(|status| Failure::from_lookup("node", reference, status))?;
+    let call = async |read| client.nodes().get(GetNodeRequest { reference: reference.to_owned(), read }).await;
+    let answer = client.read(call).await.map_err(|status| Failure::from_lookup("node", reference, status))?;
     Ok(answer.into_inner().node.unwrap_or_default())
 }
 
 /// All nodes, for listings and to turn ids into hostnames.
 pub(super) async fn all(client: &Client) -> Result<Vec<Node>, Failure> {
-    let pages = client.nodes().list(ListNodesRequest { read: None }).await?.into_inner();
-    Ok(listing::collect(pages, |page| page.nodes).await?)
+    let list = async |read| {
+        let pages = client.nodes().list(ListNodesRequest { read }).await?.into_inner();
+        listing::collect(pages, |page| page.nodes).await
+    };
+    Ok(client.read(list).await?)
 }
 
 async fn list(context: &Context, args: &LsArgs) -> Result<(), Failure> {
@@ -105,7 +130,7 @@ async fn list(context: &Context, args: &LsArgs) -> Result<(), Failure> {
         Filters::parse(&args.flags.filter, &["id", "label", "membership", "name", "node.label", "role"], &[])?;
     filters.only("role", &["worker", "manager"])?;
     filters.only("membership", &["accepted", "pending"])?;
-    let client = context.connect().await?;
+    let client = context.connect_to_read(args.read).await?;
     let this = client.daemon().info(InfoRequest {}).await?.into_inner().node_id;
     let mut nodes = all(&client).await?;
     nodes.retain(|node| matches(node, &filters));
@@ -151,7 +176,7 @@ fn row(node: &Node, this: &[u8]) -> Map<String, Value> {
 
 async fn ps(context: &Context, args: &PsArgs) -> Result<(), Failure> {
     let prepared = args.flags.prepare(&["id", "name", "desired-state", "label"])?;
-    let client = context.connect().await?;
+    let client = context.connect_to_read(args.read).await?;
     let this = ["self".to_owned()];
     let references = if args.nodes.is_empty() { &this[..] } else { &args.nodes };
     let mut outcome = Outcome::default();
