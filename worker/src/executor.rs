@@ -14,6 +14,8 @@ use skep_proto::v1::{
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::health::Check;
+
 /// Digests of the images that the node holds.
 pub type HeldImages = Arc<std::collections::BTreeSet<String>>;
 
@@ -136,6 +138,37 @@ pub struct Started {
     pub container_id: String,
     /// By the node's clock.
     pub started_at_ms: i64,
+    /// The check that tells whether it works. `None`: it has none.
+    pub check: Option<Arc<Check>>,
+}
+
+/// A command to be run inside a running container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// After this it and all that it started is killed.
+    pub timeout: Duration,
+    /// Bytes of its output that are kept, the first ones.
+    pub keep_bytes: usize,
+}
+
+/// How a command inside a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecEnd {
+    /// With that code; 128 + signal; 126 or 127 if it could not be run (the output says why).
+    Exited(i32),
+    /// It was killed after its timeout.
+    TimedOut,
+}
+
+/// A command inside a container that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutcome {
+    /// How it ended.
+    pub end: ExecEnd,
+    /// What it wrote to stdout and stderr, in the order of writing; bytes that are no text are replaced.
+    pub output: String,
 }
 
 /// How a container ended.
@@ -190,7 +223,7 @@ pub trait Supplies: Send + Sync {
 }
 
 /// Runs tasks. Each call is about one task or container; calls for the same container never overlap, except that
-/// `wait`, `stop`, `logs` and `stats` run side by side.
+/// `wait`, `stop`, `exec`, `logs` and `stats` run side by side.
 #[tonic::async_trait]
 pub trait Executor: Send + Sync + 'static {
     /// Called once, before anything else: finds what earlier agents left of `jobs`, takes it over, and removes all that
@@ -218,6 +251,10 @@ pub trait Executor: Send + Sync + 'static {
 
     /// Asks the container to stop by its stop signal, and kills it after its grace period. Returns when it has ended.
     async fn stop(&self, job: Arc<TaskJob>, container: &str) -> Result<(), ExecError>;
+
+    /// Runs a command inside a running container, with its user, environment, rights and limits. One at a time for each
+    /// container. Dropping the future kills it. An error lies with the node and says nothing of the container.
+    async fn exec(&self, task: TaskId, container: &str, request: ExecRequest) -> Result<ExecOutcome, ExecError>;
 
     /// Removes all of an ended task but its logs. Idempotent.
     async fn remove(&self, task: TaskId) -> Result<(), ExecError>;

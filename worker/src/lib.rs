@@ -1,7 +1,8 @@
 //! A node's hands: takes assignments from the managers, runs them as containers, reports what happens.
 //!
 //! Start reading at [`agent`]. The decisions are pure and apart from the I/O: [`assignments`] (what is to run),
-//! [`reconcile`] (what to begin and end), [`task`] (one task's life), [`outbox`] (what is still to be told), [`managers`]
+//! [`reconcile`] (what to begin and end), [`task`] (one task's life), [`health`] (what health
+//! checks mean), [`outbox`] (what is still to be told), [`managers`]
 //! (whom to connect to). Around them: [`session`] (the stream to a manager),
 //! [`record`] (the local record), [`executor`] with its implementations.
 //!
@@ -12,6 +13,7 @@ pub mod assignments;
 pub mod description;
 pub mod executor;
 pub mod gc;
+pub mod health;
 mod logs;
 pub mod managers;
 pub mod oci;

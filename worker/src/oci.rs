@@ -25,15 +25,20 @@ use skep_image::{Images, Pin};
 use skep_overlay::Sandboxes;
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::{LogLine, LogOptions, NetworkMode};
-use skep_runtime::{Container, OciRuntime, Runtime, RuntimeConfig, RuntimeError, State};
+use skep_runtime::{
+    Container, ContainerSpec as RuntimeSpec, ExecEnd as RuntimeEnd, OciRuntime, Runtime, RuntimeConfig, RuntimeError,
+    State,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::description::platform;
 use crate::executor::{
-    ContainerExit, ContainerStats, ExecError, Executor, FoundTask, HeldImages, NodeFacts, Started, Supplies, TaskJob,
+    ContainerExit, ContainerStats, ExecEnd, ExecError, ExecOutcome, ExecRequest, Executor, FoundTask, HeldImages,
+    NodeFacts, Started, Supplies, TaskJob,
 };
 use crate::gc::{self, GcPolicy};
+use crate::health::Check;
 use crate::session::Connector;
 use files::{Files, Sandbox};
 use images::ImageKeeper;
@@ -341,12 +346,31 @@ impl Inner {
         let runtime = self.host()?.runtime.clone();
         let id = plan.spec.id.clone();
         let permit = self.creates.acquire().await.map_err(|_| ExecError::new("the node is shutting down"))?;
-        let created = runtime.create(plan.spec).await;
+        let created = runtime.create(RuntimeSpec::clone(&plan.spec)).await;
         drop(permit);
         let container = created.map_err(|error| not_started(&error))?;
-        let started = started(&id, &container.state());
+        let started = started(&id, &container.state(), plan.check);
         self.hold(job.id, name, container);
         Ok(started)
+    }
+
+    async fn exec(&self, task: TaskId, name: &str, request: ExecRequest) -> Result<ExecOutcome, ExecError> {
+        let container = self.container(task, name)?;
+        let spec = self.tasks().get(&task).and_then(|entry| Some(Arc::clone(&entry.plans.get(name)?.spec)));
+        // Its image was gone when the agent found it.
+        let spec = spec.ok_or_else(|| ExecError::new(format!("it is not known how container {name} was made")))?;
+        let cannot = |error| failed(&format!("run a command in container {name}"), error);
+        let running = self.host()?.runtime.exec(&container, spec, request.command).await.map_err(cannot)?;
+        let finished = running.finish(request.timeout, request.keep_bytes).await;
+        let (end, output) = finished.map_err(|error| ExecError::caused("cannot hear from a command", error))?;
+        let output = String::from_utf8_lossy(&output).into_owned();
+        Ok(match end {
+            RuntimeEnd::Exited(code) => ExecOutcome { end: ExecEnd::Exited(code), output },
+            RuntimeEnd::NotRun { code, sentence } => {
+                ExecOutcome { end: ExecEnd::Exited(code), output: format!("{output}{sentence}") }
+            }
+            RuntimeEnd::TimedOut => ExecOutcome { end: ExecEnd::TimedOut, output },
+        })
     }
 
     async fn stop(&self, job: &TaskJob, name: &str) -> Result<(), ExecError> {
@@ -391,14 +415,14 @@ fn not_started(error: &RuntimeError) -> ExecError {
 }
 
 /// How a container stands that was just made or found.
-fn started(id: &str, state: &State) -> Started {
+fn started(id: &str, state: &State, check: Option<Arc<Check>>) -> Started {
     let (pid, started_at_ms) = match state {
-        State::Running { pid, started_at_ms } => (*pid, *started_at_ms),
+        State::Running { pid, started_at_ms, .. } => (*pid, *started_at_ms),
         // So short a life that it is over already.
         State::Exited(status) => (0, status.started_at_ms),
         State::Creating => (0, 0),
     };
-    Started { pid, container_id: id.to_owned(), started_at_ms: started_at_ms.max(1) }
+    Started { pid, container_id: id.to_owned(), started_at_ms: started_at_ms.max(1), check }
 }
 
 fn exit_of(status: &skep_runtime::ExitStatus) -> ContainerExit {
@@ -442,6 +466,10 @@ impl Executor for OciExecutor {
 
     async fn stop(&self, job: Arc<TaskJob>, container: &str) -> Result<(), ExecError> {
         self.inner.stop(&job, container).await
+    }
+
+    async fn exec(&self, task: TaskId, container: &str, request: ExecRequest) -> Result<ExecOutcome, ExecError> {
+        self.inner.exec(task, container, request).await
     }
 
     async fn remove(&self, task: TaskId) -> Result<(), ExecError> {

@@ -2,7 +2,8 @@
 //!
 //! Used by tests of scale and faults, with the real agent, record and session around it. What a container does is decided
 //! by a script (any function of the spec); by default its `env` says so: `SIM_PREPARE_MS`, `SIM_START_MS`, `SIM_RUN_MS`
-//! (then it exits), `SIM_EXIT`, `SIM_STOP_MS`, `SIM_FAIL_PREPARE`, `SIM_FAIL_START` (the sentence).
+//! (then it exits), `SIM_EXIT`, `SIM_STOP_MS`, `SIM_FAIL_PREPARE`, `SIM_FAIL_START` (the sentence). A command run inside one
+//! (a health check) exits with what [`World::command`] set for it, with 0 where nothing was set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,9 +14,13 @@ use skep_proto::id::TaskId;
 use skep_proto::v1::{ContainerSpec, LogLine, LogOptions};
 use tokio::sync::{mpsc, watch};
 
+use skep_image::RunConfig;
+
 use crate::executor::{
-    ContainerExit, ContainerStats, ExecError, Executor, Found, FoundTask, HeldImages, Started, Supplies, TaskJob,
+    ContainerExit, ContainerStats, ExecEnd, ExecError, ExecOutcome, ExecRequest, Executor, Found, FoundTask,
+    HeldImages, Started, Supplies, TaskJob,
 };
+use crate::health::Check;
 
 /// What a simulated container does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,6 +75,7 @@ struct State {
     /// Log lines, kept until the task is forgotten.
     logs: BTreeMap<TaskId, Vec<LogLine>>,
     starts: BTreeMap<Key, u32>,
+    commands: BTreeMap<Key, (ExecOutcome, Duration)>,
 }
 
 /// The simulated host: what runs on it whether or not an agent is there. Clones share it.
@@ -115,6 +121,11 @@ impl World {
             });
         }
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// From now on, commands run inside that container take so long and end so.
+    pub fn command(&self, task: TaskId, container: &str, took: Duration, outcome: ExecOutcome) {
+        self.state().commands.insert((task, container.to_owned()), (outcome, took));
     }
 
     /// Loses everything that runs, as a power cut does; logs stay.
@@ -240,6 +251,8 @@ impl Executor for Simulated {
             return Err(ExecError::new(sentence));
         }
         let key = (job.id, container.to_owned());
+        let spec = job.container(container).and_then(|spec| spec.health_check.as_ref());
+        let check = Check::resolve(spec, &RunConfig::default()).map_err(|error| ExecError::new(error.to_string()))?;
         let started = {
             let mut state = self.world.state();
             state.next_pid += 1;
@@ -247,6 +260,7 @@ impl Executor for Simulated {
                 pid: 1000 + state.next_pid,
                 container_id: format!("{}.{container}", job.id),
                 started_at_ms: now_ms(),
+                check: check.map(Arc::new),
             };
             *state.starts.entry(key.clone()).or_default() += 1;
             let running = Running { started: started.clone(), exit: watch::channel(None).0 };
@@ -286,6 +300,15 @@ impl Executor for Simulated {
         tokio::time::sleep(script.stop).await;
         self.world.end(job.id, container, 128 + libc::SIGTERM, false);
         Ok(())
+    }
+
+    async fn exec(&self, task: TaskId, container: &str, request: ExecRequest) -> Result<ExecOutcome, ExecError> {
+        self.container(task, container)?;
+        let set = self.world.state().commands.get(&(task, container.to_owned())).cloned();
+        let passed = ExecOutcome { end: ExecEnd::Exited(0), output: String::new() };
+        let (outcome, took) = set.unwrap_or((passed, Duration::ZERO));
+        tokio::time::sleep(took.min(request.timeout)).await;
+        Ok(if took > request.timeout { ExecOutcome { end: ExecEnd::TimedOut, ..outcome } } else { outcome })
     }
 
     async fn remove(&self, task: TaskId) -> Result<(), ExecError> {

@@ -8,15 +8,19 @@
 //! | ACCEPTED | it is in the local record | at once |
 //! | PREPARING | images, sandbox, files are being made | prepared, failed (REJECTED), asked to stop |
 //! | READY | can start at any moment; the pause point | the wanted state is RUNNING or DRAINING |
-//! | STARTING | containers start in the order of `depends_on` | every essential one runs, or one ends |
-//! | RUNNING | every essential container was seen running | an essential one ends, or asked to stop |
+//! | STARTING | containers start in the order of `depends_on` | every essential one runs and is healthy, or one fails |
+//! | RUNNING | every essential container was seen running and healthy | an essential one ends or is unhealthy, or asked to stop |
 //! | terminal | no container runs and none will; what is left is removed, logs stay | never |
 //!
 //! The published state only goes forward. A container is started at most once in a life.
 
-use skep_proto::v1::{ContainerState, ContainerStatus, TaskState, TaskStatus, TaskTemplate, WantedState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_proto::v1::{ContainerState, ContainerStatus, HealthState, TaskState, TaskStatus, TaskTemplate, WantedState};
 
 use crate::executor::{ContainerExit, Found, FoundTask, Started};
+use crate::health::{Check, CheckResult, Checked, Health};
 
 /// What the driver is to do. Each leads to the event of the same name, except `CancelPrepare`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +33,9 @@ pub enum Action {
     Start(usize),
     /// Wait for the end of that running container → [`Event::Exited`].
     Watch(usize),
-    /// Stop that running container; its end comes as [`Event::Exited`].
+    /// Run the next check of that container, after a wait ([`Life::next_check`]) → [`Event::Checked`].
+    Check(usize),
+    /// Stop that running container, and its checks; its end comes as [`Event::Exited`].
     Stop(usize),
     /// Remove all but the logs → [`Event::Removed`].
     Remove,
@@ -46,6 +52,8 @@ pub enum Event {
     Started(usize, Result<Started, (String, i32)>),
     /// A container ended.
     Exited(usize, ContainerExit),
+    /// A health check ended.
+    Checked(usize, Checked),
     /// Nothing but logs is left.
     Removed,
 }
@@ -75,6 +83,9 @@ enum Step {
     Done,
 }
 
+/// What a task in STARTING first says.
+const STARTING: &str = "starting";
+
 /// Why the task is ending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
@@ -82,6 +93,8 @@ enum End {
     Asked,
     /// A container's end; with an error or without.
     ByItself(Option<String>),
+    /// Its host went away under it.
+    HostLost,
     /// It cannot start.
     Rejected(String),
 }
@@ -115,6 +128,10 @@ struct Container {
     depends_on: Vec<usize>,
     phase: Phase,
     status: ContainerStatus,
+    /// Set while it runs, if it has a check.
+    health: Option<Health>,
+    /// Whether a check of it is under way.
+    checking: bool,
 }
 
 /// One task's life.
@@ -124,6 +141,7 @@ pub struct Life {
     since_ms: i64,
     message: String,
     error: String,
+    host_lost: bool,
     preparation: Step,
     removal: Step,
     end: Option<End>,
@@ -138,6 +156,7 @@ impl Life {
             since_ms: now_ms,
             message: "accepted".to_owned(),
             error: String::new(),
+            host_lost: false,
             preparation: Step::Not,
             removal: Step::Not,
             end: None,
@@ -161,6 +180,8 @@ impl Life {
                 depends_on,
                 phase: Phase::Waiting,
                 status: ContainerStatus { name: spec.name.clone(), ..ContainerStatus::default() },
+                health: None,
+                checking: false,
             });
         }
         life
@@ -180,6 +201,7 @@ impl Life {
             life.since_ms = recorded.since_ms;
             life.message.clone_from(&recorded.message);
             life.error.clone_from(&recorded.error);
+            life.host_lost = recorded.host_lost;
         }
         if life.state.is_terminal() {
             life.containers.iter_mut().for_each(|container| container.phase = Phase::Skipped);
@@ -217,10 +239,14 @@ impl Life {
         let had_ended = recorded.is_some_and(|status| status.finished_at_ms != 0);
         let must_have_run = container.essential && self.state >= TaskState::Running;
         match found {
-            Some(Found::Running(started)) => container.run(started),
+            Some(Found::Running(started)) => {
+                // Told by two readings of a clock that may have been set in between; it only matters to a start period.
+                let age_ms = u64::try_from(now_ms.saturating_sub(started.started_at_ms)).unwrap_or(0);
+                container.run(started, Duration::from_millis(age_ms));
+            }
             Some(Found::Exited(started, exit)) => {
                 if let Some(started) = started {
-                    container.run(started);
+                    container.run(started, Duration::ZERO);
                 }
                 self.exited(position, exit.clone(), same_boot, now_ms);
             }
@@ -261,8 +287,14 @@ impl Life {
             error: self.error.clone(),
             containers: self.containers.iter().map(|container| container.status.clone()).collect(),
             refusals: Vec::new(),
-            host_lost: false,
+            host_lost: self.host_lost,
         }
+    }
+
+    /// What a [`Action::Check`] asks for: the wait before it, and the check. `None`: that container has none.
+    pub fn next_check(&self, position: usize) -> Option<(Duration, Arc<Check>)> {
+        let health = self.containers.get(position)?.health.as_ref()?;
+        Some((health.wait(), Arc::clone(health.check())))
     }
 
     /// Takes in what happened.
@@ -289,11 +321,12 @@ impl Life {
                     }
                 }
             }
-            Event::Started(position, Ok(started)) => self.containers[position].run(&started),
+            Event::Started(position, Ok(started)) => self.containers[position].run(&started, Duration::ZERO),
             Event::Started(position, Err((sentence, code))) => {
                 self.not_started(position, &sentence, code, now_ms);
             }
             Event::Exited(position, exit) => self.exited(position, exit, true, now_ms),
+            Event::Checked(position, checked) => self.checked(position, checked),
             Event::Removed => self.removal = Step::Done,
         }
     }
@@ -321,13 +354,16 @@ impl Life {
             TaskState::Ready => self.prepared(actions) && goal == Goal::Run && self.enter(TaskState::Starting, now_ms),
             TaskState::Starting | TaskState::Running => {
                 self.watch_unwatched(actions);
+                self.end_if_unhealthy();
                 if self.end.is_some() {
                     self.cancel_preparation(actions);
                     return self.wind_down(actions) && self.settle(now_ms);
                 }
+                self.check_unchecked(actions);
                 self.start_waiting(actions)
                     || (self.state == TaskState::Starting
                         && self.essential_run()
+                        && self.essential_healthy()
                         && self.enter(TaskState::Running, now_ms))
             }
             TaskState::Complete
@@ -353,7 +389,7 @@ impl Life {
             TaskState::Accepted => "accepted",
             TaskState::Preparing => "preparing",
             TaskState::Ready => "ready to start",
-            TaskState::Starting => "starting",
+            TaskState::Starting => STARTING,
             TaskState::Running => "started",
             TaskState::Complete => "finished",
             TaskState::Shutdown => "shut down",
@@ -388,6 +424,51 @@ impl Life {
                 actions.push(Action::Watch(position));
             }
         }
+    }
+
+    fn check_unchecked(&mut self, actions: &mut Vec<Action>) {
+        for (position, container) in self.containers.iter_mut().enumerate() {
+            let runs = matches!(container.phase, Phase::Running { .. });
+            if runs && container.health.is_some() && !container.checking {
+                container.checking = true;
+                actions.push(Action::Check(position));
+            }
+        }
+    }
+
+    fn checked(&mut self, position: usize, checked: Checked) {
+        let container = &mut self.containers[position];
+        container.checking = false;
+        let (Phase::Running { .. }, Some(health)) = (container.phase, &mut container.health) else { return };
+        if let CheckResult::NotRun(sentence) = &checked.result {
+            self.message = format!("cannot run the health check: {sentence}");
+        }
+        health.checked(checked);
+        health.tell(&mut container.status);
+    }
+
+    fn end_if_unhealthy(&mut self) {
+        let single = self.containers.len() == 1;
+        let ill = self.containers.iter().find_map(|container| {
+            let runs = container.essential && matches!(container.phase, Phase::Running { .. });
+            let health = container.health.as_ref().filter(|health| runs && health.state() == HealthState::Unhealthy)?;
+            Some((container, health))
+        });
+        if let Some((container, health)) = ill {
+            let name = if single { String::new() } else { format!(" {}", container.status.name) };
+            let sentence = format!("unhealthy container{name}: {}", health.complaint());
+            self.end.get_or_insert(End::ByItself(Some(sentence)));
+        }
+    }
+
+    /// Whether all essential containers that have a check pass it. Called when all run.
+    fn essential_healthy(&mut self) -> bool {
+        let ill = |health: &Health| health.state() != HealthState::Healthy;
+        let waits = self.containers.iter().any(|one| one.essential && one.health.as_ref().is_some_and(ill));
+        if waits && self.message == STARTING {
+            self.message = "waiting for the health check to pass".to_owned();
+        }
+        !waits
     }
 
     fn essential_run(&self) -> bool {
@@ -491,6 +572,10 @@ impl Life {
             Some(End::Asked) | None => (TaskState::Shutdown, None),
             Some(End::ByItself(None)) => (TaskState::Complete, None),
             Some(End::ByItself(error)) => (TaskState::Failed, error),
+            Some(End::HostLost) => {
+                self.host_lost = true;
+                (TaskState::Failed, Some("host rebooted".to_owned()))
+            }
             Some(End::Rejected(error)) => (TaskState::Rejected, Some(error)),
         };
         self.enter(state, now_ms);
@@ -524,14 +609,15 @@ impl Life {
         }
         let started = container.status.started_at_ms != 0;
         container.phase = Phase::Over { started };
+        container.health = None;
         container.status.set_state(if exit.lost { ContainerState::Lost } else { ContainerState::Exited });
         container.status.exit_code = exit.code;
         container.status.oom_killed = exit.oom_killed;
         container.status.finished_at_ms = if exit.finished_at_ms == 0 { now_ms } else { exit.finished_at_ms };
         let who = if single { "task".to_owned() } else { format!("container {}", container.status.name) };
         if container.essential {
-            let error = exit_error(&who, &exit, same_boot);
-            self.end.get_or_insert(End::ByItself(error));
+            let lost_with_host = exit.lost && !same_boot;
+            self.end.get_or_insert(if lost_with_host { End::HostLost } else { End::ByItself(exit_error(&who, &exit)) });
         }
     }
 }
@@ -545,23 +631,23 @@ enum Dependencies {
 }
 
 impl Container {
-    fn run(&mut self, started: &Started) {
+    fn run(&mut self, started: &Started, uptime: Duration) {
         self.phase = Phase::Running { watched: false };
         self.status.set_state(ContainerState::Running);
         self.status.pid = started.pid;
         self.status.container_id.clone_from(&started.container_id);
         self.status.started_at_ms = started.started_at_ms;
+        self.health = started.check.clone().map(|check| Health::resume(check, &self.status, uptime));
+        if let Some(health) = &self.health {
+            health.tell(&mut self.status);
+        }
     }
 }
 
 /// What an end says to the user. `None`: it is no error.
-fn exit_error(who: &str, exit: &ContainerExit, same_boot: bool) -> Option<String> {
+fn exit_error(who: &str, exit: &ContainerExit) -> Option<String> {
     if exit.lost {
-        return Some(if same_boot {
-            format!("{who}: its monitor died, how it ended is not known")
-        } else {
-            "host rebooted".to_owned()
-        });
+        return Some(format!("{who}: its monitor died, how it ended is not known"));
     }
     if exit.code == 0 && exit.reason.is_empty() {
         return None;

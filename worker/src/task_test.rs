@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use skep_proto::v1::ContainerSpec;
+use skep_proto::v1::{ContainerSpec, HealthCheck};
 
 use super::*;
 
@@ -27,7 +27,29 @@ fn single() -> TaskTemplate {
 }
 
 fn started(pid: u32) -> Started {
-    Started { pid, container_id: format!("c{pid}"), started_at_ms: 1 }
+    Started { pid, container_id: format!("c{pid}"), started_at_ms: 1, check: None }
+}
+
+/// `started`, of a container that has a check if its spec says so.
+fn started_with(template: &TaskTemplate, position: usize) -> Started {
+    let check = template.containers[position].health_check.as_ref();
+    let check = Check::resolve(check, &skep_image::RunConfig::default()).unwrap().map(Arc::new);
+    Started { check, ..started(100 + position as u32) }
+}
+
+fn checked() -> TaskTemplate {
+    let mut template = single();
+    template.containers[0].health_check = Some(check());
+    template
+}
+
+fn check() -> HealthCheck {
+    HealthCheck { test: vec!["CMD".into(), "probe".into()], retries: 2, ..HealthCheck::default() }
+}
+
+fn outcome(result: CheckResult) -> Event {
+    let second = Duration::from_secs(1);
+    Event::Checked(0, Checked { waited: second, took: second, result })
 }
 
 fn exit(code: i32) -> ContainerExit {
@@ -45,7 +67,7 @@ fn running(template: &TaskTemplate) -> Life {
         }
         for action in actions {
             if let Action::Start(position) = action {
-                life.on(Event::Started(position, Ok(started(100 + position as u32))), 4);
+                life.on(Event::Started(position, Ok(started_with(template, position))), 4);
             }
         }
     }
@@ -215,6 +237,9 @@ fn after_a_reboot_what_ran_has_failed_and_what_had_not_started_goes_on() {
     let mut life = Life::adopt(&single(), &running(&single()).status(), &FoundTask::new(), false, 50);
     life.step(WantedState::Running, 50);
     assert_eq!((life.state(), life.status().error.as_str()), (TaskState::Failed, "host rebooted"));
+    assert!(life.status().host_lost);
+    let again = Life::adopt(&single(), &life.status(), &FoundTask::new(), true, 60);
+    assert_eq!(again.status(), life.status(), "an end is remembered as it was");
     assert_eq!(life.status().containers[0].state(), ContainerState::Lost);
 
     let mut ready = Life::new(&single(), 0);
@@ -226,6 +251,82 @@ fn after_a_reboot_what_ran_has_failed_and_what_had_not_started_goes_on() {
     assert_eq!(life.state(), TaskState::Ready);
     life.on(Event::Prepared(Ok(())), 51);
     assert_eq!(life.step(WantedState::Running, 51), [Action::Start(0)]);
+}
+
+#[test]
+fn a_dead_monitor_is_no_lost_host() {
+    let mut life = Life::adopt(&single(), &running(&single()).status(), &FoundTask::new(), true, 50);
+    life.step(WantedState::Running, 50);
+    assert_eq!(life.state(), TaskState::Failed);
+    assert!(!life.status().host_lost);
+}
+
+#[test]
+fn running_means_healthy() {
+    let mut life = running(&checked());
+    assert_eq!(life.state(), TaskState::Starting);
+    assert_eq!(life.status().containers[0].health(), HealthState::Starting);
+    assert_eq!(life.status().message, "waiting for the health check to pass");
+    life.on(outcome(CheckResult::Failed("not yet".into())), 5);
+    assert_eq!(life.step(WantedState::Running, 5), [Action::Check(0)]);
+    assert_eq!((life.state(), life.status().containers[0].failing_streak), (TaskState::Starting, 1));
+    life.on(outcome(CheckResult::Passed), 6);
+    assert_eq!(life.step(WantedState::Running, 6), [Action::Check(0)]);
+    let status = life.status();
+    assert_eq!((status.state(), status.containers[0].health()), (TaskState::Running, HealthState::Healthy));
+    assert_eq!((status.containers[0].failing_streak, &*status.containers[0].health_output), (0, "not yet"));
+}
+
+#[test]
+fn an_unhealthy_container_ends_its_task_and_is_stopped() {
+    let mut life = running(&checked());
+    life.on(outcome(CheckResult::Failed("no answer".into())), 5);
+    life.step(WantedState::Running, 5);
+    life.on(outcome(CheckResult::Failed("no\nanswer".into())), 6);
+    assert_eq!(life.step(WantedState::Running, 6), [Action::Stop(0)]);
+    life.on(Event::Exited(0, exit(143)), 7);
+    assert_eq!(life.step(WantedState::Running, 7), [Action::Remove]);
+    assert_eq!(life.state(), TaskState::Failed);
+    assert_eq!(life.status().error, "unhealthy container: health check failed 2 times: no answer");
+    assert_eq!(life.status().containers[0].health(), HealthState::Unhealthy);
+}
+
+#[test]
+fn an_optional_container_may_be_unhealthy() {
+    let mut template = template(&[("log", true, &[]), ("main", false, &[])]);
+    template.containers[0].health_check = Some(check());
+    let mut life = running(&template);
+    assert_eq!(life.state(), TaskState::Running);
+    for _ in 0..2 {
+        life.on(outcome(CheckResult::Failed("x".into())), 5);
+        assert_eq!(life.step(WantedState::Running, 5), [Action::Check(0)], "it may recover");
+    }
+    assert_eq!(life.status().containers[0].health(), HealthState::Unhealthy);
+    assert_eq!(life.state(), TaskState::Running);
+}
+
+#[test]
+fn a_check_that_cannot_be_run_is_told_and_changes_nothing() {
+    let mut life = running(&checked());
+    life.on(outcome(CheckResult::NotRun("too many open files".into())), 5);
+    assert_eq!(life.step(WantedState::Running, 5), [Action::Check(0)]);
+    assert_eq!(life.status().message, "cannot run the health check: too many open files");
+    assert_eq!((life.state(), life.status().containers[0].failing_streak), (TaskState::Starting, 0));
+}
+
+#[test]
+fn a_healthy_task_stays_so_over_a_restart_of_the_agent() {
+    let mut life = running(&checked());
+    life.on(outcome(CheckResult::Passed), 5);
+    life.step(WantedState::Running, 5);
+    life.on(outcome(CheckResult::Failed("once".into())), 6);
+    let recorded = life.status();
+    let found = FoundTask::from([("main".to_owned(), Found::Running(started_with(&checked(), 0)))]);
+    let mut life = Life::adopt(&checked(), &recorded, &found, true, 50);
+    assert_eq!(life.step(WantedState::Running, 50), [Action::Watch(0), Action::Check(0)]);
+    assert_eq!(life.status(), recorded);
+    life.on(outcome(CheckResult::Failed("twice".into())), 51);
+    assert_eq!(life.step(WantedState::Running, 51), [Action::Stop(0)], "the row of failures goes on");
 }
 
 #[test]
@@ -272,20 +373,20 @@ fn chance() -> impl Strategy<Value = Chance> {
 
 fn templates() -> impl Strategy<Value = TaskTemplate> {
     // Any dependencies, circles too.
-    prop::collection::vec((any::<bool>(), prop::collection::vec(0usize..4, 0..2)), 1..4).prop_map(|containers| {
-        TaskTemplate {
-            containers: containers
-                .iter()
-                .enumerate()
-                .map(|(position, (optional, depends_on))| ContainerSpec {
-                    name: format!("c{position}"),
-                    optional: *optional,
-                    depends_on: depends_on.iter().map(|other| format!("c{}", other % containers.len())).collect(),
-                    ..ContainerSpec::default()
-                })
-                .collect(),
-            ..TaskTemplate::default()
-        }
+    let container = (any::<bool>(), prop::collection::vec(0usize..4, 0..2), any::<bool>());
+    prop::collection::vec(container, 1..4).prop_map(|containers| TaskTemplate {
+        containers: containers
+            .iter()
+            .enumerate()
+            .map(|(position, (optional, depends_on, has_check))| ContainerSpec {
+                health_check: has_check.then(check),
+                name: format!("c{position}"),
+                optional: *optional,
+                depends_on: depends_on.iter().map(|other| format!("c{}", other % containers.len())).collect(),
+                ..ContainerSpec::default()
+            })
+            .collect(),
+        ..TaskTemplate::default()
     })
 }
 
@@ -319,7 +420,22 @@ impl World {
                     assert!(!self.pending.contains(&Action::Prepare), "prepared once at a time");
                     self.pending.push(action);
                 }
+                Action::Stop(position) => {
+                    self.pending.retain(|pending| *pending != Action::Check(position));
+                    self.pending.push(action);
+                }
+                Action::Check(position) => {
+                    assert!(!self.pending.contains(&action), "one check at a time");
+                    assert!(self.life.next_check(position).is_some(), "there is a check to run");
+                    self.pending.push(action);
+                }
                 _ => self.pending.push(action),
+            }
+        }
+        if self.seen < TaskState::Running && self.life.state() == TaskState::Running {
+            for (spec, status) in self.template.containers.iter().zip(self.life.status().containers) {
+                let healthy = spec.optional || spec.health_check.is_none() || status.health() == HealthState::Healthy;
+                assert!(healthy, "running means healthy");
             }
         }
         assert!(self.life.state() >= self.seen, "states only go forward");
@@ -347,11 +463,17 @@ impl World {
                 self.life.on(Event::Prepared(if well { Ok(()) } else { Err("bad".into()) }), 2);
             }
             Action::Start(position) if well => {
-                self.real.insert(format!("c{position}"), Found::Running(started(9)));
-                self.life.on(Event::Started(position, Ok(started(9))), 2);
+                let started = started_with(&self.template, position);
+                self.real.insert(format!("c{position}"), Found::Running(started.clone()));
+                self.life.on(Event::Started(position, Ok(started)), 2);
             }
             Action::Start(position) => self.life.on(Event::Started(position, Err(("bad".into(), 125))), 2),
             Action::Stop(position) => self.die(position, 143),
+            Action::Check(position) => {
+                let result = if well { CheckResult::Passed } else { CheckResult::Failed("ill".into()) };
+                let (waited, took) = (Duration::from_secs(1), Duration::from_secs(1));
+                self.life.on(Event::Checked(position, Checked { waited, took, result }), 2);
+            }
             Action::Watch(position) => {
                 let Found::Exited(_, exit) = self.real[&format!("c{position}")].clone() else {
                     unreachable!("filtered above")
@@ -378,7 +500,7 @@ impl World {
         // Starts under way are finished by the executor before the agent goes.
         while let Some(at) = self.pending.iter().position(|action| matches!(action, Action::Start(_))) {
             let Action::Start(position) = self.pending.remove(at) else { unreachable!("just found") };
-            self.real.insert(format!("c{position}"), Found::Running(started(9)));
+            self.real.insert(format!("c{position}"), Found::Running(started_with(&self.template, position)));
         }
         if !same_boot {
             for position in 0..self.starts.len() {
@@ -425,8 +547,8 @@ proptest! {
         }
         world.wanted = WantedState::Shutdown;
         world.step();
-        for _ in 0..100 {
-            world.finish(0, true);
+        for at in 0..200 {
+            world.finish(at, true);
             world.step();
         }
         prop_assert!(world.life.is_over(), "asked to stop, it ends: {:?}", world.life);

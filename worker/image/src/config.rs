@@ -62,6 +62,9 @@ pub struct RunConfig {
     /// `SIGTERM`, `15` …; `None` is SIGTERM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
+    /// What shell lines are given to; empty is `/bin/sh -c`.
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
     /// The check that tells whether it works. `None`: not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
@@ -147,11 +150,14 @@ impl ImageConfig {
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let config: Self = serde_json::from_slice(bytes).map_err(|error| ConfigError::Json(error.to_string()))?;
         let run = &config.config;
-        let lists = [("Env", &run.env), ("Entrypoint", &run.entrypoint), ("Cmd", &run.cmd)];
+        let lists = [("Env", &run.env), ("Entrypoint", &run.entrypoint), ("Cmd", &run.cmd), ("Shell", &run.shell)];
         for (name, values) in lists {
             if values.iter().any(|value| value.contains('\0')) {
                 return Err(ConfigError::Nul(name));
             }
+        }
+        if run.healthcheck.iter().flat_map(|check| &check.test).any(|word| word.contains('\0')) {
+            return Err(ConfigError::Nul("Healthcheck"));
         }
         if run.working_dir.contains('\0') {
             return Err(ConfigError::Nul("WorkingDir"));
@@ -212,6 +218,7 @@ mod tests {
                 "Entrypoint": ["/run.sh"], "Volumes": null, "WorkingDir": "/srv", "Labels": {"a": "b"},
                 "StopSignal": "SIGQUIT", "ArgsEscaped": true, "OnBuild": null,
                 "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 5000000000u64, "Retries": 3, "Timeout": -1},
+                "Shell": ["/bin/bash", "-c"],
             },
             "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"x")]},
             "history": null,
@@ -221,6 +228,7 @@ mod tests {
         assert_eq!((config.config.user.as_str(), config.config.cmd.len()), ("www", 0));
         let health = config.config.healthcheck.as_ref().unwrap();
         assert_eq!((health.interval, health.timeout, health.retries), (Duration::from_secs(5), Duration::ZERO, 3));
+        assert_eq!(config.config.shell, ["/bin/bash", "-c"]);
         assert!(config.check_layers(1).is_ok());
         assert!(config.check_layers(2).unwrap_err().to_string().contains("lists 1 layers and the manifest 2"));
         let again = ImageConfig::parse(&serde_json::to_vec(&config).unwrap()).unwrap();

@@ -24,7 +24,7 @@ pub mod source;
 pub mod store;
 mod transfer;
 
-pub use config::{ImageConfig, RunConfig};
+pub use config::{Healthcheck, ImageConfig, RunConfig};
 pub use digest::Digest;
 pub use gc::{Policy, RemoveError, Removed};
 pub use images::{EnsureError, Held, Images, Wish, chain};

@@ -146,12 +146,28 @@ impl Cgroups {
         wanted
             .map(|hierarchy| (hierarchy.mount.join(group), hierarchy.version))
             .filter(|(folder, _)| fs::create_dir_all(folder).is_ok())
-            .map(|(folder, version)| match version {
-                Version::V1 => folder.join("tasks"),
-                Version::V2 => folder.join("cgroup.procs"),
-            })
+            .map(|(folder, version)| join_file(version, &folder))
             .filter(|file| file.exists())
             .collect()
+    }
+
+    /// A group inside `group` for some of its processes, so that they can be found and killed apart from the others. In
+    /// v1 only one hierarchy has it, the freezer if there is one; all limits are those of `group`.
+    pub(crate) fn inner_group(&self, group: &Path, name: &str) -> Option<InnerGroup> {
+        let v1 = |hierarchy: &&Hierarchy| hierarchy.version == Version::V1;
+        let freezer = self.with("freezer").filter(v1);
+        let tree = freezer.or_else(|| self.with("pids")).or_else(|| self.joined().next())?;
+        let folder = tree.mount.join(group).join(name);
+        let join = self.joined().map(|hierarchy| {
+            let folder = if hierarchy.mount == tree.mount { folder.clone() } else { hierarchy.mount.join(group) };
+            join_file(hierarchy.version, &folder)
+        });
+        Some(InnerGroup {
+            join: join.collect(),
+            kill_file: self.unified().map(|_| folder.join("cgroup.kill")),
+            freezer: freezer.map(|_| folder.clone()),
+            folder,
+        })
     }
 
     /// What the group uses now. What cannot be read counts as nothing.
@@ -224,6 +240,26 @@ impl Cgroups {
         names.sort();
         names.dedup();
         names
+    }
+}
+
+/// Files of a group inside a container's.
+#[derive(Clone, Debug)]
+pub(crate) struct InnerGroup {
+    pub(crate) folder: PathBuf,
+    /// Where a process of one thread writes `0` to be in it, and in the container's groups of all other hierarchies.
+    pub(crate) join: Vec<PathBuf>,
+    /// v2.
+    pub(crate) kill_file: Option<PathBuf>,
+    /// v1: `folder`, if it is in the freezer.
+    pub(crate) freezer: Option<PathBuf>,
+}
+
+/// See [`Cgroups::monitors`].
+fn join_file(version: Version, folder: &Path) -> PathBuf {
+    match version {
+        Version::V1 => folder.join("tasks"),
+        Version::V2 => folder.join("cgroup.procs"),
     }
 }
 

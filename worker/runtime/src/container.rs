@@ -42,6 +42,8 @@ pub enum State {
     Creating,
     Running {
         pid: u32,
+        /// Clock ticks from boot to its start: with the pid it names the process for good.
+        start_ticks: u64,
         started_at_ms: i64,
     },
     Exited(ExitStatus),
@@ -214,6 +216,11 @@ impl Container {
         Ok(self.wait().await)
     }
 
+    /// Its groups, relative to each hierarchy.
+    pub(crate) fn group(&self) -> &Path {
+        &self.inner.cgroup
+    }
+
     /// What it uses now.
     pub fn stats(&self) -> Stats {
         self.inner.cgroups.usage(&self.inner.cgroup)
@@ -291,9 +298,10 @@ impl Link {
             match Kind::from_number(frame.kind) {
                 Some(Kind::Started) => {
                     let pid = protocol::u32_at(&frame.payload, 0).unwrap_or(0);
+                    let start_ticks = protocol::u64_at(&frame.payload, 4).unwrap_or(0);
                     let started_ns = protocol::u64_at(&frame.payload, 12).unwrap_or(0);
                     let started_at_ms = i64::try_from(started_ns / 1_000_000).unwrap_or(0);
-                    self.told.send_replace(State::Running { pid, started_at_ms });
+                    self.told.send_replace(State::Running { pid, start_ticks, started_at_ms });
                 }
                 Some(Kind::Exited) => {
                     if let Some(status) = ExitStatus::parse(&frame.payload) {

@@ -107,7 +107,7 @@ fn create(dir: &Path, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> 
         unified: file.unified,
         v1_mounts: &file.v1_mounts,
         shim: &file.shim,
-        open_files: grantable_files(),
+        open_files: oci::grantable_files(),
     };
     let mut config = oci::config(&file.spec, &user, &place);
     let filter = match file.runtime {
@@ -125,20 +125,6 @@ fn create(dir: &Path, stdout: OwnedFd, stderr: OwnedFd) -> Result<i32, Failure> 
         OciRuntime::Libcontainer => with_library(dir, &file, filter, stdout, stderr),
         OciRuntime::External(program) => with_program(program, dir, &file.spec.id, stdout, stderr),
     }
-}
-
-/// Docker's number of open files, or as many as this process may grant: raising a hard limit takes CAP_SYS_RESOURCE
-/// (setrlimit(2)), which a confined host may not have.
-fn grantable_files() -> u64 {
-    const CAP_SYS_RESOURCE: u32 = 24;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let held = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    if held & (1 << CAP_SYS_RESOURCE) != 0 {
-        return oci::OPEN_FILES;
-    }
-    let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map(|(_, hard)| hard);
-    hard.unwrap_or(1024).min(oci::OPEN_FILES)
 }
 
 fn broken(what: &str, error: &dyn std::fmt::Display) -> Failure {

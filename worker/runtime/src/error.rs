@@ -26,6 +26,10 @@ pub enum RuntimeError {
         #[source]
         source: io::Error,
     },
+    #[error("container {0} does not run")]
+    NotRunning(String),
+    #[error("cannot confine a command in a container")]
+    Confine(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("this host has no usable cgroups: neither cgroup2 nor the v1 controllers are mounted")]
     NoCgroups,
 }

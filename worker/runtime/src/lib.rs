@@ -10,6 +10,7 @@ pub mod command;
 mod container;
 pub mod creator;
 mod error;
+mod exec;
 pub mod logs;
 mod oci;
 mod payload;
@@ -20,10 +21,11 @@ mod shim;
 mod spec;
 mod user;
 
-pub use caps::DEFAULT_CAPABILITIES;
+pub use caps::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use command::{ImageCommand, resolve_command};
 pub use container::{Container, ExitStatus, State, Stats};
 pub use error::RuntimeError;
+pub use exec::{Exec, ExecEnd};
 pub use runtime::{Recovered, Runtime, RuntimeConfig};
 pub use spec::{
     ContainerSpec, LogLimits, Mount, MountKind, NetworkNamespace, OciRuntime, Propagation, ResourceLimits, Ulimit,

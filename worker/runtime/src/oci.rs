@@ -1,5 +1,5 @@
 //! The OCI runtime configuration of a container (opencontainers/runtime-spec): Docker's defaults around what the spec
-//! says. Pure: the user is resolved by the caller.
+//! says. The user is resolved by the caller.
 
 use serde_json::{Value, json};
 
@@ -105,7 +105,7 @@ fn process(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Value {
 }
 
 /// HOME as login would set it, unless the caller did.
-fn with_home(env: &[String], home: &str) -> Vec<String> {
+pub(crate) fn with_home(env: &[String], home: &str) -> Vec<String> {
     let mut env = env.to_vec();
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {
         env.push(format!("HOME={}", if home.is_empty() { "/" } else { home }));
@@ -126,6 +126,20 @@ fn rlimits(spec: &ContainerSpec, open_files: u64) -> Vec<Value> {
         limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files }));
     }
     limits
+}
+
+/// Docker's number of open files, or as many as this process may grant: raising a hard limit takes CAP_SYS_RESOURCE
+/// (setrlimit(2)), which a confined host may not have.
+pub(crate) fn grantable_files() -> u64 {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    if held & (1 << CAP_SYS_RESOURCE) != 0 {
+        return OPEN_FILES;
+    }
+    let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map(|(_, hard)| hard);
+    hard.unwrap_or(1024).min(OPEN_FILES)
 }
 
 fn namespaces(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {

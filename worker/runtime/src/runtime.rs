@@ -1,18 +1,21 @@
 //! All containers of this host: makes them, finds them again after a restart of the agent, clears what belongs to nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_shim::config::ShimConfig;
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::cgroup::{Cgroups, Layout};
 use crate::container::{Container, ExitStatus, Place, State};
 use crate::creator::CreatorFile;
 use crate::error::RuntimeError;
+use crate::exec::{self, Exec};
+use crate::seccomp::{self, filter::Filter};
 use crate::spec::{ContainerSpec, OciRuntime};
 use crate::{pinned, shim};
 
@@ -55,6 +58,12 @@ struct Inner {
     cgroups: Arc<Cgroups>,
     /// Files of cgroups that a monitor joins by them.
     join: Vec<PathBuf>,
+    /// The monitor's program in memory, for commands in containers.
+    program: OwnedFd,
+    /// Seccomp programs by capabilities, for the same.
+    filters: Mutex<HashMap<Vec<String>, Arc<Vec<u8>>>>,
+    /// Commands that are being started: a spawn each, so one for each core.
+    entering: Semaphore,
 }
 
 impl Runtime {
@@ -72,7 +81,10 @@ impl Runtime {
         let bin = config.dir.join("bin");
         let (shim, creator) = (shim::install(&bin)?, pinned::pin(&config.creator, &bin)?);
         let join = cgroups.monitors(&config.cgroup_parent.join("shims"));
-        Ok(Self { inner: Arc::new(Inner { config, shim, creator, cgroups, join }) })
+        let program = exec::sealed(shim::PROGRAM).map_err(RuntimeError::io("hold in memory", &shim))?;
+        let (filters, entering) =
+            (Mutex::default(), Semaphore::new(std::thread::available_parallelism().map_or(1, Into::into)));
+        Ok(Self { inner: Arc::new(Inner { config, shim, creator, cgroups, join, program, filters, entering }) })
     }
 
     /// How this host's cgroups are mounted.
@@ -111,6 +123,44 @@ impl Runtime {
             }
             State::Creating | State::Running { .. } | State::Exited(_) => Ok(container),
         }
+    }
+
+    /// Runs a command inside a running container, as `spec` (what the container was made by) says. One at a time for each
+    /// container: a second one ends the first.
+    pub async fn exec(
+        &self,
+        container: &Container,
+        spec: Arc<ContainerSpec>,
+        args: Vec<String>,
+    ) -> Result<Exec, RuntimeError> {
+        let State::Running { pid, start_ticks, .. } = container.state() else {
+            return Err(RuntimeError::NotRunning(container.id().to_owned()));
+        };
+        let target = exec::Target { pid, start_ticks };
+        let (this, group) = (self.clone(), container.group().to_owned());
+        // Never closed.
+        let _entering = self.inner.entering.acquire().await.ok();
+        let spawned = tokio::task::spawn_blocking(move || {
+            let mut entry = exec::entry(&spec, args, target, &this.inner.cgroups, &group)?;
+            if !spec.seccomp_unconfined {
+                entry.filter = this.filter(&spec.capabilities)?.to_vec();
+            }
+            exec::spawn(&this.inner.program, &entry).map_err(RuntimeError::io("run", "skep-shim exec"))
+        });
+        spawned.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    fn filter(&self, capabilities: &[String]) -> Result<Arc<Vec<u8>>, RuntimeError> {
+        let filters = || self.inner.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = filters().get(capabilities) {
+            return Ok(Arc::clone(known));
+        }
+        let copies = self.inner.config.dir.join("bin");
+        let filter = Filter::cached(&copies, &seccomp::default_profile(capabilities));
+        let filter = filter.map_err(|error| RuntimeError::Confine(error.into()))?;
+        let program = Arc::new(filter.program().to_vec());
+        filters().insert(capabilities.to_vec(), Arc::clone(&program));
+        Ok(program)
     }
 
     fn launch(

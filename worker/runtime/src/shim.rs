@@ -14,7 +14,7 @@ use skep_shim::config::ShimConfig;
 use crate::error::RuntimeError;
 
 /// The static program, built by `build.rs`.
-const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/skep-shim"));
+pub(crate) const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/skep-shim"));
 
 /// Name of a monitor's socket in its container's directory.
 const SOCKET: &str = "shim.sock";

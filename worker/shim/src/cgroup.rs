@@ -23,30 +23,55 @@ pub(crate) fn join(config: &ShimConfig) {
 
 /// Kills every process of the container.
 pub(crate) fn kill_all(config: &ShimConfig) {
-    if !config.kill_file.is_empty() && fs::write(&config.kill_file, "1").is_ok() {
-        return;
-    }
-    // Frozen processes cannot fork away between the list and the signals; SIGKILL takes effect when they thaw.
-    let freeze = |state: &str| {
-        if !config.freezer.is_empty() {
-            let _ = fs::write(format!("{}/freezer.state", config.freezer), state);
-        }
-    };
-    freeze("FROZEN");
-    for pid in pids(config) {
-        let _ = sys::kill(pid, libc::SIGKILL);
-    }
-    freeze("THAWED");
+    killer(config).kill_all();
 }
 
-fn pids(config: &ShimConfig) -> Vec<i32> {
-    let Ok(text) = fs::read_to_string(&config.procs_file) else { return Vec::new() };
-    text.lines().filter_map(|line| line.parse().ok()).collect()
+fn killer(config: &ShimConfig) -> Killer<'_> {
+    Killer { kill_file: &config.kill_file, freezer: &config.freezer, procs_file: &config.procs_file }
+}
+
+/// The files by which all processes of a group are killed; empty ones are not there.
+pub(crate) struct Killer<'a> {
+    /// v2: `cgroup.kill`.
+    pub(crate) kill_file: &'a str,
+    /// v1: the group's folder in the freezer.
+    pub(crate) freezer: &'a str,
+    /// Lists the group's processes.
+    pub(crate) procs_file: &'a str,
+}
+
+impl Killer<'_> {
+    /// Kills every process of the group.
+    pub(crate) fn kill_all(&self) {
+        if !self.kill_file.is_empty() && fs::write(self.kill_file, "1").is_ok() {
+            return;
+        }
+        let pids = self.pids();
+        if pids.is_empty() {
+            return;
+        }
+        // Frozen processes cannot fork away between the list and the signals; SIGKILL takes effect when they thaw.
+        let freeze = |state: &str| {
+            if !self.freezer.is_empty() {
+                let _ = fs::write(format!("{}/freezer.state", self.freezer), state);
+            }
+        };
+        freeze("FROZEN");
+        for pid in self.pids() {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+        freeze("THAWED");
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        let Ok(text) = fs::read_to_string(self.procs_file) else { return Vec::new() };
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
 }
 
 /// Whether a process of the container is left.
 fn populated(config: &ShimConfig) -> bool {
-    !pids(config).is_empty()
+    !killer(config).pids().is_empty()
 }
 
 /// Kills what is left and waits, for a bounded time, until nothing is.

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod entry;
 pub mod exit;
 pub mod logline;
 pub mod protocol;

@@ -1,7 +1,8 @@
-//! skep-shim: the resident monitor of one container, and the tiny init inside one.
+//! skep-shim: the resident monitor of one container, the tiny init inside one, and the way into one.
 //!
 //! `skep-shim <dir>` is started by skep-runtime for each container; `<dir>` is the container's directory. `skep-shim
-//! init -- <command>` is what `--init` puts in front of the command, with this file mounted into the container.
+//! init -- <command>` is what `--init` puts in front of the command, with this file mounted into the container. `skep-shim exec` runs a
+//! command inside a running one, and ends with it.
 //!
 //! One such process lives as long as its container, so it is built small (static, non-PIE, no Rust runtime set-up:
 //! hence `no_main`) and holds next to nothing. It must never depend on the agent, never block on a client or on the
@@ -11,6 +12,8 @@
 mod cgroup;
 mod clients;
 mod creator;
+mod enter;
+mod exec;
 mod init;
 mod log;
 mod monitor;
@@ -32,9 +35,10 @@ pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int 
     }
     match args.split_first() {
         Some((first, rest)) if first.to_bytes() == b"init" => init::run(rest),
+        Some((first, [])) if first.to_bytes() == b"exec" => exec::run(),
         Some((dir, [])) => monitor::run(dir),
         _ => {
-            sys::complain("usage: skep-shim <container directory> | init -- <command>");
+            sys::complain("usage: skep-shim <container directory> | exec | init -- <command>");
             125
         }
     }

@@ -114,6 +114,8 @@ impl Monitor {
             let _ = fs::write("/proc/self/oom_score_adj", "-999");
             cgroup::join(&config);
             mounts::enter_namespace().map_err(words("cannot make a mount namespace"))?;
+            let creator = config.creator.first().map_or("", String::as_str);
+            mounts::protect(creator).map_err(words("cannot protect the container creator"))?;
             let file = std::mem::take(&mut config.creator_file);
             mounts::make_bundle(&config, &file).map_err(words("cannot make the bundle"))?;
             mounts::mount_root(&config).map_err(words("cannot mount the root file system"))?;
@@ -259,11 +261,7 @@ impl Monitor {
     }
 
     fn reap_children(&mut self) {
-        let mut drop_signal = [0; 128];
-        // SAFETY: reads at most the buffer's size into it; the descriptor does not block.
-        unsafe {
-            libc::read(self.children.as_raw_fd(), drop_signal.as_mut_ptr().cast(), drop_signal.len());
-        }
+        sys::drain_signals(&self.children);
         while let Some(ended) = sys::reap() {
             self.child_ended(ended);
         }

@@ -22,6 +22,15 @@ pub(crate) fn enter_namespace() -> io::Result<()> {
     mount("", c"/", "", libc::MS_REC | libc::MS_SLAVE, "")
 }
 
+/// Makes a program of the host read-only, as far as processes in this namespace and in those made from it go: what a
+/// container runs first has the creator as its `/proc/self/exe` until its own program takes over, and a hostile image
+/// can keep it so and write to it (CVE-2019-5736).
+pub(crate) fn protect(program: &str) -> io::Result<()> {
+    let target = c_string(program)?;
+    mount(program, &target, "", libc::MS_BIND, "")?;
+    mount("", &target, "", libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID, "")
+}
+
 /// Mounts a small file system in memory for what the creator reads and writes, and puts its file there: a dozen inodes
 /// that the disk need not know. The limit holds arguments and environment of any length that execve(2) takes.
 pub(crate) fn make_bundle(config: &ShimConfig, creator_file: &str) -> io::Result<()> {

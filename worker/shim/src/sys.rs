@@ -143,3 +143,109 @@ pub(crate) fn mount(source: &str, target: &CStr, kind: &str, flags: libc::c_ulon
     check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) })
         .map(drop)
 }
+
+/// The child's way back from [`block_signals`]: what a program expects to begin with.
+pub(crate) fn default_signals() {
+    // SAFETY: an all-zero sigset_t is a valid value for sigemptyset to fill; defaults run no handler.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Takes what a signalfd holds; children are then found by [`reap`].
+pub(crate) fn drain_signals(signals: &OwnedFd) {
+    let mut drop_signal = [0u8; 128];
+    // SAFETY: reads at most the buffer's size into it; the descriptor does not block.
+    unsafe {
+        libc::read(signals.as_raw_fd(), drop_signal.as_mut_ptr().cast(), drop_signal.len());
+    }
+}
+
+/// A descriptor of a process (pidfd_open(2), Linux 5.3).
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers; the fresh descriptor is owned by nobody else, and closes on exec by itself.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_pidfd_open, pid, 0) as c_int)?)) }
+}
+
+/// Enters namespaces of a process by its pidfd (setns(2), Linux 5.8).
+pub(crate) fn enter_namespaces(process: &OwnedFd, kinds: c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the process has one thread.
+    check(unsafe { libc::setns(process.as_raw_fd(), kinds) }).map(drop)
+}
+
+/// Makes `to` another name of `fd`, one that passes through exec.
+pub(crate) fn duplicate(fd: &impl AsRawFd, to: RawFd) -> io::Result<()> {
+    // SAFETY: the first descriptor is open; the second is closed by the call if it was.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), to) }).map(drop)
+}
+
+/// Lets no descriptor past the first three through exec, whoever left it open (close_range(2), Linux 5.11).
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    let first: libc::c_uint = 3;
+    // SAFETY: plain numbers; nothing is closed now.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } as c_int)
+        .map(drop)
+}
+
+/// Takes every capability out of the bounding set that is not in `kept` (capabilities(7)).
+pub(crate) fn bound_capabilities(kept: u64) -> io::Result<()> {
+    for capability in 0..64 {
+        if kept & (1 << capability) != 0 {
+            continue;
+        }
+        // SAFETY: plain numbers.
+        match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
+            // Past the last that the kernel knows.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+            other => other.map(drop)?,
+        }
+    }
+    Ok(())
+}
+
+/// Holds exactly `held`, inheritable none (capset(2)).
+pub(crate) fn hold_capabilities(held: u64) -> io::Result<()> {
+    // linux/capability.h, _LINUX_CAPABILITY_VERSION_3
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let half = |bits: u32| Data { effective: bits, permitted: bits, inheritable: 0 };
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let data = [half(held as u32), half((held >> 32) as u32)];
+    // SAFETY: both live through the call and have the kernel's layout.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } as c_int).map(drop)
+}
+
+/// Puts this thread, for good, under a seccomp program (seccomp(2)).
+pub(crate) fn install_filter(program: &[u8]) -> io::Result<()> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let (instructions, rest) = program.as_chunks::<{ size_of::<libc::sock_filter>() }>();
+    let mut instructions: Vec<libc::sock_filter> = instructions
+        .iter()
+        .map(|[code0, code1, jt, jf, k @ ..]| libc::sock_filter {
+            code: u16::from_ne_bytes([*code0, *code1]),
+            jt: *jt,
+            jf: *jf,
+            k: u32::from_ne_bytes(*k),
+        })
+        .collect();
+    let length = u16::try_from(instructions.len()).map_err(|_| invalid())?;
+    if !rest.is_empty() {
+        return Err(invalid());
+    }
+    let header = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
+    // SAFETY: `header` and the instructions it points to live through the call, which copies them.
+    let installed = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) };
+    check(installed as c_int).map(drop)
+}

@@ -4,10 +4,11 @@
 //! under way (a half-made container would be nobody's) and leaves; containers go on. On errors it never ends early: they
 //! become the task's own status, or are tried again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::future::BoxFuture;
+use futures::future::{AbortHandle, BoxFuture};
 use futures::stream::{FuturesUnordered, StreamExt};
 use skep_proto::id::TaskId;
 use skep_proto::v1::{TaskStatus, WantedState};
@@ -15,7 +16,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::reports::Reports;
 use super::supplies::TaskSupplies;
-use crate::executor::{ContainerExit, Executor, TaskJob};
+use crate::executor::{ContainerExit, ExecEnd, ExecError, ExecOutcome, ExecRequest, Executor, TaskJob};
+use crate::health::{CheckResult, Checked, OUTPUT_BYTES};
 use crate::task::{Action, Event, Life};
 
 /// Between two tries of something that must succeed.
@@ -47,6 +49,7 @@ impl Driver {
     pub(super) async fn run(mut self) -> (TaskId, bool) {
         let mut preparation: Option<BoxFuture<'static, Event>> = None;
         let mut operations: FuturesUnordered<Operation> = FuturesUnordered::new();
+        let mut checks: HashMap<usize, AbortHandle> = HashMap::new();
         let mut starting = 0usize;
         loop {
             // Without an agent there is nobody to act for, either.
@@ -62,7 +65,15 @@ impl Driver {
                             operations.push(self.start(position));
                         }
                         Action::Watch(position) => operations.push(self.watch(position)),
-                        Action::Stop(position) => operations.push(self.stop(position)),
+                        Action::Check(position) => {
+                            let (check, abort) = futures::future::abortable(self.check(position));
+                            checks.insert(position, abort);
+                            operations.push(Box::pin(async { check.await.ok().flatten() }));
+                        }
+                        Action::Stop(position) => {
+                            checks.remove(&position).inspect(AbortHandle::abort);
+                            operations.push(self.stop(position));
+                        }
                         Action::Remove => operations.push(self.remove()),
                     }
                 }
@@ -147,6 +158,24 @@ impl Driver {
         })
     }
 
+    /// Waits, then runs one health check.
+    fn check(&self, position: usize) -> Operation {
+        let (executor, task, name) = (Arc::clone(&self.executor), self.job.id, self.name(position));
+        let Some((wait, check)) = self.life.next_check(position) else { return Box::pin(async { None }) };
+        Box::pin(async move {
+            let asked = tokio::time::Instant::now();
+            tokio::time::sleep(wait).await;
+            let waited = asked.elapsed();
+            let (command, timeout) = (check.command.clone(), check.timeout);
+            let outcome = executor.exec(task, &name, ExecRequest { command, timeout, keep_bytes: OUTPUT_BYTES }).await;
+            if let Err(error) = &outcome {
+                tracing::warn!(%task, container = %name, error = %error.sentence(), "cannot run the health check");
+            }
+            let result = check_result(outcome, timeout);
+            Some(Event::Checked(position, Checked { waited, took: asked.elapsed().saturating_sub(waited), result }))
+        })
+    }
+
     fn stop(&self, position: usize) -> Operation {
         let (executor, job, name) = (Arc::clone(&self.executor), Arc::clone(&self.job), self.name(position));
         Box::pin(async move {
@@ -176,6 +205,20 @@ impl Driver {
             }
             Some(Event::Removed)
         })
+    }
+}
+
+fn check_result(outcome: Result<ExecOutcome, ExecError>, timeout: Duration) -> CheckResult {
+    match outcome {
+        Ok(ExecOutcome { end: ExecEnd::Exited(0), .. }) => CheckResult::Passed,
+        Ok(ExecOutcome { end: ExecEnd::Exited(code), output }) if output.trim().is_empty() => {
+            CheckResult::Failed(format!("exit code {code}"))
+        }
+        Ok(ExecOutcome { end: ExecEnd::Exited(_), output }) => CheckResult::Failed(output),
+        Ok(ExecOutcome { end: ExecEnd::TimedOut, output }) => CheckResult::Failed(
+            format!("health check exceeded its timeout of {timeout:?} {output}").trim_end().to_owned(),
+        ),
+        Err(error) => CheckResult::NotRun(error.sentence()),
     }
 }
 

@@ -7,9 +7,12 @@ use skep_image::Digest;
 use skep_proto::id::TaskId;
 use skep_runtime::{Recovered, State};
 
+use super::files::Files;
 use super::layout::Layout;
+use super::spec::Shared;
 use super::{Entry, Host, Inner, blocking, exit_of, failed, open_host, remove_dir, spec, started};
 use crate::executor::{ContainerExit, ExecError, Found, FoundTask, TaskJob};
+use crate::health::Check;
 
 impl Inner {
     pub(super) async fn recover(
@@ -53,8 +56,8 @@ impl Inner {
         same_boot: bool,
     ) -> Result<Found, ExecError> {
         let Recovered { container, state } = recovered;
-        self.remember(job, name);
-        let begun = started(container.id(), &state);
+        let check = self.remember(job, name);
+        let begun = started(container.id(), &state, check);
         let found = match state {
             State::Exited(status) => {
                 let ran = status.started_at_ms != 0 || status.lost;
@@ -71,18 +74,33 @@ impl Inner {
         Ok(found)
     }
 
-    /// What a later stop needs, without preparing again; and the image stays.
-    fn remember(&self, job: &TaskJob, name: &str) {
-        let Some(container) = job.container(name) else { return };
+    /// What a later stop or command needs, without preparing again; and the image stays. Returns its health check.
+    fn remember(&self, job: &TaskJob, name: &str) -> Option<Arc<Check>> {
+        let container = job.container(name)?;
         let store = self.keeper.images().store();
-        let Ok(digest) = container.image_digest.parse::<Digest>() else { return };
+        let digest = container.image_digest.parse::<Digest>().ok()?;
         let lease = store.pin(&digest);
-        let signal = store.resolve(&digest).ok().and_then(|image| spec::stop_signal(container, &image).ok());
+        let image = store.resolve(&digest);
         let mut tasks = self.tasks();
         let entry: &mut Entry = tasks.entry(job.id).or_default();
         entry.leases.push(lease);
-        if let Some(signal) = signal {
+        let image = image.ok()?;
+        if let Ok(signal) = spec::stop_signal(container, &image) {
             entry.stop_signals.insert(name.to_owned(), signal);
+        }
+        let files = Files::in_dir(&self.layout.sandbox(job.id));
+        let planned = Shared::of(job, &self.facts)
+            .and_then(|shared| spec::plan(job, container, &image, &shared, &files, &self.layout));
+        match planned {
+            Ok(plan) => {
+                let check = plan.check.clone();
+                entry.plans.insert(name.to_owned(), plan);
+                check
+            }
+            Err(error) => {
+                tracing::warn!(task = %job.id, container = name, %error, "cannot tell how a container was made");
+                None
+            }
         }
     }
 

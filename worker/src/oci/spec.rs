@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use skep_image::ResolvedImage;
 use skep_proto::template::{Facts, TemplateError, render};
@@ -18,6 +19,7 @@ use super::files::Files;
 use super::layout::Layout;
 use super::signal;
 use crate::executor::{NodeFacts, TaskJob};
+use crate::health::{Check, CheckError};
 
 /// Docker's, where an image sets none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -70,6 +72,9 @@ pub(super) enum SpecError {
         /// Of what.
         what: &'static str,
     },
+    /// The health check.
+    #[error(transparent)]
+    Check(#[from] CheckError),
     /// Later.
     #[error("not supported yet: {0}")]
     NotYet(&'static str),
@@ -78,7 +83,9 @@ pub(super) enum SpecError {
 /// One container, ready to be made.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plan {
-    pub(super) spec: RuntimeSpec,
+    pub(super) spec: Arc<RuntimeSpec>,
+    /// How to tell whether it works. `None`: it has no check.
+    pub(super) check: Option<Arc<Check>>,
     /// Paths of the host that must exist.
     pub(super) binds: Vec<PathBuf>,
 }
@@ -109,6 +116,8 @@ impl Shared {
             task_slot: slot,
         };
         let hostname = match job.template().hostname.as_str() {
+            // Docker's rule: who shares the host's network is called as the host is.
+            "" if job.template().network_mode() == NetworkMode::Host => node.hostname.clone(),
             "" => job.id.short(),
             text => fill(text, &facts, || "the hostname".to_owned())?,
         };
@@ -172,7 +181,8 @@ pub(super) fn plan(
         log: log_limits(template),
         log_dir: layout.logs(job.id, &container.name),
     };
-    Ok(Plan { spec, binds })
+    let check = Check::resolve(container.health_check.as_ref(), run)?.map(Arc::new);
+    Ok(Plan { spec: Arc::new(spec), check, binds })
 }
 
 /// The signal that asks a container to stop: the service's, else the image's, else SIGTERM.

@@ -105,7 +105,7 @@ fn the_service_goes_over_the_image() {
     };
     let plain = ContainerSpec::default();
     let spec = plan_of(TaskTemplate::default(), &plain, run.clone()).unwrap().spec;
-    assert_eq!((spec.args, spec.cwd, spec.user), (words("/entry a b"), "/srv".to_owned(), "www".to_owned()));
+    assert_eq!((&spec.args, &*spec.cwd, &*spec.user), (&words("/entry a b"), "/srv", "www"));
     assert_eq!(stop_signal(&plain, &image(run.clone())), Ok(libc::SIGQUIT));
     let own = ContainerSpec {
         args: words("c"),
@@ -115,7 +115,7 @@ fn the_service_goes_over_the_image() {
         ..ContainerSpec::default()
     };
     let spec = plan_of(TaskTemplate::default(), &own, run.clone()).unwrap().spec;
-    assert_eq!((spec.args, spec.cwd, spec.user), (words("/entry c"), "/x".to_owned(), "1000:100".to_owned()));
+    assert_eq!((&spec.args, &*spec.cwd, &*spec.user), (&words("/entry c"), "/x", "1000:100"));
     assert_eq!(stop_signal(&own, &image(run)), Ok(libc::SIGINT));
     assert_eq!(grace(&own), Some(std::time::Duration::from_secs(10)));
     assert_eq!(grace(&ContainerSpec { stop_grace_period_ms: -1, ..ContainerSpec::default() }), None);
@@ -215,4 +215,13 @@ fn mistakes_are_named() {
     let container = ContainerSpec { sysctls: [("net.core.somaxconn".to_owned(), "1".to_owned())].into(), ..default() };
     assert!(plan_of(TaskTemplate::default(), &container, shell()).is_ok());
     assert_eq!(plan_of(shared_network, &container, shell()), Err(SpecError::Sysctl("net.core.somaxconn".to_owned())));
+}
+
+#[test]
+fn on_the_hosts_network_it_is_called_as_the_host_is() {
+    let host = || TaskTemplate { network_mode: NetworkMode::Host.into(), ..TaskTemplate::default() };
+    let hostname = |template: TaskTemplate| Shared::of(&job(template), &node()).unwrap().hostname;
+    assert_eq!(hostname(host()), node().hostname);
+    assert_eq!(hostname(TaskTemplate { hostname: "own".to_owned(), ..host() }), "own");
+    assert_ne!(hostname(TaskTemplate { network_mode: NetworkMode::None.into(), ..host() }), node().hostname);
 }

@@ -118,13 +118,18 @@ impl Filter {
 
     /// The copy's form: a checksum, because a power cut may leave any part of a file, then the program.
     fn pack(&self) -> Vec<u8> {
-        let program = self.instructions.as_flattened();
+        let program = self.program();
         [&fingerprint(program).to_le_bytes(), program].concat()
     }
 
     fn unpack(bytes: &[u8]) -> Option<Self> {
         let (checksum, program) = bytes.split_first_chunk()?;
         (u64::from_le_bytes(*checksum) == fingerprint(program)).then(|| Self::from_bytes(program))?
+    }
+
+    /// The instructions as they lie in memory.
+    pub(crate) fn program(&self) -> &[u8] {
+        self.instructions.as_flattened()
     }
 
     /// Puts this thread, for good, under the filter. It must have given up new privileges before (prctl(2)).
