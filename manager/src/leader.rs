@@ -1,28 +1,44 @@
-//! Leadership is one value: everything that runs on the leader only, started in one order, dropped in reverse when the
-//! lead is lost.
+//! Who leads, as this manager knows it, and what it does about it. Leadership is one value: everything that runs on the
+//! leader only, started in one order, dropped in reverse when the lead or its quorum is lost.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use skep_raft::Consensus;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use skep_raft::{Consensus, Member, RaftNode, Status};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::dispatch::{Dispatcher, DispatcherLead};
 use crate::loops;
-use crate::machine::FeedSlot;
+use crate::machine::{FeedSlot, Machine};
+use crate::peers::{Leader, level};
+use crate::roles::RoleManager;
 use crate::store::Store;
 
 /// How long one try to confirm a new lead may take; it is tried again while the lead lasts.
 const CONFIRM: Duration = Duration::from_secs(2);
 /// Pause before the next try: a refusal may come at once.
 const RETRY: Duration = Duration::from_millis(200);
+/// How often a follower sets its clock by the leader's.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
+
+/// What the lead needs.
+pub(crate) struct Parts {
+    pub(crate) raft: Arc<RaftNode<Machine>>,
+    pub(crate) store: Store,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) feed: FeedSlot,
+    /// `host:port` of this manager.
+    pub(crate) addr: String,
+}
 
 /// What runs while this manager leads. Fields drop in this order: first nobody is let in, then the loops end.
 struct Leadership {
     _dispatcher: DispatcherLead,
+    _roles: RoleManager,
+    _duties: JoinSet<()>,
     _loops: LoopsThread,
 }
 
@@ -52,55 +68,126 @@ impl Drop for LoopsThread {
     }
 }
 
-/// Follows Raft's opinion of who leads, and starts and stops what depends on it. The task ends when Raft does.
-pub(crate) fn follow<C: Consensus>(
-    raft: Arc<C>,
-    store: Store,
-    dispatcher: Dispatcher,
-    slot: FeedSlot,
-) -> (JoinHandle<()>, watch::Receiver<bool>) {
-    let (leads, leading) = watch::channel(false);
-    let task = tokio::spawn(async move {
-        let mut status = raft.status();
-        let mut held: Option<Leadership> = None;
-        loop {
-            let is_leader = status.borrow_and_update().is_leader();
-            if !is_leader && held.take().is_some() {
-                info!("this manager no longer leads");
-                leads.send_replace(false);
-            }
-            if is_leader && held.is_none() {
-                // Its own state must hold everything that was ever confirmed before it decides anything.
-                match raft.read_barrier(CONFIRM).await {
-                    Ok(_) => match lead(&store, &dispatcher, &slot) {
-                        Ok(leadership) => {
-                            held = Some(leadership);
-                            leads.send_replace(true);
-                            info!("this manager leads");
-                        }
-                        Err(error) => {
-                            warn!(error = %format!("{error:#}"), "cannot take the lead");
-                            tokio::time::sleep(RETRY).await;
-                            continue;
-                        }
-                    },
-                    Err(error) => {
-                        warn!(%error, "the lead is not confirmed");
-                        tokio::time::sleep(RETRY).await;
-                        continue;
-                    }
-                }
-            }
-            if status.changed().await.is_err() {
-                return;
-            }
-        }
-    });
-    (task, leading)
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Heard {
+    /// No one that could be relied on: silent, or without a quorum.
+    Nobody,
+    Other(Member),
+    Own,
 }
 
-fn lead(store: &Store, dispatcher: &Dispatcher, slot: &FeedSlot) -> anyhow::Result<Leadership> {
-    let loops = LoopsThread::start(store.clone(), Arc::clone(slot))?;
+fn heard(status: &Status) -> Heard {
+    match &status.leader {
+        Some(leader) if status.hears_leader && leader.id != status.id => Heard::Other(leader.clone()),
+        _ if status.is_leader() && (status.has_quorum || status.is_sole_voter()) => Heard::Own,
+        _ => Heard::Nobody,
+    }
+}
+
+/// Follows Raft's opinion of who leads, and starts and stops what depends on it. Ends when Raft does.
+pub(crate) async fn follow(parts: Parts) {
+    let mut status = parts.raft.status();
+    let mut held: Option<Leadership> = None;
+    loop {
+        let now = status.borrow_and_update().clone();
+        let heard = heard(&now);
+        if heard != Heard::Own && held.is_some() {
+            // Nobody is let in any more before what runs is stopped.
+            parts.store.peers().publish(None);
+            held = None;
+            info!("this manager no longer leads");
+        }
+        let mut again = None;
+        match heard {
+            Heard::Nobody => parts.store.peers().publish(None),
+            Heard::Other(member) => {
+                let node = parts.store.peers().node(member.id);
+                let Member { id: raft_id, address: addr } = member;
+                parts.store.peers().publish(Some(Leader { raft_id, node, addr, is_self: false }));
+            }
+            Heard::Own if held.is_some() => {}
+            Heard::Own => match take_lead(&parts, &now).await {
+                Ok(leadership) => held = Some(leadership),
+                Err(error) => {
+                    warn!(error = %format!("{error:#}"), "this manager cannot take the lead yet");
+                    again = Some(RETRY);
+                }
+            },
+        }
+        let retry = async {
+            match again {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = retry => {}
+            changed = status.changed() => if changed.is_err() {
+                parts.store.peers().publish(None);
+                return;
+            },
+        }
+    }
+}
+
+/// Starts what runs on the leader. Its own state must hold everything that was ever acknowledged before it decides
+/// anything or lets anyone in.
+async fn take_lead(parts: &Parts, status: &Status) -> anyhow::Result<Leadership> {
+    let (store, dispatcher) = (&parts.store, &parts.dispatcher);
+    parts.raft.read_barrier(CONFIRM).await.context("the lead is not confirmed")?;
+    let peers = store.peers();
+    let leader = Leader { raft_id: status.id, node: peers.node(status.id), addr: parts.addr.clone(), is_self: true };
+    peers.publish(Some(leader));
+    match start(parts, store, dispatcher) {
+        Ok(leadership) => {
+            info!("this manager leads");
+            Ok(leadership)
+        }
+        Err(error) => {
+            peers.publish(None);
+            Err(error)
+        }
+    }
+}
+
+fn start(parts: &Parts, store: &Store, dispatcher: &Dispatcher) -> anyhow::Result<Leadership> {
+    let loops = LoopsThread::start(store.clone(), Arc::clone(&parts.feed))?;
+    let mut duties = JoinSet::new();
+    duties.spawn(level::keep(store.clone()));
+    let roles = RoleManager::start(Arc::clone(&parts.raft), store.clone(), dispatcher.clone());
     let dispatcher = dispatcher.lead().context("cannot start the dispatcher")?;
-    Ok(Leadership { _dispatcher: dispatcher, _loops: loops })
+    Ok(Leadership { _dispatcher: dispatcher, _roles: roles, _duties: duties, _loops: loops })
+}
+
+/// Keeps a follower's clock with the leader's, so that time does not jump when the lead changes hands.
+pub(crate) async fn keep_clock(store: Store) {
+    loop {
+        if !store.peers().leads() {
+            // Sets the clock; if nobody answers, the next one will.
+            let _ = store.peers().read_version(Duration::ZERO).await;
+        }
+        tokio::time::sleep(CLOCK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_raft::Role;
+
+    use super::*;
+
+    fn status(role: Role, leader: u64, relied_on: bool) -> Status {
+        let leader = Some(Member { id: leader, address: String::new() });
+        Status { role, leader, has_quorum: relied_on, hears_leader: relied_on, ..Status::initial(1) }
+    }
+
+    #[test]
+    fn only_a_leader_with_a_quorum_counts_and_only_one_that_speaks() {
+        assert_eq!(heard(&status(Role::Leader, 1, true)), Heard::Own);
+        assert_eq!(heard(&status(Role::Leader, 1, false)), Heard::Nobody);
+        let other = Member { id: 2, address: String::new() };
+        assert_eq!(heard(&status(Role::Follower, 2, true)), Heard::Other(other));
+        assert_eq!(heard(&status(Role::Follower, 2, false)), Heard::Nobody);
+    }
 }

@@ -11,8 +11,10 @@ mod logs;
 mod loops;
 mod machine;
 mod manager;
+pub mod peers;
+mod roles;
 mod sequencer;
 pub mod store;
 pub mod topic;
 
-pub use manager::{Bootstrap, Manager, ManagerConfig};
+pub use manager::{Bootstrap, Ended, FIRST_RAFT_ID, Manager, ManagerConfig, ManagerStart};

@@ -8,9 +8,11 @@ use skep_core::codec;
 use skep_core::event::Event;
 use skep_core::store::State;
 use skep_core::watch;
+use skep_proto::time::UnixMs;
 use skep_raft::{FatalError, Snapshot, StateMachine};
 use tokio::sync::mpsc;
 
+use crate::clock::Clock;
 use crate::loops::Feed;
 use crate::store::Applied;
 
@@ -22,11 +24,13 @@ pub(crate) struct Machine {
     state: State,
     applied: Applied,
     feed: FeedSlot,
+    clock: Clock,
 }
 
 impl Machine {
-    pub(crate) fn new(applied: Applied, feed: FeedSlot) -> Self {
-        Self { state: applied.state(), applied, feed }
+    /// `clock` is never behind what the machine has applied.
+    pub(crate) fn new(applied: Applied, feed: FeedSlot, clock: Clock) -> Self {
+        Self { state: applied.state(), applied, feed, clock }
     }
 
     fn publish(&self, events: Vec<Event>) {
@@ -50,6 +54,7 @@ impl StateMachine for Machine {
         let mut versions = Vec::with_capacity(transactions.len());
         let mut events = Vec::new();
         for transaction in &transactions {
+            self.clock.at_least(transaction.at);
             let applied = self.state.apply(transaction);
             versions.push(applied.version);
             events.extend(applied.events);
@@ -69,12 +74,22 @@ impl StateMachine for Machine {
         Frozen(self.state.clone())
     }
 
+    /// Everything may be different: everyone who waits for anything looks again. Only a follower's machine is restored,
+    /// so that loops which still run here are those of a lost lead, and end.
     fn restore(&mut self, _index: u64, from: &mut dyn Read) -> Result<(), FatalError> {
         self.state = codec::read_snapshot(from).map_err(FatalError::new)?;
-        // Everything may be different: whoever waits for anything looks again when the next entry comes.
-        self.publish(Vec::new());
+        self.clock.at_least(latest_write(&self.state));
+        self.applied.replace(self.state.clone());
+        *self.feed.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
+}
+
+/// The leader's time of the latest write that the state shows.
+fn latest_write(state: &State) -> UnixMs {
+    let objects = state.objects();
+    let written = objects.filter_map(|object| object.meta()).map(|meta| meta.updated_at);
+    written.chain(state.requests().map(|request| request.at)).max().unwrap_or(UnixMs::ZERO)
 }
 
 /// A state to be written to a snapshot; an O(1) clone.
@@ -87,5 +102,50 @@ impl Snapshot for Frozen {
 
     fn digest(&self) -> Option<[u8; 32]> {
         Some(self.0.digest())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use skep_core::change::{Change, Group, Op, Transaction};
+    use skep_core::object::{ImageName, Meta};
+    use skep_proto::id::NodeId;
+
+    use super::*;
+    use crate::topic::Topic;
+
+    fn entry(name: &str, at: UnixMs) -> Vec<u8> {
+        let image = ImageName { name: name.into(), meta: Meta::default(), digest: "d".into(), platforms: Vec::new() };
+        let group = Group(vec![Change::create(Op::PutImageName(image))]);
+        codec::encode_entry(&[Transaction { groups: vec![group], at, ..Transaction::default() }])
+    }
+
+    fn machine() -> (Machine, Applied, FeedSlot, Clock) {
+        let (applied, feed, clock) = (Applied::new(State::default()), FeedSlot::default(), Clock::start());
+        (Machine::new(applied.clone(), Arc::clone(&feed), clock.clone()), applied, feed, clock)
+    }
+
+    #[tokio::test]
+    async fn an_installed_snapshot_wakes_everyone_and_ends_the_loops() {
+        let (mut source, ..) = machine();
+        let later = Clock::start().now().plus(std::time::Duration::from_secs(3600));
+        source.apply(1, &entry("web", later)).unwrap();
+        let mut snapshot = Vec::new();
+        source.freeze().write(&mut snapshot).unwrap();
+
+        let (mut machine, applied, feed, clock) = machine();
+        let (fed, mut loops) = mpsc::unbounded_channel();
+        *feed.lock().unwrap() = Some(fed);
+        let topics = [Topic::All, Topic::Nodes, Topic::Services, Topic::Cluster, Topic::Node(NodeId::new(1))];
+        let mut watches: Vec<_> = topics.into_iter().map(|topic| applied.watch(topic)).collect();
+        machine.restore(1, &mut snapshot.as_slice()).unwrap();
+        for watch in &mut watches {
+            watch.changed().await;
+        }
+        assert!(applied.state().image_name("web").is_some());
+        assert_eq!((applied.version(), machine.freeze().digest()), (1, source.freeze().digest()));
+        assert!(loops.recv().await.is_none(), "a restored machine has no loops");
+        assert!(clock.now() >= later, "the clock is not behind what was written");
     }
 }

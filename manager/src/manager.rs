@@ -1,6 +1,7 @@
 //! One manager: Raft, the writer, the leader's loops and every service it offers, started in one order and stopped in
 //! reverse. Called by the daemon.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use anyhow::{Context, bail};
 use skep_core::change::{Change, Op};
 use skep_core::object::{Cluster, ManagerStatus, Meta, Node, NodeStatus};
 use skep_core::store::State;
-use skep_identity::{DenyList, LiveCredentials};
+use skep_identity::{DenyList, LiveCredentials, ServerTls};
 use skep_proto::id::{ClusterId, NodeId};
 use skep_proto::v1::clusters_server::ClustersServer;
 use skep_proto::v1::image_names_server::ImageNamesServer;
@@ -18,10 +19,12 @@ use skep_proto::v1::services_server::ServicesServer;
 use skep_proto::v1::tasks_server::TasksServer;
 use skep_proto::v1::watch_server::WatchServer;
 use skep_proto::v1::{ClusterSpec, NodeDescription, NodeRole, NodeSpec};
-use skep_raft::{Consensus, NoPeers, RaftNode, Start};
+use skep_raft::{Consensus, RaftId, RaftNode, Role, Start, Status, StopCause};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tonic::service::Routes;
+use tracing::info;
 
 use crate::ca::CertificateAuthority;
 use crate::clock::Clock;
@@ -31,18 +34,21 @@ use crate::images::Registries;
 use crate::leader;
 use crate::logs::LogBroker;
 use crate::machine::{FeedSlot, Machine};
+use crate::peers::level::FEATURE_LEVEL;
+use crate::peers::service::QuorumService;
+use crate::peers::{Peers, Serving, serve};
 use crate::sequencer;
 use crate::store::{Applied, Store};
 use crate::topic::Topic;
 
-/// Feature level of this build.
-const FEATURE_LEVEL: u32 = 1;
 /// Writes that wait for the sequencer before their callers wait.
 const SUBMISSIONS: usize = 1024;
-/// How long the only voter may take to lead.
+/// How long the only voter of a new swarm may take to lead.
 const ELECTION: Duration = Duration::from_secs(10);
-/// The first manager's id in Raft.
-const FIRST_RAFT_ID: u64 = 1;
+/// How long the hand-over of the lead may hold up an orderly stop.
+const HAND_OVER: Duration = Duration::from_secs(2);
+/// How long one question to the leader may take while a manager starts.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// What a manager is told.
 pub struct ManagerConfig {
@@ -55,9 +61,23 @@ pub struct ManagerConfig {
     pub credentials: LiveCredentials,
     pub deny: DenyList,
     pub registries: Arc<dyn Registries>,
-    /// A new swarm; `None`: the one in `dir`.
-    pub bootstrap: Option<Bootstrap>,
+    /// This manager's id in Raft: [`FIRST_RAFT_ID`] for a new swarm's, else what [`crate::peers::enter`] answered.
+    pub raft_id: RaftId,
+    pub start: ManagerStart,
 }
+
+/// What a manager starts from. Said by the caller, never guessed: an empty directory must not become a new swarm.
+pub enum ManagerStart {
+    /// Nothing: a new swarm is made.
+    Bootstrap(Bootstrap),
+    /// Nothing: the others send their state.
+    Join,
+    /// What is in the directory.
+    Existing,
+}
+
+/// A new swarm's first manager's id in Raft.
+pub const FIRST_RAFT_ID: RaftId = 1;
 
 /// What a new swarm starts from.
 pub struct Bootstrap {
@@ -72,37 +92,78 @@ pub struct Bootstrap {
     pub hostname: String,
 }
 
-/// A running manager.
+/// Why a manager has ended by itself. Whichever it is, call [`Manager::shutdown`] then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its disk was full. Nothing acknowledged is lost: start it again when there is space.
+    DiskFull(String),
+    /// It is no member of Raft any more.
+    Removed,
+    /// The swarm was recovered from a lost quorum without it: it has to enter again, with an empty directory.
+    LeftBehind(String),
+    /// Its files, or its state, cannot be relied on; the text says what to do. Starting again does not help.
+    Damaged(String),
+    /// Anything else; starting again may help.
+    Failed(String),
+}
+
+/// A running manager. Dropped without [`Manager::shutdown`] it stops at once, as if it were killed.
 pub struct Manager {
     raft: Arc<RaftNode<Machine>>,
+    node: NodeId,
     store: Store,
     routes: Routes,
-    follower: JoinHandle<()>,
-    background: Vec<JoinHandle<()>>,
+    /// Holds the leadership.
+    follower: JoinSet<()>,
+    background: JoinSet<()>,
 }
 
 impl Manager {
-    /// Opens Raft, waits until this manager leads (it is the only voter), makes the swarm if it is a new one, and
-    /// offers the services.
+    /// Opens Raft and offers the services. A new swarm is made when this returns; else nothing was heard of other
+    /// managers yet ([`Self::ready`] waits for that): without them it answers stale reads, and refuses the rest.
     pub async fn start(config: ManagerConfig) -> anyhow::Result<Self> {
-        let applied = Applied::new(State::default());
-        let feed = FeedSlot::default();
-        let machine = Machine::new(applied.clone(), Arc::clone(&feed));
-        let start = match config.bootstrap {
-            Some(_) => Start::Bootstrap { address: config.advertise_addr.clone() },
-            None => Start::Existing,
+        let (start, bootstrap) = match config.start {
+            ManagerStart::Bootstrap(bootstrap) => {
+                (Start::Bootstrap { address: config.advertise_addr.clone() }, Some(bootstrap))
+            }
+            ManagerStart::Join => (Start::Join, None),
+            ManagerStart::Existing => (Start::Existing, None),
         };
-        let raft_config = skep_raft::Config::new(&config.dir, FIRST_RAFT_ID, start);
-        let raft = RaftNode::start(raft_config, machine, Arc::new(NoPeers)).await.context("cannot start Raft")?;
+        let (clock, feed) = (Clock::start(), FeedSlot::default());
+        let applied = Applied::new(State::default());
+        let peers = Peers::new(&config.credentials, &config.deny, &applied, &clock);
+        let machine = Machine::new(applied.clone(), Arc::clone(&feed), clock.clone());
+        let raft_config = skep_raft::Config::new(&config.dir, config.raft_id, start);
+        let raft = RaftNode::start(raft_config, machine, peers.transport()).await.context("cannot start Raft")?;
         let raft = Arc::new(raft);
         let (submit, submissions) = mpsc::channel(SUBMISSIONS);
+        let mut background = JoinSet::new();
         let consensus: Arc<dyn Consensus<Response = Vec<u64>>> = Arc::clone(&raft) as _;
-        let sequencer = tokio::spawn(sequencer::run(Arc::clone(&consensus), applied.clone(), submissions));
-        let store = Store::new(applied, submit, Clock::start());
-        let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone());
-        let (follower, leading) = leader::follow(Arc::clone(&raft), store.clone(), dispatcher.clone(), feed);
-        let mut manager = Self { raft, store, routes: Routes::default(), follower, background: vec![sequencer] };
-        match manager.open(config, leading, &dispatcher).await {
+        background.spawn(sequencer::run(consensus, applied.clone(), clock.clone(), submissions));
+        let store = Store::new(applied, submit, clock, peers);
+        background.spawn(follow_denied(store.clone(), config.deny.clone()));
+        background.spawn(leader::keep_clock(store.clone()));
+        let links = Arc::new(store.peers().clone());
+        let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone(), links);
+        background.spawn(dispatcher.clone().run());
+        let control = Control::new(store.clone(), config.registries, config.node, raft.status());
+        let routes = Routes::new(ClustersServer::new(control.clone()))
+            .add_service(NodesServer::new(control.clone()))
+            .add_service(ServicesServer::new(control.clone()))
+            .add_service(TasksServer::new(control.clone()))
+            .add_service(ImageNamesServer::new(control.clone()))
+            .add_service(WatchServer::new(control))
+            .add_service(dispatcher.service())
+            .add_service(dispatcher.relay_service())
+            .add_service(LogBroker::new(&dispatcher).service())
+            .add_service(CertificateAuthority::new(store.clone(), config.deny).service())
+            .add_service(QuorumService::new(Arc::clone(&raft), store.clone()).service());
+        let addr = config.advertise_addr.clone();
+        let lead = leader::Parts { raft: Arc::clone(&raft), store: store.clone(), dispatcher, feed, addr };
+        let mut follower = JoinSet::new();
+        follower.spawn(leader::follow(lead));
+        let manager = Self { raft, node: config.node, store, routes, follower, background };
+        match manager.begin(bootstrap, &config.advertise_addr).await {
             Ok(()) => Ok(manager),
             Err(error) => {
                 // Otherwise Raft would run on in files that are given up.
@@ -112,33 +173,63 @@ impl Manager {
         }
     }
 
-    /// Waits for the lead, makes the swarm if it is a new one, and offers the services.
-    async fn open(
-        &mut self,
-        config: ManagerConfig,
-        mut leading: watch::Receiver<bool>,
-        dispatcher: &Dispatcher,
-    ) -> anyhow::Result<()> {
-        let led = tokio::time::timeout(ELECTION, leading.wait_for(|leads| *leads)).await;
-        led.context("this manager does not lead in time: see the log, and restart the daemon")?
-            .context("Raft has ended: see the log")?;
-        let store = &self.store;
-        if let Some(bootstrap) = config.bootstrap {
-            make_swarm(store, config.node, &config.advertise_addr, bootstrap).await?;
+    /// Makes the swarm, if it is a new one, and refuses a state that is another node's.
+    async fn begin(&self, bootstrap: Option<Bootstrap>, addr: &str) -> anyhow::Result<()> {
+        if let Some(bootstrap) = bootstrap {
+            if !self.store.peers().led_within(ELECTION).await {
+                bail!("this manager does not lead in time: see the log, and restart the daemon");
+            }
+            make_swarm(&self.store, self.node, addr, bootstrap).await?;
         }
-        check(&store.state(), config.node)?;
-        let control = Control::new(store.clone(), config.registries, config.node);
-        self.routes = Routes::new(ClustersServer::new(control.clone()))
-            .add_service(NodesServer::new(control.clone()))
-            .add_service(ServicesServer::new(control.clone()))
-            .add_service(TasksServer::new(control.clone()))
-            .add_service(ImageNamesServer::new(control.clone()))
-            .add_service(WatchServer::new(control))
-            .add_service(dispatcher.service())
-            .add_service(LogBroker::new(dispatcher).service())
-            .add_service(CertificateAuthority::new(store.clone(), config.deny.clone()).service());
-        self.background.push(tokio::spawn(follow_denied(store.clone(), config.deny)));
-        Ok(())
+        match self.store.state() {
+            state if state.cluster().is_some() => check(&state, self.node),
+            // It comes with the log.
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns when a leader is heard and its state is applied here; an error if that state does not know this node, or
+    /// this manager has ended.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let caught_up = async {
+            loop {
+                if let Ok(version) = self.store.peers().read_version(CATCH_UP).await {
+                    return self.store.applied(version).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = caught_up => check(&self.store.state(), self.node),
+            ended = self.ended() => bail!("{ended}"),
+        }
+    }
+
+    /// Returns when this manager has ended by itself.
+    pub async fn ended(&self) -> Ended {
+        let mut status = self.raft.status();
+        let mut was_member = false;
+        loop {
+            let now = status.borrow_and_update().clone();
+            if now.role == Role::Stopped {
+                return Ended::of(&now);
+            }
+            let members = &now.membership;
+            let is_member = members.voters.contains_key(&now.id) || members.learners.contains_key(&now.id);
+            // Before it is added, the log that it gets tells of the others only.
+            if was_member && !is_member {
+                return Ended::Removed;
+            }
+            was_member |= is_member;
+            if status.changed().await.is_err() {
+                return Ended::Failed("Raft has ended: see the log".to_owned());
+            }
+        }
+    }
+
+    /// Opens the managers' port: every call that comes by it finds [`Self::routes`], and Raft's heartbeats have threads
+    /// of their own. Close it before this manager.
+    pub async fn serve(&self, listener: TcpListener, tls: ServerTls) -> anyhow::Result<Serving> {
+        serve::serve(listener, tls, self.routes()).await
     }
 
     /// Everything it serves; every handler checks its caller.
@@ -151,13 +242,47 @@ impl Manager {
         &self.store
     }
 
-    /// Stops in reverse order; what was acknowledged is on disk.
-    pub async fn shutdown(self) {
-        self.follower.abort();
+    /// Raft's status, for the daemon's own questions.
+    pub fn raft_status(&self) -> watch::Receiver<Status> {
+        self.raft.status()
+    }
+
+    /// Hands the lead over, then stops in reverse order; what was acknowledged is on disk. The port should still be
+    /// open: a leader that hands over needs it.
+    pub async fn shutdown(mut self) {
+        let others = self.raft.status().borrow().membership.voters.len() > 1;
+        if self.store.peers().leads() && others {
+            match self.raft.transfer_leadership(None, HAND_OVER).await {
+                Ok(to) => info!(to, "the lead was handed over"),
+                Err(error) => info!(%error, "the lead was not handed over: the others elect a leader"),
+            }
+        }
         // Its end drops the leadership.
-        let _ = self.follower.await;
-        self.background.iter().for_each(JoinHandle::abort);
+        self.follower.shutdown().await;
+        self.store.peers().publish(None);
+        self.background.shutdown().await;
         self.raft.shutdown().await;
+    }
+}
+
+impl Ended {
+    fn of(status: &Status) -> Self {
+        let why = status.stopped.as_deref().unwrap_or("Raft has ended").to_owned();
+        match status.stop_cause {
+            Some(StopCause::DiskFull) => Self::DiskFull(why),
+            Some(StopCause::LeftBehind) => Self::LeftBehind(why),
+            Some(StopCause::Storage | StopCause::StateMachine | StopCause::Diverged) => Self::Damaged(why),
+            Some(StopCause::ShutDown | StopCause::Engine) | None => Self::Failed(why),
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Removed => f.write_str("this node is no manager of the swarm any more"),
+            Self::DiskFull(why) | Self::LeftBehind(why) | Self::Damaged(why) | Self::Failed(why) => f.write_str(why),
+        }
     }
 }
 

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use skep_core::head::{Head, Submitted};
-use skep_raft::{Consensus, ProposeError};
-use tokio::sync::{mpsc, oneshot};
-use tracing::warn;
+use skep_raft::{Committed, Consensus, ProposeError, Status};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{info, warn};
 
+use crate::clock::Clock;
 use crate::store::{Applied, Submission, WRITE_DEADLINE, WriteError, Written};
 
 /// Entries in flight: enough to keep the disk busy while the next one is packed.
@@ -29,14 +30,18 @@ type Proposal = BoxFuture<'static, Landed>;
 struct Landed {
     /// Store version that the head expects after it.
     version: u64,
-    /// The version that there is. `None`: an entry without transactions, which is never proposed.
-    result: Result<Option<u64>, ProposeError>,
+    /// Raft's term just before it was proposed: its own is not lower.
+    term: u64,
+    result: Result<Committed<Vec<u64>>, ProposeError>,
 }
 
 impl Landed {
-    /// Whether the entry, and all before it, did to the state what their callers are told.
+    /// Whether the entry did to the state what its callers are told: each of its transactions was applied, upon the
+    /// number of transactions that the head expected.
     fn as_expected(&self) -> bool {
-        matches!(self.result, Ok(Some(version)) if version == self.version)
+        let Ok(committed) = &self.result else { return false };
+        let versions = &committed.response;
+        versions.last() == Some(&self.version) && versions.is_sorted_by(|before, after| before + 1 == *after)
     }
 }
 
@@ -48,17 +53,22 @@ struct Waiting {
 
 struct Sequencer {
     raft: Raft,
+    /// Raft's status.
+    status: watch::Receiver<Status>,
     applied: Applied,
+    clock: Clock,
     head: Head,
     flight: FuturesOrdered<Proposal>,
     /// In the order of their versions.
     waiting: VecDeque<Waiting>,
 }
 
-/// Runs until every `Store` handle is gone.
-pub(crate) async fn run(raft: Raft, applied: Applied, mut submissions: mpsc::Receiver<Submission>) {
+/// Runs until every `Store` handle is gone. Only a leader's store hands it anything.
+pub(crate) async fn run(raft: Raft, applied: Applied, clock: Clock, mut submissions: mpsc::Receiver<Submission>) {
     let head = Head::new(applied.state());
-    let mut sequencer = Sequencer { raft, applied, head, flight: FuturesOrdered::new(), waiting: VecDeque::new() };
+    let (flight, waiting) = (FuturesOrdered::new(), VecDeque::new());
+    let status = raft.status();
+    let mut sequencer = Sequencer { raft, status, applied, clock, head, flight, waiting };
     loop {
         tokio::select! {
             biased;
@@ -80,7 +90,9 @@ impl Sequencer {
             self.head.reset(self.applied.state());
         }
         let mut next = Some(first);
-        while let Some(Submission { transaction, answer }) = next {
+        while let Some(Submission { mut transaction, answer }) = next {
+            // The leader's time, which is never before what was applied: whoever decided on it may keep another.
+            transaction.at = self.clock.now();
             let object_id = transaction.object_id.clone();
             let written = match self.head.submit(transaction) {
                 Submitted::Queued { version, refused } | Submitted::Nothing { version, refused } => {
@@ -102,11 +114,10 @@ impl Sequencer {
         while self.flight.len() < IN_FLIGHT
             && let Some(packed) = self.head.pack()
         {
+            let term = self.status.borrow().term;
             let proposal = self.raft.propose(Bytes::from(packed.bytes), WRITE_DEADLINE);
-            self.flight.push_back(Box::pin(async move {
-                let result = proposal.await.map(|committed| committed.response.last().copied());
-                Landed { version: packed.version, result }
-            }));
+            let landed = async move { Landed { version: packed.version, term, result: proposal.await } };
+            self.flight.push_back(Box::pin(landed));
         }
     }
 
@@ -133,20 +144,34 @@ impl Sequencer {
         let mut next = Some(first);
         // Of those behind the last entry: nothing was proposed.
         let mut answer = WriteError::NoLeader;
+        // The last entry of which nobody heard: its version, and its lowest possible term.
+        let mut unheard: Option<(u64, u64)> = None;
         while let Some(landed) = next {
             match &landed.result {
-                Ok(_) if landed.as_expected() => self.answer_up_to(landed.version),
-                Ok(found) => {
-                    warn!(?found, expected = landed.version, "an entry met another state than it was checked against");
+                Ok(committed) if landed.as_expected() => {
+                    // One log of one leader: what is committed in it holds what that leader appended before. Otherwise
+                    // another leader's writes may have taken their place.
+                    if let Some((version, term)) = unheard.take()
+                        && term != committed.term
+                    {
+                        self.refuse_up_to(version, &WriteError::Unknown);
+                    }
+                    self.answer_up_to(landed.version);
+                }
+                Ok(committed) => {
+                    let (found, expected) = (&committed.response, landed.version);
+                    warn!(?found, expected, "an entry met another state than it was checked against");
                     self.refuse_up_to(landed.version, &WriteError::Unknown);
                 }
                 // It may yet be committed, and a later entry tells.
                 Err(ProposeError::ResultUnknown { .. }) => {
                     warn!("it is not known whether a write happened; starting again from the applied state");
                     answer = WriteError::Unknown;
+                    let lowest = unheard.map_or(landed.term, |(_, term)| term.min(landed.term));
+                    unheard = Some((landed.version, lowest));
                 }
                 Err(trouble) => {
-                    warn!(%trouble, "a write failed; starting again from the applied state");
+                    info!(%trouble, "a write failed; starting again from the applied state");
                     answer = if matches!(answer, WriteError::Unknown) { answer } else { explain(trouble) };
                     self.refuse_up_to(landed.version, &answer);
                 }
@@ -154,7 +179,14 @@ impl Sequencer {
             next = self.flight.next().await;
         }
         self.refuse_up_to(u64::MAX, &answer);
-        if let Err(error) = self.raft.read_barrier(BARRIER).await {
+        self.settle().await;
+    }
+
+    /// Starts again from the applied state. A leader's may lack what is still in its log; without the lead, nothing
+    /// enters here until the next one is confirmed.
+    async fn settle(&mut self) {
+        let leads = self.status.borrow().is_leader();
+        if leads && let Err(error) = self.raft.read_barrier(BARRIER).await {
             warn!(%error, "there is no confirmed leader: writes are refused until there is");
         }
         self.head.reset(self.applied.state());

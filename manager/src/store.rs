@@ -1,5 +1,5 @@
 //! The handle that the rest of the manager has on the state: read it, wait for it, write to it. Reads are O(1) clones
-//! of the applied state and never block the writer; writes go through the sequencer.
+//! of the applied state and never block the writer; writes go through the leader's sequencer, wherever that is.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,12 +10,18 @@ use skep_core::store::State;
 use skep_proto::id::RequestId;
 use skep_proto::time::UnixMs;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::peers::{Peers, Route, ask};
 use crate::topic::{Topic, TopicWatch, Topics};
 
 /// How long a write may take before its caller hears "result unknown".
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a user's write waits for a leader: an election takes about a second.
+const LEADER_PATIENCE: Duration = Duration::from_secs(3);
+/// Pause before a write is tried again, unless the leader changes sooner.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// What a write came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,16 +40,18 @@ pub enum WriteError {
     /// The state does not allow it.
     #[error("{0}")]
     Refused(Refused),
-    /// This manager does not lead.
-    #[error("there is no leader right now: try again in a moment")]
+    /// Nothing was written: no leader is heard, or the leader has no quorum.
+    #[error(
+        "there is no leader right now: a majority of the managers must run and reach each other; try again in a moment"
+    )]
     NoLeader,
     /// It was proposed, and no answer came in time.
     #[error(
         "result unknown: the write was not confirmed in time and may still happen; a retry with the same request id is safe"
     )]
     Unknown,
-    /// The manager is stopping, or its storage failed.
-    #[error("the manager is stopping: {0}")]
+    /// Nothing was written: the manager is stopping, its disk is full, its storage failed, or it refuses the call.
+    #[error("the manager cannot write: {0}")]
     Stopped(String),
 }
 
@@ -67,6 +75,7 @@ pub struct Store {
     applied: Applied,
     submissions: mpsc::Sender<Submission>,
     clock: Clock,
+    peers: Peers,
 }
 
 impl Applied {
@@ -93,11 +102,36 @@ impl Applied {
         self.version.send_replace(version);
         self.topics.wake(topics, version);
     }
+
+    /// Publishes a state that came as a whole (a snapshot), and wakes every waiter.
+    pub(crate) fn replace(&self, state: State) {
+        let version = state.version();
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.version.send_replace(version);
+        self.topics.wake_all(version);
+    }
+
+    /// Starts waiting for a part of the state.
+    pub(crate) fn watch(&self, topic: Topic) -> TopicWatch {
+        self.topics.watch(topic)
+    }
+
+    /// Returns when `version` is applied.
+    pub(crate) async fn reach(&self, version: u64) {
+        // An error means that the store is gone, and the caller with it.
+        let _ = self.version.subscribe().wait_for(|applied| *applied >= version).await;
+    }
 }
 
 impl Store {
-    pub(crate) fn new(applied: Applied, submissions: mpsc::Sender<Submission>, clock: Clock) -> Self {
-        Self { applied, submissions, clock }
+    /// `peers` say who leads; `submissions` lead to this manager's own sequencer.
+    pub(crate) fn new(applied: Applied, submissions: mpsc::Sender<Submission>, clock: Clock, peers: Peers) -> Self {
+        Self { applied, submissions, clock, peers }
+    }
+
+    /// The other managers, and who leads.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// The applied state; O(1).
@@ -105,29 +139,45 @@ impl Store {
         self.applied.state()
     }
 
-    /// The leader's clock: wall time that never steps within a process.
+    /// The applied state, with every write that was acknowledged anywhere before this call: what a write is decided on.
+    /// A follower asks the leader how far that is; callers at the same time share the question.
+    pub async fn fresh(&self) -> Result<State, WriteError> {
+        match self.peers.route() {
+            Route::Here => {}
+            Route::There(..) | Route::Nowhere => {
+                let version = self.peers.read_version(LEADER_PATIENCE).await?;
+                let reached = tokio::time::timeout(LEADER_PATIENCE, self.applied(version)).await;
+                reached.map_err(|_| WriteError::Stopped(format!("it is still catching up with version {version}")))?;
+            }
+        }
+        Ok(self.state())
+    }
+
+    /// The swarm's clock, as the leader keeps it: it never goes back, and never steps while this manager leads.
     pub fn now(&self) -> UnixMs {
         self.clock.now()
     }
 
     /// Starts waiting for a part of the state. Take the snapshot after this call.
     pub fn watch(&self, topic: Topic) -> TopicWatch {
-        self.applied.topics.watch(topic)
+        self.applied.watch(topic)
     }
 
     /// Returns when `version` is applied here.
     pub async fn applied(&self, version: u64) {
-        // An error means that the store is gone, and the caller with it.
-        let _ = self.applied.version.subscribe().wait_for(|applied| *applied >= version).await;
+        self.applied.reach(version).await;
     }
 
-    /// Writes a transaction of independent groups: a loop's or the dispatcher's. Refused groups are reported.
+    /// Writes a transaction of independent groups: a loop's or the dispatcher's. Refused groups are reported. Tried
+    /// once.
     pub async fn write_groups(&self, groups: Vec<Group>) -> Result<Written, WriteError> {
-        self.submit(Transaction { groups, at: self.now(), ..Transaction::default() }).await
+        let transaction = Transaction { groups, at: self.now(), ..Transaction::default() };
+        self.submit(transaction, WRITE_DEADLINE).await
     }
 
     /// Writes a user's changes: all or none. A retry with the same `request` gets the first answer. `object_id` is
-    /// named in the answer.
+    /// named in the answer. While the lead changes hands it waits for the new leader; a write with a `request` is tried
+    /// again even if it may have happened, as it then happens once only.
     pub async fn write(
         &self,
         request: Option<RequestId>,
@@ -135,18 +185,62 @@ impl Store {
         changes: Vec<Change>,
     ) -> Result<Written, WriteError> {
         let groups = vec![Group(changes)];
-        let mut written = self.submit(Transaction { request, at: self.now(), groups, object_id }).await?;
+        let mut written = self.insist(Transaction { request, at: self.now(), groups, object_id }).await?;
         match written.refused.pop() {
             Some((_, refused)) => Err(WriteError::Refused(refused)),
             None => Ok(written),
         }
     }
 
-    async fn submit(&self, transaction: Transaction) -> Result<Written, WriteError> {
+    /// Tries until a leader takes it, the result is known, or time is up.
+    async fn insist(&self, transaction: Transaction) -> Result<Written, WriteError> {
+        let started = Instant::now();
+        let mut leader = self.peers.leader();
+        let mut may_have_happened = false;
+        loop {
+            leader.mark_unchanged();
+            let left = WRITE_DEADLINE.saturating_sub(started.elapsed());
+            match self.submit(transaction.clone(), left).await {
+                Err(WriteError::NoLeader) => {}
+                Err(WriteError::Unknown) if transaction.request.is_some() => may_have_happened = true,
+                // A first try may still come true after this one was refused or stopped.
+                Err(WriteError::Stopped(_)) if may_have_happened => return Err(WriteError::Unknown),
+                done => return done,
+            }
+            let patience = if may_have_happened { WRITE_DEADLINE } else { LEADER_PATIENCE };
+            if started.elapsed() + RETRY >= patience {
+                return Err(if may_have_happened { WriteError::Unknown } else { WriteError::NoLeader });
+            }
+            // Either way it is tried again: the leader that is known may just be the one that went away.
+            let _ = tokio::time::timeout(RETRY, leader.changed()).await;
+        }
+    }
+
+    /// One try. A transaction that another manager wrote is applied here, too, when this returns.
+    async fn submit(&self, transaction: Transaction, within: Duration) -> Result<Written, WriteError> {
+        match self.peers.route() {
+            Route::Nowhere => Err(WriteError::NoLeader),
+            Route::Here => self.submit_here(transaction, within).await,
+            Route::There(_, channel) => {
+                let started = Instant::now();
+                let written = ask::submit(channel, &transaction, within).await?;
+                // It is written whether or not this manager sees it in time.
+                let left = within.saturating_sub(started.elapsed());
+                let _ = tokio::time::timeout(left, self.applied(written.version)).await;
+                Ok(written)
+            }
+        }
+    }
+
+    /// Hands a transaction to this manager's own sequencer; refused unless it leads.
+    pub(crate) async fn submit_here(&self, transaction: Transaction, within: Duration) -> Result<Written, WriteError> {
+        if !self.peers.leads() {
+            return Err(WriteError::NoLeader);
+        }
         let (answer, answered) = oneshot::channel();
         let stopped = || WriteError::Stopped("the sequencer has ended".to_owned());
         self.submissions.send(Submission { transaction, answer }).await.map_err(|_| stopped())?;
-        match tokio::time::timeout(WRITE_DEADLINE, answered).await {
+        match tokio::time::timeout(within, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(WriteError::Unknown),
         }

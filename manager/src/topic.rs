@@ -30,6 +30,14 @@ impl Topics {
         TopicWatch { receiver: sender.subscribe() }
     }
 
+    /// Wakes every waiter: the whole state was replaced.
+    pub fn wake_all(&self, version: u64) {
+        let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        for sender in senders.values() {
+            sender.send_replace(version);
+        }
+    }
+
     /// Wakes the waiters of the topics; `version` is the store's.
     pub fn wake(&self, topics: impl IntoIterator<Item = Topic>, version: u64) {
         let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);

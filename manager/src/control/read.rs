@@ -1,5 +1,6 @@
-//! How reads are answered: from the applied state, after the version that the caller has seen; and how long lists go
-//! out in pieces.
+//! How reads are answered: from the applied state of whichever manager is asked, after the version that the caller has
+//! seen; and how long lists go out in pieces. A manager that hears no leader may be behind without knowing it, and
+//! refuses unless the caller takes that.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -9,21 +10,42 @@ use skep_proto::v1::ReadOptions;
 use tokio_stream::Stream;
 use tonic::Status;
 
+use super::error::IntoStatus;
 use crate::store::Store;
 
 /// How long a read waits for the version that it asks for.
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a read waits for a leader to be heard: an election takes about a second.
+const LEADER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A stream of answers.
 pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The state to answer from.
+/// The state to answer a read from.
 pub(crate) async fn state(store: &Store, read: Option<ReadOptions>) -> Result<State, Status> {
-    let version = read.unwrap_or_default().min_version;
-    tokio::time::timeout(VERSION_DEADLINE, store.applied(version)).await.map_err(|_| {
-        Status::unavailable(format!("this manager has not seen version {version} yet: try again in a moment"))
+    let ReadOptions { min_version, allow_stale } = read.unwrap_or_default();
+    if !allow_stale && !store.peers().is_led() && !store.peers().led_within(LEADER_PATIENCE).await {
+        return Err(no_leader());
+    }
+    tokio::time::timeout(VERSION_DEADLINE, store.applied(min_version)).await.map_err(|_| {
+        Status::unavailable(format!("this manager has not seen version {min_version} yet: try again in a moment"))
     })?;
     Ok(store.state())
+}
+
+/// The state to decide a write on: with everything that was acknowledged before, by whichever manager. Every handler
+/// that writes begins with it.
+pub(crate) async fn fresh(store: &Store) -> Result<State, Status> {
+    store.fresh().await.map_err(IntoStatus::into_status)
+}
+
+/// Why a manager without a leader does not answer.
+pub(super) fn no_leader() -> Status {
+    Status::unavailable(
+        "this manager hears no leader, so what it knows may be old: a majority of the managers must run and reach each \
+         other; start them, ask another manager, or allow a stale answer",
+    )
 }
 
 /// Streams `items` in pieces of at most `size`; at least one piece, so that the client learns the version.

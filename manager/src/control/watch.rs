@@ -14,7 +14,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Control, read, summary};
-use crate::store::Store;
 use crate::topic::{Topic, TopicWatch};
 
 /// A burst of changes is sent at most this often.
@@ -24,6 +23,9 @@ const COALESCE: Duration = Duration::from_millis(20);
 const PAUSE_FACTOR: u32 = 4;
 /// Events in one message.
 const PIECE: usize = 200;
+/// A watch ends when no leader is heard for this long: changes elsewhere do not reach this manager then. An election is
+/// over sooner.
+const LEADER_PATIENCE: Duration = Duration::from_secs(2);
 /// Messages that wait for a slow client before it holds its own stream back.
 const BACKLOG: usize = 4;
 
@@ -35,9 +37,17 @@ impl Watch for Control {
         Caller::of(&request)?.require_operator()?;
         let selection = Selection::from_wire(&request.into_inner())?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let store = self.store.clone();
+        let control = self.clone();
         // Ends when the client goes away: its sends then fail.
-        tokio::spawn(async move { follow(&store, selection, sender).await });
+        tokio::spawn(async move {
+            tokio::select! {
+                () = follow(&control, selection, sender.clone()) => {}
+                () = leader_lost(&control) => {
+                    // Nobody may listen any more.
+                    let _ = sender.send(Err(read::no_leader())).await;
+                }
+            }
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
@@ -68,7 +78,7 @@ impl Selection {
         service.into_iter().chain(others.into_iter().filter_map(|(on, topic)| on.then_some(topic))).collect()
     }
 
-    fn objects(&self, state: &State) -> Sent {
+    fn objects(&self, control: &Control, state: &State) -> Sent {
         let mut objects = Sent::new();
         if self.services {
             for service in state.services() {
@@ -84,22 +94,24 @@ impl Selection {
             }
         }
         if self.nodes {
+            let seen = control.seen(state);
             for node in state.nodes() {
-                objects.insert((3, node.id.to_vec()), Object::Node(summary::node(node)));
+                objects.insert((3, node.id.to_vec()), Object::Node(summary::node(node, &seen)));
             }
         }
         objects
     }
 }
 
-async fn follow(store: &Store, selection: Selection, sender: mpsc::Sender<Result<WatchResponse, Status>>) {
+async fn follow(control: &Control, selection: Selection, sender: mpsc::Sender<Result<WatchResponse, Status>>) {
+    let store = &control.store;
     let mut watches: Vec<TopicWatch> = selection.topics().into_iter().map(|topic| store.watch(topic)).collect();
     let mut sent = Sent::new();
     let mut synced = false;
     loop {
         let started = Instant::now();
         let state = store.state();
-        let now = selection.objects(&state);
+        let now = selection.objects(control, &state);
         let events = differences(&sent, &now);
         sent = now;
         let pause = COALESCE.max(started.elapsed() * PAUSE_FACTOR);
@@ -111,6 +123,16 @@ async fn follow(store: &Store, selection: Selection, sender: mpsc::Sender<Result
         tokio::select! {
             _ = changed => tokio::time::sleep(pause).await,
             () = sender.closed() => return,
+        }
+    }
+}
+
+/// Returns when no leader is heard for a while.
+async fn leader_lost(control: &Control) {
+    let mut leader = control.store.peers().leader();
+    loop {
+        if leader.wait_for(Option::is_none).await.is_err() || !control.store.peers().led_within(LEADER_PATIENCE).await {
+            return;
         }
     }
 }

@@ -6,10 +6,10 @@
 use std::sync::Mutex;
 
 use futures::FutureExt as _;
-use skep_core::change::{Change, Op};
+use skep_core::change::{Change, Group, Op, Transaction};
+use skep_core::codec;
 use skep_core::object::{ImageName, Meta};
 use skep_core::store::State;
-use skep_proto::id::RequestId;
 use skep_raft::{BarrierError, Committed, Member, MembershipError, RaftId, StateMachine as _, Status};
 use tokio::sync::watch;
 
@@ -32,6 +32,8 @@ struct Scripted {
     machine: Arc<Mutex<Machine>>,
     fates: Mutex<VecDeque<oneshot::Receiver<Fate>>>,
     proposed: watch::Sender<usize>,
+    /// Its term is that of the entries proposed from now on.
+    status: watch::Sender<Status>,
 }
 
 impl Scripted {
@@ -45,12 +47,14 @@ impl Consensus for Scripted {
 
     fn propose(&self, entry: Bytes, _: Duration) -> BoxFuture<'static, Result<Committed<Vec<u64>>, ProposeError>> {
         let (machine, fate) = (Arc::clone(&self.machine), self.fates.lock().unwrap().pop_front().unwrap());
+        let term = self.status.borrow().term;
         self.proposed.send_modify(|proposed| *proposed += 1);
         async move {
-            let fate = fate.await.unwrap();
+            // A fate that is never told: nobody hears of the entry, and it has no effect.
+            let Ok(fate) = fate.await else { return Err(ProposeError::ResultUnknown { waited_ms: 1 }) };
             let apply = || machine.lock().unwrap().apply(1, &entry).unwrap();
             match fate {
-                Fate::Lands => Ok(Committed { index: 1, term: 1, response: apply() }),
+                Fate::Lands => Ok(Committed { index: 1, term, response: apply() }),
                 Fate::Refused => Err(ProposeError::NotLeader { leader: None }),
                 Fate::LandsUnheard => {
                     apply();
@@ -66,7 +70,7 @@ impl Consensus for Scripted {
     }
 
     fn status(&self) -> watch::Receiver<Status> {
-        unreachable!("the sequencer does not ask")
+        self.status.subscribe()
     }
 
     fn add_learner(&self, _: Member, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
@@ -98,31 +102,50 @@ impl Consensus for Scripted {
     }
 }
 
+fn image(name: &str) -> ImageName {
+    ImageName { name: name.into(), meta: Meta::default(), digest: "d".into(), platforms: Vec::new() }
+}
+
 struct Bench {
     store: Store,
     fates: Vec<oneshot::Sender<Fate>>,
     proposed: watch::Receiver<usize>,
+    machine: Arc<Mutex<Machine>>,
+    status: watch::Sender<Status>,
     in_flight: usize,
 }
 
 impl Bench {
     fn new(entries: usize) -> Self {
-        let applied = Applied::new(State::default());
-        let machine = Arc::new(Mutex::new(Machine::new(applied.clone(), FeedSlot::default())));
+        let (applied, clock) = (Applied::new(State::default()), Clock::start());
+        let machine = Arc::new(Mutex::new(Machine::new(applied.clone(), FeedSlot::default(), clock.clone())));
         let (fates, outcomes): (Vec<_>, VecDeque<_>) = (0..entries).map(|_| oneshot::channel()).unzip();
         let (proposed, seen) = watch::channel(0);
-        let raft = Arc::new(Scripted { machine, fates: Mutex::new(outcomes), proposed });
+        let status = watch::channel(Status { term: 1, ..Status::initial(1) }).0;
+        let raft =
+            Scripted { machine: Arc::clone(&machine), fates: Mutex::new(outcomes), proposed, status: status.clone() };
         let (submit, submissions) = mpsc::channel(8);
-        tokio::spawn(run(raft, applied.clone(), submissions));
-        Self { store: Store::new(applied, submit, Clock::start()), fates, proposed: seen, in_flight: 0 }
+        tokio::spawn(run(Arc::new(raft), applied.clone(), clock.clone(), submissions));
+        let peers = crate::peers::testing::leading(&applied, &clock);
+        let store = Store::new(applied, submit, clock, peers);
+        Self { store, fates, proposed: seen, machine, status, in_flight: 0 }
+    }
+
+    /// Another leader's write of an image name, while this manager did not lead.
+    fn other_leader_writes(&self, name: &str) {
+        let group = Group(vec![Change::create(Op::PutImageName(image(name)))]);
+        let transaction = Transaction { groups: vec![group], ..Transaction::default() };
+        let entry = codec::encode_entry(&[transaction]);
+        self.machine.lock().unwrap().apply(1, &entry).unwrap();
     }
 
     /// Starts a write of an image name and returns when its entry is in flight.
     async fn write(&mut self, name: &str) -> tokio::task::JoinHandle<Result<Written, WriteError>> {
-        let image = ImageName { name: name.into(), meta: Meta::default(), digest: "d".into(), platforms: Vec::new() };
-        let (store, request) = (self.store.clone(), RequestId::new(rand::random()));
+        let (store, image) = (self.store.clone(), image(name));
+        // Without a request id, so that it is tried once.
         let write = tokio::spawn(async move {
-            store.write(Some(request), Vec::new(), vec![Change::create(Op::PutImageName(image))]).await
+            let group = Group(vec![Change::create(Op::PutImageName(image))]);
+            store.submit_here(Transaction { groups: vec![group], ..Transaction::default() }, WRITE_DEADLINE).await
         });
         self.in_flight += 1;
         let expected = self.in_flight;
@@ -171,4 +194,20 @@ async fn a_write_that_nobody_heard_of_is_unknown() {
     let unheard = bench.write("unheard").await;
     bench.meet(Fate::LandsUnheard);
     assert!(matches!(unheard.await.unwrap(), Err(WriteError::Unknown)));
+}
+
+#[tokio::test]
+async fn another_terms_entry_confirms_nothing_before_it() {
+    let mut bench = Bench::new(2);
+    let cut_off = bench.write("cut-off").await;
+    // This manager lost the lead, another one wrote over that entry, and this one leads again.
+    bench.other_leader_writes("other");
+    bench.status.send_modify(|status| status.term = 3);
+    let later = bench.write("later").await;
+    // Unheard, and without effect.
+    drop(bench.fates.remove(0));
+    bench.meet(Fate::Lands);
+    assert!(matches!(cut_off.await.unwrap(), Err(WriteError::Unknown)));
+    assert!(later.await.unwrap().is_ok());
+    assert!(!bench.has("cut-off") && bench.has("other") && bench.has("later"));
 }

@@ -7593,9 +7593,6 @@ pub struct EnterResponse {
     /// The caller's id in Raft, for as long as it keeps its Raft directory. Never used twice.
     #[prost(uint64, tag = "1")]
     pub raft_id: u64,
-    /// Of the swarm; goes into the caller's Raft configuration.
-    #[prost(uint64, tag = "2")]
-    pub recovery_epoch: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {}

@@ -1,0 +1,216 @@
+//! The other managers: connections to them, who of them leads, and what they are asked.
+//!
+//! | file | job |
+//! |---|---|
+//! | `links.rs` | mutual TLS channels, one set per manager, kept |
+//! | `transport.rs` | Raft's messages over them |
+//! | `ask.rs` | calls to the leader: submit, read version |
+//! | `rounds.rs` | questions at the same time are one |
+//! | `enter.rs` | how a node becomes a manager, both sides |
+//! | `service.rs` | what this manager answers others (`managers.proto`) |
+//! | `serve.rs` | the managers' port, on threads of its own |
+//! | `level.rs` | the feature level that all managers have |
+//! | `wire.rs` | refusals on the wire |
+//!
+//! [`Peers`] is the handle that the rest of the manager has. It knows where the leader is; whether this manager may act
+//! as one is decided by `leader.rs`, which publishes it here.
+
+pub(crate) mod ask;
+mod enter;
+pub(crate) mod level;
+mod links;
+mod rounds;
+pub(crate) mod serve;
+pub(crate) mod service;
+#[cfg(test)]
+pub(crate) mod testing;
+mod transport;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use skep_identity::{DenyList, LiveCredentials};
+use skep_proto::id::NodeId;
+use skep_raft::{RaftId, Transport};
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+pub use self::enter::enter;
+pub use self::serve::Serving;
+
+use self::links::{Lane, Links};
+use self::rounds::Rounds;
+use crate::clock::Clock;
+use crate::dispatch::{LeaderLink, ManagerLinks};
+use crate::store::{Applied, WriteError};
+
+/// The manager that leads, as this one knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    pub raft_id: RaftId,
+    /// `None`: this manager's state does not know it yet.
+    pub node: Option<NodeId>,
+    /// `host:port`
+    pub addr: String,
+    /// It is this manager, which has applied everything that was ever acknowledged, and may decide.
+    pub is_self: bool,
+}
+
+/// Where what only the leader does is to be done.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// By this manager.
+    Here,
+    /// By another one: ask it over this channel, with a deadline.
+    There(Leader, Channel),
+    /// No leader is heard, or this one has no quorum: refuse with "unavailable".
+    Nowhere,
+}
+
+/// The other managers. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Peers(Arc<Shared>);
+
+struct Shared {
+    links: Links,
+    leader: watch::Sender<Option<Leader>>,
+    applied: Applied,
+    clock: Clock,
+    rounds: Rounds<Result<u64, WriteError>>,
+}
+
+impl Peers {
+    /// Knows of no leader yet. `applied` tells which node a Raft id belongs to; `clock` is kept by the leader's.
+    pub(crate) fn new(credentials: &LiveCredentials, deny: &DenyList, applied: &Applied, clock: &Clock) -> Self {
+        Self(Arc::new(Shared {
+            links: Links::new(credentials, deny, applied),
+            leader: watch::channel(None).0,
+            applied: applied.clone(),
+            clock: clock.clone(),
+            rounds: Rounds::default(),
+        }))
+    }
+
+    /// Who leads, and every change of it. `None`: no leader is heard, or it has no quorum (also if it is this one).
+    pub fn leader(&self) -> watch::Receiver<Option<Leader>> {
+        self.0.leader.subscribe()
+    }
+
+    /// Whether this manager leads: loops run here, and writes enter here.
+    pub fn leads(&self) -> bool {
+        self.0.leader.borrow().as_ref().is_some_and(|leader| leader.is_self)
+    }
+
+    /// Whether a leader is heard, this one or another.
+    pub fn is_led(&self) -> bool {
+        self.0.leader.borrow().is_some()
+    }
+
+    /// Returns true as soon as a leader is heard, false if none is for so long.
+    pub async fn led_within(&self, patience: Duration) -> bool {
+        let mut leader = self.leader();
+        let led = leader.wait_for(Option::is_some);
+        matches!(tokio::time::timeout(patience, led).await, Ok(Ok(_)))
+    }
+
+    /// Where to turn with what only the leader does. The answer is of this moment: who is refused there for not leading
+    /// asks again.
+    pub fn route(&self) -> Route {
+        let leader = self.0.leader.borrow().clone();
+        match leader {
+            None => Route::Nowhere,
+            Some(leader) if leader.is_self => Route::Here,
+            Some(leader) => {
+                let channel = self.channel(leader.raft_id, &leader.addr);
+                Route::There(leader, channel)
+            }
+        }
+    }
+
+    /// A channel to any manager (`Node.manager` has both). Connects when it is used, and again when it was cut; closed
+    /// at once when that node is removed. Calls over it need deadlines.
+    pub fn channel(&self, raft_id: RaftId, addr: &str) -> Channel {
+        self.0.links.channel(raft_id, addr, Lane::Calls)
+    }
+
+    /// The node of a Raft id. `None`: the state names none.
+    pub fn node(&self, raft_id: RaftId) -> Option<NodeId> {
+        self.0.links.node(raft_id)
+    }
+
+    /// Raft's way to the other managers.
+    pub(crate) fn transport(&self) -> Arc<dyn Transport> {
+        Arc::new(transport::RaftTransport { links: self.0.links.clone() })
+    }
+
+    /// Tells everyone who leads; `leader.rs` only.
+    pub(crate) fn publish(&self, leader: Option<Leader>) {
+        self.0.leader.send_if_modified(|known| {
+            let changed = *known != leader;
+            *known = leader;
+            changed
+        });
+    }
+
+    /// The store version that holds every write acknowledged before this call. Waits for a leader at most `patience`;
+    /// callers at the same time share one question.
+    pub(crate) async fn read_version(&self, patience: Duration) -> Result<u64, WriteError> {
+        let peers = self.clone();
+        self.0.rounds.join(move || async move { peers.ask_version(patience).await }).await
+    }
+
+    async fn ask_version(&self, patience: Duration) -> Result<u64, WriteError> {
+        const PAUSE: Duration = Duration::from_millis(50);
+        const DEADLINE: Duration = Duration::from_secs(2);
+        let give_up = tokio::time::Instant::now() + patience;
+        let mut leader = self.leader();
+        loop {
+            leader.mark_unchanged();
+            let answer = match self.route() {
+                Route::Here => return Ok(self.0.applied.version()),
+                Route::There(_, channel) => ask::read_version(channel, DEADLINE).await,
+                Route::Nowhere => Err(WriteError::NoLeader),
+            };
+            match answer {
+                Ok(answer) => {
+                    if !self.leads() {
+                        self.0.clock.follow(skep_proto::time::UnixMs(answer.now_ms));
+                    }
+                    return Ok(answer.version);
+                }
+                Err(WriteError::NoLeader) if tokio::time::Instant::now() + PAUSE < give_up => {}
+                Err(error) => return Err(error),
+            }
+            // Either way it is asked again.
+            let _ = tokio::time::timeout(PAUSE, leader.changed()).await;
+        }
+    }
+}
+
+/// What the dispatcher needs of the other managers.
+impl ManagerLinks for Peers {
+    fn leader(&self) -> LeaderLink {
+        match self.route() {
+            Route::There(_, channel) => LeaderLink::Other(channel),
+            Route::Here | Route::Nowhere => LeaderLink::None,
+        }
+    }
+
+    fn leader_changed(&self) -> BoxFuture<'static, ()> {
+        let mut leader = Self::leader(self);
+        Box::pin(async move {
+            if leader.changed().await.is_err() {
+                // Nobody leads any more; whoever waits here ends with its manager.
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+
+    fn manager(&self, node: NodeId) -> Option<Channel> {
+        let state = self.0.applied.state();
+        let manager = state.node(node)?.manager.as_ref()?;
+        Some(self.channel(manager.raft_id, &manager.addr))
+    }
+}
