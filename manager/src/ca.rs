@@ -1,4 +1,5 @@
-//! The certificate authority's service: how a host becomes a node, and how a node renews its certificate.
+//! The certificate authority's service: how a host becomes a node, and how a node renews its certificate. Every manager
+//! has the root and signs; what it signs for is written by the leader.
 //!
 //! Anyone can reach it, so it decides by the token and by the caller's certificate alone; nothing that a request says of
 //! itself counts. Keys and token secrets never reach a log.
@@ -9,8 +10,9 @@ use std::time::{Duration, SystemTime};
 use rand::RngCore as _;
 use rand::rngs::OsRng;
 use skep_core::apply::Refused;
-use skep_core::change::{Change, Op};
+use skep_core::change::{Change, NodeObserved, Op};
 use skep_core::object::{Cluster, Meta, Node, NodeStatus};
+use skep_core::roles;
 use skep_core::store::State;
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
 use skep_identity::{
@@ -113,15 +115,6 @@ impl CertificateAuthority {
         state.node(NodeId::from_wire(&record.object_id).ok()?).cloned()
     }
 
-    /// Answers who has no valid token, late, so that nobody tries many.
-    async fn refuse(&self, status: Status) -> Status {
-        let Ok(_permit) = self.refusals.try_acquire() else {
-            return Status::resource_exhausted("too many hosts try to join with a wrong token: try again later");
-        };
-        tokio::time::sleep(REFUSAL_DELAY).await;
-        status
-    }
-
     /// Makes the node of a checked request, or finds the one that its first try made.
     async fn make_node(&self, request: Option<RequestId>, node: Node) -> Result<NodeId, Status> {
         let id = node.id;
@@ -145,22 +138,9 @@ impl AuthorityService for CertificateAuthority {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
         let caller = Caller::of(&request)?.clone();
         let request = request.into_inner();
-        let state = self.store.state();
-        let cluster = Arc::clone(cluster(&state)?);
         let token = parse_token(&request.token)?;
-        let role = match self.admission(&cluster, &token)? {
-            Admission::Role(Role::Worker) => Role::Worker,
-            Admission::Role(Role::Manager) => {
-                return Err(Status::failed_precondition(
-                    "not supported yet: a second manager; join this host as a worker with the token of \
-                     `skep swarm join-token worker`",
-                ));
-            }
-            refused @ (Admission::WrongSecret | Admission::OtherSwarm) => {
-                warn!(?caller, ?refused, "a host tried to join with a token that is not valid");
-                return Err(self.refuse(token_status(refused)).await);
-            }
-        };
+        let (state, role) = self.admit(&caller, &token).await?;
+        let cluster = Arc::clone(cluster(&state)?);
         let request_id = RequestId::from_wire_opt(&request.request_id)
             .map_err(|error| Status::invalid_argument(format!("the request id: {error}")))?;
         let availability = Availability::try_from(request.availability)
@@ -174,10 +154,18 @@ impl AuthorityService for CertificateAuthority {
         let mut signed = self.sign(&cluster, &request.csr_pem, fresh, role)?;
         let node = joining_node(fresh, role, availability, request.hostname.clone());
         let id = self.make_node(request_id, node).await?;
-        if id != fresh {
-            if self.store.state().node(id).is_none() {
-                return Err(Status::invalid_argument("the request id was used for something else"));
+        let state = self.store.state();
+        let Some(node) = state.node(id).cloned() else {
+            return Err(Status::invalid_argument("the request id was used for something else"));
+        };
+        if self.admission(self::cluster(&state)?, &token)? != Admission::Role(role) {
+            // Rotated on another manager, unseen by this one until its write came after it.
+            if id == fresh {
+                self.take_back(&node).await;
             }
+            return Err(token_status(Admission::WrongSecret));
+        }
+        if id != fresh {
             signed = self.sign(&cluster, &request.csr_pem, id, role)?;
         }
         info!(node = %id, %role, hostname = request.hostname, "a node has joined");
@@ -186,16 +174,39 @@ impl AuthorityService for CertificateAuthority {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
         let peer = Caller::of(&request)?.require_node()?.clone();
-        let state = self.store.state();
+        // The wish for another role may not have reached this manager yet. Without a leader there is none.
+        let state = self.store.fresh().await.unwrap_or_else(|_| self.store.state());
         let cluster = Arc::clone(cluster(&state)?);
         let role = self.renewable(&state, &peer)?;
         let signed = self.sign(&cluster, &request.get_ref().csr_pem, peer.node_id, role)?;
+        self.note_role(&state, peer.node_id, role).await?;
         info!(node = %peer.node_id, %role, "a certificate was renewed");
         Ok(Response::new(answer(&cluster, peer.node_id, role, signed)))
     }
 }
 
 impl CertificateAuthority {
+    /// The role that a token gives, and the state that says so.
+    async fn admit(&self, caller: &Caller, token: &JoinToken) -> Result<(State, Role), Status> {
+        let state = self.store.state();
+        if let Admission::Role(role) = self.admission(cluster(&state)?, token)? {
+            return Ok((state, role));
+        }
+        let Ok(_permit) = self.refusals.try_acquire() else {
+            return Err(Status::resource_exhausted("too many hosts try to join with a wrong token: try again later"));
+        };
+        // It may be a new one, of which this manager has not heard yet.
+        let state = self.store.fresh().await.map_err(write_status)?;
+        let refused = match self.admission(cluster(&state)?, token)? {
+            Admission::Role(role) => return Ok((state, role)),
+            refused @ (Admission::WrongSecret | Admission::OtherSwarm) => refused,
+        };
+        warn!(?caller, ?refused, "a host tried to join with a token that is not valid");
+        // Late, so that nobody tries many.
+        tokio::time::sleep(REFUSAL_DELAY).await;
+        Err(token_status(refused))
+    }
+
     /// What a token lets in. Takes the same time for every secret.
     #[allow(clippy::result_large_err)]
     fn admission(&self, cluster: &Cluster, token: &JoinToken) -> Result<Admission, Status> {
@@ -215,8 +226,8 @@ impl CertificateAuthority {
         })
     }
 
-    /// The role that the caller's next certificate gives it. A node becomes a manager by joining Raft first, which is
-    /// when its observed role changes; it stops being one as soon as an operator says so.
+    /// The role that the caller's next certificate gives it: a manager's from an operator's wish until the node is out
+    /// of Raft.
     #[allow(clippy::result_large_err)]
     fn renewable(&self, state: &State, peer: &PeerIdentity) -> Result<Role, Status> {
         let gone = || Status::permission_denied("this node was removed from the swarm: it has to join again");
@@ -224,8 +235,30 @@ impl CertificateAuthority {
             return Err(gone());
         }
         let node = state.node(peer.node_id).ok_or_else(gone)?;
-        let manager = node.role == NodeRole::Manager && node.spec.role() == NodeRole::Manager;
-        Ok(if manager { Role::Manager } else { Role::Worker })
+        Ok(match roles::certificate_role(node) {
+            NodeRole::Worker => Role::Worker,
+            NodeRole::Manager => Role::Manager,
+        })
+    }
+
+    /// Writes down the role that a node's new certificate gives it.
+    async fn note_role(&self, state: &State, node: NodeId, role: Role) -> Result<(), Status> {
+        let role = crate::dispatch::stored_role(role);
+        if state.node(node).is_none_or(|known| known.role == role) {
+            return Ok(());
+        }
+        let observed = NodeObserved { node: Some(node), role: Some(role), ..NodeObserved::default() };
+        let changes = vec![Change::any(Op::ObserveNode(observed))];
+        self.store.write(None, Vec::new(), changes).await.map_err(write_status)?;
+        Ok(())
+    }
+
+    /// Removes a node that was made for a token that is not valid any more, and that nobody heard of.
+    async fn take_back(&self, node: &Node) {
+        let changes = vec![Change::update(node.meta.version, Op::RemoveNode(node.id))];
+        if let Err(error) = self.store.write(None, node.id.to_vec(), changes).await {
+            warn!(node = %node.id, %error, "a node that never joined could not be removed: remove it with `skep node rm`");
+        }
     }
 }
 
@@ -245,10 +278,10 @@ fn parse_token(text: &str) -> Result<JoinToken, Status> {
 fn token_status(refused: Admission) -> Status {
     Status::permission_denied(match refused {
         Admission::OtherSwarm => {
-            "the join token belongs to another swarm: get this one's with `skep swarm join-token worker` on a manager"
+            "the join token belongs to another swarm: get this one's with `skep swarm join-token worker|manager` on a manager"
         }
         Admission::WrongSecret | Admission::Role(_) => {
-            "the join token is not valid (it may have been rotated): get the current one with `skep swarm join-token worker` on a manager"
+            "the join token is not valid (it may have been rotated): get the current one with `skep swarm join-token worker|manager` on a manager"
         }
     })
 }

@@ -13,9 +13,12 @@ mod watch;
 
 use std::sync::Arc;
 
+use skep_core::store::State;
 use skep_proto::id::NodeId;
+use tokio::sync::watch::Receiver;
 
 use crate::images::Registries;
+use crate::roles::Seen;
 use crate::store::Store;
 
 /// Serves every resource of the control API.
@@ -25,11 +28,23 @@ pub(crate) struct Control {
     registries: Arc<dyn Registries>,
     /// The answering manager's own node.
     node: NodeId,
+    raft: Receiver<skep_raft::Status>,
 }
 
 impl Control {
-    /// `registries` resolves image references at `service create`; `node` is what `self` means.
-    pub(crate) fn new(store: Store, registries: Arc<dyn Registries>, node: NodeId) -> Self {
-        Self { store, registries, node }
+    /// `registries` resolves image references at `service create`; `node` is what `self` means; `raft` tells who is a
+    /// manager.
+    pub(crate) fn new(
+        store: Store,
+        registries: Arc<dyn Registries>,
+        node: NodeId,
+        raft: Receiver<skep_raft::Status>,
+    ) -> Self {
+        Self { store, registries, node, raft }
+    }
+
+    /// The managers as this one sees them. Looks at every node.
+    fn seen(&self, state: &State) -> Seen {
+        Seen::of(&self.raft.borrow(), state)
     }
 }

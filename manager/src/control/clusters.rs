@@ -1,4 +1,4 @@
-//! The swarm: get, join tokens, doctor.
+//! The swarm: get, update, join tokens, doctor.
 
 use skep_core::change::{Change, Op};
 use skep_core::object::Cluster;
@@ -6,8 +6,10 @@ use skep_core::{codec, doctor};
 use skep_identity::{Caller, JoinToken, RootBundle, TokenSecret};
 use skep_proto::v1::clusters_server::Clusters;
 use skep_proto::v1::{
-    DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse, JoinTokenRequest, JoinTokenResponse, NodeRole,
+    DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse, JoinTokenRequest, JoinTokenResponse,
+    NodeRole, UpdateClusterRequest, UpdateClusterResponse,
 };
+use skep_proto::validate;
 use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
@@ -35,20 +37,32 @@ impl Clusters for Control {
         if request.rotate {
             self.rotate_token(role, request.write).await?;
         }
-        let state = self.store.state();
+        // A token that was rotated elsewhere is of no use.
+        let state = read::fresh(&self.store).await?;
         let cluster = state.cluster().ok_or_else(no_cluster)?;
-        let manager_addr = state.nodes().find_map(|node| node.manager.as_ref()).map(|manager| manager.addr.clone());
+        // The manager that answers lives: it comes first.
+        let own = state.node(self.node).and_then(|node| node.manager.as_ref());
+        let manager = own.or_else(|| state.nodes().find_map(|node| node.manager.as_ref()));
+        let manager_addr = manager.map(|manager| manager.addr.clone());
         Ok(Response::new(JoinTokenResponse {
             token: token(cluster, role)?.to_string(),
             manager_addr: manager_addr.unwrap_or_default(),
         }))
     }
 
-    async fn update(
-        &self,
-        _: Request<skep_proto::v1::UpdateClusterRequest>,
-    ) -> Result<Response<skep_proto::v1::UpdateClusterResponse>, Status> {
-        Err(Status::unimplemented("not supported yet: this call"))
+    async fn update(&self, request: Request<UpdateClusterRequest>) -> Result<Response<UpdateClusterResponse>, Status> {
+        Caller::of(&request)?.require_operator()?;
+        let UpdateClusterRequest { spec, expect_version, write } = request.into_inner();
+        let request_id = request_id(write)?;
+        let spec = spec.ok_or_else(|| Status::invalid_argument("a cluster spec is needed"))?;
+        validate::cluster_spec(&spec).map_err(IntoStatus::into_status)?;
+        let state = read::fresh(&self.store).await?;
+        let cluster = state.cluster().ok_or_else(no_cluster)?;
+        let version = if expect_version == 0 { cluster.meta.version } else { expect_version };
+        let changes = vec![Change::update(version, Op::PutCluster(Cluster { spec, ..Cluster::clone(cluster) }))];
+        let written =
+            self.store.write(request_id, cluster.id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        Ok(Response::new(UpdateClusterResponse { version: written.version }))
     }
 
     async fn doctor(&self, request: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
@@ -62,7 +76,7 @@ impl Clusters for Control {
 
 impl Control {
     async fn rotate_token(&self, role: NodeRole, write: Option<skep_proto::v1::WriteOptions>) -> Result<(), Status> {
-        let state = self.store.state();
+        let state = read::fresh(&self.store).await?;
         let cluster = state.cluster().ok_or_else(no_cluster)?;
         let mut rotated = Cluster::clone(cluster);
         match role {

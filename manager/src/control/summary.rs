@@ -7,6 +7,8 @@ use skep_core::store::State;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{self, ContainerSpec};
 
+use crate::roles::Seen;
+
 /// A service with its current revision and counts.
 pub(crate) fn service(state: &State, service: &Service) -> v1::ServiceSummary {
     let revision = state.revision(service.current());
@@ -40,13 +42,18 @@ pub(crate) fn task(state: &State, task: &Task) -> v1::TaskSummary {
     }
 }
 
-/// A node as the API shows it.
-pub(crate) fn node(node: &Node) -> v1::Node {
+/// A node as the API shows it: with its part in Raft, and why its role is not yet as wanted.
+pub(crate) fn node(node: &Node, seen: &Seen) -> v1::Node {
     let mut shown = codec::node_to_wire(node);
     if let Some(manager) = &mut shown.manager {
-        // One manager in this version: the one that answers.
-        manager.leader = true;
-        manager.reachable = true;
+        manager.leader = seen.leads(manager.raft_id);
+        manager.reachable = seen.is_reachable(manager.raft_id);
+    }
+    if let Some(why) = seen.waiting(node.id)
+        && let Some(status) = &mut shown.status
+    {
+        let separator = if status.message.is_empty() { "" } else { "; " };
+        status.message = format!("{}{separator}{why}", status.message);
     }
     shown
 }

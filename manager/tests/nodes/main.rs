@@ -7,5 +7,6 @@ mod authority;
 mod control;
 mod images;
 mod logs;
+mod operator;
 mod sessions;
 mod swarm;
