@@ -3,7 +3,7 @@
 //! Voters refuse every vote during the leader's lease, so electing the target at once would only raise the term and let
 //! anyone win. So: take no proposals, wait until the target has the whole log, ask the others to hold their timers, stop
 //! the heartbeats, let the lease run out, and tell the target to start. With up to three voters the target and the
-//! leader's own vote are a quorum, and no lease has to run out: the leader keeps none towards itself.
+//! leader's own vote are a quorum, and no lease has to run out but the leader's own, which is as old as its lead.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -94,6 +94,12 @@ impl HandOver {
         }
         let _held = Held(self);
         self.wait_until_matched(target.id, deadline).await?;
+        // A leader keeps a lease towards itself too: it runs from its election.
+        let elected = self.shared.leads_since(&now.vote).unwrap_or_else(engine::now);
+        let own_lease = elected + self.shared.timing.election_max + MARGIN;
+        if others.len() < SMALL_GROUP {
+            tokio::time::sleep_until(own_lease.min(deadline).into()).await;
+        }
         if others.len() < SMALL_GROUP
             && let Some(leader) = self.elect(&target, &now.vote, deadline).await?
         {

@@ -42,7 +42,7 @@ const THREADS: usize = 2;
 /// How long a new group of one may take to elect itself before the start counts as failed.
 const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a leader that stops tries to hand over to another manager.
-const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the last users of the data directory may take to let go of it at shutdown.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 

@@ -52,6 +52,8 @@ pub(crate) fn quorum_time(
 struct Acks {
     /// The vote under which it leads; acknowledgements of other votes do not count.
     vote: Option<Vote>,
+    /// When the first other member acknowledged that.
+    since: Option<Instant>,
     /// Sending time of the newest append that each acknowledged.
     sent: BTreeMap<RaftId, Instant>,
     /// When each last answered.
@@ -168,6 +170,7 @@ impl Shared {
                 return;
             }
             acks.vote = Some(*vote);
+            acks.since = Some(engine::now());
             acks.sent.clear();
         }
         let newest = acks.sent.entry(from).or_insert(sent);
@@ -177,6 +180,12 @@ impl Shared {
     /// Another member answered anything.
     pub(crate) fn note_answer(&self, from: RaftId) {
         locked(&self.acks).heard.insert(from, engine::now());
+    }
+
+    /// Since when this node leads under `vote`, a little late; None before the first acknowledgement.
+    pub(crate) fn leads_since(&self, vote: &Vote) -> Option<Instant> {
+        let acks = locked(&self.acks);
+        acks.since.filter(|_| acks.vote.as_ref() == Some(vote))
     }
 
     /// When each other member last answered.
