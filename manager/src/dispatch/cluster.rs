@@ -1,8 +1,11 @@
 //! What the cluster's state says to every session alike: the heartbeat period, the managers. Pure.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use skep_core::store::State;
+use skep_proto::id::NodeId;
 use skep_proto::v1::{ManagerAddr, Managers};
 
 use super::limits::{
@@ -16,12 +19,15 @@ pub(crate) struct ClusterView {
     pub(crate) period: Duration,
     /// All managers that have an address.
     pub(crate) managers: Managers,
+    /// Nodes that were removed and whose certificates have not ended.
+    pub(crate) denied: Arc<BTreeSet<NodeId>>,
 }
 
 impl ClusterView {
     /// Looks at every node.
     pub(crate) fn of(state: &State) -> Self {
-        Self { period: heartbeat_period(state), managers: managers(state) }
+        let denied = state.denied().map(|(node, _)| node).collect();
+        Self { period: heartbeat_period(state), managers: managers(state), denied: Arc::new(denied) }
     }
 
     /// Silence after which a node is lost.

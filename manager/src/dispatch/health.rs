@@ -1,6 +1,9 @@
 //! Which nodes are heard, and which have been silent for too long. Pure: time comes in as arguments.
 //!
-//! Used by `pulse.rs` under its lock. Each call is O(log n) in the number of nodes; nothing here writes or waits.
+//! Used by `pulse.rs` under its lock. Calls for one node are O(log n) in the number of nodes; nothing here writes or waits.
+//!
+//! Nodes are heard by the leader itself, or by other managers that relay it. A relay that is late is not the nodes'
+//! fault: they are excused for a while.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -9,8 +12,10 @@ use skep_proto::id::NodeId;
 
 /// After a change of leader the grace ends after this many windows, however slowly registrations trickle in.
 const MOST_GRACE_WINDOWS: u32 = 10;
-/// A node's deadline is put off at most so often in a row because the manager itself was late.
+/// A node's deadline is put off at most so often in a row because a manager was late.
 const MOST_EXCUSES: u8 = 3;
+/// A manager that relayed nothing for so long is late: four of its messages are missing.
+const RELAY_LATE: Duration = Duration::from_secs(1);
 
 /// A node that was silent for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +33,18 @@ pub(crate) struct Health {
     nodes: HashMap<NodeId, Watched>,
     deadlines: BTreeSet<(Instant, NodeId)>,
     awaited: Option<Awaited>,
+    /// Managers that relay, each with the moment of its last message.
+    relays: HashMap<NodeId, Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Watched {
-    heard: Instant,
+    /// When it was heard, or else since when it should have been.
+    since: Instant,
+    /// Not only expected.
+    heard: bool,
+    /// The manager that relayed it; `None`: this one.
+    via: Option<NodeId>,
     deadline: Instant,
     excuses: u8,
 }
@@ -49,7 +61,7 @@ struct Awaited {
 impl Health {
     /// Watches nobody yet. A node is lost after `window` without a word.
     pub(crate) fn new(window: Duration) -> Self {
-        Self { window, nodes: HashMap::new(), deadlines: BTreeSet::new(), awaited: None }
+        Self { window, nodes: HashMap::new(), deadlines: BTreeSet::new(), awaited: None, relays: HashMap::new() }
     }
 
     /// Changes the window, for deadlines that are set from now on.
@@ -69,8 +81,33 @@ impl Health {
         });
     }
 
-    /// The node said something.
-    pub(crate) fn heard(&mut self, node: NodeId, now: Instant) {
+    /// The node should have a session, says the state: it is watched from now on, if it was not before.
+    pub(crate) fn expect(&mut self, node: NodeId, now: Instant) {
+        let awaited = self.awaited.as_ref().is_some_and(|awaited| awaited.nodes.contains(&node));
+        if !awaited && !self.nodes.contains_key(&node) {
+            let deadline = now + self.window;
+            self.set(node, Watched { since: now, heard: false, via: None, deadline, excuses: 0 });
+        }
+    }
+
+    /// A manager relays, whatever it is.
+    pub(crate) fn relay_heard(&mut self, relay: NodeId, now: Instant) {
+        self.relays.insert(relay, now);
+    }
+
+    /// A manager relays no more: its nodes have a window from now on to come back through another one.
+    pub(crate) fn relay_lost(&mut self, relay: NodeId, now: Instant) {
+        self.relays.remove(&relay);
+        let its = self.nodes.iter().filter(|(_, watched)| watched.via == Some(relay));
+        let its: Vec<(NodeId, Watched)> = its.map(|(node, watched)| (*node, *watched)).collect();
+        for (node, watched) in its {
+            let deadline = watched.deadline.max(now + self.window);
+            self.set(node, Watched { via: None, deadline, ..watched });
+        }
+    }
+
+    /// The node said something, here or (`via`) to another manager.
+    pub(crate) fn heard(&mut self, node: NodeId, via: Option<NodeId>, now: Instant) {
         if let Some(awaited) = &mut self.awaited
             && awaited.nodes.remove(&node)
         {
@@ -79,8 +116,15 @@ impl Health {
                 self.awaited = None;
             }
         }
-        let watched = Watched { heard: now, deadline: now + self.window, excuses: 0 };
+        let watched = Watched { since: now, heard: true, via, deadline: now + self.window, excuses: 0 };
         self.set(node, watched);
+    }
+
+    /// Forgets all nodes but these.
+    pub(crate) fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
+        let awaited = self.awaited.iter().flat_map(|awaited| &awaited.nodes);
+        let gone: Vec<NodeId> = self.nodes.keys().chain(awaited).copied().filter(|node| !keep(*node)).collect();
+        gone.into_iter().for_each(|node| self.forget(node));
     }
 
     /// The node is none of our business any more (it was removed).
@@ -95,7 +139,7 @@ impl Health {
 
     /// Whether the node was heard and is not lost.
     pub(crate) fn hears(&self, node: NodeId) -> bool {
-        self.nodes.contains_key(&node)
+        self.nodes.get(&node).is_some_and(|watched| watched.heard)
     }
 
     /// When [`Self::expired`] is to be asked next. `None`: when someone new was heard.
@@ -112,11 +156,20 @@ impl Health {
             if deadline > now {
                 break;
             }
-            self.deadlines.pop_first();
-            if let Some(watched) = self.nodes.remove(&node) {
-                let silent = now.duration_since(watched.heard);
-                lost.push(Lost { node, silent });
+            let Some(watched) = self.nodes.get(&node).copied() else {
+                self.deadlines.pop_first();
+                continue;
+            };
+            let relay = watched.via.and_then(|relay| self.relays.get(&relay));
+            if relay.is_some_and(|last| now.duration_since(*last) > RELAY_LATE) && watched.excuses < MOST_EXCUSES {
+                let deadline = now + self.window;
+                self.set(node, Watched { deadline, excuses: watched.excuses + 1, ..watched });
+                continue;
             }
+            self.deadlines.pop_first();
+            self.nodes.remove(&node);
+            let silent = now.duration_since(watched.since);
+            lost.push(Lost { node, silent });
         }
         if let Some(awaited) = self.awaited.take_if(|awaited| awaited.until <= now) {
             let silent = now.duration_since(awaited.since);
@@ -180,10 +233,10 @@ mod tests {
         let start = Instant::now();
         let mut health = Health::new(WINDOW);
         assert_eq!(health.next_deadline(), None);
-        health.heard(id(1), start);
-        health.heard(id(2), start + MS);
+        health.heard(id(1), None, start);
+        health.heard(id(2), None, start + MS);
         assert_eq!(health.next_deadline(), Some(start + WINDOW));
-        health.heard(id(1), start + 2 * MS);
+        health.heard(id(1), None, start + 2 * MS);
         assert_eq!(health.next_deadline(), Some(start + MS + WINDOW));
         assert_eq!(lost(&mut health, start + WINDOW), [] as [u128; 0]);
         let told = health.expired(start + MS + WINDOW);
@@ -191,7 +244,7 @@ mod tests {
         assert!(health.hears(id(1)) && !health.hears(id(2)));
         assert_eq!(lost(&mut health, start + MS + WINDOW), [] as [u128; 0]);
         // It comes back.
-        health.heard(id(2), start + 2 * WINDOW);
+        health.heard(id(2), None, start + 2 * WINDOW);
         assert!(health.hears(id(2)));
     }
 
@@ -199,7 +252,7 @@ mod tests {
     fn a_removed_node_is_never_lost() {
         let start = Instant::now();
         let mut health = Health::new(WINDOW);
-        health.heard(id(1), start);
+        health.heard(id(1), None, start);
         health.await_nodes([id(2)], start);
         health.forget(id(1));
         health.forget(id(2));
@@ -211,10 +264,10 @@ mod tests {
         let start = Instant::now();
         let mut health = Health::new(WINDOW);
         health.await_nodes([id(1), id(2), id(3)], start);
-        health.heard(id(1), start + WINDOW - MS);
+        health.heard(id(1), None, start + WINDOW - MS);
         assert_eq!(lost(&mut health, start + WINDOW), [] as [u128; 0]);
         // A node that nobody waits for extends nothing.
-        health.heard(id(9), start + WINDOW + 500 * MS);
+        health.heard(id(9), None, start + WINDOW + 500 * MS);
         let end = start + WINDOW - MS + WINDOW;
         assert_eq!(health.next_deadline(), Some(end));
         let told = health.expired(end);
@@ -231,7 +284,7 @@ mod tests {
         let mut now = start;
         for node in 0..99 {
             now += WINDOW - MS;
-            health.heard(id(node), now);
+            health.heard(id(node), None, now);
             if lost(&mut health, now).contains(&99) {
                 break;
             }
@@ -243,7 +296,7 @@ mod tests {
     fn a_late_manager_excuses_but_not_for_ever() {
         let start = Instant::now();
         let mut health = Health::new(WINDOW);
-        health.heard(id(1), start);
+        health.heard(id(1), None, start);
         let mut now = start;
         for _ in 0..MOST_EXCUSES {
             now += WINDOW;
@@ -253,6 +306,65 @@ mod tests {
         now += WINDOW;
         health.excuse(now);
         assert_eq!(lost(&mut health, now), [1]);
+    }
+
+    #[test]
+    fn an_expected_node_is_watched_but_not_heard() {
+        let start = Instant::now();
+        let mut health = Health::new(WINDOW);
+        health.await_nodes([id(2)], start);
+        health.heard(id(3), None, start + MS);
+        for node in 1..=3 {
+            health.expect(id(node), start + MS);
+        }
+        assert!(!health.hears(id(1)) && health.hears(id(3)));
+        assert_eq!(lost(&mut health, start + MS + WINDOW), [1, 2, 3]);
+        // Nobody wrote it down yet: it is told again, later.
+        health.expect(id(1), start + 2 * WINDOW);
+        assert_eq!(lost(&mut health, start + 2 * WINDOW), [] as [u128; 0]);
+        assert_eq!(lost(&mut health, start + 3 * WINDOW), [1]);
+        health.expect(id(4), start);
+        health.retain(|_| false);
+        assert_eq!(health.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_late_relay_excuses_its_nodes_for_a_while() {
+        let start = Instant::now();
+        let (mut health, relay) = (Health::new(WINDOW), id(100));
+        health.relay_heard(relay, start);
+        health.heard(id(1), Some(relay), start);
+        health.heard(id(2), None, start);
+        let mut now = start;
+        now += WINDOW;
+        assert_eq!(lost(&mut health, now), [2], "its relay says nothing either");
+        now += WINDOW;
+        assert_eq!(lost(&mut health, now), [] as [u128; 0]);
+        now += WINDOW;
+        health.relay_heard(relay, now - MS);
+        assert_eq!(lost(&mut health, now), [1], "the relay is back and has not heard it");
+        health.heard(id(1), Some(relay), now);
+        for _ in 0..MOST_EXCUSES {
+            now += WINDOW;
+            assert_eq!(lost(&mut health, now), [] as [u128; 0]);
+        }
+        assert_eq!(lost(&mut health, now + WINDOW), [1]);
+    }
+
+    #[test]
+    fn nodes_of_a_lost_relay_have_a_window_to_come_back() {
+        let start = Instant::now();
+        let (mut health, relay) = (Health::new(WINDOW), id(100));
+        health.relay_heard(relay, start);
+        for node in 1..=3 {
+            health.heard(id(node), Some(relay), start);
+        }
+        let gone = start + WINDOW / 2;
+        health.relay_lost(relay, gone);
+        health.heard(id(1), None, gone + WINDOW / 2);
+        health.heard(id(2), Some(id(101)), gone + WINDOW / 2);
+        assert_eq!(lost(&mut health, gone + WINDOW - MS), [] as [u128; 0]);
+        assert_eq!(lost(&mut health, gone + WINDOW), [3]);
     }
 
     /// Against the plainest model there is: for each node the moment it was last heard.
@@ -275,7 +387,7 @@ mod tests {
                     model.remove(&node);
                 }
                 1..=6 => {
-                    health.heard(id(node), now);
+                    health.heard(id(node), None, now);
                     model.insert(node, now);
                 }
                 _ => {

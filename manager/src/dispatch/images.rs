@@ -1,5 +1,6 @@
 //! Which nodes hold which images, as they say themselves: a hint about where to ask, never a word about what a name
-//! means. In memory only; each session begins with the complete list. Used by sessions and by `ImageSources`.
+//! means. In memory only; each session begins with the complete list. Used by sessions and by `ImageSources`. The leader
+//! knows all nodes, as the other managers relay theirs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -18,12 +19,15 @@ pub(crate) struct ImageIndex(Arc<Mutex<Tables>>);
 struct Tables {
     by_digest: HashMap<Arc<str>, BTreeSet<NodeId>>,
     by_node: HashMap<NodeId, BTreeSet<Arc<str>>>,
+    /// Nodes whose images changed since the leader was told.
+    untold: BTreeSet<NodeId>,
 }
 
 impl ImageIndex {
     /// Notes what came and went on a node. Says how many entries were passed over: not digests, or too many.
     pub(crate) fn update(&self, node: NodeId, held: &HeldImages) -> usize {
         let mut tables = self.lock();
+        tables.untold.insert(node);
         if held.complete {
             tables.forget(node);
         }
@@ -41,6 +45,19 @@ impl ImageIndex {
         holders.into_iter().flatten().copied().collect()
     }
 
+    /// The leader knows nothing of these nodes.
+    pub(crate) fn untell(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.lock().untold = nodes.into_iter().collect();
+    }
+
+    /// A node whose images the leader is to be told, with all of them.
+    pub(crate) fn next_untold(&self) -> Option<(NodeId, Vec<String>)> {
+        let mut tables = self.lock();
+        let node = tables.untold.pop_first()?;
+        let held = tables.by_node.get(&node).into_iter().flatten();
+        Some((node, held.map(|digest| digest.to_string()).collect()))
+    }
+
     /// Forgets all nodes but those that `keep` names.
     pub(crate) fn retain(&self, keep: impl Fn(NodeId) -> bool) {
         let mut tables = self.lock();
@@ -48,11 +65,6 @@ impl ImageIndex {
         for node in gone {
             tables.forget(node);
         }
-    }
-
-    /// Nobody holds anything: leadership ended.
-    pub(crate) fn clear(&self) {
-        *self.lock() = Tables::default();
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -151,6 +163,11 @@ mod tests {
         index.update(one, &held(true, &[4], &[]));
         assert!(index.holders(&digest(1)).is_empty() && index.holders(&digest(3)).is_empty());
         assert_eq!(index.holders(&digest(4)), [one]);
+        assert_eq!(index.next_untold(), Some((one, vec![digest(4)])));
+        assert_eq!(index.next_untold(), Some((two, vec![digest(2)])));
+        assert_eq!(index.next_untold(), None);
+        index.untell([two]);
+        assert_eq!(index.next_untold().unwrap().0, two);
         index.retain(|node| node == one);
         assert!(index.holders(&digest(2)).is_empty());
         let tables = index.lock();

@@ -15,6 +15,28 @@ pub(crate) const HEARTBEATS_PER_SECOND: usize = 1000;
 /// … but by itself never beyond this.
 pub(crate) const LONGEST_SCALED_PERIOD: Duration = Duration::from_secs(5);
 
+/// How often a manager tells the leader which nodes it heard, and whose sessions it has: a quarter of a heartbeat, so that
+/// relaying costs little of the nodes' three.
+pub(crate) const RELAY_EVERY: Duration = Duration::from_millis(250);
+/// Sessions that come and go are told sooner, but at most so often.
+pub(crate) const RELAY_NEWS_EVERY: Duration = Duration::from_millis(20);
+/// How often the leader says to every manager that it leads.
+pub(crate) const LEADER_BEAT: Duration = Duration::from_millis(100);
+/// A manager that hears no leader for so long, two election timeouts, ends its sessions: the nodes turn to others.
+pub(crate) const LEADERLESS: Duration = Duration::from_millis(1000);
+/// Largest message that managers take from each other.
+pub(crate) const RELAY_MESSAGE: usize = 64 << 20;
+/// Pause before a manager turns to the leader again, whose link broke off or who does not lead yet.
+pub(crate) const RELAY_RETRY: Duration = Duration::from_millis(50);
+/// Messages on their way between managers; beyond it the other one does not read, and the link is given up.
+pub(crate) const RELAY_QUEUE: usize = 64;
+/// Size of one message between managers, about: the rest goes into the next one.
+pub(crate) const RELAY_BYTES: usize = 1 << 20;
+/// A new leader forgets, after this, the sessions of managers that have not come to it.
+pub(crate) const HOMES_KEPT: Duration = Duration::from_secs(3);
+/// How long the leader is waited for when it is asked who holds an image.
+pub(crate) const HOLDERS_WITHIN: Duration = Duration::from_secs(1);
+
 /// The first message of a session must come within this.
 pub(crate) const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the sets sent to a node are kept after its session ended, so that it can resume.

@@ -7,21 +7,33 @@
 //! | `sessions.rs` | who is connected; what was sent, for resuming |
 //! | `number.rs` | assignment messages, numbered and cut to size |
 //! | `statuses.rs`, `reports.rs` | what nodes report: checked, then written together |
-//! | `health.rs`, `pulse.rs` | who is silent; the thread that notices |
 //! | `observe.rs` | the changes to a node's observed part |
+//! | `lead.rs` | what the leader does beside: who is silent, and writing it down |
+//! | `health.rs`, `pulse.rs` | who is silent; the thread that notices |
+//! | `relay/`, `links.rs` | between managers: what this one tells the leader, what the leader tells it |
+//! | `bond.rs` | whether a leader is heard, so that sessions may stand |
+//! | `homes.rs`, `reach.rs` | where nodes have their sessions, and the way there |
 //! | `images.rs`, `sources.rs` | who holds which image; where to fetch one |
 //! | `cluster.rs`, `limits.rs` | what all sessions are told; every bound |
 //!
-//! It runs on the leader only: [`Dispatcher::lead`] gives a guard, and without one every session is refused. Nothing
-//! here decides what a node runs, and nothing waits for a node.
+//! It runs on every manager: assignments are computed from this manager's own applied state, and what nodes report is
+//! written by the store, which hands it to the leader. Only the leader judges who is silent ([`Dispatcher::lead`]). A
+//! manager that hears no leader refuses and ends sessions. Nothing here decides what a node runs, and nothing waits for a
+//! node.
 
+mod bond;
 mod cluster;
 mod health;
+pub(crate) mod homes;
 mod images;
+mod lead;
 pub(crate) mod limits;
+mod links;
 mod number;
 mod observe;
 mod pulse;
+pub(crate) mod reach;
+mod relay;
 mod reports;
 mod service;
 mod session;
@@ -29,130 +41,180 @@ pub(crate) mod sessions;
 mod sources;
 mod statuses;
 
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use skep_identity::LiveCredentials;
 use skep_proto::id::NodeId;
 use skep_proto::v1::dispatch_server::DispatchServer;
-use skep_proto::v1::{NodeState, RenewCertificate, session_down};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tracing::{info, warn};
+use skep_proto::v1::logs_server::{Logs, LogsServer};
+use skep_proto::v1::relay_client::RelayClient;
+use skep_proto::v1::relay_server::RelayServer;
+use skep_proto::v1::{HoldersRequest, RenewCertificate, session_down};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::debug;
 
+use self::bond::Bond;
 use self::cluster::ClusterView;
-use self::health::{Health, Lost};
 use self::images::ImageIndex;
+pub use self::lead::DispatcherLead;
+use self::lead::Leading;
+use self::limits::{HOLDERS_WITHIN, RELAY_MESSAGE};
+pub use self::links::{Alone, LeaderLink, ManagerLinks};
 pub(crate) use self::observe::{is_hostname, stored_role};
-use self::pulse::{Pulse, PulseThread};
+use self::reach::{Reach, Route};
+use self::relay::Order;
 use self::reports::Reports;
 use self::sessions::{End, Sessions};
-use crate::logs::LogStreams;
+use crate::logs::{LogBroker, LogStreams};
 use crate::store::Store;
 use crate::topic::Topic;
 
 /// How long changes of nodes gather before the view that sessions share is made anew.
-const VIEW_PAUSE: Duration = Duration::from_millis(100);
+const VIEW_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// How often what is kept for nodes that are gone is thrown away.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
-/// Pause before a failed write about lost nodes is tried again.
-const DOWN_RETRY: Duration = Duration::from_millis(500);
+const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// The dispatcher. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Dispatcher(Arc<Shared>);
 
 struct Shared {
+    /// This manager's node.
+    me: NodeId,
     store: Store,
     credentials: LiveCredentials,
+    links: Arc<dyn ManagerLinks>,
     images: ImageIndex,
     sessions: Sessions,
+    reach: Reach,
     logs: LogStreams,
-    leading: RwLock<Option<Arc<Leading>>>,
-}
-
-/// What sessions use while this manager leads.
-struct Leading {
     reports: Reports,
-    pulse: Pulse,
-    view: watch::Receiver<ClusterView>,
-}
-
-/// While it lives, this manager takes sessions. Dropped when leadership is lost: all sessions end.
-#[must_use = "sessions are refused once it is dropped"]
-pub struct DispatcherLead {
-    dispatcher: Dispatcher,
-    /// Stops with the guard.
-    _thread: PulseThread,
-    _tasks: JoinSet<()>,
+    view: watch::Sender<ClusterView>,
+    bond: Bond,
+    /// Nodes heard here since the leader was told.
+    heard: Mutex<BTreeSet<NodeId>>,
+    leading: watch::Sender<Option<Arc<Leading>>>,
 }
 
 impl Dispatcher {
-    /// A dispatcher that refuses sessions until it leads. `credentials` sign image tickets.
-    pub fn new(store: Store, credentials: LiveCredentials) -> Self {
+    /// A dispatcher that refuses sessions until it runs and hears a leader. `credentials` sign image tickets, and say which
+    /// node this manager is. Call it within a tokio runtime.
+    pub fn new(store: Store, credentials: LiveCredentials, links: Arc<dyn ManagerLinks>) -> Self {
+        let me = credentials.current().identity().node_id;
         let sessions = Sessions::new();
+        let reach = Reach::new(me, sessions.clone(), Arc::clone(&links));
+        let view = watch::channel(ClusterView::of(&store.state())).0;
         Self(Arc::new(Shared {
-            logs: LogStreams::new(sessions.clone()),
+            me,
+            logs: LogStreams::new(reach.clone()),
+            reports: Reports::start(store.clone()),
             store,
             credentials,
+            links,
             images: ImageIndex::default(),
             sessions,
-            leading: RwLock::default(),
+            reach,
+            view,
+            bond: Bond::new(),
+            heard: Mutex::default(),
+            leading: watch::channel(None).0,
         }))
     }
 
-    /// The gRPC service, for a server with mutual TLS.
+    /// The gRPC service for nodes, for a server with mutual TLS.
     pub fn service(&self) -> DispatchServer<Self> {
         DispatchServer::new(self.clone())
     }
 
-    /// Leadership begins: sessions are taken, and nodes that had one have a grace to come back. Call it within a tokio
-    /// runtime. Fails only if no thread can be started.
+    /// The gRPC service for other managers, for a server with mutual TLS.
+    pub fn relay_service(&self) -> RelayServer<Self> {
+        RelayServer::new(self.clone()).max_decoding_message_size(RELAY_MESSAGE)
+    }
+
+    /// The gRPC service that reads logs, wherever their nodes have their sessions: for a server with mutual TLS, and for
+    /// the socket file.
+    pub fn logs_service(&self) -> LogsServer<impl Logs> {
+        LogBroker::new(self).service()
+    }
+
+    /// Runs for as long as this manager does, whoever leads: relays to the leader, watches whether one is heard. Dropping
+    /// it ends all sessions.
+    pub async fn run(self) {
+        let _stop = StopOnDrop(self.clone());
+        tokio::join!(
+            relay::run(self.clone()),
+            bond::watch(self.clone()),
+            keep_view(self.clone()),
+            keep_homes(self.clone()),
+            sweep(self.clone()),
+        );
+    }
+
+    /// Leadership begins: nodes that had a session have a grace to come back, and from then on silent ones are written
+    /// down. Call it within a tokio runtime. Fails only if no thread can be started.
     pub fn lead(&self) -> std::io::Result<DispatcherLead> {
-        let store = &self.0.store;
-        let state = store.state();
-        let view = ClusterView::of(&state);
-        let mut health = Health::new(view.window());
-        let away = |state| matches!(state, NodeState::Ready | NodeState::Disconnected | NodeState::Unknown);
-        // A node that joined but never had a session has nothing to lose: it stays as it is until it registers.
-        let known = state.nodes().filter(|node| !node.status.addr.is_empty() && away(node.status.state));
-        health.await_nodes(known.map(|node| node.id), Instant::now());
-
-        let (lost, losses) = mpsc::unbounded_channel();
-        let tell = move |nodes: Vec<Lost>| {
-            // An error: leadership is over.
-            let _ = lost.send(nodes);
-        };
-        let (pulse, thread) = Pulse::start(health, tokio::runtime::Handle::current(), tell)?;
-        let reports = Reports::start(store.clone());
-        let (viewed, view) = watch::channel(view);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(mark_down(store.clone(), reports.clone(), pulse.clone(), losses));
-        tasks.spawn(keep_view(self.clone(), pulse.clone(), viewed));
-        tasks.spawn(sweep(self.clone()));
-        self.set_leading(Some(Arc::new(Leading { reports, pulse, view })));
-        Ok(DispatcherLead { dispatcher: self.clone(), _thread: thread, _tasks: tasks })
+        DispatcherLead::begin(self)
     }
 
-    /// Tells a node to renew its certificate now. Says whether it has a session.
+    /// Tells a node to renew its certificate now. Says whether it is known to have a session; only the leader reaches nodes
+    /// whose session is at another manager.
     pub fn renew(&self, node: NodeId) -> bool {
-        let message = session_down::Message::RenewCertificate(RenewCertificate {});
-        self.0.sessions.send(node, message).is_ok()
+        match self.0.reach.route(node) {
+            Some(Route::Here(_)) => {
+                let message = session_down::Message::RenewCertificate(RenewCertificate {});
+                self.0.sessions.send(node, message).is_ok()
+            }
+            Some(Route::There(home)) => self.order(home.manager, Order::Renew(node)),
+            None => false,
+        }
     }
 
-    /// Ends a node's session; it may come back. A removed node's session ends by itself, after it was told.
+    /// Ends a node's session; it may come back. A removed node's session ends by itself, after it was told. Only the leader
+    /// reaches nodes whose session is at another manager.
     pub fn disconnect(&self, node: NodeId) {
-        self.0.sessions.close(node, End::Reconnect);
+        match self.0.reach.route(node) {
+            Some(Route::Here(_)) => self.0.sessions.close(node, End::Reconnect),
+            Some(Route::There(home)) => drop(self.order(home.manager, Order::Reconnect(node))),
+            None => {}
+        }
     }
 
-    /// Whether the node has a session here.
+    fn order(&self, manager: NodeId, order: Order) -> bool {
+        self.leading().is_some_and(|leading| leading.order(manager, order))
+    }
+
+    /// Whether the node has a session, here or at another manager.
     pub fn is_connected(&self, node: NodeId) -> bool {
-        self.0.sessions.connection(node).is_some()
+        self.0.reach.route(node).is_some()
     }
 
-    /// Nodes that say that they hold an image (digest of a manifest or index), by id. A hint, not a promise.
-    pub fn holders(&self, digest: &str) -> Vec<NodeId> {
-        self.0.images.holders(digest)
+    /// Whether this manager takes sessions: it leads, or hears who does.
+    pub fn takes_sessions(&self) -> bool {
+        self.0.bond.holds()
+    }
+
+    /// Nodes that say that they hold an image (digest of a manifest or index), by id. A hint, not a promise. Asks the
+    /// leader, a second at most; without it, the nodes of this manager.
+    pub async fn holders(&self, digest: &str) -> Vec<NodeId> {
+        let here = self.0.images.holders(digest);
+        let LeaderLink::Other(leader) = self.0.links.leader() else { return here };
+        // What is left of sessions that went elsewhere is old: the leader knows better.
+        let here = here.into_iter().filter(|node| self.0.sessions.connection(*node).is_some());
+        let mut holders: BTreeSet<NodeId> = here.collect();
+        let mut leader = RelayClient::new(leader);
+        let asked = timeout(HOLDERS_WITHIN, leader.holders(HoldersRequest { digest: digest.to_owned() }));
+        match asked.await {
+            Ok(Ok(answer)) => {
+                let nodes = answer.into_inner().node_ids;
+                holders.extend(nodes.iter().filter_map(|id| NodeId::from_wire(id).ok()));
+            }
+            Ok(Err(error)) => debug!(%error, "the leader does not say who holds an image"),
+            Err(_) => debug!("the leader does not say in time who holds an image"),
+        }
+        holders.into_iter().collect()
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -163,60 +225,50 @@ impl Dispatcher {
         &self.0.sessions
     }
 
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.0.reach
+    }
+
     pub(crate) fn log_streams(&self) -> &LogStreams {
         &self.0.logs
     }
 
-    fn leading(&self) -> Option<Arc<Leading>> {
-        self.0.leading.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// A node said something here: the leader hears of it, at once or with the next message.
+    fn heard(&self, node: NodeId) {
+        match self.leading() {
+            Some(leading) => leading.pulse.heard(node),
+            None => drop(self.0.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(node)),
+        }
     }
 
-    fn set_leading(&self, leading: Option<Arc<Leading>>) {
-        *self.0.leading.write().unwrap_or_else(PoisonError::into_inner) = leading;
+    /// Nodes heard since the last call.
+    fn take_heard(&self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut *self.0.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn leading(&self) -> Option<Arc<Leading>> {
+        self.0.leading.borrow().clone()
     }
 }
 
-impl Drop for DispatcherLead {
+/// Ends all sessions when the dispatcher stops.
+struct StopOnDrop(Dispatcher);
+
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         // First nobody new, then nobody at all.
-        self.dispatcher.set_leading(None);
-        self.dispatcher.0.sessions.close_all(End::NotLeading);
-        self.dispatcher.0.images.clear();
-    }
-}
-
-/// Writes down which nodes are lost. A node that is heard again meanwhile is not.
-async fn mark_down(store: Store, reports: Reports, pulse: Pulse, mut losses: mpsc::UnboundedReceiver<Vec<Lost>>) {
-    while let Some(mut lost) = losses.recv().await {
-        loop {
-            while let Ok(more) = losses.try_recv() {
-                lost.extend(more);
-            }
-            lost.retain(|lost| !pulse.hears(lost.node));
-            let state = store.state();
-            let changes: Vec<_> =
-                lost.iter().filter_map(|lost| observe::down(state.node(lost.node)?, *lost, store.now())).collect();
-            if changes.is_empty() {
-                break;
-            }
-            info!(nodes = changes.len(), "nodes are silent: they are down");
-            match reports.store(changes).await {
-                Ok(_) => break,
-                Err(error) => warn!(%error, "cannot write down which nodes are down"),
-            }
-            tokio::time::sleep(DOWN_RETRY).await;
-        }
+        self.0.0.bond.stop();
+        self.0.0.sessions.close_all(End::Stopping);
     }
 }
 
 /// Keeps what all sessions are told up to date.
-async fn keep_view(dispatcher: Dispatcher, pulse: Pulse, view: watch::Sender<ClusterView>) {
+async fn keep_view(dispatcher: Dispatcher) {
     let store = dispatcher.store();
     let (mut nodes, mut cluster) = (store.watch(Topic::Nodes), store.watch(Topic::Cluster));
     loop {
         let now = ClusterView::of(&store.state());
-        pulse.set_window(now.window());
-        view.send_if_modified(|view| {
+        dispatcher.0.view.send_if_modified(|view| {
             let changed = *view != now;
             *view = now;
             changed
@@ -226,6 +278,30 @@ async fn keep_view(dispatcher: Dispatcher, pulse: Pulse, view: watch::Sender<Clu
             () = cluster.changed() => {}
         }
         tokio::time::sleep(VIEW_PAUSE).await;
+    }
+}
+
+/// Keeps the leader's table of homes right about the leader's own sessions; everyone else is told by the leader.
+async fn keep_homes(dispatcher: Dispatcher) {
+    let (me, reach) = (dispatcher.0.me, dispatcher.reach());
+    let mut changed = dispatcher.sessions().watch();
+    let mut leading = dispatcher.0.leading.subscribe();
+    loop {
+        changed.mark_unchanged();
+        let leads = leading.borrow_and_update().is_some();
+        if leads {
+            let mut own = reach.homes(Clone::clone);
+            own.replace(me, dispatcher.sessions().open());
+            // Only then, since an update counts as a change itself.
+            if reach.homes(|homes| *homes != own) {
+                reach.update(|homes| homes.replace(me, dispatcher.sessions().open()));
+            }
+        }
+        tokio::select! {
+            _ = changed.changed() => {}
+            _ = leading.changed() => {}
+        }
+        tokio::time::sleep(limits::RELAY_NEWS_EVERY).await;
     }
 }
 

@@ -51,14 +51,32 @@ impl Pulse {
         Ok((pulse.clone(), PulseThread(pulse)))
     }
 
-    /// The node said something, just now.
+    /// The node said something to this manager, just now.
     pub(crate) fn heard(&self, node: NodeId) {
-        self.change(|health| health.heard(node, Instant::now()));
+        self.change(|health| health.heard(node, None, Instant::now()));
     }
 
-    /// The node was removed.
-    pub(crate) fn forget(&self, node: NodeId) {
-        self.change(|health| health.forget(node));
+    /// Another manager says which nodes it heard since it last said so; none is a sign of life, too.
+    pub(crate) fn relayed(&self, relay: NodeId, nodes: impl IntoIterator<Item = NodeId>) {
+        self.change(|health| {
+            let now = Instant::now();
+            health.relay_heard(relay, now);
+            nodes.into_iter().for_each(|node| health.heard(node, Some(relay), now));
+        });
+    }
+
+    /// Another manager relays no more.
+    pub(crate) fn relay_lost(&self, relay: NodeId) {
+        self.change(|health| health.relay_lost(relay, Instant::now()));
+    }
+
+    /// What the state says: these nodes should have sessions, and all others but `known` do not exist.
+    pub(crate) fn expect(&self, nodes: &[NodeId], known: impl Fn(NodeId) -> bool) {
+        self.change(|health| {
+            health.retain(known);
+            let now = Instant::now();
+            nodes.iter().for_each(|node| health.expect(*node, now));
+        });
     }
 
     /// Whether the node was heard and is not lost.

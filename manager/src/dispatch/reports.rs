@@ -22,6 +22,9 @@ use crate::store::{Store, WriteError};
 const ATTEMPTS: u32 = 3;
 /// Pause between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Without a leader a write is tried again until then: sessions outlive a change of leader. Where there is none for longer,
+/// they have ended by themselves.
+const LEADER_WITHIN: Duration = Duration::from_secs(5);
 
 /// The line. Cheap to clone; it ends when the last clone is dropped and all writes are done.
 #[derive(Clone)]
@@ -80,7 +83,7 @@ impl Reports {
 }
 
 fn ended() -> WriteError {
-    WriteError::Stopped("this manager does not lead any more".to_owned())
+    WriteError::Stopped("this manager takes no reports any more".to_owned())
 }
 
 /// Cuts changes into pieces that fit into one write each, with the index of each piece's first change.
@@ -198,7 +201,7 @@ async fn write(store: Store, batch: Batch) {
 }
 
 async fn write_groups(store: &Store, groups: Vec<Group>) -> Result<(u64, Vec<usize>), WriteError> {
-    let mut attempt = 1;
+    let (mut attempt, started) = (1, Instant::now());
     loop {
         match store.write_groups(groups.clone()).await {
             Ok(written) => {
@@ -210,6 +213,9 @@ async fn write_groups(store: &Store, groups: Vec<Group>) -> Result<(u64, Vec<usi
             }
             Err(WriteError::Unknown) if attempt < ATTEMPTS => {
                 attempt += 1;
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            Err(WriteError::NoLeader) if started.elapsed() < LEADER_WITHIN => {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
             Err(error) => return Err(error),

@@ -31,10 +31,12 @@ impl Dispatch for Dispatcher {
         let peer = Caller::of(&request)?.require_node()?.clone();
         let remote = ConnectionInfo::of(&request).and_then(|info| info.remote);
         let addr = remote.map_or_else(String::new, |remote| remote.ip().to_canonical().to_string());
-        let leading = self.leading().ok_or_else(not_leading)?;
+        if !self.takes_sessions() {
+            return Err(no_leader());
+        }
         let (urgent, urgent_down) = mpsc::channel(URGENT_QUEUE);
         let (bulk, bulk_down) = mpsc::channel(BULK_QUEUE);
-        let session = Session { dispatcher: self.clone(), leading, peer, addr, urgent, bulk };
+        let session = Session { dispatcher: self.clone(), peer, addr, urgent, bulk };
         tokio::spawn(session.run(request.into_inner()));
         Ok(Response::new(down(urgent_down, bulk_down)))
     }
@@ -54,14 +56,19 @@ impl Dispatch for Dispatcher {
     ) -> Result<Response<ImageSourcesResponse>, Status> {
         let node = Caller::of(&request)?.require_node()?.node_id;
         let digest = request.into_inner().digest;
-        self.leading().ok_or_else(not_leading)?;
+        if !self.takes_sessions() {
+            return Err(no_leader());
+        }
+        sources::check(&self.store().state(), node, &digest)?;
+        let holders = self.holders(&digest).await;
         let credentials = self.0.credentials.current();
-        sources::answer(&self.store().state(), &self.0.images, &credentials, node, &digest).map(Response::new)
+        sources::answer(&self.store().state(), holders, &credentials, node, &digest).map(Response::new)
     }
 }
 
-fn not_leading() -> Status {
-    Status::unavailable("this manager does not lead: try another one")
+/// Why no session is taken, and why sessions end: the node is to try another manager.
+pub(super) fn no_leader() -> Status {
+    Status::unavailable("this manager hears no leader: try another one")
 }
 
 /// One stream of two channels: whatever is urgent goes first.

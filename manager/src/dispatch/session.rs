@@ -1,10 +1,11 @@
 //! One node's session: registration, then two loops side by side, one that reads what the node says and one that sends
-//! what it is to run. A task of its own for each session; it ends with the connection, with the node's next session, or
-//! with leadership.
+//! what it is to run. A task of its own for each session; it ends with the connection, with the node's next session at
+//! whatever manager, or when this manager hears no leader any more.
 //!
 //! A slow node hurts only itself: messages to it wait in bounded channels, and what it says waits unread while its
 //! reports are being stored.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -14,22 +15,25 @@ use skep_core::assign::AssignmentSet;
 use skep_core::change::Change;
 use skep_identity::PeerIdentity;
 use skep_proto::id::{NodeId, SessionId};
+use skep_proto::v1;
 use skep_proto::v1::session_down::Message as DownMessage;
 use skep_proto::v1::session_up::Message as UpMessage;
 use skep_proto::v1::{
-    Assignments, Heartbeat, HeartbeatAck, HeldImages, Managers, NodeDescription, NodeState, Register, Registered,
-    Removed, SessionDown, SessionUp, StatusAck, StatusBatch,
+    Assignments, Denied, Heartbeat, HeartbeatAck, HeldImages, NodeDescription, NodeState, Register, Removed,
+    SessionDown, SessionUp, StatusAck, StatusBatch,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::cluster::{heartbeat_period_ms, managers};
+use super::cluster::{ClusterView, heartbeat_period_ms};
+use super::homes::Registered;
 use super::limits::{ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, PENDING_BATCHES, REGISTER_WITHIN};
 use super::number::{self, Sizes};
+use super::service::no_leader;
 use super::sessions::{Begun, Down, End};
-use super::{Dispatcher, Leading, observe, statuses};
+use super::{Dispatcher, observe, statuses};
 use crate::store::WriteError;
 use crate::topic::Topic;
 
@@ -38,13 +42,20 @@ const SIZES: Sizes = Sizes { complete: COMPLETE_BYTES, difference: DIFFERENCE_BY
 /// One connection of a node that asks for a session.
 pub(super) struct Session {
     pub(super) dispatcher: Dispatcher,
-    pub(super) leading: Arc<Leading>,
     pub(super) peer: PeerIdentity,
     /// From where, without the port; empty if the transport does not say.
     pub(super) addr: String,
     /// Acknowledgements and requests; sent before assignments.
     pub(super) urgent: mpsc::Sender<Down>,
     pub(super) bulk: mpsc::Sender<Down>,
+}
+
+/// A node that is written down as ready.
+struct Registration {
+    begun: Begun,
+    registered: Registered,
+    /// What the node is told of the swarm at first.
+    told: ClusterView,
 }
 
 /// How a session comes to its end.
@@ -78,10 +89,20 @@ impl Session {
     /// Runs to the end.
     pub(super) async fn run(self, mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send) {
         let (node, urgent) = (self.peer.node_id, self.urgent.clone());
-        let over = match self.register(&mut up).await {
-            Ok((begun, managers)) => {
-                let connection = begun.connection;
-                let over = self.serve(begun, managers, up).await;
+        let mut bond = self.dispatcher.0.bond.subscribe();
+        let registered = tokio::select! {
+            biased;
+            _ = bond.wait_for(|holds| !holds) => Err(no_leader().into()),
+            registered = self.register(&mut up) => registered,
+        };
+        let over = match registered {
+            Ok(registration) => {
+                let connection = registration.begun.connection;
+                let over = tokio::select! {
+                    biased;
+                    _ = bond.wait_for(|holds| !holds) => no_leader().into(),
+                    over = self.serve(registration, up) => over,
+                };
                 match over {
                     Over::Removed => self.dispatcher.sessions().forget(node, connection),
                     Over::Gone | Over::Refused(_) => self.dispatcher.sessions().end(node, connection),
@@ -105,11 +126,11 @@ impl Session {
         self.peer.node_id
     }
 
-    /// Takes the first message, writes the node down as ready, and says so.
+    /// Takes the first message, and writes the node down as ready.
     async fn register(
         &self,
         up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
-    ) -> Result<(Begun, Managers), Over> {
+    ) -> Result<Registration, Over> {
         let Register { description, session_id, sequence } = first(up).await?;
         let description = observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let session = SessionId::from_wire_opt(&session_id)
@@ -117,52 +138,61 @@ impl Session {
 
         let store = self.dispatcher.store();
         let Some(known) = store.state().node(self.node()).cloned() else {
-            return Err(self.removed().await);
+            return Err(self.unknown().await);
         };
         // From here on silence counts, so that a node that is written down as ready is watched.
-        self.leading.pulse.heard(self.node());
+        self.dispatcher.heard(self.node());
         let change = observe::registered(&known, description, self.peer.role, self.addr.clone(), store.now());
-        let stored = self.leading.reports.store(vec![change]).await.map_err(|error| unavailable(&error))?;
+        let stored = self.dispatcher.0.reports.store(vec![change]).await.map_err(|error| unavailable(&error))?;
+        // Whatever any manager sent the node before is in this manager's state from here on: a set never goes back.
         store.applied(stored.version).await;
-        if store.state().node(self.node()).is_none() {
-            self.leading.pulse.forget(self.node());
+        let state = store.state();
+        if state.node(self.node()).is_none() {
             return Err(self.removed().await);
         }
-
+        // Not from the shared view, which may be a moment old: a node that knows no manager is lost with this one.
+        let told = ClusterView::of(&state);
         let resume = session.map(|session| (session, sequence));
-        let begun = self.dispatcher.sessions().begin(self.node(), resume, self.urgent.clone());
-        // Leadership may have ended since this session was let in, and with it all sessions but this one.
-        if !self.dispatcher.leading().is_some_and(|leading| Arc::ptr_eq(&leading, &self.leading)) {
-            self.dispatcher.sessions().end(self.node(), begun.connection);
-            return Err(end_status(End::NotLeading).into());
-        }
-        // Not from the view, which may be a moment old: a node that knows no manager is lost with this one.
-        let state = store.state();
-        let managers = managers(&state);
-        let registered = Registered {
-            session_id: begun.session.to_vec(),
-            heartbeat_period_ms: heartbeat_period_ms(&state),
-            managers: Some(managers.clone()),
-            resumed: begun.resumed.is_some(),
-        };
-        info!(node = %self.node(), addr = self.addr, resumed = registered.resumed, "a node has registered");
-        self.tell(DownMessage::Registered(registered)).await?;
-        Ok((begun, managers))
+        // Nothing is waited for from here to `serve`, so that what begins is ended.
+        let registered = Registered { version: stored.version, at: store.now() };
+        let begun = self.dispatcher.sessions().begin(self.node(), registered, resume, self.urgent.clone());
+        Ok(Registration { begun, registered, told })
     }
 
-    /// Reads and sends until the session ends. Its own end comes first, since it may already be another's turn.
+    /// The state does not know the node: it was removed, or this manager is behind.
+    async fn unknown(&self) -> Over {
+        if self.dispatcher.store().state().is_denied(self.node()) {
+            return self.removed().await;
+        }
+        Status::unavailable("this manager does not know the node yet: try another one").into()
+    }
+
+    /// Says that the node is registered, then reads and sends until the session ends. Its own end comes first, since it
+    /// may already be another's turn.
     async fn serve(
         &self,
-        begun: Begun,
-        managers: Managers,
+        registration: Registration,
         up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send,
     ) -> Over {
-        let Begun { connection, resumed, ended, .. } = begun;
+        let Registration { begun: Begun { session, connection, resumed, ended }, registered, told } = registration;
+        if self.dispatcher.reach().is_superseded(self.node(), registered) {
+            return end_status(End::Replaced).into();
+        }
+        let answer = v1::Registered {
+            session_id: session.to_vec(),
+            heartbeat_period_ms: i64::try_from(told.period.as_millis()).unwrap_or(i64::MAX),
+            managers: Some(told.managers.clone()),
+            resumed: resumed.is_some(),
+        };
+        info!(node = %self.node(), addr = self.addr, resumed = answer.resumed, "a node has registered");
+        if let Err(over) = self.tell(DownMessage::Registered(answer)).await {
+            return over;
+        }
         tokio::select! {
             biased;
-            why = ended => end_status(why.unwrap_or(End::NotLeading)).into(),
+            why = ended => end_status(why.unwrap_or(End::Stopping)).into(),
             over = self.read(connection, up) => over,
-            over = self.assign(connection, resumed, managers) => over,
+            over = self.assign(connection, resumed, told) => over,
         }
     }
 
@@ -183,7 +213,7 @@ impl Session {
         let mut leaving = false;
         loop {
             let full = working.len() >= PENDING_BATCHES;
-            let period = self.leading.view.borrow().period;
+            let period = self.dispatcher.0.view.borrow().period;
             tokio::select! {
                 Some(done) = working.next() => {
                     if let Err(over) = self.acknowledge(done).await {
@@ -198,7 +228,7 @@ impl Session {
                         Some(Err(_)) => return Over::Gone,
                         None => return self.finish(working).await,
                     };
-                    self.leading.pulse.heard(self.node());
+                    self.dispatcher.heard(self.node());
                     let work = match message {
                         UpMessage::Heartbeat(heartbeat) => self.heartbeat(connection, &heartbeat, leaving),
                         UpMessage::Statuses(batch) => Some(self.statuses(batch)),
@@ -215,7 +245,7 @@ impl Session {
                     working.extend(work);
                 }
                 // It is the store that is slow, not the node.
-                () = sleep(period), if full => self.leading.pulse.heard(self.node()),
+                () = sleep(period), if full => self.dispatcher.heard(self.node()),
             }
         }
     }
@@ -263,7 +293,7 @@ impl Session {
             let (foreign, malformed) = (checked.foreign, checked.malformed);
             warn!(node = %self.node(), foreign, malformed, "reports that the node cannot make are left out");
         }
-        let reports = self.leading.reports.clone();
+        let reports = self.dispatcher.0.reports.clone();
         async move {
             // An empty batch waits for its turn only.
             if !checked.changes.is_empty() {
@@ -307,31 +337,29 @@ impl Session {
     }
 
     fn observe(&self, change: Change) -> WorkDone {
-        let reports = self.leading.reports.clone();
+        let reports = self.dispatcher.0.reports.clone();
         async move { reports.store(vec![change]).await.map(|_| Work::Node) }.boxed()
     }
 
     // --- what the node is to run ---
 
     /// Sends the node's set, then what changes in it: the first change at once, a burst of them together.
-    /// `managers` is what it was told of them.
-    async fn assign(
-        &self,
-        connection: u64,
-        resumed: Option<(u64, Arc<AssignmentSet>)>,
-        mut managers: Managers,
-    ) -> Over {
+    /// `told` is what it knows of the swarm, but for the nodes that are out.
+    async fn assign(&self, connection: u64, resumed: Option<(u64, Arc<AssignmentSet>)>, mut told: ClusterView) -> Over {
         let store = self.dispatcher.store();
         let mut own = store.watch(Topic::Node(self.node()));
-        let mut view = self.leading.view.clone();
+        let mut view = self.dispatcher.0.view.subscribe();
         // Whatever came since the registration is news.
         view.mark_changed();
         let mut sent = resumed;
+        let all = denied(true, &BTreeSet::new(), &told.denied);
+        if let Err(over) = self.tell(DownMessage::Denied(all)).await {
+            return over;
+        }
         loop {
             let looked = Instant::now();
             let state = store.state();
             if state.node(self.node()).is_none() {
-                self.leading.pulse.forget(self.node());
                 return self.removed().await;
             }
             let set = Arc::new(AssignmentSet::of(&state, self.node()));
@@ -353,19 +381,28 @@ impl Session {
                 () = own.changed() => {}
                 changed = view.changed() => {
                     if changed.is_err() {
-                        return end_status(End::NotLeading).into();
+                        return end_status(End::Stopping).into();
                     }
-                    let now = view.borrow_and_update().managers.clone();
-                    if now != managers {
-                        managers = now.clone();
-                        if let Err(over) = self.tell(DownMessage::Managers(now)).await {
-                            return over;
-                        }
+                    let now = view.borrow_and_update().clone();
+                    if let Err(over) = self.tell_view(&told, &now).await {
+                        return over;
                     }
+                    told = now;
                 }
             }
             sleep_until(looked + ASSIGN_EVERY).await;
         }
+    }
+
+    /// Tells what changed in the swarm.
+    async fn tell_view(&self, told: &ClusterView, now: &ClusterView) -> Result<(), Over> {
+        if told.managers != now.managers {
+            self.tell(DownMessage::Managers(now.managers.clone())).await?;
+        }
+        if told.denied != now.denied {
+            self.tell(DownMessage::Denied(denied(false, &told.denied, &now.denied))).await?;
+        }
+        Ok(())
     }
 
     async fn send_all(&self, messages: Vec<Assignments>) -> Result<(), Over> {
@@ -387,10 +424,16 @@ async fn first(up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin +
     }
 }
 
+/// Which nodes are out, to one who knows `told`.
+fn denied(complete: bool, told: &BTreeSet<NodeId>, now: &BTreeSet<NodeId>) -> Denied {
+    let ids = |nodes: std::collections::btree_set::Difference<'_, NodeId>| nodes.map(|node| node.to_vec()).collect();
+    Denied { complete, added: ids(now.difference(told)), removed: ids(told.difference(now)) }
+}
+
 fn end_status(why: End) -> Status {
     match why {
         End::Replaced => Status::aborted("the node has opened another session"),
-        End::NotLeading => Status::unavailable("this manager does not lead: try another one"),
+        End::Stopping => Status::unavailable("this manager is stopping: try another one"),
         End::Reconnect => Status::unavailable("the manager asks the node to connect again"),
     }
 }

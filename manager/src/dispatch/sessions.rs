@@ -13,6 +13,7 @@ use skep_proto::v1::{SessionDown, session_down};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
+use super::homes::{Open, Registered};
 use super::limits::{KEPT_SETS, RESUME_WITHIN};
 
 /// A message on its way down, or the end of the session with its reason.
@@ -21,10 +22,10 @@ pub(crate) type Down = Result<SessionDown, Status>;
 /// Why a session is ended from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The node opened another one.
+    /// The node opened another one, here or at another manager.
     Replaced,
-    /// This manager does not lead any more.
-    NotLeading,
+    /// This manager stops.
+    Stopping,
     /// The node is to come back (its role changed).
     Reconnect,
 }
@@ -51,6 +52,7 @@ struct Table {
 
 struct Entry {
     session: SessionId,
+    registered: Registered,
     sent: Sent,
     line: Line,
 }
@@ -107,7 +109,13 @@ impl Sessions {
     }
 
     /// Begins a node's session and ends its older one. It resumes where (session, sequence) names a kept set.
-    pub(crate) fn begin(&self, node: NodeId, resume: Option<(SessionId, u64)>, urgent: mpsc::Sender<Down>) -> Begun {
+    pub(crate) fn begin(
+        &self,
+        node: NodeId,
+        registered: Registered,
+        resume: Option<(SessionId, u64)>,
+        urgent: mpsc::Sender<Down>,
+    ) -> Begun {
         let mut table = self.lock();
         let connection = table.next_connection;
         table.next_connection += 1;
@@ -127,7 +135,7 @@ impl Sessions {
         }
         let (end, ended) = oneshot::channel();
         let line = Line::Open { connection, urgent, end };
-        table.nodes.insert(node, Entry { session, sent, line });
+        table.nodes.insert(node, Entry { session, registered, sent, line });
         drop(table);
         self.0.changed.send_modify(|count| *count += 1);
         Begun { session, connection, resumed: resumed.map(|(_, sequence, set)| (sequence, set)), ended }
@@ -177,6 +185,26 @@ impl Sessions {
             Line::Open { connection, .. } => Some(connection),
             Line::Closed { .. } => None,
         }
+    }
+
+    /// All open sessions at this moment.
+    pub(crate) fn open(&self) -> impl Iterator<Item = (NodeId, Open)> + use<> {
+        let table = self.lock();
+        let open = table.nodes.iter().filter_map(|(node, entry)| match entry.line {
+            Line::Open { connection, .. } => Some((*node, Open { connection, registered: entry.registered })),
+            Line::Closed { .. } => None,
+        });
+        open.collect::<Vec<_>>().into_iter()
+    }
+
+    /// Ends the session of a node that has a newer one at another manager.
+    pub(crate) fn moved(&self, node: NodeId) {
+        self.close(node, End::Replaced);
+    }
+
+    /// Wakes those who wait: sessions elsewhere came or went.
+    pub(crate) fn notify(&self) {
+        self.0.changed.send_modify(|count| *count += 1);
     }
 
     /// Waits for sessions that come or go.
@@ -252,10 +280,11 @@ mod tests {
     use super::*;
 
     const NODE: NodeId = NodeId::new(1);
+    const REGISTERED: Registered = Registered { version: 1, at: skep_proto::time::UnixMs::ZERO };
 
     fn begin(sessions: &Sessions, resume: Option<(SessionId, u64)>) -> (Begun, mpsc::Receiver<Down>) {
         let (urgent, down) = mpsc::channel(1);
-        (sessions.begin(NODE, resume, urgent), down)
+        (sessions.begin(NODE, REGISTERED, resume, urgent), down)
     }
 
     fn sent(sessions: &Sessions, begun: &Begun, sequences: impl IntoIterator<Item = u64>) {

@@ -83,7 +83,7 @@ type BoxedPieces = futures::stream::BoxStream<'static, Tagged>;
 
 pub(super) async fn run(reader: Reader) -> Result<(), Left> {
     let mut watches = watches(&reader);
-    let mut sessions = reader.sessions.watch();
+    let mut sessions = reader.reach.watch();
     let mut follower =
         Follower { reader, tasks: HashMap::new(), open: HashMap::new(), pieces: SelectAll::new(), begun: false };
     loop {
@@ -150,7 +150,7 @@ impl Follower {
         let now = Instant::now();
         for source in &sources {
             let Some(progress) = self.tasks.get_mut(&source.task) else { continue };
-            let connected = self.reader.sessions.connection(source.node).is_some();
+            let connected = self.reader.reach.route(source.node).is_some();
             match progress.phase {
                 Phase::Wanted(at) if at > now => {}
                 Phase::Wanted(_) | Phase::Unreachable if connected => {
@@ -198,7 +198,7 @@ impl Follower {
     fn give_up_lost(&mut self, state: &State) -> Vec<String> {
         let is_lost = |open: &&Open| {
             let request = &open.request;
-            let gone = self.reader.sessions.connection(request.node) != Some(request.connection);
+            let gone = self.reader.reach.route(request.node) != Some(request.route);
             (gone || open.asked.elapsed() >= SILENCE) && !self.reader.streams.is_answered(request.id)
         };
         let lost: Vec<u64> = self.open.values().filter(is_lost).map(|open| open.request.id).collect();

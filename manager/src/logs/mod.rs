@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `select.rs` | which tasks, on which nodes, under which names |
 //! | `streams.rs` | the lines of one request to one node, on their way |
+//! | `remote.rs` | the same for a node whose session is at another manager |
 //! | `merge.rs` | lines of many streams by time |
 //! | `once.rs` | a reader that ends |
 //! | `follow.rs` | a reader that stays |
@@ -15,6 +16,7 @@
 mod follow;
 mod merge;
 mod once;
+mod remote;
 mod select;
 mod streams;
 
@@ -33,7 +35,7 @@ pub(crate) use self::streams::LogStreams;
 
 use self::select::Selection;
 use crate::dispatch::Dispatcher;
-use crate::dispatch::sessions::Sessions;
+use crate::dispatch::reach::Reach;
 use crate::store::Store;
 
 /// Readers at a time; each may hold some megabytes.
@@ -55,7 +57,7 @@ pub(crate) struct LogBroker {
 /// What both kinds of readers work with.
 struct Reader {
     store: Store,
-    sessions: Sessions,
+    reach: Reach,
     streams: LogStreams,
     selection: Selection,
     options: skep_proto::v1::LogOptions,
@@ -67,7 +69,7 @@ struct Reader {
 struct Left;
 
 impl LogBroker {
-    /// A broker that reaches nodes by the dispatcher's sessions.
+    /// A broker that reaches nodes by the dispatcher's sessions, here or through other managers.
     pub(crate) fn new(dispatcher: &Dispatcher) -> Self {
         Self { dispatcher: dispatcher.clone(), readers: Arc::new(Semaphore::new(READERS)) }
     }
@@ -127,7 +129,7 @@ impl Logs for LogBroker {
         let follow = options.follow;
         let reader = Reader {
             store: self.dispatcher.store().clone(),
-            sessions: self.dispatcher.sessions().clone(),
+            reach: self.dispatcher.reach().clone(),
             streams: self.dispatcher.log_streams().clone(),
             selection,
             options,

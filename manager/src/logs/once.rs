@@ -109,7 +109,7 @@ async fn fill(reader: &Reader, lanes: &mut [Lane], merge: &mut Merge, batch: &mu
                 continue;
             }
             // An aborted stream ends like a finished one; a node aborts when its session is gone.
-            Ok(Some(Piece::Done)) if reader.sessions.connection(lane.request.node) == Some(lane.request.connection) => {
+            Ok(Some(Piece::Done)) if lane.request.is_current() => {
                 lane.request.done = true;
                 merge.close(number);
                 continue;

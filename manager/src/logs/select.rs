@@ -73,7 +73,7 @@ pub(super) fn absence(state: &State, id: NodeId) -> &'static str {
         None => "the node was removed",
         Some(NodeState::Down) => "node is down",
         Some(NodeState::Disconnected) => "the node's daemon is stopped",
-        Some(NodeState::Ready | NodeState::Unknown) => "node is not connected to this manager",
+        Some(NodeState::Ready | NodeState::Unknown) => "the node has no session right now",
     }
 }
 

@@ -1,5 +1,6 @@
 //! Requests for lines that are under way: a reader opens one for one node and some of its tasks, the node answers by a
-//! PublishLogs stream that names it. Used by readers, and by the dispatcher's service for the nodes' side.
+//! PublishLogs stream that names it. Used by readers, and by the dispatcher's service for the nodes' side. A node whose
+//! session is at another manager is asked through that one (`remote.rs`); readers see no difference.
 //!
 //! Pieces go from stream to reader through a short channel; a full one stops the reading of the stream, and HTTP/2's
 //! flow control stops the node.
@@ -18,7 +19,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
 
-use crate::dispatch::sessions::{NotConnected, Sessions};
+use super::remote;
+use crate::dispatch::reach::{Reach, Route};
+use crate::dispatch::sessions::NotConnected;
 
 /// The first piece of a stream must come within this.
 const FIRST_PIECE_WITHIN: Duration = Duration::from_secs(10);
@@ -32,7 +35,7 @@ const WARNING_BYTES: usize = 1 << 10;
 /// All requests under way. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LogStreams {
-    sessions: Sessions,
+    reach: Reach,
     table: Arc<Mutex<HashMap<u64, Waiting>>>,
 }
 
@@ -57,35 +60,80 @@ pub(super) struct OpenRequest {
     pub(super) id: u64,
     pub(super) node: NodeId,
     /// The session that the request went by.
-    pub(super) connection: u64,
+    pub(super) route: Route,
     /// It was answered to the end.
     pub(super) done: bool,
     streams: LogStreams,
+    /// Asks another manager.
+    _fetch: Option<Fetch>,
+}
+
+/// The task that asks another manager; ends when this is dropped.
+struct Fetch(tokio::task::AbortHandle);
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl LogStreams {
-    pub(crate) fn new(sessions: Sessions) -> Self {
-        Self { sessions, table: Arc::default() }
+    pub(crate) fn new(reach: Reach) -> Self {
+        Self { reach, table: Arc::default() }
     }
 
-    /// Asks a node for lines of some of its tasks. The channel ends without [`Piece::Done`] if the answer breaks off.
+    /// Asks a node for lines of some of its tasks, wherever its session is. The channel ends without [`Piece::Done`] if the
+    /// answer breaks off. Call it within a tokio runtime.
     pub(super) fn open(
         &self,
         node: NodeId,
         tasks: &[TaskId],
         options: LogOptions,
     ) -> Result<(OpenRequest, mpsc::Receiver<Piece>), NotConnected> {
+        let home = match self.reach.route(node).ok_or(NotConnected)? {
+            Route::Here(_) => return self.open_here(node, tasks, options),
+            Route::There(home) => home,
+        };
+        let channel = self.reach.manager(home.manager).ok_or(NotConnected)?;
+        let (id, sender, pieces) = self.wait(node, tasks);
+        let streams = self.clone();
+        let answered = move || drop(streams.lock().remove(&id));
+        let fetch = tokio::spawn(remote::fetch(channel, (node, tasks.to_vec(), options), sender, answered));
+        let request = OpenRequest {
+            id,
+            node,
+            route: Route::There(home),
+            done: false,
+            streams: self.clone(),
+            _fetch: Some(Fetch(fetch.abort_handle())),
+        };
+        Ok((request, pieces))
+    }
+
+    /// Notes a request that is to be answered.
+    fn wait(&self, node: NodeId, tasks: &[TaskId]) -> (u64, mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
         let (sender, pieces) = mpsc::channel(PIECES);
-        let waiting = Waiting { node, tasks: tasks.iter().copied().collect(), pieces: sender };
+        let waiting = Waiting { node, tasks: tasks.iter().copied().collect(), pieces: sender.clone() };
         // Random, so that an answer to another manager's request does not fit by accident.
         let id = OsRng.next_u64();
         self.lock().insert(id, waiting);
+        (id, sender, pieces)
+    }
+
+    /// Asks a node that has its session here.
+    pub(super) fn open_here(
+        &self,
+        node: NodeId,
+        tasks: &[TaskId],
+        options: LogOptions,
+    ) -> Result<(OpenRequest, mpsc::Receiver<Piece>), NotConnected> {
+        let (id, _, pieces) = self.wait(node, tasks);
         let task_ids = tasks.iter().map(|task| task.to_vec()).collect();
         let request = LogRequest { stream_id: id, task_ids, options: Some(options) };
-        match self.sessions.send(node, session_down::Message::LogRequest(request)) {
+        match self.reach.sessions().send(node, session_down::Message::LogRequest(request)) {
             Ok(connection) => {
-                let streams = self.clone();
-                Ok((OpenRequest { id, node, connection, done: false, streams }, pieces))
+                let (streams, route) = (self.clone(), Route::Here(connection));
+                Ok((OpenRequest { id, node, route, done: false, streams, _fetch: None }, pieces))
             }
             Err(NotConnected) => {
                 self.lock().remove(&id);
@@ -141,13 +189,23 @@ impl LogStreams {
     }
 }
 
+impl OpenRequest {
+    /// Whether an end is the node's word, and not its session's end. Another manager has judged that already.
+    pub(super) fn is_current(&self) -> bool {
+        match self.route {
+            Route::Here(connection) => self.streams.reach.sessions().connection(self.node) == Some(connection),
+            Route::There(_) => true,
+        }
+    }
+}
+
 impl Drop for OpenRequest {
     fn drop(&mut self) {
         self.streams.lock().remove(&self.id);
-        if !self.done {
+        if !self.done && matches!(self.route, Route::Here(_)) {
             let cancel = LogCancel { stream_id: self.id };
             // A node without a session has nothing to stop; if it has too much to read, its stream fails anyway.
-            let _ = self.streams.sessions.send(self.node, session_down::Message::LogCancel(cancel));
+            let _ = self.streams.reach.sessions().send(self.node, session_down::Message::LogCancel(cancel));
         }
     }
 }
@@ -158,7 +216,7 @@ fn left() -> Status {
 
 /// A chunk without the lines that the node has no business to send.
 #[allow(clippy::result_large_err)]
-fn checked(node: NodeId, tasks: &HashSet<TaskId>, chunk: LogChunk) -> Result<Piece, Status> {
+pub(super) fn checked(node: NodeId, tasks: &HashSet<TaskId>, chunk: LogChunk) -> Result<Piece, Status> {
     let bytes = chunk.encoded_len();
     if bytes > PIECE_BYTES {
         return Err(Status::invalid_argument(format!("a log chunk has {bytes} bytes, {PIECE_BYTES} are allowed")));
@@ -184,7 +242,9 @@ mod tests {
     use skep_proto::v1::SessionDown;
 
     use super::*;
-    use crate::dispatch::sessions::Down;
+    use crate::dispatch::Alone;
+    use crate::dispatch::homes::Registered;
+    use crate::dispatch::sessions::{Down, Sessions};
 
     const NODE: NodeId = NodeId::new(1);
     const TASK: TaskId = TaskId::new(5);
@@ -192,8 +252,9 @@ mod tests {
     fn connected() -> (LogStreams, mpsc::Receiver<Down>) {
         let sessions = Sessions::new();
         let (urgent, down) = mpsc::channel(8);
-        sessions.begin(NODE, None, urgent);
-        (LogStreams::new(sessions), down)
+        let registered = Registered { version: 1, at: skep_proto::time::UnixMs::ZERO };
+        sessions.begin(NODE, registered, None, urgent);
+        (LogStreams::new(Reach::new(NodeId::new(9), sessions, Arc::new(Alone))), down)
     }
 
     fn chunk(stream_id: u64, tasks: &[TaskId]) -> LogChunk {

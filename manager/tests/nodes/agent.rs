@@ -52,8 +52,13 @@ pub(crate) fn observed(task: TaskId, state: TaskState) -> TaskObserved {
 impl Agent {
     /// Opens a new session, with heartbeats.
     pub(crate) async fn connect(member: &Member, hostname: &str) -> Self {
+        Self::connect_by(&member.channel, hostname).await
+    }
+
+    /// The same at another manager.
+    pub(crate) async fn connect_by(channel: &Channel, hostname: &str) -> Self {
         let register = Register { description: Some(description(hostname)), ..Register::default() };
-        Self::register(&member.channel, register).await.unwrap()
+        Self::register(channel, register).await.unwrap()
     }
 
     /// Opens a session; the answer to the registration is the first thing it hears.

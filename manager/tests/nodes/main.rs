@@ -5,6 +5,7 @@
 mod agent;
 mod authority;
 mod control;
+mod followers;
 mod images;
 mod logs;
 mod operator;

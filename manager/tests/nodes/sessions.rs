@@ -227,31 +227,3 @@ async fn a_manager_that_stops_ends_its_sessions() {
     let (ended, ()) = tokio::join!(agent.end(), stopping);
     drop(ended);
 }
-
-#[tokio::test]
-async fn sessions_come_and_go_with_leadership() {
-    let swarm = Swarm::start().await;
-    let (host, other) = (swarm.join("host2").await, swarm.join("host3").await);
-    // A dispatcher of its own, over the same state.
-    let (dispatcher, addr) = swarm.second_dispatcher().await;
-    let there = host.channel_to(addr);
-    let register = || Register { description: Some(description("host2")), ..Register::default() };
-    let Err(Err(status)) = Agent::register(&there, register()).await else { panic!("it was let in") };
-    assert_eq!(status.code(), Code::Unavailable);
-
-    let lead = dispatcher.lead().unwrap();
-    let mut agent = Agent::register(&there, register()).await.unwrap();
-    let _other = Agent::register(&other.channel_to(addr), register()).await.unwrap();
-    assert!(dispatcher.is_connected(host.id));
-    drop(lead);
-    assert_eq!(agent.end().await.unwrap().code(), Code::Unavailable);
-    assert!(!dispatcher.is_connected(host.id));
-
-    // Whoever had a session has a grace to come back; who does not is down.
-    let _lead = dispatcher.lead().unwrap();
-    let _back = Agent::register(&there, register()).await.unwrap();
-    let down = |state: &skep_core::store::State| state.node(other.id).unwrap().status.state == NodeState::Down;
-    swarm.until("the other is down", down).await;
-    assert_eq!(swarm.node(host.id).status.state, NodeState::Ready);
-    swarm.stop().await;
-}

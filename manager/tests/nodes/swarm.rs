@@ -15,10 +15,9 @@ use skep_identity::{
     Anonymous, ClientTls, Credentials, DenyList, Expected, JoinToken, LiveCredentials, NodeKey, Role, ServerTls,
     TokenSecret,
 };
-use skep_manager::dispatch::Dispatcher;
 use skep_manager::images::{Name, Registries, RemoteImage, ResolveError};
 use skep_manager::store::Store;
-use skep_manager::{Bootstrap, Manager, ManagerConfig};
+use skep_manager::{Bootstrap, Manager, ManagerConfig, ManagerStart};
 use skep_proto::id::{ClusterId, NodeId, ServiceId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
@@ -114,7 +113,8 @@ impl Swarm {
             credentials: credentials.clone(),
             deny: deny.clone(),
             registries: Arc::new(NoRegistries),
-            bootstrap: Some(bootstrap),
+            raft_id: skep_manager::FIRST_RAFT_ID,
+            start: ManagerStart::Bootstrap(bootstrap),
         };
         let manager = Manager::start(config).await.unwrap();
         let server = serve(listener, &credentials, &deny, manager.routes());
@@ -146,13 +146,14 @@ impl Swarm {
         member_channel(&self.credentials, self.addr)
     }
 
-    /// A dispatcher that does not lead, over the same state, on a port of its own.
-    pub(crate) async fn second_dispatcher(&self) -> (Dispatcher, SocketAddr) {
-        let dispatcher = Dispatcher::new(self.store.clone(), self.credentials.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        serve(listener, &self.credentials, &self.deny, Routes::new(dispatcher.service()));
-        (dispatcher, addr)
+    /// The state, for another dispatcher over it.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What another manager has.
+    pub(crate) fn manager_credentials(&self, node: NodeId) -> LiveCredentials {
+        LiveCredentials::new(signed(&self.ca, node, Role::Manager))
     }
 
     pub(crate) async fn issue(&self, key: &NodeKey, request: IssueRequest) -> Result<IssueResponse, Status> {
@@ -249,12 +250,17 @@ fn signed(ca: &RootCa, node_id: NodeId, role: Role) -> Credentials {
     Credentials::new(key, &issued.chain_pem, ca.bundle()).unwrap()
 }
 
-fn member_channel(credentials: &LiveCredentials, addr: SocketAddr) -> Channel {
+pub(crate) fn member_channel(credentials: &LiveCredentials, addr: SocketAddr) -> Channel {
     let tls = ClientTls::member(credentials, &DenyList::new(), Expected::manager());
     channel(vec![addr.to_string()], tls, ChannelOptions::NODES)
 }
 
-fn serve(listener: TcpListener, credentials: &LiveCredentials, deny: &DenyList, routes: Routes) -> JoinHandle<()> {
+pub(crate) fn serve(
+    listener: TcpListener,
+    credentials: &LiveCredentials,
+    deny: &DenyList,
+    routes: Routes,
+) -> JoinHandle<()> {
     let tls = ServerTls::new(credentials, deny, Anonymous::Allowed);
     let connections = incoming(listener, tls, AcceptLimits::default());
     tokio::spawn(async move {

@@ -6856,6 +6856,10 @@ pub struct RelayedSession {
     /// Store version of the node's registration: of two sessions of a node the one with the higher version counts.
     #[prost(uint64, tag = "3")]
     pub version: u64,
+    /// The swarm's time of it: counts between equal versions, as a registration that changes nothing has the version before
+    /// it.
+    #[prost(int64, tag = "4")]
+    pub registered_at_ms: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayedImages {
