@@ -3,10 +3,16 @@
 //! Used by the agent and the task drivers. One thread of its own writes: whatever is queued goes in one atomic batch, and
 //! one flush serves all who wait (group commit), so a state never costs an fsync of its own. Credentials never come here.
 //!
+//! What a flush is for differs. Assignments must outlive the agent, so they leave its memory; after a power cut no
+//! container runs and the managers send them again. How a task ended, and the boot that the record speaks of, nobody else
+//! knows: they must be on the disk. sled's flush alone does not see to that: it ends in sync_file_range(2), which syncs
+//! neither the file's length nor the drive's cache. So fdatasync(2) follows it there.
+//!
 //! Keys: `m` + name for the agent's own facts, `t` + task id, `r` + service id + number, `s` + task id. A status is one
 //! byte (1: acknowledged by a manager) and the message.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -86,10 +92,19 @@ pub struct Recorded {
     pub statuses: BTreeMap<TaskId, (TaskStatus, bool)>,
 }
 
+/// From what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Safe {
+    /// The end of this process.
+    FromKill,
+    /// A power cut.
+    FromPowerCut,
+}
+
 enum Command {
     Apply(sled::Batch),
-    /// Answered when all before it is on disk.
-    Flush(oneshot::Sender<Result<(), RecordError>>),
+    /// Answered when all before it is safe.
+    Flush(Safe, oneshot::Sender<Result<(), RecordError>>),
     Close,
 }
 
@@ -139,16 +154,18 @@ impl Record {
                 db.flush().map_err(opened)?;
             }
         }
+        let file = File::open(path.join("db")).map_err(|error| opened(error.into()))?;
         let (commands, receiver) = mpsc::channel();
         let writer = std::thread::Builder::new()
             .name("skep-record".to_owned())
-            .spawn(move || write_all(&db, &receiver))
+            .spawn(move || write_all(&db, &file, &receiver))
             .expect("a thread can be spawned at start");
         let guard = RecordGuard { commands: commands.clone(), writer: Some(writer) };
         Ok((Self { commands }, guard, recorded))
     }
 
-    /// Writes a message's changes, with the set they led to. Durable when it returns: only then may the agent act.
+    /// Writes a message's changes, with the set they led to. A later agent finds them when it returns: only then may this
+    /// one act.
     pub async fn assign(&self, changes: &Changes, set: &AssignmentSet, session_id: &[u8]) -> Result<(), RecordError> {
         let mut batch = sled::Batch::default();
         for id in &changes.put_tasks {
@@ -169,7 +186,7 @@ impl Record {
         batch.insert(b"msession", if resumable { session_id } else { &[] });
         batch.insert(b"msequence", &set.sequence().to_be_bytes());
         self.send(batch)?;
-        self.durable().await
+        self.flush(Safe::FromKill).await
     }
 
     /// Notes a status. On disk soon, or with the next [`durable`](Self::durable).
@@ -208,8 +225,12 @@ impl Record {
 
     /// Waits until everything noted so far is on disk.
     pub async fn durable(&self) -> Result<(), RecordError> {
+        self.flush(Safe::FromPowerCut).await
+    }
+
+    async fn flush(&self, safe: Safe) -> Result<(), RecordError> {
         let (answer, answered) = oneshot::channel();
-        self.commands.send(Command::Flush(answer)).map_err(|_| RecordError::Closed)?;
+        self.commands.send(Command::Flush(safe, answer)).map_err(|_| RecordError::Closed)?;
         answered.await.map_err(|_| RecordError::Closed)?
     }
 
@@ -219,9 +240,10 @@ impl Record {
 }
 
 /// The writer: takes all that is queued, writes it, flushes once if anybody waits.
-fn write_all(db: &sled::Db, commands: &mpsc::Receiver<Command>) {
+fn write_all(db: &sled::Db, file: &File, commands: &mpsc::Receiver<Command>) {
     while let Ok(first) = commands.recv() {
         let (mut waiters, mut error, mut close) = (Vec::new(), None, false);
+        let mut wanted: Option<Safe> = None;
         let mut next = Some(first);
         while let Some(command) = next {
             match command {
@@ -230,13 +252,19 @@ fn write_all(db: &sled::Db, commands: &mpsc::Receiver<Command>) {
                         error.get_or_insert(Arc::new(source));
                     }
                 }
-                Command::Flush(waiter) => waiters.push(waiter),
-                Command::Close => close = true,
+                Command::Flush(safe, waiter) => {
+                    wanted = wanted.max(Some(safe));
+                    waiters.push(waiter);
+                }
+                Command::Close => {
+                    wanted = Some(Safe::FromPowerCut);
+                    close = true;
+                }
             }
             next = commands.try_recv().ok();
         }
-        if (!waiters.is_empty() || close)
-            && let Err(source) = db.flush()
+        if let Some(safe) = wanted
+            && let Err(source) = flush(db, file, safe)
         {
             error.get_or_insert(Arc::new(source));
         }
@@ -250,6 +278,14 @@ fn write_all(db: &sled::Db, commands: &mpsc::Receiver<Command>) {
         if close {
             return;
         }
+    }
+}
+
+fn flush(db: &sled::Db, file: &File, safe: Safe) -> Result<(), sled::Error> {
+    db.flush()?;
+    match safe {
+        Safe::FromKill => Ok(()),
+        Safe::FromPowerCut => file.sync_data().map_err(sled::Error::from),
     }
 }
 

@@ -123,7 +123,9 @@ async fn import_busybox(images: &Images) -> Digest {
         std::fs::create_dir(root.path().join(dir)).unwrap();
     }
     std::fs::copy("/bin/busybox", root.path().join("bin/busybox")).unwrap();
-    for applet in ["sh", "sleep", "echo", "cat", "ls", "readlink", "env", "hostname", "kill", "true", "false", "id"] {
+    for applet in
+        ["sh", "sleep", "echo", "cat", "ls", "readlink", "env", "hostname", "kill", "true", "false", "id", "grep"]
+    {
         symlink("busybox", root.path().join("bin").join(applet)).unwrap();
     }
     std::fs::write(root.path().join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/:/bin/sh\n").unwrap();
@@ -283,6 +285,100 @@ async fn a_restarted_agent_finds_the_same_container() {
     until_state(&manager, 2, TaskState::Shutdown).await;
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(manager.state().statuses[&task_id(2)].containers[0].exit_code, 0);
+    host.end(agent).await;
+}
+
+fn check(line: &str, timeout_ms: i64) -> HealthCheck {
+    HealthCheck {
+        test: vec!["CMD-SHELL".to_owned(), line.to_owned()],
+        interval_ms: 50,
+        timeout_ms,
+        retries: 2,
+        ..HealthCheck::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_health_check_decides_when_it_runs_and_when_it_has_failed() {
+    let Some(host) = Host::new("health").await else { return };
+    let manager = TestManager::new();
+    let server = manager.serve("127.0.0.1:0");
+    let agent = host.start(&server).await;
+    let status = || manager.state().statuses.get(&task_id(1)).cloned().unwrap_or_default();
+    let flags = tempfile::tempdir().unwrap();
+    let mut main = host.shell("main", "trap 'echo stopped; exit 7' TERM; while true; do sleep 0.05; done");
+    main.mounts = vec![MountSpec {
+        source: flags.path().to_str().unwrap().to_owned(),
+        target: "/flags".to_owned(),
+        ..MountSpec::default()
+    }];
+    // Its environment, its processes, its files.
+    main.env = vec!["FLAG=/flags/up".to_owned()];
+    // Failures are excused until the first success.
+    main.health_check = Some(check("ls $FLAG && [ -d /proc/1 ] && readlink /proc/1/exe | grep -q busybox", 10_000));
+    let excused = main.health_check.as_mut().unwrap();
+    (excused.start_period_ms, excused.start_interval_ms) = (600_000, 50);
+    manager.assign(vec![task(1, 1, WantedState::Running), revision_of(1, vec![main], None)], vec![]);
+    until("a check to fail", || status().containers.iter().any(|one| !one.health_output.is_empty())).await;
+    assert_eq!(status().state(), TaskState::Starting);
+    std::fs::write(flags.path().join("up"), "").unwrap();
+    until_state(&manager, 1, TaskState::Running).await;
+    assert_eq!(status().containers[0].health(), HealthState::Healthy);
+    let pid = status().containers[0].pid;
+
+    // Agents come and go; the container is healthy throughout.
+    agent.shutdown().await;
+    let agent = host.start(&server).await;
+    until("connected", || manager.state().registers.len() == 2).await;
+    assert_eq!((status().state(), status().containers[0].pid), (TaskState::Running, pid));
+    std::fs::remove_file(flags.path().join("up")).unwrap();
+    until_state(&manager, 1, TaskState::Failed).await;
+    let error = status().error;
+    assert!(
+        error.starts_with("unhealthy container: health check failed 2 times: ls: /flags/up: No such file"),
+        "{error}"
+    );
+    let container = status().containers[0].clone();
+    assert_eq!((container.health(), container.failing_streak), (HealthState::Unhealthy, 2));
+    assert_eq!(container.exit_code, 7, "it was asked to stop by its stop signal");
+    let told = manager.state().told[&task_id(1)].clone();
+    assert!(told.is_sorted(), "no state is taken back: {told:?}");
+    host.end(agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stuck_check_is_killed_and_blocks_nobody() {
+    let Some(host) = Host::new("stuck").await else { return };
+    let manager = TestManager::new();
+    let server = manager.serve("127.0.0.1:0");
+    let agent = host.start(&server).await;
+    let mut stuck = host.shell("main", "trap 'exit 0' TERM; while true; do sleep 0.05; done");
+    stuck.health_check = Some(check("echo wait; sleep 1000 & sleep 1000", 200));
+    let mut none = stuck.clone();
+    none.health_check = Some(HealthCheck { test: vec!["NONE".to_owned()], ..HealthCheck::default() });
+    let mut odd = stuck.clone();
+    odd.health_check = Some(HealthCheck { test: vec!["PING".to_owned()], ..HealthCheck::default() });
+    let mut absent = stuck.clone();
+    absent.health_check = Some(HealthCheck { test: vec!["CMD".to_owned(), "nosuch".to_owned()], ..check("", 200) });
+    let mut assigned = Vec::new();
+    for (number, container) in [(1, stuck), (2, none), (3, odd), (4, absent)] {
+        assigned.push(task(number, number as u64, WantedState::Running));
+        assigned.push(revision_of(number as u64, vec![container], None));
+    }
+    manager.assign(assigned, vec![]);
+    until_state(&manager, 2, TaskState::Running).await;
+    until_state(&manager, 3, TaskState::Rejected).await;
+    until_state(&manager, 1, TaskState::Failed).await;
+    until_state(&manager, 4, TaskState::Failed).await;
+    let status = |number| manager.state().statuses[&task_id(number)].clone();
+    let error = status(1).error;
+    assert_eq!(
+        error,
+        "unhealthy container: health check failed 2 times: health check exceeded its timeout of 200ms wait"
+    );
+    assert_eq!(status(2).containers[0].health(), HealthState::None);
+    assert!(status(3).error.contains("\"PING\" is not a kind of health check"), "{}", status(3).error);
+    assert!(status(4).error.contains("executable file not found in $PATH"), "{}", status(4).error);
     host.end(agent).await;
 }
 

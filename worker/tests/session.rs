@@ -12,6 +12,7 @@ use skep_proto::id::CredentialId;
 use skep_proto::v1::assignment_item::Item;
 use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::*;
+use skep_worker::executor::{ExecEnd, ExecOutcome};
 use skep_worker::{AgentEvent, DescriptionConfig, SessionState};
 use support::*;
 
@@ -59,6 +60,59 @@ async fn wanted_states_are_followed() {
     assert_eq!(node.world.starts().values().copied().collect::<Vec<_>>(), [1]);
     agent.shutdown().await;
     assert_eq!(manager.state().goodbyes, 1);
+}
+
+/// A template whose one container has a check that `World::command` answers for.
+fn checked(number: u64) -> AssignmentItem {
+    let mut item = revision(number, &[]);
+    let Some(assignment_item::Item::Revision(revision)) = &mut item.item else { unreachable!("it was just made") };
+    revision.template.as_mut().unwrap().containers[0].health_check = Some(HealthCheck {
+        test: vec!["CMD".to_owned(), "probe".to_owned()],
+        interval_ms: 20,
+        timeout_ms: 500,
+        retries: 2,
+        ..HealthCheck::default()
+    });
+    item
+}
+
+fn answer(code: i32) -> ExecOutcome {
+    ExecOutcome { end: ExecEnd::Exited(code), output: format!("code {code}") }
+}
+
+#[tokio::test]
+async fn running_means_healthy_and_an_unhealthy_task_fails() {
+    let manager = TestManager::new();
+    let server = manager.serve("127.0.0.1:0");
+    let node = TestNode::new();
+    node.world.command(
+        task_id(1),
+        "main",
+        Duration::ZERO,
+        ExecOutcome { end: ExecEnd::TimedOut, output: String::new() },
+    );
+    let (agent, _events) = node.start(&[server.addr]).await;
+    let streak = |number| manager.state().statuses.get(&task_id(number)).map_or(0, |s| s.containers[0].failing_streak);
+    // The first failure is told while it is starting; then the container recovers.
+    manager.assign(vec![task(1, 1, WantedState::Running), checked(1)], vec![]);
+    until("a failed check", || streak(1) == 1).await;
+    assert_eq!(manager.task_state(task_id(1)), Some(TaskState::Starting));
+    node.world.command(task_id(1), "main", Duration::ZERO, answer(0));
+    until("running", || manager.task_state(task_id(1)) == Some(TaskState::Running)).await;
+    assert_eq!(manager.state().statuses[&task_id(1)].containers[0].health(), HealthState::Healthy);
+
+    // Over a restart of the agent it stays what it is.
+    agent.shutdown().await;
+    let (agent, _events) = node.start(&[server.addr]).await;
+    node.world.command(task_id(1), "main", Duration::ZERO, answer(3));
+    until("failed", || manager.task_state(task_id(1)) == Some(TaskState::Failed)).await;
+    let status = manager.state().statuses[&task_id(1)].clone();
+    assert_eq!(status.error, "unhealthy container: health check failed 2 times: code 3");
+    assert_eq!(status.containers[0].health(), HealthState::Unhealthy);
+    assert!(node.world.running().is_empty());
+    let told = manager.state().told[&task_id(1)].clone();
+    assert!(told.is_sorted(), "{told:?}");
+    agent.shutdown().await;
 }
 
 #[tokio::test]
@@ -262,6 +316,7 @@ async fn after_a_reboot_running_tasks_have_failed() {
     let (agent, _events) = node.start(&[server.addr]).await;
     until("failed", || manager.task_state(task_id(1)) == Some(TaskState::Failed)).await;
     assert_eq!(manager.state().statuses[&task_id(1)].error, "host rebooted");
+    assert!(manager.state().statuses[&task_id(1)].host_lost);
     assert!(node.world.running().is_empty());
     agent.shutdown().await;
 }
