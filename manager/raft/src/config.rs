@@ -113,6 +113,9 @@ pub struct Config {
     pub timing: Timing,
     /// Sizes.
     pub limits: Limits,
+    /// A disk in memory instead of `dir`, for simulations.
+    #[cfg(feature = "sim")]
+    pub sim_disk: Option<crate::sim::SimDisk>,
 }
 
 impl Config {
@@ -125,6 +128,8 @@ impl Config {
             key_encryption_key: None,
             timing: Timing::default(),
             limits: Limits::default(),
+            #[cfg(feature = "sim")]
+            sim_disk: None,
         }
     }
 

@@ -3,6 +3,9 @@
 //! The manager implements [`StateMachine`], starts a [`RaftNode`] and talks to it through [`Consensus`]. openraft is the
 //! engine inside and shows nowhere outside. Start reading at `consensus.rs` (what others see), `node.rs` (how it is
 //! put together), `store/mod.rs` (what is on disk). This crate knows nothing of skep's objects, and opens no sockets.
+//!
+//! With the feature `sim` many nodes run on one thread in simulated time, each on a disk in memory: seed the thread
+//! (`sim::seed`), give each `Config::sim_disk` a `sim::SimDisk`, start with `RaftNode::start_here`. See `sim.rs`.
 
 mod codec;
 mod config;
@@ -26,6 +29,8 @@ mod reads;
 mod recover;
 mod serve;
 mod shared;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod space;
 mod state_machine;
 mod status;

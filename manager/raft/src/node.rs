@@ -110,8 +110,7 @@ struct Opened<M: StateMachine> {
 
 /// Opens everything and checks that log and snapshot fit together. Blocks.
 fn open<M: StateMachine>(config: &Config, machine: M) -> Result<Opened<M>, StartError> {
-    let kek = config.key_encryption_key.as_ref();
-    let (store, closed) = Store::open(&config.dir, config.node_id, &config.start, kek, &config.limits)?;
+    let (store, closed) = Store::open_configured(config)?;
     let store = Arc::new(store);
     let snapshots = Arc::new(SnapshotStore::open(Arc::clone(&store))?);
     let gauge = Arc::new(Gauge::default());

@@ -18,6 +18,9 @@ use std::thread::{self, JoinHandle};
 
 use crate::disk;
 use crate::error::{StoreError, chain};
+use crate::priority;
+#[cfg(feature = "sim")]
+use crate::sim::SimDisk;
 
 /// Longest value, in bytes: 16 and a few of them in one leaf stay below sled's threshold.
 pub(crate) const MAX_VALUE: usize = 4096;
@@ -27,10 +30,19 @@ type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 /// The open database.
 pub(crate) struct Db {
     path: PathBuf,
-    sled: sled::Db,
+    engine: Engine,
     flusher: Option<mpsc::Sender<Done>>,
     thread: Option<JoinHandle<()>>,
 }
+
+enum Engine {
+    Sled(sled::Db),
+    #[cfg(feature = "sim")]
+    Memory(SimDisk),
+}
+
+/// A key and its new value; None removes it.
+pub(crate) type Change = (sled::IVec, Option<sled::IVec>);
 
 impl std::fmt::Debug for Db {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,10 +83,20 @@ impl Db {
             let sled = sled.clone();
             thread::Builder::new()
                 .name("skep-raft-fsync".to_owned())
-                .spawn(move || flush_loop(&sled, &file, &requests))
+                .spawn(move || {
+                    // Every acknowledgement waits for it.
+                    priority::raise();
+                    flush_loop(&sled, &file, &requests);
+                })
                 .map_err(StoreError::io("start the flusher of", path))?
         };
-        Ok(Self { path: path.to_owned(), sled, flusher: Some(sender), thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), engine: Engine::Sled(sled), flusher: Some(sender), thread: Some(thread) })
+    }
+
+    /// A database in a simulation's memory. It flushes in the calling task.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(disk: SimDisk) -> Self {
+        Self { path: PathBuf::from("/simulated/db"), engine: Engine::Memory(disk), flusher: None, thread: None }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -82,25 +104,66 @@ impl Db {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, StoreError> {
-        self.sled.get(key).map_err(|source| self.failed(source))
+        match &self.engine {
+            Engine::Sled(sled) => sled.get(key).map_err(|source| self.failed(source)),
+            #[cfg(feature = "sim")]
+            Engine::Memory(disk) => Ok(disk.get(key).map(Into::into)),
+        }
     }
 
     /// Keys and values of a range, in order.
     pub(crate) fn range<'a>(
         &'a self,
         range: std::ops::Range<Vec<u8>>,
-    ) -> impl DoubleEndedIterator<Item = Result<(sled::IVec, sled::IVec), StoreError>> + 'a {
-        self.sled.range(range).map(|item| item.map_err(|source| self.failed(source)))
+    ) -> Box<dyn Iterator<Item = Result<(sled::IVec, sled::IVec), StoreError>> + 'a> {
+        match &self.engine {
+            Engine::Sled(sled) => Box::new(sled.range(range).map(|item| item.map_err(|source| self.failed(source)))),
+            #[cfg(feature = "sim")]
+            Engine::Memory(disk) => {
+                Box::new(disk.range(range).into_iter().map(|(key, value)| Ok((key.into(), value.into()))))
+            }
+        }
     }
 
     /// Puts a batch into memory; a later flush makes it durable.
     pub(crate) fn apply(&self, batch: Batch) -> Result<(), StoreError> {
-        self.sled.apply_batch(batch.0).map_err(|source| self.failed(source))
+        match &self.engine {
+            Engine::Sled(sled) => {
+                let mut all = sled::Batch::default();
+                for (key, value) in batch.0 {
+                    match value {
+                        Some(value) => all.insert(key, value),
+                        None => all.remove(key),
+                    }
+                }
+                sled.apply_batch(all).map_err(|source| self.failed(source))
+            }
+            #[cfg(feature = "sim")]
+            Engine::Memory(disk) => {
+                disk.apply(batch.0);
+                Ok(())
+            }
+        }
     }
 
     /// Calls `done` from the flusher's thread once everything applied before this call is on disk, or failed to get
     /// there.
     pub(crate) fn flush(&self, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        #[cfg(feature = "sim")]
+        if let Engine::Memory(disk) = &self.engine {
+            let (upto, delay) = disk.newest();
+            if delay.is_zero() {
+                disk.flush(upto);
+                return done(Ok(()));
+            }
+            let disk = disk.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                disk.flush(upto);
+                done(Ok(()));
+            });
+            return;
+        }
         let sender = self.flusher.as_ref().expect("the flusher lives until drop");
         if let Err(mpsc::SendError(done)) = sender.send(Box::new(done)) {
             done(Err(io::Error::other("the flusher thread has ended")));
@@ -109,6 +172,11 @@ impl Db {
 
     /// Flushes and waits. Blocks: not for async code.
     pub(crate) fn flush_and_wait(&self) -> Result<(), StoreError> {
+        #[cfg(feature = "sim")]
+        if let Engine::Memory(disk) = &self.engine {
+            disk.flush(disk.newest().0);
+            return Ok(());
+        }
         let (sender, answer) = mpsc::sync_channel(1);
         self.flush(move |result| {
             // The other end waits below.
@@ -152,16 +220,16 @@ impl Drop for Db {
 
 /// Changes that are applied together.
 #[derive(Debug, Default)]
-pub(crate) struct Batch(sled::Batch);
+pub(crate) struct Batch(Vec<Change>);
 
 impl Batch {
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) {
         debug_assert!(value.len() <= MAX_VALUE, "{} bytes under one key", value.len());
-        self.0.insert(key, value);
+        self.0.push((key.into(), Some(value.into())));
     }
 
     pub(crate) fn remove(&mut self, key: &[u8]) {
-        self.0.remove(key);
+        self.0.push((key.into(), None));
     }
 }
 

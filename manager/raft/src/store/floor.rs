@@ -36,7 +36,8 @@ pub(crate) struct Mark {
 #[derive(Debug)]
 pub(crate) struct Floor {
     path: PathBuf,
-    file: File,
+    /// None: nothing is noted.
+    file: Option<File>,
     ring: Arc<KeyRing>,
     state: Mutex<State>,
 }
@@ -77,7 +78,13 @@ impl Floor {
         let state = newest.ok_or_else(|| {
             StoreError::damaged(&path, "neither of its two records can be read with the keys of this directory")
         })?;
-        Ok(Self { path, file, ring, state: Mutex::new(state) })
+        Ok(Self { path, file: Some(file), ring, state: Mutex::new(state) })
+    }
+
+    /// A bound that is never known, for disks that are not real.
+    #[cfg(feature = "sim")]
+    pub(crate) fn absent(ring: Arc<KeyRing>) -> Self {
+        Self { path: PathBuf::new(), file: None, ring, state: Mutex::default() }
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
@@ -93,6 +100,7 @@ impl Floor {
     }
 
     fn update(&self, change: impl FnOnce(&mut Mark)) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
         let mut state = self.locked();
         let mut next = *state;
         change(&mut next.mark);
@@ -100,7 +108,7 @@ impl Floor {
             return Ok(());
         }
         next.turn += 1;
-        self.file.write_all_at(&slot(&self.ring, &next), (next.turn % 2) * SLOT as u64)?;
+        file.write_all_at(&slot(&self.ring, &next), (next.turn % 2) * SLOT as u64)?;
         *state = next;
         Ok(())
     }
@@ -123,7 +131,7 @@ impl Floor {
 
     /// Makes the bound itself durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
     }
 }
 

@@ -20,7 +20,9 @@ use super::record::{self, BadEntry};
 use crate::codec;
 use crate::config::Limits;
 use crate::consensus::StopCause;
+use crate::engine;
 use crate::error::{StoreError, is_full};
+use crate::priority;
 use crate::types::{EngineStorageError, Entry, LogId, TypeConfig, Vote};
 
 /// Records removed in one step, and the pause after it.
@@ -48,10 +50,14 @@ impl LogStore {
         let state = load(&store, limits.cache_bytes)?;
         let (sweep, requests) = mpsc::channel();
         let weak = Arc::downgrade(&store);
-        thread::Builder::new()
-            .name("skep-raft-sweep".to_owned())
-            .spawn(move || sweep_loop(&weak, &requests))
-            .map_err(StoreError::io("start the sweeper of", store.db.path()))?;
+        if !engine::is_simulated() {
+            let sweeper = move || {
+                priority::lower();
+                sweep_loop(&weak, &requests);
+            };
+            let started = thread::Builder::new().name("skep-raft-sweep".to_owned()).spawn(sweeper);
+            started.map_err(StoreError::io("start the sweeper of", store.db.path()))?;
+        }
         let log = Self {
             inner: Arc::new(Inner {
                 store,
@@ -104,6 +110,10 @@ impl LogStore {
     }
 
     fn sweep(&self) {
+        if engine::is_simulated() {
+            while sweep_step(&self.inner.store, self.state().first()).is_ok_and(|count| count > 0) {}
+            return;
+        }
         // The sweeper ends only with the store.
         let _ = self.inner.sweep.send(self.state().first());
     }

@@ -10,6 +10,7 @@
 //! ```
 
 pub(crate) mod db;
+pub(crate) mod files;
 mod floor;
 pub(crate) mod log;
 mod log_state;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 
-use crate::config::{Limits, Start};
+use crate::config::{Config, Limits, Start};
 use crate::consensus::{RaftId, StopCause};
 use crate::crypto::{KeyEncryptionKey, KeyRing};
 use crate::disk;
@@ -34,6 +35,7 @@ use crate::keys;
 use crate::lock::DirLock;
 use crate::space;
 use db::Db;
+use files::Files;
 use floor::Floor;
 
 const ADVICE_RESTORE: &str =
@@ -47,11 +49,13 @@ pub(crate) struct Store {
     pub(crate) ring: Arc<KeyRing>,
     pub(crate) db: Db,
     pub(crate) floor: Floor,
+    pub(crate) files: Files,
     /// The first failure that makes going on unsafe, in words for the operator.
     failure: OnceLock<(StopCause, Arc<str>)>,
     /// How often the group was recovered from lost quorum.
     epoch: AtomicU64,
-    _lock: DirLock,
+    /// None in a simulation.
+    lock: Option<DirLock>,
     /// Last field: dropped, and so seen by [`Closed`], when the others are gone.
     _closed: mpsc::Sender<()>,
 }
@@ -118,16 +122,56 @@ impl Store {
             disk::sync_dir(dir)?;
         }
         let epoch = AtomicU64::new(record::get_epoch(&db, &ring)?);
+        let files = Files::Folder(dir.join("snapshots"));
         let (closed, closes) = mpsc::channel();
         let failure = OnceLock::new();
         Ok((
-            Self { dir: dir.to_owned(), ring, db, floor, failure, epoch, _lock: lock, _closed: closed },
+            Self { dir: dir.to_owned(), ring, db, floor, files, failure, epoch, lock: Some(lock), _closed: closed },
             Closed(closes),
         ))
     }
 
+    /// Opens what the configuration names: a directory, or a simulation's disk.
+    pub(crate) fn open_configured(config: &Config) -> Result<(Self, Closed), StoreError> {
+        #[cfg(feature = "sim")]
+        if let Some(disk) = &config.sim_disk {
+            return Self::open_simulated(config, disk);
+        }
+        let kek = config.key_encryption_key.as_ref();
+        Self::open(&config.dir, config.node_id, &config.start, kek, &config.limits)
+    }
+
+    /// The same content with the same checks, but for keys, floor and lock, which belong to real disks.
+    #[cfg(feature = "sim")]
+    fn open_simulated(config: &Config, disk: &crate::sim::SimDisk) -> Result<(Self, Closed), StoreError> {
+        disk.crash();
+        let dir = Path::new("/simulated");
+        let existing = matches!(config.start, Start::Existing);
+        match (existing, disk.holds_a_node()) {
+            (true, false) => return Err(StoreError::Empty { dir: dir.to_owned() }),
+            (false, true) => return Err(StoreError::NotEmpty { dir: dir.to_owned() }),
+            (true, true) | (false, false) => {}
+        }
+        let keys = vec![(1, crate::crypto::Cipher::new(&[0; 32]))];
+        let ring = Arc::new(KeyRing::new(1, keys).expect("the key in use is the only one"));
+        let db = Db::simulated(disk.clone());
+        if existing {
+            record::check_identity(&db, &ring, dir, config.node_id)?;
+        } else {
+            record::write_identity(&db, &ring, config.node_id)?;
+        }
+        let (floor, files) = (Floor::absent(Arc::clone(&ring)), Files::Memory(disk.clone()));
+        let epoch = AtomicU64::new(record::get_epoch(&db, &ring)?);
+        let (closed, closes) = mpsc::channel();
+        let (dir, failure) = (dir.to_owned(), OnceLock::new());
+        Ok((Self { dir, ring, db, floor, files, failure, epoch, lock: None, _closed: closed }, Closed(closes)))
+    }
+
     /// Marks a directory just made as complete.
     pub(crate) fn finish_creation(&self) -> Result<(), StoreError> {
+        if self.folder().is_none() {
+            return Ok(());
+        }
         disk::remove(&self.dir.join("initializing"))?;
         disk::sync_dir(&self.dir)
     }
@@ -158,10 +202,10 @@ impl Store {
 
     /// The folder to look at for free space; None if there is none.
     pub(crate) fn folder(&self) -> Option<PathBuf> {
-        Some(self.dir.clone())
+        self.lock.is_some().then(|| self.dir.clone())
     }
 
     pub(crate) fn snapshots_dir(&self) -> PathBuf {
-        self.dir.join("snapshots")
+        self.files.dir().to_owned()
     }
 }

@@ -134,7 +134,7 @@ pub(crate) fn join_entry(ring: &KeyRing, index: u64, parts: &[(u16, sled::IVec)]
     Ok((entry, len))
 }
 
-fn mark_key(name: &str) -> Vec<u8> {
+pub(crate) fn mark_key(name: &str) -> Vec<u8> {
     [b"m", name.as_bytes()].concat()
 }
 

@@ -3,21 +3,21 @@
 //! A snapshot is written beside, synced, renamed, and its folder synced; then the mark moves to it; then older files go.
 //! A crash in between leaves files without the mark, which the next start removes. A mark without its file is damage.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::{Buf, BufMut, Bytes};
+use rand::RngCore;
 
 use super::db::Batch;
+use super::files::{Body, Files, Sink};
 use super::snapshot_file::{BadSnapshot, FORMAT, Reader, Writer};
 use super::{ADVICE_RESTORE, Store, record};
 use crate::codec::{self, Malformed};
 use crate::consensus::SnapshotInfo;
-use crate::crypto::{KeyRing, random_id};
-use crate::disk;
+use crate::crypto::KeyRing;
+use crate::engine::Dice;
 use crate::error::StoreError;
 use crate::state_machine::Snapshot;
 use crate::types::SnapshotMeta;
@@ -55,7 +55,7 @@ impl Current {
 pub(crate) struct SnapshotFile {
     ring: Arc<KeyRing>,
     path: PathBuf,
-    file: Arc<File>,
+    file: Body,
 }
 
 /// What openraft passes around as a snapshot's content. Empty until something was received.
@@ -63,9 +63,8 @@ pub(crate) struct SnapshotFile {
 pub(crate) struct SnapshotData(pub(crate) Option<SnapshotFile>);
 
 impl SnapshotFile {
-    fn open(path: &Path, ring: Arc<KeyRing>) -> Result<Self, StoreError> {
-        let file = File::open(path).map_err(StoreError::io("open", path))?;
-        Ok(Self { ring, path: path.to_owned(), file: Arc::new(file) })
+    fn open(files: &Files, path: &Path, ring: Arc<KeyRing>) -> Result<Self, StoreError> {
+        Ok(Self { ring, path: path.to_owned(), file: files.open(path)? })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -73,12 +72,12 @@ impl SnapshotFile {
     }
 
     fn len(&self) -> Result<u64, StoreError> {
-        Ok(self.file.metadata().map_err(StoreError::io("inspect", &self.path))?.len())
+        self.file.len().map_err(StoreError::io("inspect", &self.path))
     }
 
     /// The decrypted stream, from its beginning, independent of other readers.
     pub(crate) fn read(&self) -> Result<Reader<impl Read + use<>>, StoreError> {
-        let from = BufReader::with_capacity(1 << 16, At { file: Arc::clone(&self.file), position: 0 });
+        let from = BufReader::with_capacity(1 << 16, At { file: self.file.clone(), position: 0 });
         Reader::new(from, Arc::clone(&self.ring)).map_err(|error| self.failed(error))
     }
 
@@ -95,7 +94,7 @@ impl SnapshotFile {
 
 /// Reads a shared file from a position of its own.
 struct At {
-    file: Arc<File>,
+    file: Body,
     position: u64,
 }
 
@@ -195,9 +194,9 @@ impl SnapshotStore {
         let safe: String = snapshot_id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(80).collect();
         let path = self.store.snapshots_dir().join(format!("{safe}.part"));
         let ring = Arc::clone(&self.store.ring);
-        let file = BufWriter::new(disk::create_private(&path)?);
-        let out = Writer::new(file, Arc::clone(&ring)).map_err(StoreError::io("write", &path))?;
-        Ok(Incoming { path, ring, out: Some(out) })
+        let files = self.store.files.clone();
+        let out = Writer::new(files.create(&path)?, Arc::clone(&ring)).map_err(StoreError::io("write", &path))?;
+        Ok(Incoming { path, ring, files, out: Some(out) })
     }
 
     /// Makes a complete file the snapshot that counts. One of another directory (or key) is copied.
@@ -206,13 +205,13 @@ impl SnapshotStore {
         let part = if file.path().parent() == Some(&dir) { file.clone() } else { self.copy(&preface, file)? };
         let mut current = self.locked();
         if current.as_ref().is_some_and(|now| now.preface.meta.last_log_id > preface.meta.last_log_id) {
-            disk::remove(part.path())?;
+            self.store.files.remove(part.path())?;
             return Ok(current.clone().expect("it was just looked at"));
         }
         let name = format!("{}.snap", part.path().file_stem().unwrap_or_default().to_string_lossy());
         let path = dir.join(&name);
-        disk::rename(part.path(), &path)?;
-        let file = SnapshotFile::open(&path, Arc::clone(&self.store.ring))?;
+        self.store.files.rename(part.path(), &path)?;
+        let file = SnapshotFile::open(&self.store.files, &path, Arc::clone(&self.store.ring))?;
         let mark = Mark { name, bytes: file.len()?, file_id: file.read()?.file_id() };
         let mut batch = Batch::default();
         record::put_mark(&mut batch, &self.store.ring, record::SNAPSHOT, &put_mark(&mark));
@@ -234,12 +233,11 @@ impl SnapshotStore {
 
     /// Removes all files but one with these endings.
     fn remove_others(&self, keep: Option<&str>, endings: &[&str]) -> Result<(), StoreError> {
-        let dir = self.store.snapshots_dir();
-        for entry in fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
-            let path = entry.map_err(StoreError::io("list", &dir))?.path();
+        let files = &self.store.files;
+        for path in files.list()? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if Some(&*name) != keep && endings.iter().any(|ending| name.ends_with(ending)) {
-                disk::remove(&path)?;
+                files.remove(&path)?;
             }
         }
         Ok(())
@@ -248,10 +246,10 @@ impl SnapshotStore {
 
 fn open_marked(store: &Store, mark: &Mark) -> Result<Current, StoreError> {
     let path = store.snapshots_dir().join(&mark.name);
-    if !path.exists() {
+    if !store.files.exists(&path) {
         return Err(StoreError::Missing { path, advice: ADVICE_RESTORE });
     }
-    let file = SnapshotFile::open(&path, Arc::clone(&store.ring))?;
+    let file = SnapshotFile::open(&store.files, &path, Arc::clone(&store.ring))?;
     let bytes = file.len()?;
     if bytes != mark.bytes {
         return Err(StoreError::damaged(path, format!("it has {bytes} bytes, but was written with {}", mark.bytes)));
@@ -285,15 +283,16 @@ fn get_mark(from: &mut Bytes) -> Result<Mark, Malformed> {
 pub(crate) struct Incoming {
     path: PathBuf,
     ring: Arc<KeyRing>,
+    files: Files,
     /// None once finished.
-    out: Option<Writer<BufWriter<File>>>,
+    out: Option<Writer<Sink>>,
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
         if self.out.take().is_some() {
             // What is left here has no mark, and the next start removes it.
-            let _ = fs::remove_file(&self.path);
+            let _ = self.files.remove(&self.path);
         }
     }
 }
@@ -317,19 +316,18 @@ impl Incoming {
     /// Ends the file and syncs it.
     pub(crate) fn finish(mut self) -> Result<SnapshotFile, StoreError> {
         let out = self.out.take().expect("finishing consumes it");
-        let finished = out.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
-        if let Err(error) = finished.and_then(|file| file.sync_all()) {
+        if let Err(error) = out.finish().and_then(Sink::sync) {
             // It may be the lack of space that it takes up itself.
-            let _ = fs::remove_file(&self.path);
+            let _ = self.files.remove(&self.path);
             return Err(StoreError::io("write", &self.path)(error));
         }
-        SnapshotFile::open(&self.path, Arc::clone(&self.ring))
+        SnapshotFile::open(&self.files, &self.path, Arc::clone(&self.ring))
     }
 }
 
 /// A name for a new snapshot: unique, and telling what it is of.
 pub(crate) fn new_snapshot_id(meta: &SnapshotMeta) -> String {
     let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.leader_id.term, id.index));
-    let unique = u64::from_be_bytes(*random_id().first_chunk().expect("the id has 16 bytes"));
+    let unique = Dice.next_u64();
     format!("{term}-{index}-{unique:016x}")
 }
