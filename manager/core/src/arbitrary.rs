@@ -225,7 +225,7 @@ fn cluster(id: u128, limit: i32) -> Cluster {
         worker_token_secret: [1; 16],
         manager_token_secret: [2; 16],
         feature_level: 1,
-        last_raft_id: 1,
+        last_raft_id: 4,
         recovery_epoch: 0,
     }
 }

@@ -38,7 +38,8 @@ impl ImageNames for Control {
             digest: request.digest,
             platforms: request.platforms,
         };
-        let change = match self.store.state().image_name(&name.canonical) {
+        let state = read::fresh(&self.store).await?;
+        let change = match state.image_name(&name.canonical) {
             Some(old) if old.digest == image.digest && old.platforms == image.platforms => {
                 return Ok(Response::new(PutImageNameResponse { name: Some(codec::image_name_to_wire(old)) }));
             }
@@ -59,7 +60,7 @@ impl ImageNames for Control {
         Caller::of(&request)?.require_operator()?;
         let request = request.into_inner();
         let name = self.registries.parse(&request.name).map_err(IntoStatus::into_status)?;
-        let state = self.store.state();
+        let state = read::fresh(&self.store).await?;
         let id = request_id(request.write)?;
         if id.is_some_and(|id| state.request(id).is_some()) {
             // The first try removed it.

@@ -56,7 +56,7 @@ impl Nodes for Control {
         let request_id = request_id(write)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("a node spec is needed"))?;
         check_spec(&spec)?;
-        if let Some((id, version)) = self.first_answer(request_id) {
+        if let Some((id, version)) = first_answer(&read::fresh(&self.store).await?, request_id) {
             return Ok(Response::new(UpdateNodeResponse { id, version }));
         }
         let respec = |node: &Node| Node { spec: Arc::new(spec.clone()), ..node.clone() };
@@ -68,11 +68,11 @@ impl Nodes for Control {
         Caller::of(&request)?.require_operator()?;
         let RemoveNodeRequest { reference, force, write } = request.into_inner();
         let request_id = request_id(write)?;
-        if let Some((id, version)) = self.first_answer(request_id) {
+        let state = read::fresh(&self.store).await?;
+        if let Some((id, version)) = first_answer(&state, request_id) {
             // The first try removed it: it is not to be found any more.
             return Ok(Response::new(RemoveNodeResponse { id, version, hostname: reference }));
         }
-        let state = read::fresh(&self.store).await?;
         let node = Arc::clone(self.find_node(&state, &reference)?);
         may_remove(&node, self.node, force)?;
         let node = if is_manager(&node) { self.take_vote(node.id).await? } else { node };
@@ -89,13 +89,6 @@ impl Control {
     fn find_node<'a>(&self, state: &'a State, reference: &str) -> Result<&'a Arc<Node>, Status> {
         let own = (reference == "self").then(|| self.node.to_string());
         state.find_node(own.as_deref().unwrap_or(reference)).map_err(IntoStatus::into_status)
-    }
-
-    /// The answer that the first try of a request got: its object, and the version.
-    fn first_answer(&self, request: Option<RequestId>) -> Option<(Vec<u8>, u64)> {
-        let state = self.store.state();
-        let first = state.request(request?)?;
-        Some((first.object_id.clone(), first.version))
     }
 
     /// Writes a node's wanted part, if its role allows it. With `expect_version` 0 it is tried again when another write
@@ -170,6 +163,12 @@ impl Control {
             )))
         })
     }
+}
+
+/// The answer that the first try of a request got: its object, and the version.
+fn first_answer(state: &State, request: Option<RequestId>) -> Option<(Vec<u8>, u64)> {
+    let first = state.request(request?)?;
+    Some((first.object_id.clone(), first.version))
 }
 
 /// A wish that this version knows in every part.

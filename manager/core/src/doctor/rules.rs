@@ -54,10 +54,16 @@ pub(super) fn cluster(state: &State, findings: &mut Vec<Finding>) {
 }
 
 pub(super) fn nodes(state: &State, findings: &mut Vec<Finding>) {
+    let given = state.cluster().map_or(u64::MAX, |cluster| cluster.last_raft_id);
     for node in state.nodes() {
         let mut report = Report::on(findings, ObjectKey::Node(node.id));
         report.meta(state, node.meta);
         report.error(state.is_denied(node.id), || "it was removed, and yet is stored".to_owned());
+        if let Some(raft_id) = node.manager.as_ref().map(|manager| manager.raft_id) {
+            report.error(raft_id == 0 || raft_id > given, || {
+                format!("it has Raft id {raft_id}, but the last one given is {given}: another may get the same")
+            });
+        }
     }
     twice(state.nodes().filter_map(|node| Some(node.manager.as_ref()?.raft_id)), |raft_id| {
         let mut report = Report::on(findings, "the managers");
