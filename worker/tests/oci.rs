@@ -50,7 +50,7 @@ impl Host {
     fn executor(&self) -> Arc<OciExecutor> {
         let creator = PathBuf::from(env!("CARGO_BIN_EXE_skep-worker-creator"));
         let (config, images) = (self.config.clone(), self.images.clone());
-        Arc::new(OciExecutor::with_creator(config, images, Arc::new(Plain), creator, GcPolicy::default()))
+        Arc::new(OciExecutor::with_creator(config, images, Arc::new(Plain::default()), creator, GcPolicy::default()))
     }
 
     async fn start(&self, server: &Server) -> AgentHandle {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use skep_proto::id::CredentialId;
+use skep_proto::id::{CredentialId, NodeId};
 use skep_proto::v1::assignment_item::Item;
 use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::*;
@@ -65,12 +65,12 @@ async fn wanted_states_are_followed() {
 /// A template whose one container has a check that `World::command` answers for.
 fn checked(number: u64) -> AssignmentItem {
     let mut item = revision(number, &[]);
-    let Some(assignment_item::Item::Revision(revision)) = &mut item.item else { unreachable!("it was just made") };
+    let Some(Item::Revision(revision)) = &mut item.item else { unreachable!("it was just made") };
     revision.template.as_mut().unwrap().containers[0].health_check = Some(HealthCheck {
         test: vec!["CMD".to_owned(), "probe".to_owned()],
         interval_ms: 20,
         timeout_ms: 500,
-        retries: 2,
+        retries: 3,
         ..HealthCheck::default()
     });
     item
@@ -85,17 +85,13 @@ async fn running_means_healthy_and_an_unhealthy_task_fails() {
     let manager = TestManager::new();
     let server = manager.serve("127.0.0.1:0");
     let node = TestNode::new();
-    node.world.command(
-        task_id(1),
-        "main",
-        Duration::ZERO,
-        ExecOutcome { end: ExecEnd::TimedOut, output: String::new() },
-    );
+    // Slow enough to be seen one by one.
+    node.world.command(task_id(1), "main", Duration::from_millis(300), answer(1));
     let (agent, _events) = node.start(&[server.addr]).await;
     let streak = |number| manager.state().statuses.get(&task_id(number)).map_or(0, |s| s.containers[0].failing_streak);
     // The first failure is told while it is starting; then the container recovers.
     manager.assign(vec![task(1, 1, WantedState::Running), checked(1)], vec![]);
-    until("a failed check", || streak(1) == 1).await;
+    until("a failed check", || streak(1) >= 1).await;
     assert_eq!(manager.task_state(task_id(1)), Some(TaskState::Starting));
     node.world.command(task_id(1), "main", Duration::ZERO, answer(0));
     until("running", || manager.task_state(task_id(1)) == Some(TaskState::Running)).await;
@@ -107,7 +103,7 @@ async fn running_means_healthy_and_an_unhealthy_task_fails() {
     node.world.command(task_id(1), "main", Duration::ZERO, answer(3));
     until("failed", || manager.task_state(task_id(1)) == Some(TaskState::Failed)).await;
     let status = manager.state().statuses[&task_id(1)].clone();
-    assert_eq!(status.error, "unhealthy container: health check failed 2 times: code 3");
+    assert_eq!(status.error, "unhealthy container: health check failed 3 times: code 3");
     assert_eq!(status.containers[0].health(), HealthState::Unhealthy);
     assert!(node.world.running().is_empty());
     let told = manager.state().told[&task_id(1)].clone();
@@ -531,4 +527,89 @@ async fn heartbeats_go_on_while_the_main_runtime_is_busy() {
     assert_eq!(manager.state().registers.len(), 1);
     agent.shutdown().await;
     let _keep = Arc::new(server);
+}
+
+fn managers_of(addrs: &[(u8, std::net::SocketAddr)]) -> Vec<ManagerAddr> {
+    addrs.iter().map(|(id, addr)| ManagerAddr { node_id: vec![*id; 16], addr: addr.to_string() }).collect()
+}
+
+#[tokio::test]
+async fn a_node_of_a_manager_that_fell_silent_is_elsewhere_within_two_heartbeats() {
+    let (silent, other) = (TestManager::new(), TestManager::new());
+    let (first, second) = (silent.serve("127.0.0.1:0"), other.serve("127.0.0.1:0"));
+    let all = managers_of(&[(1, first.addr), (2, second.addr)]);
+    for manager in [&silent, &other] {
+        manager.state().managers.clone_from(&all);
+        manager.state().period_ms = 1_000;
+    }
+    let node = TestNode::new();
+    let (agent, _events) = node.start(&[first.addr]).await;
+    until("beating", || silent.state().heartbeats >= 1).await;
+    silent.state().mute_heartbeats = true;
+    let start = Instant::now();
+    until("the other one took over", || !other.state().registers.is_empty()).await;
+    // A period until the next heartbeat, half of one for its answer, a tenth before the next try; and a busy machine.
+    assert!(start.elapsed() < Duration::from_millis(2_500), "{:?}", start.elapsed());
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_manager_that_is_gone_is_replaced_at_once() {
+    let (gone, other) = (TestManager::new(), TestManager::new());
+    let (first, second) = (gone.serve("127.0.0.1:0"), other.serve("127.0.0.1:0"));
+    let all = managers_of(&[(1, first.addr), (2, second.addr)]);
+    for manager in [&gone, &other] {
+        manager.state().managers.clone_from(&all);
+    }
+    let node = TestNode::new();
+    let (agent, _events) = node.start(&[first.addr]).await;
+    until("registered", || gone.state().registers.len() == 1).await;
+    let start = Instant::now();
+    drop(first);
+    until("the other one took over", || !other.state().registers.is_empty()).await;
+    assert!(start.elapsed() < Duration::from_millis(1_500), "{:?}", start.elapsed());
+    assert_eq!(gone.state().registers.len(), 1, "the lost one is tried last");
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_manager_on_this_host_comes_first() {
+    let (own, other) = (TestManager::new(), TestManager::new());
+    let (first, second) = (own.serve("127.0.0.1:0"), other.serve("127.0.0.1:0"));
+    let mut all = managers_of(&[(1, first.addr), (2, second.addr)]);
+    all[0].node_id = NODE.to_vec();
+    for manager in [&own, &other] {
+        manager.state().managers.clone_from(&all);
+    }
+    let node = TestNode::new();
+    for round in 1..=8 {
+        // It was told of both; only the first seed is the other one's.
+        let seeds = if round == 1 { vec![second.addr] } else { Vec::new() };
+        let (agent, _events) = node.start(&seeds).await;
+        let sessions = || own.state().registers.len() + other.state().registers.len();
+        until("registered", || sessions() == round).await;
+        agent.shutdown().await;
+    }
+    assert_eq!(own.state().registers.len(), 7);
+}
+
+#[tokio::test]
+async fn nodes_that_are_out_are_handed_on() {
+    let manager = TestManager::new();
+    let server = manager.serve("127.0.0.1:0");
+    let node = TestNode::new();
+    let (agent, _events) = node.start(&[server.addr]).await;
+    until("registered", || manager.state().down.is_some()).await;
+    let say = |complete, added: &[u128], removed: &[u128]| {
+        let ids = |list: &[u128]| list.iter().map(|id| NodeId::new(*id).to_vec()).collect();
+        manager.send(Down::Denied(Denied { complete, added: ids(added), removed: ids(removed) }));
+    };
+    let is = |wanted: &[u128]| node.connector.denied().iter().map(|node| node.value()).eq(wanted.iter().copied());
+    say(true, &[5, 6], &[]);
+    until("two are out", || is(&[5, 6])).await;
+    say(false, &[7], &[5]);
+    until("another two", || is(&[6, 7])).await;
+    say(true, &[], &[]);
+    until("none", || is(&[])).await;
+    agent.shutdown().await;
 }

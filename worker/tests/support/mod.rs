@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -282,8 +282,18 @@ impl Dispatch for TestManager {
     }
 }
 
-/// Connects without TLS.
-pub struct Plain;
+/// Connects without TLS, and notes which nodes are out.
+#[derive(Clone, Default)]
+pub struct Plain {
+    denied: Arc<Mutex<BTreeSet<NodeId>>>,
+}
+
+impl Plain {
+    /// The nodes that are out, as last told.
+    pub fn denied(&self) -> BTreeSet<NodeId> {
+        self.denied.lock().unwrap().clone()
+    }
+}
 
 #[tonic::async_trait]
 impl Connector for Plain {
@@ -293,6 +303,12 @@ impl Connector for Plain {
     async fn peer(&self, _node: NodeId, addr: &str) -> Result<Channel, ConnectError> {
         Ok(Endpoint::from_shared(format!("http://{addr}"))?.connect().await?)
     }
+    fn denied(&self, nodes: &BTreeSet<NodeId>) {
+        self.denied.lock().unwrap().clone_from(nodes);
+    }
+    fn is_removal(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        error.to_string().contains("removed from the cluster")
+    }
 }
 
 /// An agent on a simulated host.
@@ -300,11 +316,17 @@ pub struct TestNode {
     pub world: World,
     pub data: tempfile::TempDir,
     pub boot_id: String,
+    pub connector: Plain,
 }
 
 impl TestNode {
     pub fn new() -> Self {
-        Self { world: World::default(), data: tempfile::tempdir().unwrap(), boot_id: "boot-1".to_owned() }
+        Self {
+            world: World::default(),
+            data: tempfile::tempdir().unwrap(),
+            boot_id: "boot-1".to_owned(),
+            connector: Plain::default(),
+        }
     }
 
     pub async fn start(&self, managers: &[SocketAddr]) -> (AgentHandle, mpsc::UnboundedReceiver<AgentEvent>) {
@@ -326,7 +348,7 @@ impl TestNode {
                 ..DescriptionConfig::default()
             },
             executor,
-            connector: Arc::new(Plain),
+            connector: Arc::new(self.connector.clone()),
             managers: managers.iter().map(ToString::to_string).collect(),
             events,
             timing: SessionTiming::default(),
