@@ -8,6 +8,7 @@ mod orchestrator;
 mod reaper;
 mod restarter;
 mod scheduler;
+mod updater;
 
 use std::time::Duration;
 
@@ -50,8 +51,9 @@ pub(crate) struct Feed {
 
 /// Runs the loops until `feed` ends, which is when leadership is lost.
 pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
-    let mut loops: [Box<dyn Loop>; 4] = [
+    let mut loops: [Box<dyn Loop>; 5] = [
         Box::new(orchestrator::Orchestrator::default()),
+        Box::new(updater::Updater::default()),
         Box::new(restarter::Restarter::default()),
         Box::new(scheduler::Scheduler::default()),
         Box::new(reaper::Reaper::default()),
@@ -83,7 +85,7 @@ pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
 }
 
 /// Hands on everything that has gathered.
-fn take_note(loops: &mut [Box<dyn Loop>; 4], first: Feed, feed: &mut mpsc::UnboundedReceiver<Feed>, state: &State) {
+fn take_note(loops: &mut [Box<dyn Loop>; 5], first: Feed, feed: &mut mpsc::UnboundedReceiver<Feed>, state: &State) {
     let mut next = Some(first);
     while let Some(fed) = next {
         for event in &fed.events {
@@ -94,7 +96,7 @@ fn take_note(loops: &mut [Box<dyn Loop>; 4], first: Feed, feed: &mut mpsc::Unbou
 }
 
 /// One plan of each loop, one write. Returns when to look again though nothing changes.
-async fn round(loops: &mut [Box<dyn Loop>; 4], store: &Store, refused_in_a_row: &mut u32) -> Option<UnixMs> {
+async fn round(loops: &mut [Box<dyn Loop>; 5], store: &Store, refused_in_a_row: &mut u32) -> Option<UnixMs> {
     let (state, now) = (store.state(), store.now());
     let mut wake_at: Option<UnixMs> = None;
     let mut groups: Vec<Group> = Vec::new();

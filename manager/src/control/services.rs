@@ -1,19 +1,24 @@
-//! Services: list, get, create, scale, remove.
+//! Services: list, get, scale, remove; the longer calls are in files of their own.
+
+mod create;
+mod images;
+mod rollback;
+mod update;
 
 use std::sync::Arc;
 
 use skep_core::change::{Change, Op};
-use skep_core::object::{Credential, Meta, Revision, Service};
+use skep_core::object::Service;
 use skep_core::store::State;
 use skep_identity::Caller;
-use skep_proto::id::{CredentialId, RequestId, ServiceId};
-use skep_proto::time::UnixMs;
+use skep_proto::id::RequestId;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::services_server::Services;
 use skep_proto::v1::{
     CreateServiceRequest, CreateServiceResponse, GetServiceRequest, GetServiceResponse, ListServicesRequest,
-    ListServicesResponse, PortSpec, RegistryAuth, RemoveServiceRequest, RemoveServiceResponse, ReplicatedMode,
-    ScaleServiceRequest, ScaleServiceResponse, ServiceSpec, TaskTemplate, WriteOptions,
+    ListServicesResponse, PortSpec, RemoveServiceRequest, RemoveServiceResponse, ReplicatedMode,
+    RollbackServiceRequest, RollbackServiceResponse, ScaleServiceRequest, ScaleServiceResponse, ServiceHistoryRequest,
+    ServiceHistoryResponse, ServiceSpec, UpdateServiceRequest, UpdateServiceResponse, WriteOptions,
 };
 use skep_proto::validate;
 use tonic::{Request, Response, Status};
@@ -47,49 +52,32 @@ impl Services for Control {
 
     async fn create(&self, request: Request<CreateServiceRequest>) -> Result<Response<CreateServiceResponse>, Status> {
         Caller::of(&request)?.require_operator()?;
-        let CreateServiceRequest { spec, auth, store_auth, write } = request.into_inner();
-        let request_id = request_id(write)?;
-        let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
-        validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
-        let state = self.store.state();
-        if let Some(first) = request_id.and_then(|id| state.request(id)) {
-            // The first try took the name; nor does its retry need a registry.
-            let (id, version) = (first.object_id.clone(), first.version);
-            return Ok(Response::new(CreateServiceResponse { id, version, warnings: Vec::new() }));
-        }
-        name_is_free(&state, &spec.name)?;
-        let mut template = spec.template.take().unwrap_or_default();
-        let registry = self.resolve_images(&state, &mut template, auth.as_ref()).await?;
-        let id = ServiceId::new(rand::random());
-        let credential = auth.filter(|_| store_auth).map(|auth| new_credential(id, registry, auth));
-        let changes = creation(id, spec, template, credential, self.store.now());
-        let written = self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
-        Ok(Response::new(CreateServiceResponse {
-            id: written.object_id,
-            version: written.version,
-            warnings: Vec::new(),
-        }))
+        self.create_service(request.into_inner()).await.map(Response::new)
     }
 
-    async fn update(
-        &self,
-        _: Request<skep_proto::v1::UpdateServiceRequest>,
-    ) -> Result<Response<skep_proto::v1::UpdateServiceResponse>, Status> {
-        Err(Status::unimplemented("not supported yet: this call"))
+    async fn update(&self, request: Request<UpdateServiceRequest>) -> Result<Response<UpdateServiceResponse>, Status> {
+        Caller::of(&request)?.require_operator()?;
+        self.update_service(request.into_inner()).await.map(Response::new)
     }
 
     async fn rollback(
         &self,
-        _: Request<skep_proto::v1::RollbackServiceRequest>,
-    ) -> Result<Response<skep_proto::v1::RollbackServiceResponse>, Status> {
-        Err(Status::unimplemented("not supported yet: this call"))
+        request: Request<RollbackServiceRequest>,
+    ) -> Result<Response<RollbackServiceResponse>, Status> {
+        Caller::of(&request)?.require_operator()?;
+        self.roll_back_service(request.into_inner()).await.map(Response::new)
     }
 
     async fn history(
         &self,
-        _: Request<skep_proto::v1::ServiceHistoryRequest>,
-    ) -> Result<Response<skep_proto::v1::ServiceHistoryResponse>, Status> {
-        Err(Status::unimplemented("not supported yet: this call"))
+        request: Request<ServiceHistoryRequest>,
+    ) -> Result<Response<ServiceHistoryResponse>, Status> {
+        Caller::of(&request)?.require_operator()?;
+        let ServiceHistoryRequest { reference, read } = request.into_inner();
+        let state = read::state(&self.store, read).await?;
+        let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
+        let revisions = rollback::history(&state, service);
+        Ok(Response::new(ServiceHistoryResponse { revisions, version: state.version() }))
     }
 
     async fn scale(&self, request: Request<ScaleServiceRequest>) -> Result<Response<ScaleServiceResponse>, Status> {
@@ -97,20 +85,13 @@ impl Services for Control {
         let ScaleServiceRequest { reference, replicas, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         validate::replicas(replicas).map_err(IntoStatus::into_status)?;
-        let state = self.store.state();
-        let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
-        if !matches!(service.spec.mode, Some(Mode::Replicated(_))) {
-            let name = &service.spec.name;
-            return Err(Status::failed_precondition(format!(
-                "service {name} is global: only replicated services scale"
-            )));
+        if let Some((id, version)) = self.answer_of_first_try(request_id) {
+            return Ok(Response::new(ScaleServiceResponse { id, version }));
         }
-        let version = if expect_version == 0 { service.meta.version } else { expect_version };
-        let mut scaled = Service::clone(service);
-        Arc::make_mut(&mut scaled.spec).mode = Some(Mode::Replicated(ReplicatedMode { replicas }));
-        let id = service.id;
-        let changes = vec![Change::update(version, Op::PutService(scaled))];
-        let written = self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        let state = read::fresh(&self.store).await?;
+        let id = state.find_service(&reference).map_err(IntoStatus::into_status)?.id;
+        let scale = |_: &State, service: &Service| scaled(service, replicas);
+        let written = self.change_service(id, expect_version, request_id, scale).await?;
         Ok(Response::new(ScaleServiceResponse { id: written.object_id, version: written.version }))
     }
 
@@ -118,7 +99,7 @@ impl Services for Control {
         Caller::of(&request)?.require_operator()?;
         let RemoveServiceRequest { reference, write } = request.into_inner();
         let request_id = request_id(write)?;
-        let state = self.store.state();
+        let state = read::fresh(&self.store).await?;
         if let Some(first) = request_id.and_then(|id| state.request(id)) {
             // The first try removed it: it is not to be found any more.
             return Ok(Response::new(RemoveServiceResponse {
@@ -139,79 +120,25 @@ impl Services for Control {
     }
 }
 
-impl Control {
-    /// Gives every container the digest that all tasks will run. Returns the registry of the first image, for its
-    /// credential.
-    async fn resolve_images(
-        &self,
-        state: &State,
-        template: &mut TaskTemplate,
-        auth: Option<&RegistryAuth>,
-    ) -> Result<String, Status> {
-        let mut first_registry = None;
-        for container in &mut template.containers {
-            let name = self.registries.parse(&container.image).map_err(IntoStatus::into_status)?;
-            let record = state.image_name(&name.canonical).filter(|_| name.digest.is_none());
-            (container.image_digest, container.image_platforms) = match (name.digest, record) {
-                (_, Some(record)) => (record.digest.clone(), record.platforms.clone()),
-                // A digest needs no one's word: whoever serves it is checked against it.
-                (Some(digest), None) => (digest, Vec::new()),
-                (None, None) => {
-                    let resolved = self.registries.resolve(container.image.clone(), auth.cloned()).await;
-                    let image = resolved.map_err(IntoStatus::into_status)?;
-                    (image.digest, image.platforms)
-                }
-            };
-            first_registry.get_or_insert(name.registry);
-        }
-        Ok(first_registry.unwrap_or_default())
+/// The change that sets the number of replicas.
+#[allow(clippy::result_large_err)]
+fn scaled(service: &Service, replicas: u64) -> Result<Vec<Change>, Status> {
+    let mode = Some(Mode::Replicated(ReplicatedMode { replicas }));
+    if !matches!(service.spec.mode, Some(Mode::Replicated(_))) {
+        let name = &service.spec.name;
+        return Err(Status::failed_precondition(format!("service {name} is global: only replicated services scale")));
     }
-}
-
-/// Early refusal; the store checks again when it applies.
-fn name_is_free(state: &State, name: &str) -> Result<(), Status> {
-    match state.service_by_name(name) {
-        None => Ok(()),
-        Some(other) => Err(Status::already_exists(format!(
-            "name {name} is taken by service {}: choose another, or remove it with `skep service rm {name}`",
-            other.id.short()
-        ))),
+    if service.spec.mode == mode {
+        return Ok(Vec::new());
     }
+    let mut scaled = service.clone();
+    Arc::make_mut(&mut scaled.spec).mode = mode;
+    Ok(vec![Change::update(service.meta.version, Op::PutService(scaled))])
 }
 
-fn new_credential(service: ServiceId, registry: String, auth: RegistryAuth) -> Credential {
-    Credential { id: CredentialId::new(rand::random()), meta: Meta::default(), service, registry, auth }
-}
-
-/// The changes that make a service: itself, its first revision, its credential.
-fn creation(
-    id: ServiceId,
-    spec: ServiceSpec,
-    mut template: TaskTemplate,
-    credential: Option<Credential>,
-    now: UnixMs,
-) -> Vec<Change> {
-    template.credential_id = credential.as_ref().map(|credential| credential.id.to_vec()).unwrap_or_default();
-    let ports = spec.endpoint.as_ref().map(|endpoint| endpoint.ports.iter().map(resolved_port).collect());
-    let service_name = spec.name.as_str().into();
-    let service = Service {
-        id,
-        meta: Meta::default(),
-        spec: Arc::new(spec),
-        revision: 1,
-        ports: ports.unwrap_or_default(),
-        update: None,
-    };
-    let revision = Revision {
-        key: service.current(),
-        template: Arc::new(template),
-        created_at: now,
-        copied_from: None,
-        service_name,
-    };
-    let mut changes = vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))];
-    changes.extend(credential.map(|credential| Change::create(Op::PutCredential(credential))));
-    changes
+/// The ports of a spec as the service will have them.
+fn resolved_ports(spec: &ServiceSpec) -> Vec<PortSpec> {
+    spec.endpoint.as_ref().map(|endpoint| endpoint.ports.iter().map(resolved_port).collect()).unwrap_or_default()
 }
 
 /// With the host's network a port is published where the container listens.

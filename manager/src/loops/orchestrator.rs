@@ -91,7 +91,7 @@ fn matters(before: &Task, after: &Task) -> bool {
 }
 
 /// Whether a node's change can move tasks.
-fn changes_fitness(before: &Node, after: &Node) -> bool {
+pub(super) fn changes_fitness(before: &Node, after: &Node) -> bool {
     let platform = |node: &Node| node.description.as_ref().map(|description| description.platform.clone());
     let labels = |node: &Node| node.description.as_ref().map(|description| description.engine_labels.clone());
     before.status.state != after.status.state
@@ -110,7 +110,7 @@ pub(super) fn as_task(object: &Object) -> Option<&Task> {
     }
 }
 
-fn as_node(object: &Object) -> Option<&Node> {
+pub(super) fn as_node(object: &Object) -> Option<&Node> {
     match object {
         Object::Node(node) => Some(node),
         _ => None,

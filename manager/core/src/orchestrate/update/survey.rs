@@ -130,9 +130,9 @@ impl<'a> Surveyor<'a, '_> {
         (place, is_held || place.current.is_some() || place.older.is_some())
     }
 
-    /// Whether the task came with the roll-out under way.
+    /// Whether the task came with the roll-out under way: each has a revision of its own.
     fn is_rolled_out(&self, task: &Task) -> bool {
-        task.revision.number == self.service.revision && task.meta.created_at >= began(self.service)
+        task.revision == self.service.current()
     }
 
     fn is_failure(&self, task: &Task) -> bool {
@@ -220,14 +220,8 @@ impl Place<'_> {
     /// Since when the roll-out's task runs here.
     fn rolled_out_since(&self, service: &Service, now: UnixMs) -> Option<UnixMs> {
         let current = self.current.filter(|task| task.state == TaskState::Running)?;
-        let is_new = current.revision.number == service.revision && current.meta.created_at >= began(service);
-        is_new.then(|| running_since(current, now))
+        (current.revision == service.current()).then(|| running_since(current, now))
     }
-}
-
-/// When the newest roll-out began, by the leader's clock.
-fn began(service: &Service) -> UnixMs {
-    service.update.as_ref().map_or(UnixMs::ZERO, |update| UnixMs(update.started_at_ms))
 }
 
 /// Since when a running task runs, by the leader's clock. The node's word counts where it can be true: not before the

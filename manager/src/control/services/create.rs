@@ -1,0 +1,83 @@
+//! `Services.Create`.
+
+use std::sync::Arc;
+
+use skep_core::change::{Change, Op};
+use skep_core::object::{Credential, Meta, Revision, Service};
+use skep_core::store::State;
+use skep_proto::id::{CredentialId, ServiceId};
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{CreateServiceRequest, CreateServiceResponse, ServiceSpec, TaskTemplate};
+use skep_proto::validate;
+use tonic::Status;
+
+use super::images::Login;
+use super::{request_id, resolved_ports};
+use crate::control::error::IntoStatus;
+use crate::control::{Control, read};
+
+impl Control {
+    pub(super) async fn create_service(&self, request: CreateServiceRequest) -> Result<CreateServiceResponse, Status> {
+        let CreateServiceRequest { spec, auth, store_auth, write } = request;
+        let request_id = request_id(write)?;
+        let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
+        validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
+        let state = read::fresh(&self.store).await?;
+        if let Some(first) = request_id.and_then(|id| state.request(id)) {
+            // The first try took the name; nor does its retry need a registry.
+            let (id, version) = (first.object_id.clone(), first.version);
+            return Ok(CreateServiceResponse { id, version, warnings: Vec::new() });
+        }
+        name_is_free(&state, &spec.name)?;
+        let mut template = spec.template.take().unwrap_or_default();
+        let login = self.login(&template, auth)?;
+        let warnings = self.resolve_images(&state, &mut template, None, login.as_ref()).await?;
+        let id = ServiceId::new(rand::random());
+        let credential = login.filter(|_| store_auth).map(|login| new_credential(id, login));
+        let changes = creation(id, spec, template, credential, self.store.now());
+        let written = self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        Ok(CreateServiceResponse { id: written.object_id, version: written.version, warnings })
+    }
+}
+
+/// Early refusal; the store checks again when it applies.
+#[allow(clippy::result_large_err)]
+fn name_is_free(state: &State, name: &str) -> Result<(), Status> {
+    match state.service_by_name(name) {
+        None => Ok(()),
+        Some(other) => Err(Status::already_exists(format!(
+            "name {name} is taken by service {}: choose another, or remove it with `skep service rm {name}`",
+            other.id.short()
+        ))),
+    }
+}
+
+/// A credential to be stored for a service.
+pub(super) fn new_credential(service: ServiceId, login: Login) -> Credential {
+    let Login { registry, auth } = login;
+    Credential { id: CredentialId::new(rand::random()), meta: Meta::default(), service, registry, auth }
+}
+
+/// The changes that make a service: itself, its first revision, its credential.
+fn creation(
+    id: ServiceId,
+    spec: ServiceSpec,
+    mut template: TaskTemplate,
+    credential: Option<Credential>,
+    now: UnixMs,
+) -> Vec<Change> {
+    template.credential_id = credential.as_ref().map(|credential| credential.id.to_vec()).unwrap_or_default();
+    let service_name = spec.name.as_str().into();
+    let ports = resolved_ports(&spec);
+    let service = Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports, update: None };
+    let revision = Revision {
+        key: service.current(),
+        template: Arc::new(template),
+        created_at: now,
+        copied_from: None,
+        service_name,
+    };
+    let mut changes = vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))];
+    changes.extend(credential.map(|credential| Change::create(Op::PutCredential(credential))));
+    changes
+}
