@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use skep_core::object::ManagerStatus;
+use skep_proto::id::NodeId;
 use skep_raft::{Consensus, Member, RaftNode, Status};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -13,7 +15,7 @@ use tracing::{info, warn};
 use crate::dispatch::{Dispatcher, DispatcherLead};
 use crate::loops;
 use crate::machine::{FeedSlot, Machine};
-use crate::peers::{Leader, level};
+use crate::peers::{Leader, level, recovery};
 use crate::roles::RoleManager;
 use crate::store::Store;
 
@@ -30,6 +32,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) dispatcher: Dispatcher,
     pub(crate) feed: FeedSlot,
+    pub(crate) node: NodeId,
     /// `host:port` of this manager.
     pub(crate) addr: String,
 }
@@ -80,7 +83,7 @@ enum Heard {
 fn heard(status: &Status) -> Heard {
     match &status.leader {
         Some(leader) if status.hears_leader && leader.id != status.id => Heard::Other(leader.clone()),
-        _ if status.is_leader() && (status.has_quorum || status.is_sole_voter()) => Heard::Own,
+        _ if status.leads() => Heard::Own,
         _ => Heard::Nobody,
     }
 }
@@ -134,12 +137,14 @@ pub(crate) async fn follow(parts: Parts) {
 /// Starts what runs on the leader. Its own state must hold everything that was ever acknowledged before it decides
 /// anything or lets anyone in.
 async fn take_lead(parts: &Parts, status: &Status) -> anyhow::Result<Leadership> {
-    let (store, dispatcher) = (&parts.store, &parts.dispatcher);
     parts.raft.read_barrier(CONFIRM).await.context("the lead is not confirmed")?;
-    let peers = store.peers();
-    let leader = Leader { raft_id: status.id, node: peers.node(status.id), addr: parts.addr.clone(), is_self: true };
-    peers.publish(Some(leader));
-    match start(parts, store, dispatcher) {
+    let peers = parts.store.peers();
+    peers.publish(Some(Leader { raft_id: status.id, node: Some(parts.node), addr: parts.addr.clone(), is_self: true }));
+    let started = async {
+        finish_recovery(parts, status).await?;
+        start(parts, &parts.store, &parts.dispatcher)
+    };
+    match started.await {
         Ok(leadership) => {
             info!("this manager leads");
             Ok(leadership)
@@ -149,6 +154,19 @@ async fn take_lead(parts: &Parts, status: &Status) -> anyhow::Result<Leadership>
             Err(error)
         }
     }
+}
+
+/// After a recovery from a lost quorum this is the only manager: the state must say so before anyone acts on it.
+async fn finish_recovery(parts: &Parts, status: &Status) -> anyhow::Result<()> {
+    let manager = ManagerStatus { raft_id: status.id, addr: parts.addr.clone() };
+    let changes = recovery::plan(&parts.store.state(), status.recovery_epoch, parts.node, &manager);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let written = parts.store.write(None, Vec::new(), changes).await.context("cannot write down the recovery")?;
+    parts.store.applied(written.version).await;
+    info!(epoch = status.recovery_epoch, "the swarm goes on with this manager alone");
+    Ok(())
 }
 
 fn start(parts: &Parts, store: &Store, dispatcher: &Dispatcher) -> anyhow::Result<Leadership> {

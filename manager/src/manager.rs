@@ -50,6 +50,9 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 /// How long one question to the leader may take while a manager starts.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
+/// How long a removed node may still listen: its session says that it was removed.
+const FAREWELL: Duration = Duration::from_millis(300);
+
 /// What a manager is told.
 pub struct ManagerConfig {
     /// Raft's files.
@@ -74,6 +77,9 @@ pub enum ManagerStart {
     Join,
     /// What is in the directory.
     Existing,
+    /// What is in the directory, without the other managers: their majority is lost for good. They are workers from
+    /// then on. What only they knew is lost; cluster, authority and nodes stay.
+    Recover,
 }
 
 /// A new swarm's first manager's id in Raft.
@@ -122,12 +128,15 @@ impl Manager {
     /// Opens Raft and offers the services. A new swarm is made when this returns; else nothing was heard of other
     /// managers yet ([`Self::ready`] waits for that): without them it answers stale reads, and refuses the rest.
     pub async fn start(config: ManagerConfig) -> anyhow::Result<Self> {
+        if matches!(config.start, ManagerStart::Recover) {
+            recover(&config).await?;
+        }
         let (start, bootstrap) = match config.start {
             ManagerStart::Bootstrap(bootstrap) => {
                 (Start::Bootstrap { address: config.advertise_addr.clone() }, Some(bootstrap))
             }
             ManagerStart::Join => (Start::Join, None),
-            ManagerStart::Existing => (Start::Existing, None),
+            ManagerStart::Existing | ManagerStart::Recover => (Start::Existing, None),
         };
         let (clock, feed) = (Clock::start(), FeedSlot::default());
         let applied = Applied::new(State::default());
@@ -159,7 +168,8 @@ impl Manager {
             .add_service(CertificateAuthority::new(store.clone(), config.deny).service())
             .add_service(QuorumService::new(Arc::clone(&raft), store.clone()).service());
         let addr = config.advertise_addr.clone();
-        let lead = leader::Parts { raft: Arc::clone(&raft), store: store.clone(), dispatcher, feed, addr };
+        let lead =
+            leader::Parts { raft: Arc::clone(&raft), store: store.clone(), dispatcher, feed, node: config.node, addr };
         let mut follower = JoinSet::new();
         follower.spawn(leader::follow(lead));
         let manager = Self { raft, node: config.node, store, routes, follower, background };
@@ -286,6 +296,16 @@ impl fmt::Display for Ended {
     }
 }
 
+/// Makes Raft's files those of a group of one. The state follows when this manager leads.
+async fn recover(config: &ManagerConfig) -> anyhow::Result<()> {
+    let raft = skep_raft::Config::new(&config.dir, config.raft_id, Start::Existing);
+    let addr = config.advertise_addr.clone();
+    let recovering = tokio::task::spawn_blocking(move || skep_raft::recover(&raft, &addr)).await;
+    let recovered = recovering.context("the recovery broke off")?.context("cannot recover from the lost quorum")?;
+    info!(epoch = recovered.epoch, last_log = recovered.last_log, "the other managers are left behind");
+    Ok(())
+}
+
 /// The first transaction of a swarm: itself and its first manager.
 async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstrap) -> anyhow::Result<()> {
     let cluster = Cluster {
@@ -327,11 +347,12 @@ fn check(state: &State, node: NodeId) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps the deny list as the state says: a removed node's connections close at once.
+/// Keeps the deny list as the state says: a removed node's connections close, after a moment in which it is told why.
 async fn follow_denied(store: Store, deny: DenyList) {
     let mut nodes = store.watch(Topic::Nodes);
     loop {
         deny.set(store.state().denied().map(|(node, _)| node));
         nodes.changed().await;
+        tokio::time::sleep(FAREWELL).await;
     }
 }

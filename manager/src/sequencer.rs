@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
+use skep_core::change::Transaction;
 use skep_core::head::{Head, Submitted};
 use skep_raft::{Committed, Consensus, ProposeError, Status};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -45,9 +46,12 @@ impl Landed {
     }
 }
 
+/// Where a write's answer goes.
+type Answer = oneshot::Sender<Result<Written, WriteError>>;
+
 /// A caller who is answered when its version is committed.
 struct Waiting {
-    answer: oneshot::Sender<Result<Written, WriteError>>,
+    answer: Answer,
     written: Written,
 }
 
@@ -90,23 +94,35 @@ impl Sequencer {
             self.head.reset(self.applied.state());
         }
         let mut next = Some(first);
-        while let Some(Submission { mut transaction, answer }) = next {
-            // The leader's time, which is never before what was applied: whoever decided on it may keep another.
-            transaction.at = self.clock.now();
-            let object_id = transaction.object_id.clone();
-            let written = match self.head.submit(transaction) {
-                Submitted::Queued { version, refused } | Submitted::Nothing { version, refused } => {
-                    Written { version, object_id, refused }
-                }
-                // The first try may still be in flight: the answer waits for it.
-                Submitted::Repeated(record) => {
-                    Written { version: record.version, object_id: record.object_id, refused: Vec::new() }
-                }
-            };
-            self.waiting.push_back(Waiting { answer, written });
+        while let Some(Submission { transaction, answer }) = next {
+            self.submit(transaction, answer);
             next = submissions.try_recv().ok();
         }
-        self.answer_up_to(self.applied.version());
+    }
+
+    /// Checks one write against the head. What changes nothing is answered at once if nothing is in flight that the
+    /// answer depends on. Versions alone prove nothing: while the lead was lost, another leader may have written as many.
+    fn submit(&mut self, mut transaction: Transaction, answer: Answer) {
+        // The leader's time, which is never before what was applied: whoever decided on it may keep another.
+        transaction.at = self.clock.now();
+        let (request, object_id) = (transaction.request, transaction.object_id.clone());
+        let idle = self.flight.is_empty() && !self.head.has_waiting();
+        let (written, is_applied) = match self.head.submit(transaction) {
+            Submitted::Queued { version, refused } => (Written { version, object_id, refused }, false),
+            Submitted::Nothing { version, refused } => (Written { version, object_id, refused }, idle),
+            // The first try may still be in flight: the answer waits for it.
+            Submitted::Repeated(record) => {
+                let applied = self.applied.state();
+                let is_applied = request.is_some_and(|request| applied.request(request).is_some());
+                (Written { version: record.version, object_id: record.object_id, refused: Vec::new() }, is_applied)
+            }
+        };
+        if is_applied {
+            // The caller may have gone.
+            let _ = answer.send(Ok(written));
+        } else {
+            self.waiting.push_back(Waiting { answer, written });
+        }
     }
 
     /// Proposes what waits for an entry.

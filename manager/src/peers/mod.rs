@@ -10,6 +10,7 @@
 //! | `service.rs` | what this manager answers others (`managers.proto`) |
 //! | `serve.rs` | the managers' port, on threads of its own |
 //! | `level.rs` | the feature level that all managers have |
+//! | `recovery.rs` | what a recovery from a lost quorum means for the state |
 //! | `wire.rs` | refusals on the wire |
 //!
 //! [`Peers`] is the handle that the rest of the manager has. It knows where the leader is; whether this manager may act
@@ -19,6 +20,7 @@ pub(crate) mod ask;
 mod enter;
 pub(crate) mod level;
 mod links;
+pub(crate) mod recovery;
 mod rounds;
 pub(crate) mod serve;
 pub(crate) mod service;

@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 
 use futures::FutureExt as _;
-use skep_core::change::{Change, Group, Op, Transaction};
+use skep_core::change::{Change, Group, Op};
 use skep_core::codec;
 use skep_core::object::{ImageName, Meta};
 use skep_core::store::State;

@@ -11,9 +11,7 @@ use skep_core::change::{Change, Op};
 use skep_core::object::{ImageName, Meta, Node, NodeStatus};
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, NodeGrant, RootCa};
 use skep_identity::transport::{ChannelOptions, channel};
-use skep_identity::{
-    Anonymous, ClientTls, Credentials, DenyList, Expected, LiveCredentials, NodeKey, Role, ServerTls,
-};
+use skep_identity::{Anonymous, ClientTls, Credentials, DenyList, Expected, LiveCredentials, NodeKey, Role, ServerTls};
 use skep_manager::images::{Name, Registries, RemoteImage, ResolveError};
 use skep_manager::peers::{self, Serving};
 use skep_manager::store::{Store, WriteError, Written};
@@ -60,7 +58,7 @@ impl Registries for NoRegistries {
 /// A host that is a manager, running or not.
 pub(crate) struct Host {
     pub(crate) id: NodeId,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     raft_id: u64,
     credentials: LiveCredentials,
     deny: DenyList,
@@ -213,7 +211,8 @@ impl Group {
         let (mut host, listener) = self.node(number, NodeRole::Manager, Role::Manager).await;
         // Any manager takes the question.
         let asked = self.hosts.last().unwrap().addr;
-        let enter = || peers::enter(host.channel_to(asked), &host.addr.to_string());
+        let addr = host.addr.to_string();
+        let enter = || peers::enter(host.channel_to(asked), &addr);
         let raft_id = soon("a Raft id", enter()).await.unwrap();
         assert_eq!(soon("the same id again", enter()).await.unwrap(), raft_id);
         host.raft_id = raft_id;

@@ -3,4 +3,6 @@
 
 mod failover;
 mod group;
+mod roles;
+mod sessions;
 mod writes;
