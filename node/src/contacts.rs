@@ -9,6 +9,8 @@ use tokio::sync::{Notify, watch};
 /// Told by the agent, read by renewal, seat and membership.
 #[derive(Clone, Debug)]
 pub(crate) struct Contacts {
+    /// This node's own address as a manager.
+    own: Arc<str>,
     managers: watch::Sender<Vec<String>>,
     /// Notified when the certificate is to be renewed now.
     pub(crate) renew: Arc<Notify>,
@@ -18,9 +20,10 @@ pub(crate) struct Contacts {
 }
 
 impl Contacts {
-    /// Knows these managers, `host:port`.
-    pub(crate) fn new(managers: Vec<String>) -> Self {
+    /// Knows these managers, `host:port`; `own` is where this node is one, or would be.
+    pub(crate) fn new(own: &str, managers: Vec<String>) -> Self {
         Self {
+            own: own.into(),
             managers: watch::Sender::new(managers),
             renew: Arc::default(),
             removed: watch::Sender::new(false),
@@ -39,12 +42,14 @@ impl Contacts {
     }
 
     /// Managers in the order in which to ask them: first the one that has the session, which answers and has applied
-    /// what it told the node.
+    /// what it told the node; last this node's own, which may just have been taken out of Raft without knowing it.
     pub(crate) fn to_ask(&self) -> Vec<String> {
         let mut all: Vec<String> = self.session.borrow().iter().cloned().collect();
         let others: Vec<String> = self.managers().into_iter().filter(|known| !all.contains(known)).collect();
         all.extend(others);
-        all
+        let (own, mut rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|addr| **addr == *self.own);
+        rest.extend(own);
+        rest
     }
 
     /// The swarm removed this node.
@@ -72,13 +77,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manager_of_the_session_is_asked_first() {
-        let contacts = Contacts::new(vec!["a:1".to_owned(), "b:1".to_owned()]);
+    fn the_manager_of_the_session_is_asked_first_and_the_own_one_last() {
+        let contacts = Contacts::new("own:1", vec!["own:1".to_owned(), "a:1".to_owned(), "b:1".to_owned()]);
         contacts.session(&SessionState::Connected { addr: "b:1".to_owned() });
-        assert_eq!(contacts.to_ask(), ["b:1", "a:1"]);
+        assert_eq!(contacts.to_ask(), ["b:1", "a:1", "own:1"]);
         contacts.session(&SessionState::Connected { addr: "c:1".to_owned() });
-        assert_eq!(contacts.to_ask(), ["c:1", "a:1", "b:1"]);
+        assert_eq!(contacts.to_ask(), ["c:1", "a:1", "b:1", "own:1"]);
         contacts.session(&SessionState::Closed);
-        assert_eq!(contacts.to_ask(), ["a:1", "b:1"]);
+        assert_eq!(contacts.to_ask(), ["a:1", "b:1", "own:1"]);
+        contacts.session(&SessionState::Connected { addr: "own:1".to_owned() });
+        assert_eq!(contacts.to_ask(), ["a:1", "b:1", "own:1"]);
     }
 }

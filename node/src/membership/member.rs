@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use skep_identity::{Credentials, DenyList, LiveCredentials};
+use skep_identity::{Credentials, DenyList, LiveCredentials, Role};
 use tokio::task::JoinSet;
 use tracing::info;
 
@@ -44,11 +44,13 @@ impl Member {
         let identity = credentials.identity().clone();
         let (live, deny) = (LiveCredentials::new(credentials), DenyList::new());
         let links = Links::new(&live, &deny);
+        let own = record.advertise_addr.to_string();
         let mut known = record.managers.clone();
-        if identity.role == skep_identity::Role::Manager {
-            known.insert(0, record.advertise_addr.to_string());
+        if identity.role == Role::Manager {
+            known.retain(|addr| *addr != own);
+            known.insert(0, own.clone());
         }
-        let contacts = Contacts::new(known);
+        let contacts = Contacts::new(&own, known);
         let address = record.advertise_addr.ip();
         let record = RecordFile::new(host.swarm_file(), record);
         let mut listeners = JoinSet::new();

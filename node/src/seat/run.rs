@@ -34,8 +34,9 @@ pub(super) struct Runner {
     /// Told what became of the first try.
     first: Option<oneshot::Sender<anyhow::Result<()>>>,
     backoff: Backoff,
-    /// This certificate says `manager`, but Raft does not know this node any more: it is not taken at its word.
-    stale: Option<Arc<Credentials>>,
+    /// The certificate that was acted upon last. One that says `manager` is acted upon once; what fails then is tried
+    /// again by the clock, or, where Raft does not know this node any more, with the next certificate only.
+    settled: Option<Arc<Credentials>>,
 }
 
 /// The manager while it runs.
@@ -75,7 +76,7 @@ impl Runner {
         first: oneshot::Sender<anyhow::Result<()>>,
     ) -> Self {
         let credentials = parts.live.subscribe();
-        Self { parts, state, orders, stop, credentials, first: Some(first), backoff: Backoff::default(), stale: None }
+        Self { parts, state, orders, stop, credentials, first: Some(first), backoff: Backoff::default(), settled: None }
     }
 
     pub(super) async fn run(mut self, first: First) {
@@ -117,15 +118,14 @@ impl Runner {
         let credentials = Arc::clone(&self.credentials.borrow_and_update());
         let role = credentials.role();
         self.parts.board.role(role);
+        let is_news = self.settled.as_ref().is_none_or(|settled| !Arc::ptr_eq(settled, &credentials));
+        let before = self.settled.replace(credentials).map(|settled| settled.role());
         match (role, now) {
+            (Role::Worker, Now::Idle(pause)) if before == Some(Role::Worker) && pause != Some(Duration::ZERO) => {
+                Now::Idle(pause)
+            }
             (Role::Worker, now) => self.be_worker(now).await,
-            (Role::Manager, Now::Idle(Some(Duration::ZERO))) => match self.take(How::Resume).await {
-                Ok(held) => Now::Running(held),
-                Err(pause) => Now::Idle(pause),
-            },
-            (Role::Manager, Now::Idle(_)) if self.stale.as_ref().is_some_and(|old| !Arc::ptr_eq(old, &credentials)) => {
-                self.stale = None;
-                self.backoff.reset();
+            (Role::Manager, Now::Idle(pause)) if is_news || pause == Some(Duration::ZERO) => {
                 match self.take(How::Resume).await {
                     Ok(held) => Now::Running(held),
                     Err(pause) => Now::Idle(pause),
@@ -271,7 +271,6 @@ impl Runner {
                 false,
             ),
             Ended::Removed => {
-                self.stale = Some(Arc::clone(&self.credentials.borrow()));
                 self.parts.contacts.renew.notify_one();
                 if let Err(error) = self.give_up().await {
                     warn!(error = %format!("{error:#}"), "Raft's files are not deleted yet");
@@ -289,8 +288,8 @@ impl Runner {
         if let Now::Running(held) = now {
             info!("this node is a worker now; its manager stops");
             held.manager.close().await;
+            info!("the manager has stopped");
         }
-        self.stale = None;
         self.parts.board.only_worker();
         self.state.send_replace(SeatState::None);
         let given_up = self.give_up().await;
