@@ -89,8 +89,8 @@ impl SimDisk {
         content.seen = content.durable.clone();
     }
 
-    /// Breaks its promise: the last `entries` of the flushed log are gone, and every mark that would show it. For the
-    /// time while the node does not run.
+    /// Breaks its promise: the last `entries` of the flushed log are gone, and every mark that would show it; what a
+    /// snapshot contains stays. For the time while the node does not run.
     pub fn forget(&self, entries: u64) {
         let mut content = self.content();
         let index = |key: &Vec<u8>| record::parse_entry_key(key).map(|(index, _)| index);

@@ -1,6 +1,6 @@
 //! Kills, partitions, losses and hand-overs at random, with an oracle: no acknowledged write is ever missing, no index is
 //! acknowledged twice, no term has two leaders, and the group heals.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 #[path = "common/wires.rs"]

@@ -1,5 +1,5 @@
 //! Several voters over a transport inside the process: replication, failover, membership, catching up.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 #[path = "common/wires.rs"]

@@ -37,7 +37,7 @@ impl Transport for Here {
     }
 }
 
-async fn start(table: &Table, id: u64, disk: &SimDisk) -> (Node, Pairs) {
+async fn start(table: &Table, id: u64, disk: &SimDisk, snapshot_after: u64) -> (Node, Pairs) {
     let start = match (disk.holds_a_node(), id) {
         (true, _) => Start::Existing,
         (false, 1) => new_group(),
@@ -45,7 +45,7 @@ async fn start(table: &Table, id: u64, disk: &SimDisk) -> (Node, Pairs) {
     };
     let mut config = Config::new("/nowhere", id, start);
     config.sim_disk = Some(disk.clone());
-    config.limits.snapshot_after_changes = 40;
+    config.limits.snapshot_after_changes = snapshot_after;
     config.limits.keep_entries = 10;
     let pairs = Pairs::default();
     let node = RaftNode::start_here(config, pairs.clone(), Arc::new(Here(Arc::clone(table)))).await.unwrap();
@@ -69,16 +69,16 @@ async fn leader(table: &Table) -> Node {
 }
 
 /// Writes, stops all, lets `meanwhile` happen to the disks, starts all, and answers how many of 100 writes are there.
-async fn survivors(meanwhile: impl FnOnce(&[SimDisk])) -> usize {
+async fn survivors(snapshot_after: u64, meanwhile: impl FnOnce(&[SimDisk])) -> usize {
     sim::seed(7);
     let table = Table::default();
     let disks: Vec<SimDisk> = (0..3).map(|_| SimDisk::new()).collect();
     for disk in &disks {
         disk.set_flush_delay(Duration::from_millis(1));
     }
-    let (first, _) = start(&table, 1, &disks[0]).await;
+    let (first, _) = start(&table, 1, &disks[0], snapshot_after).await;
     for id in 2..=3 {
-        start(&table, id, &disks[id as usize - 1]).await;
+        start(&table, id, &disks[id as usize - 1], snapshot_after).await;
         first.add_learner(Member { id, address: id.to_string() }, PATIENCE).await.unwrap();
         wait(&first, "caught up", |now| now.matched.get(&id).is_some_and(|upto| *upto >= now.last_applied)).await;
         first.promote(id, PATIENCE).await.unwrap();
@@ -89,7 +89,7 @@ async fn survivors(meanwhile: impl FnOnce(&[SimDisk])) -> usize {
     meanwhile(&disks);
     let mut back = Vec::new();
     for id in 1..=3 {
-        back.push(start(&table, id, &disks[id as usize - 1]).await);
+        back.push(start(&table, id, &disks[id as usize - 1], snapshot_after).await);
     }
     let leader = leader(&table).await;
     leader.read_barrier(PATIENCE).await.unwrap();
@@ -101,7 +101,7 @@ async fn survivors(meanwhile: impl FnOnce(&[SimDisk])) -> usize {
 
 #[tokio::test]
 async fn crashes_lose_nothing_and_a_disk_that_forgets_is_noticed() {
-    assert_eq!(survivors(|_| {}).await, 100);
-    let lost = survivors(|disks| disks.iter().for_each(|disk| disk.forget(5))).await;
+    assert_eq!(survivors(40, |_| {}).await, 100);
+    let lost = survivors(1000, |disks| disks.iter().for_each(|disk| disk.forget(20))).await;
     assert!(lost < 100, "{lost}");
 }
