@@ -80,7 +80,10 @@ async fn plan(parts: &SeatParts, how: How, stop: &mut watch::Receiver<bool>) -> 
             parts.record.update(|record| record.seat = Some(seat)).await?;
             Ok((FIRST_RAFT_ID, ManagerStart::Bootstrap(*bootstrap)))
         }
-        How::Recover => bail!("not supported yet: --force-new-cluster"),
+        How::Recover => match parts.record.get().seat {
+            Some(seat) => Ok((seat.raft_id, ManagerStart::Recover)),
+            None => bail!("this node holds no manager's state to go on from"),
+        },
         How::Resume => match resume(parts.record.get().seat, is_complete(&dir), &dir)? {
             Resume::Existing(raft_id) => Ok((raft_id, ManagerStart::Existing)),
             Resume::Join(raft_id) => Ok((raft_id, ManagerStart::Join)),
