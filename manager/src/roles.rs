@@ -173,20 +173,21 @@ async fn ask_renewals(store: Store, dispatcher: Dispatcher) {
     }
 }
 
-/// Raft as this manager sees it. The leader hears the members itself; the others go by their nodes' sessions, which the
-/// state tells. `unheard` is for how long a member that the leader never heard counts as silent.
+/// Raft as this manager sees it. The leader hears the members itself; the others go by what the state says of their
+/// nodes: good enough to show and to refuse early, as the leader judges again before it acts. `unheard` is for how long a member that the leader never heard counts as silent.
 pub(crate) fn view(status: &Status, state: &State, unheard: Duration) -> RaftView {
     let now = Instant::now();
-    let ready: BTreeMap<RaftId, bool> = if status.is_leader() {
+    let there: BTreeMap<RaftId, bool> = if status.is_leader() {
         BTreeMap::new()
     } else {
-        let own = |node: &Arc<Node>| Some((node.manager.as_ref()?.raft_id, node.status.state == NodeState::Ready));
+        let is_gone = |node: &Node| matches!(node.status.state, NodeState::Down | NodeState::Disconnected);
+        let own = |node: &Arc<Node>| Some((node.manager.as_ref()?.raft_id, !is_gone(node)));
         state.nodes().filter_map(own).collect()
     };
     let silent = |id: &RaftId| match (*id == status.id, status.is_leader()) {
         (true, _) => Duration::ZERO,
         (false, true) => status.heard.get(id).map_or(unheard, |at| now.saturating_duration_since(*at)),
-        (false, false) if ready.get(id) == Some(&true) => Duration::ZERO,
+        (false, false) if there.get(id) == Some(&true) => Duration::ZERO,
         (false, false) => Duration::MAX,
     };
     let members = |members: &BTreeMap<RaftId, Member>| {
@@ -215,7 +216,7 @@ impl Seen {
         let view = view(status, state, Duration::MAX);
         let leader = match &status.leader {
             Some(leader) if leader.id == status.id => status.leads().then_some(leader.id),
-            other => other.as_ref().map(|leader| leader.id),
+            other => other.as_ref().filter(|_| status.hears_leader).map(|leader| leader.id),
         };
         let mut waiting = roles::plan(state, &view).waiting;
         if !status.is_leader() {
