@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use skep_manager::topic::Topic;
-use skep_proto::v1::WatchRequest;
+use skep_manager::{Ended, ManagerStart};
+use skep_proto::v1::{NodeRole, WatchRequest};
 use skep_proto::v1::watch_client::WatchClient;
 use tonic::Code;
 
@@ -105,7 +106,7 @@ async fn a_watch_at_a_follower_sees_changes_and_ends_without_a_leader() {
     let mut stream = soon("a watch", client.watch(request)).await.unwrap().into_inner();
     let first = soon("the nodes", stream.message()).await.unwrap().unwrap();
     assert!(first.synced && first.events.len() == 3);
-    let _new = group.node(9, skep_proto::v1::NodeRole::Worker, skep_identity::Role::Worker).await;
+    let _new = group.node(9, NodeRole::Worker, skep_identity::Role::Worker).await;
     let next = soon("the new node", stream.message()).await.unwrap().unwrap();
     assert!(!next.events.is_empty());
     for index in (0..3).filter(|index| *index != follower) {
@@ -140,5 +141,42 @@ async fn waiters_at_a_follower_are_woken_by_an_entry_of_another_leader() {
         }
     })
     .await;
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovered_manager_goes_on_alone_and_the_others_are_left_behind() {
+    let mut group = Group::start(3).await;
+    let left = group.follower_index().await;
+    create(&group.hosts[left].store(), "before").await.unwrap();
+    let cluster = group.hosts[left].store().state().cluster().unwrap().id;
+    for host in &mut group.hosts {
+        host.kill();
+    }
+    group.hosts[left].start_again(ManagerStart::Recover).await;
+    soon("it goes on", group.hosts[left].manager().ready()).await.unwrap();
+    let store = group.hosts[left].store();
+    create(&store, "after").await.unwrap();
+    let state = store.state();
+    assert!(state.image_name("before").is_some() && state.image_name("after").is_some());
+    let now = state.cluster().unwrap();
+    assert_eq!((now.id, now.recovery_epoch), (cluster, 1));
+    for host in &group.hosts {
+        let node = state.node(host.id).unwrap();
+        let is_left = host.id == group.hosts[left].id;
+        let role = if is_left { NodeRole::Manager } else { NodeRole::Worker };
+        assert_eq!((node.spec.role(), node.manager.is_some()), (role, is_left));
+    }
+
+    // One of the others comes back: it must not act, and says why.
+    let other = (0..3).find(|index| *index != left).unwrap();
+    group.hosts[other].restart().await;
+    let ended = soon("it is told", group.hosts[other].manager().ended()).await;
+    assert!(matches!(ended, Ended::LeftBehind(_)), "{ended:?}");
+    // What the recovered one has is not touched, also by its own restart.
+    group.hosts[left].stop().await;
+    group.hosts[left].restart().await;
+    soon("it is back", group.hosts[left].manager().ready()).await.unwrap();
+    assert!(group.hosts[left].store().state().image_name("after").is_some());
     group.stop().await;
 }

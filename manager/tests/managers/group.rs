@@ -106,6 +106,10 @@ impl Host {
 
     /// Starts again what was stopped or killed.
     pub(crate) async fn restart(&mut self) {
+        self.start_again(ManagerStart::Existing).await;
+    }
+
+    pub(crate) async fn start_again(&mut self, start: ManagerStart) {
         let listener = soon("the port is free", async {
             loop {
                 match TcpListener::bind(self.addr).await {
@@ -118,7 +122,7 @@ impl Host {
         // A killed manager's threads let go of its files a moment later.
         let dir = self.dir.path().join("raft");
         until("the files are free", || unlocked(&dir)).await;
-        self.run(listener, ManagerStart::Existing).await;
+        self.run(listener, start).await;
     }
 
     /// As kill -9: no hand-over, connections cut.
