@@ -78,6 +78,11 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
             BUILT_IN_RUNTIMES.join(", ")
         )));
     }
+    for registry in &args.insecure_registry {
+        registry
+            .parse::<skep_image::registry::InsecureEntry>()
+            .map_err(|error| Failure::Usage(format!("invalid value for --insecure-registry: {error}")))?;
+    }
     Ok(skep_node::Config {
         labels: pair::labels(&args.label).map_err(|error| error.of("--label"))?,
         data_dir: args.data_dir,
@@ -132,7 +137,8 @@ mod tests {
     fn values_are_checked() {
         assert_eq!(config(&["--label", "disk=ssd"]).unwrap().labels["disk"], "ssd");
         assert!(config(&["--runtime", "/usr/bin/crun"]).is_ok());
-        for line in [["--label", "=x"], ["--runtime", "bogus"]] {
+        assert!(config(&["--insecure-registry", "registry.example:5000"]).is_ok());
+        for line in [["--label", "=x"], ["--runtime", "bogus"], ["--insecure-registry", "http://x"]] {
             assert!(matches!(config(&line), Err(Failure::Usage(_))), "{line:?}");
         }
         for line in [["--socket", ""], ["--advertise-addr", "nowhere"], ["--peer-port", "0"]] {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::{Map, Value};
-use skep_proto::v1::{ListTasksRequest, Refusal, TaskStatus, TaskSummary};
+use skep_proto::v1::{HealthState, ListTasksRequest, Refusal, TaskStatus, TaskSummary};
 
 use super::listing::{self, ListFlags};
 use crate::client::Client;
@@ -27,6 +27,7 @@ const TASKS: Listing = Listing {
         ("State", "STATE"),
         ("Service", "SERVICE"),
         ("Slot", "SLOT"),
+        ("Health", "HEALTH"),
         ("NodeID", "NODE ID"),
         ("ServiceID", "SERVICE ID"),
     ],
@@ -72,13 +73,20 @@ impl Prepared {
     /// Asks for tasks and prints those that pass the filters.
     pub(crate) async fn print(&self, client: &Client, request: ListTasksRequest) -> Result<(), Failure> {
         let list = async |read| {
-            let request = ListTasksRequest { read, ..request.clone() };
+            let request = ListTasksRequest { read, only_wanted: self.is_only_wanted(), ..request.clone() };
             let pages = client.tasks().list(request).await?.into_inner();
             listing::collect(pages, |page| page.tasks).await
         };
         let tasks = client.read(list).await?;
         let rows = self.rows(tasks, time::now_ms());
         listing::print(&TASKS, &rows, &self.format)
+    }
+
+    /// Whether no task that is to stop passes the filters, so that the managers need not send the history.
+    fn is_only_wanted(&self) -> bool {
+        let desired = self.filters.values("desired-state");
+        !desired.is_empty()
+            && desired.iter().all(|state| matches!(state.as_str(), "ready" | "running" | "draining" | "accepted"))
     }
 
     fn rows(&self, tasks: Vec<TaskSummary>, now_ms: i64) -> Vec<Map<String, Value>> {
@@ -135,6 +143,7 @@ impl Prepared {
         let shorten = !self.no_trunc && self.format.is_table();
         let node_id = view::id(&task.node_id);
         let current = state::task(status.state());
+        let health = if status.state().is_terminal() { HealthState::None } else { health(&status) };
         let since = if status.since_ms == 0 { created_ms(summary) } else { status.since_ms };
         let id = if shorten { view::short_id(&task.id) } else { view::id(&task.id) };
         let error = reason(&status);
@@ -151,8 +160,10 @@ impl Prepared {
             ("DesiredState", state::capital(state::wanted(task.wanted())).into()),
             (
                 "CurrentState",
-                format!("{} {}", state::capital(current), human::ago(now_ms, since).to_lowercase()).into(),
+                format!("{} {}{}", state::capital(current), human::ago(now_ms, since).to_lowercase(), in_words(health))
+                    .into(),
             ),
+            ("Health", state::health(health).into()),
             ("Error", error.into()),
             ("Ports", state::ports(&task.ports).into()),
             ("State", current.into()),
@@ -171,6 +182,35 @@ fn created_ms(summary: &TaskSummary) -> i64 {
 
 fn live(summary: &TaskSummary) -> bool {
     summary.task.as_ref().is_some_and(|task| task.wanted().wants_to_run())
+}
+
+/// The worst of what the containers' checks say.
+fn health(status: &TaskStatus) -> HealthState {
+    let worst = [HealthState::Unhealthy, HealthState::Starting, HealthState::Healthy];
+    let says = |health: &HealthState| status.containers.iter().any(|container| container.health() == *health);
+    worst.into_iter().find(says).unwrap_or(HealthState::None)
+}
+
+/// Behind a state, as `docker ps` has it.
+fn in_words(health: HealthState) -> &'static str {
+    match health {
+        HealthState::None => "",
+        HealthState::Starting => " (health: starting)",
+        HealthState::Healthy => " (healthy)",
+        HealthState::Unhealthy => " (unhealthy)",
+    }
+}
+
+/// What a failing check said last: why a task that starts does not come to run. Empty: none fails.
+pub(crate) fn failing_check(status: &TaskStatus) -> String {
+    let Some(container) = status.containers.iter().find(|container| container.failing_streak > 0) else {
+        return String::new();
+    };
+    let output = container.health_output.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
+    let times =
+        if container.failing_streak == 1 { "once".to_owned() } else { format!("{} times", container.failing_streak) };
+    let said = if output.is_empty() { String::new() } else { format!(": {output}") };
+    format!("its health check failed {times}{said}")
 }
 
 /// Why a task does not run: its error, else what keeps the scheduler from placing it.

@@ -428,10 +428,12 @@ pub(crate) fn service(name: &str, replicas: u64) -> ServiceSummary {
     ServiceSummary {
         service: Some(Service {
             id: vec![9; 16],
-            meta: Some(Meta { version: 4, created_at_ms: 1_000, updated_at_ms: 2_000 }),
+            // Before every task of `task`: they begin to run because of what the command did.
+            meta: Some(Meta { version: 4, created_at_ms: 1, updated_at_ms: 1 }),
             spec: Some(ServiceSpec {
                 name: name.to_owned(),
                 mode: Some(service_spec::Mode::Replicated(ReplicatedMode { replicas })),
+                update: Some(UpdatePolicy { monitor_ms: 100, ..UpdatePolicy::default() }),
                 ..ServiceSpec::default()
             }),
             revision: 1,

@@ -111,10 +111,20 @@ impl Changes<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Timer {
     None,
-    /// Stable until then: converged.
+    /// If the same tasks still run then, they are stable: converged.
     Stable(Instant),
     /// Not replaced until then: ended.
     Final(Instant),
+}
+
+impl Timer {
+    /// How long tasks are still to be watched. `None`: they are not.
+    fn rest(self) -> Option<Duration> {
+        match self {
+            Self::Stable(at) => Some(at.saturating_duration_since(Instant::now())),
+            Self::None | Self::Final(_) => None,
+        }
+    }
 }
 
 async fn follow(
@@ -127,29 +137,27 @@ async fn follow(
     let mut changes = Changes { client, service_id, stream: None, patience: Patience::new() };
     let mut timer = Timer::None;
     let mut noted = None;
+    let mut watched = BTreeSet::new();
     loop {
         let picture = progress.picture(version);
         if picture.note.is_some() && picture.note != noted {
             noted.clone_from(&picture.note);
             screen.say(picture.note.clone().unwrap_or_default());
         }
-        screen.show(&picture);
-        // The managers have watched a roll-out's tasks themselves.
-        let is_watched = matches!(progress.goal(), Goal::Rollout { .. });
+        let is_same = picture.new_running == watched;
+        watched.clone_from(&picture.new_running);
+        // The managers have watched a roll-out's tasks themselves; tasks that ran before need no watch.
+        let is_proven = matches!(progress.goal(), Goal::Rollout { .. }) || watched.is_empty();
+        screen.show(&picture, timer.rest().filter(|_| picture.stand == Stand::Converged));
         timer = match (&picture.stand, timer) {
             (Stand::Removed, _) => return Err(Failure::Failed(format!("service {} was removed", progress.name()))),
             (Stand::Failed(why), _) => return Err(Failure::Failed(why.clone())),
-            (Stand::Converged, _) if !picture.has_failed || is_watched => return screen.converged(progress.name()),
-            (Stand::Converged, Timer::Stable(at)) if at <= Instant::now() => {
-                return screen.converged(progress.name());
-            }
-            (Stand::Converged, Timer::Stable(at)) => Timer::Stable(at),
+            (Stand::Converged, Timer::Stable(at)) if is_same && at > Instant::now() => Timer::Stable(at),
+            (Stand::Converged, Timer::Stable(_)) if is_same => return screen.converged(progress.name(), &picture),
+            (Stand::Converged, _) if is_proven => return screen.converged(progress.name(), &picture),
             (Stand::Converged, _) => {
                 let monitor = Duration::from_millis(progress.monitor_ms());
-                screen.say(format!(
-                    "verify: tasks have failed before, waiting {} s for them to be stable",
-                    monitor.as_secs_f32()
-                ));
+                screen.begin_watch(&picture, monitor);
                 Timer::Stable(Instant::now() + monitor)
             }
             (Stand::Ended, _) if picture.is_final => {
@@ -166,7 +174,11 @@ async fn follow(
         };
         match timer {
             Timer::None => changes.take(progress).await?,
-            Timer::Stable(at) | Timer::Final(at) => tokio::select! {
+            Timer::Stable(at) => tokio::select! {
+                result = changes.take(progress) => result?,
+                () = sleep_until(screen.next_count(at)) => {}
+            },
+            Timer::Final(at) => tokio::select! {
                 result = changes.take(progress) => result?,
                 () = sleep_until(at) => {}
             },
@@ -208,13 +220,21 @@ impl Screen {
         }
     }
 
-    fn show(&mut self, picture: &Picture) {
+    /// Shows how things stand, and on a terminal how long the tasks are still to be watched.
+    fn show(&mut self, picture: &Picture, rest: Option<Duration>) {
         if picture.stand == Stand::Unknown {
             return;
         }
         match self {
             Self::Quiet => {}
-            Self::Live(view) => view.show(&live_lines(picture)),
+            Self::Live(view) => {
+                let mut lines = live_lines(picture);
+                // Above the tasks, which may be more than the terminal has room for.
+                if let Some(rest) = rest {
+                    lines.insert(1, waiting(rest));
+                }
+                view.show(&lines);
+            }
             Self::Lines { last, said } => {
                 let new: Vec<String> =
                     stuck_lines(picture).into_iter().filter(|line| said.insert(line.clone())).collect();
@@ -241,10 +261,38 @@ impl Screen {
         }
     }
 
-    fn converged(&mut self, name: &str) -> Result<(), Failure> {
+    /// All tasks run; from now on they are watched for this long.
+    fn begin_watch(&mut self, picture: &Picture, monitor: Duration) {
+        match self {
+            Self::Live(_) => self.show(picture, Some(monitor)),
+            Self::Quiet | Self::Lines { .. } => self.say(waiting(monitor)),
+        }
+    }
+
+    /// When to look again while tasks are watched until `end`: a terminal counts the seconds down.
+    fn next_count(&self, end: Instant) -> Instant {
+        match self {
+            Self::Live(_) => end.min(Instant::now() + Duration::from_secs(1)),
+            Self::Quiet | Self::Lines { .. } => end,
+        }
+    }
+
+    fn converged(&mut self, name: &str, picture: &Picture) -> Result<(), Failure> {
+        if let Self::Live(_) = self {
+            // Without the count-down.
+            self.show(picture, None);
+        }
         self.say(format!("verify: service {name} converged"));
         Ok(())
     }
+}
+
+/// "verify: waiting 5 seconds to verify that tasks are stable..."
+fn waiting(rest: Duration) -> String {
+    let seconds = rest.as_secs_f64();
+    let seconds = if seconds < 1.0 { format!("{seconds:.1}") } else { format!("{}", seconds.round()) };
+    let unit = if seconds == "1" { "second" } else { "seconds" };
+    format!("verify: waiting {seconds} {unit} to verify that tasks are stable...")
 }
 
 /// Tasks wanted, and how many tenths of them run: a line for each task would be too many for large services.
@@ -334,7 +382,7 @@ mod tests {
             rows,
             is_rolling_back: false,
             note: None,
-            has_failed: false,
+            new_running: BTreeSet::new(),
             is_final: false,
         }
     }

@@ -112,7 +112,8 @@ impl LogFlags {
                 ReadLogsRequest { task_ids: vec![id], options: Some(options), ..ReadLogsRequest::default() }
             }
         };
-        let mut batches = client.logs().read(request).await?.into_inner();
+        let call = async |_| client.logs().read(request.clone()).await;
+        let mut batches = client.read(call).await?.into_inner();
         loop {
             let batch = tokio::select! {
                 batch = batches.message() => batch?,

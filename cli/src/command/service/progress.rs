@@ -4,7 +4,7 @@
 //! not replaced (restart condition, attempts used up) has ended: then waiting for it is in vain. A roll-out has ended when
 //! the managers say so; until then only tasks of the new revision count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::watch_event::Object;
@@ -13,7 +13,7 @@ use skep_proto::v1::{
     UpdateStatus, WantedState, WatchResponse,
 };
 
-use crate::command::task_table::reason;
+use crate::command::task_table::{failing_check, reason};
 use crate::output::natural;
 use crate::view::{self, service::MONITOR_MS, state, task};
 
@@ -40,8 +40,8 @@ pub(crate) struct Progress {
     synced: bool,
     version: u64,
     removed: bool,
-    /// Tasks that had ended before this command began to watch. `None`: it has seen nothing yet.
-    old: Option<Vec<Vec<u8>>>,
+    /// Tasks that ran, or had ended, before this command began to watch. `None`: it has seen nothing yet.
+    old: Option<BTreeSet<Vec<u8>>>,
 }
 
 /// Where it stands.
@@ -87,8 +87,8 @@ pub(crate) struct Picture {
     pub(crate) is_rolling_back: bool,
     /// Something that is worth a line of its own, once.
     pub(crate) note: Option<String>,
-    /// A task has failed since the command began.
-    pub(crate) has_failed: bool,
+    /// Tasks that run and did not before: whether they are stable is not known yet.
+    pub(crate) new_running: BTreeSet<Vec<u8>>,
     /// By the restart condition alone, no task that ended will be replaced.
     pub(crate) is_final: bool,
 }
@@ -129,8 +129,10 @@ impl Progress {
         self.version = self.version.max(message.version);
         if message.synced && !self.synced {
             self.synced = true;
-            let ended = self.tasks.iter().filter(|(_, summary)| state_of(summary).is_terminal());
-            self.old.get_or_insert_with(|| ended.map(|(id, _)| id.clone()).collect());
+            if self.old.is_none() {
+                self.old =
+                    Some(self.tasks.iter().filter(|(_, task)| self.is_old(task)).map(|(id, _)| id.clone()).collect());
+            }
         }
     }
 
@@ -176,12 +178,21 @@ impl Progress {
             Stand::Moving
         };
         let is_final = current.iter().filter(|slot| !slot.is_live()).all(|slot| self.is_never_replaced(slot));
-        let old = self.old.as_deref().unwrap_or_default();
-        let has_failed = self.tasks.iter().any(|(id, summary)| {
-            matches!(state_of(summary), TaskState::Failed | TaskState::Rejected) && !old.contains(id)
-        });
+        let is_new = |id: &Vec<u8>| self.old.as_ref().is_some_and(|old| !old.contains(id));
+        let new = self.tasks.iter().filter(|(id, _)| is_new(id));
+        let new_running = new.filter(|(_, summary)| state_of(summary) == TaskState::Running);
+        let new_running = new_running.map(|(id, _)| id.clone()).collect();
         let is_rolling_back = self.update_state() == UpdateState::RollbackStarted;
-        Picture { stand, running, desired, rows, is_rolling_back, note: self.note(min_version), has_failed, is_final }
+        Picture { stand, running, desired, rows, is_rolling_back, note: self.note(min_version), new_running, is_final }
+    }
+
+    /// Whether a task ended before, or runs since before the service was last changed.
+    fn is_old(&self, summary: &TaskSummary) -> bool {
+        let service = self.service.as_ref().and_then(|summary| summary.service.as_ref());
+        let changed_ms = service.and_then(|service| service.meta).map_or(0, |meta| meta.updated_at_ms);
+        let created_ms = summary.task.as_ref().and_then(|task| task.meta).map_or(0, |meta| meta.created_at_ms);
+        let state = state_of(summary);
+        state.is_terminal() || (state == TaskState::Running && created_ms < changed_ms)
     }
 
     fn update(&self) -> Option<&UpdateStatus> {
@@ -351,7 +362,9 @@ impl Slot<'_> {
             let failed = matches!(state_of(summary), TaskState::Failed | TaskState::Rejected);
             (failed && !status.error.is_empty()).then(|| format!("the task before it: {}", status.error))
         });
+        let check = failing_check(status);
         match before {
+            _ if !check.is_empty() => (check, true),
             Some(before) => (before, true),
             None => (status.message.clone(), false),
         }

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 use proptest::prelude::*;
-use skep_proto::v1::{GlobalMode, Meta, Refusal, ReplicatedMode, Service, ServiceSpec, UpdateStatus, WatchEvent};
+use skep_proto::v1::{
+    ContainerStatus, GlobalMode, Meta, Refusal, ReplicatedMode, Service, ServiceSpec, UpdateStatus, WatchEvent,
+};
 
 use super::*;
 
@@ -135,23 +137,39 @@ fn reasons_are_shown() {
     assert_eq!(picture.rows[0].detail, "no suitable node (insufficient memory on 3 nodes)");
     assert_eq!(picture.rows[1].detail, "the task before it: no such image: x");
     assert!(picture.rows.iter().all(|row| row.is_stuck));
-    assert!(picture.has_failed);
 }
 
 #[test]
-fn failures_from_before_do_not_count() {
+fn a_failing_check_is_shown() {
+    let mut starting = task(1, 1, WantedState::Running, TaskState::Starting);
+    if let Some(Object::Task(summary)) = &mut starting.object {
+        let container = ContainerStatus {
+            failing_streak: 2,
+            health_output: "\nconnection refused\n".to_owned(),
+            ..ContainerStatus::default()
+        };
+        summary.task.as_mut().unwrap().status.as_mut().unwrap().containers = vec![container];
+    }
+    let picture = after(vec![replicas(1), starting]).picture(0);
+    assert_eq!(picture.rows[0].detail, "its health check failed 2 times: connection refused");
+    assert!(picture.rows[0].is_stuck);
+}
+
+#[test]
+fn only_what_began_to_run_is_to_be_watched() {
     let mut progress = Progress::new(Goal::Running);
-    progress.apply(WatchResponse {
-        version: 5,
-        synced: true,
-        events: vec![
-            replicas(1),
-            task(1, 1, WantedState::Shutdown, TaskState::Failed),
-            task(2, 1, WantedState::Running, TaskState::Running),
-        ],
-    });
-    let picture = progress.picture(5);
-    assert_eq!((picture.stand, picture.has_failed), (Stand::Converged, false));
+    let mut service = replicas(3);
+    if let Some(Object::Service(summary)) = &mut service.object {
+        summary.service.as_mut().unwrap().meta = Some(Meta { updated_at_ms: 10, ..Meta::default() });
+    }
+    let running = |id, slot| task(id, slot, WantedState::Running, TaskState::Running);
+    let starting = task(2, 2, WantedState::Running, TaskState::Starting);
+    // Task 1 ran before the change, task 2 was made before and still starts, task 12 was made by the change.
+    let events = vec![service, running(1, 1), starting, running(12, 3)];
+    progress.apply(WatchResponse { version: 5, synced: true, events });
+    assert_eq!(progress.picture(5).new_running, [vec![12; 16]].into());
+    progress.apply(WatchResponse { version: 6, synced: true, events: vec![running(2, 2)] });
+    assert_eq!(progress.picture(5).new_running, [vec![2; 16], vec![12; 16]].into());
 }
 
 /// A service of two replicas at revision 2, with the state of its roll-out.
@@ -219,16 +237,15 @@ fn an_old_paused_update_does_not_keep_a_service_from_running() {
 
 #[test]
 fn a_new_stream_begins_anew() {
-    let mut progress = after(vec![replicas(1), task(1, 1, WantedState::Shutdown, TaskState::Failed)]);
+    let events = vec![replicas(1), task(1, 1, WantedState::Running, TaskState::Running)];
+    let mut progress = after(events.clone());
     progress.restart();
     assert_eq!(progress.picture(0).stand, Stand::Unknown);
-    let mut again = progress;
-    let events = vec![replicas(1), task(1, 1, WantedState::Shutdown, TaskState::Failed)];
-    again.apply(WatchResponse { version: 7, synced: true, events });
-    assert!(again.picture(7).has_failed, "it failed after the command began");
-    again.restart();
-    again.apply(WatchResponse { version: 8, synced: true, events: Vec::new() });
-    assert_eq!(again.picture(8).stand, Stand::Removed);
+    progress.apply(WatchResponse { version: 7, synced: true, events });
+    assert_eq!(progress.picture(7).new_running.len(), 1, "it began to run after the command did");
+    progress.restart();
+    progress.apply(WatchResponse { version: 8, synced: true, events: Vec::new() });
+    assert_eq!(progress.picture(8).stand, Stand::Removed);
 }
 
 proptest! {
