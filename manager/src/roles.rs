@@ -13,7 +13,7 @@ use skep_core::object::Node;
 use skep_core::roles::{self, MemberView, RaftView, Step, Waiting};
 use skep_core::store::State;
 use skep_proto::id::NodeId;
-use skep_proto::v1::NodeState;
+use skep_proto::v1::{NodeRole, NodeState};
 use skep_raft::{Consensus, Member, RaftId, Status};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -148,18 +148,19 @@ fn tell(
 /// Asks nodes whose role has changed to renew their certificate, again and again until they have.
 async fn ask_renewals(store: Store, dispatcher: Dispatcher) {
     let mut nodes = store.watch(Topic::Nodes);
-    let mut asked: BTreeMap<NodeId, Instant> = BTreeMap::new();
+    // For which role, and when.
+    let mut asked: BTreeMap<NodeId, (NodeRole, Instant)> = BTreeMap::new();
     loop {
-        let due: Vec<NodeId> = roles::renewals(&store.state()).collect();
-        asked.retain(|node, _| due.contains(node));
+        let due: BTreeMap<NodeId, NodeRole> = roles::renewals(&store.state()).collect();
+        asked.retain(|node, (role, at)| due.get(node) == Some(role) && at.elapsed() < ASK_AGAIN);
         let mut pause = FULL_PASS;
-        for node in due {
-            if asked.get(&node).is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+        for (node, role) in due {
+            if asked.contains_key(&node) {
                 continue;
             }
             if dispatcher.renew(node) {
                 info!(%node, "a node is asked to renew its certificate: its role has changed");
-                asked.insert(node, Instant::now());
+                asked.insert(node, (role, Instant::now()));
             } else {
                 // Its session may be on its way.
                 pause = RETRY;

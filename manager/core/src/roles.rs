@@ -92,9 +92,10 @@ pub fn certificate_role(node: &Node) -> NodeRole {
     }
 }
 
-/// Nodes that must renew their certificate, since their role has changed.
-pub fn renewals(state: &State) -> impl Iterator<Item = NodeId> {
-    state.nodes().filter(|node| node.role != certificate_role(node)).map(|node| node.id)
+/// Nodes that must renew their certificate, since their role has changed to this one.
+pub fn renewals(state: &State) -> impl Iterator<Item = (NodeId, NodeRole)> {
+    let roles = state.nodes().map(|node| (node, certificate_role(node)));
+    roles.filter(|(node, role)| node.role != *role).map(|(node, role)| (node.id, role))
 }
 
 /// Whether a manager may be demoted: another one must be there to go on, and enough of them.

@@ -187,7 +187,7 @@ fn a_promotion_waits_for_the_daemon_then_for_the_log() {
     world.set_role(2, NodeRole::Manager);
     let waiting = NodeId::new(2);
     assert_eq!(certificate_role(&world.node(2).unwrap()), NodeRole::Manager);
-    assert_eq!(renewals(&world.state).collect::<Vec<_>>(), [waiting]);
+    assert_eq!(renewals(&world.state).collect::<Vec<_>>(), [(waiting, NodeRole::Manager)]);
     assert_eq!((world.plan().step, world.plan().waiting[&waiting].clone()), (None, Waiting::Start));
 
     world.daemons_act();
