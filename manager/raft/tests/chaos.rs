@@ -124,7 +124,7 @@ async fn storm(count: u64, seed: u64, time: Duration) {
     let (_, index) = put_somewhere(&nodes, "healed", "1").await;
     all_applied(&nodes, index).await;
     assert!(healing.elapsed() < PATIENCE / 2, "healed after {:?}", healing.elapsed());
-    let oracle = oracle.lock().unwrap();
+    let oracle = std::mem::take(&mut *oracle.lock().unwrap());
     println!("{count} voters, seed {seed}: {} acknowledged, {} terms", oracle.at.len(), oracle.leaders.len());
     assert!(oracle.at.len() > 100, "hardly anything was written");
     for (id, (node, pairs)) in &nodes {

@@ -173,6 +173,27 @@ async fn a_leader_killed_is_replaced_within_a_second_and_a_half() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn read_barriers_cost_one_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let wires = Wires::new(dir.path(), small);
+    let nodes = wires.group(3).await;
+    let leader = &nodes[&1].0;
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let begun = Instant::now();
+        leader.read_barrier(PATIENCE).await.unwrap();
+        times.push(begun.elapsed());
+    }
+    times.sort_unstable();
+    let begun = Instant::now();
+    let all = futures::future::join_all((0..1000).map(|_| leader.read_barrier(PATIENCE))).await;
+    assert!(all.into_iter().all(|one| one.is_ok()));
+    println!("read barrier: p50 {:?}, p99 {:?}; 1000 at once {:?}", times[100], times[198], begun.elapsed());
+    assert!(times[100] < Duration::from_millis(30), "{:?}", times[100]);
+    wires.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_state_of_a_manager_that_diverged_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
     let wires = Wires::new(dir.path(), |config| config.limits.digest_every = 50);
