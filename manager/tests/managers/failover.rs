@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use skep_manager::topic::Topic;
 use skep_manager::{Ended, ManagerStart};
-use skep_proto::v1::{NodeRole, WatchRequest};
 use skep_proto::v1::watch_client::WatchClient;
+use skep_proto::v1::{NodeRole, WatchRequest};
 use tonic::Code;
 
 use crate::group::{Group, create, soon, until};

@@ -222,9 +222,16 @@ impl Group {
         host.raft_id = raft_id;
         host.run(listener, ManagerStart::Join).await;
         soon("the new manager is ready", host.manager().ready()).await.unwrap();
-        let status = host.manager().raft_status();
-        until("it votes", || status.borrow().membership.voters.contains_key(&raft_id)).await;
         self.hosts.push(host);
+        // At each of them: while the change is under way, the old majority is needed too.
+        for host in &self.hosts {
+            let status = host.manager().raft_status();
+            until("it votes", || {
+                let members = Arc::clone(&status.borrow().membership);
+                !members.changing && members.voters.contains_key(&raft_id)
+            })
+            .await;
+        }
     }
 
     /// The manager that leads.
