@@ -5,9 +5,11 @@
 //! neither jumps nor goes back when the lead changes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use skep_proto::time::UnixMs;
+// The machine's monotonic clock, which a simulation moves by hand.
+use tokio::time::Instant;
 
 /// Of the time that has passed, how much may be added or left out to come nearer to the wall clock. A step of an hour is
 /// caught up with in four days; a delay of ten seconds is wrong by a tenth of one meanwhile.
@@ -86,6 +88,10 @@ impl Reading {
 
 /// What the machine's clock says.
 fn wall_us() -> i64 {
+    #[cfg(feature = "sim")]
+    if let Some(us) = crate::sim::wall_us() {
+        return us;
+    }
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
 }

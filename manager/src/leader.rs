@@ -30,11 +30,17 @@ const CLOCK_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Parts {
     pub(crate) raft: Arc<RaftNode<Machine>>,
     pub(crate) store: Store,
-    pub(crate) dispatcher: Dispatcher,
-    pub(crate) feed: FeedSlot,
+    /// `None`: the leader only writes what it is asked to (in simulations).
+    pub(crate) work: Option<Work>,
     pub(crate) node: NodeId,
     /// `host:port` of this manager.
     pub(crate) addr: String,
+}
+
+/// What the leader's own work needs.
+pub(crate) struct Work {
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) feed: FeedSlot,
 }
 
 /// What runs while this manager leads. Fields drop in this order: first nobody is let in, then the loops end.
@@ -91,7 +97,7 @@ fn heard(status: &Status) -> Heard {
 /// Follows Raft's opinion of who leads, and starts and stops what depends on it. Ends when Raft does.
 pub(crate) async fn follow(parts: Parts) {
     let mut status = parts.raft.status();
-    let mut held: Option<Leadership> = None;
+    let mut held: Option<Option<Leadership>> = None;
     loop {
         let now = status.borrow_and_update().clone();
         let heard = heard(&now);
@@ -136,13 +142,13 @@ pub(crate) async fn follow(parts: Parts) {
 
 /// Starts what runs on the leader. Its own state must hold everything that was ever acknowledged before it decides
 /// anything or lets anyone in.
-async fn take_lead(parts: &Parts, status: &Status) -> anyhow::Result<Leadership> {
+async fn take_lead(parts: &Parts, status: &Status) -> anyhow::Result<Option<Leadership>> {
     parts.raft.read_barrier(CONFIRM).await.context("the lead is not confirmed")?;
     let peers = parts.store.peers();
     peers.publish(Some(Leader { raft_id: status.id, node: Some(parts.node), addr: parts.addr.clone(), is_self: true }));
     let started = async {
         finish_recovery(parts, status).await?;
-        start(parts, &parts.store, &parts.dispatcher)
+        parts.work.as_ref().map(|work| start(parts, &parts.store, work)).transpose()
     };
     match started.await {
         Ok(leadership) => {
@@ -169,8 +175,9 @@ async fn finish_recovery(parts: &Parts, status: &Status) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(parts: &Parts, store: &Store, dispatcher: &Dispatcher) -> anyhow::Result<Leadership> {
-    let loops = LoopsThread::start(store.clone(), Arc::clone(&parts.feed))?;
+fn start(parts: &Parts, store: &Store, work: &Work) -> anyhow::Result<Leadership> {
+    let Work { dispatcher, feed } = work;
+    let loops = LoopsThread::start(store.clone(), Arc::clone(feed))?;
     let mut duties = JoinSet::new();
     duties.spawn(level::keep(store.clone()));
     let roles = RoleManager::start(Arc::clone(&parts.raft), store.clone(), dispatcher.clone());

@@ -14,6 +14,8 @@ mod manager;
 pub mod peers;
 mod roles;
 mod sequencer;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod store;
 pub mod topic;
 

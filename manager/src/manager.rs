@@ -42,7 +42,7 @@ use crate::store::{Applied, Store};
 use crate::topic::Topic;
 
 /// Writes that wait for the sequencer before their callers wait.
-const SUBMISSIONS: usize = 1024;
+pub(crate) const SUBMISSIONS: usize = 1024;
 /// How long the only voter of a new swarm may take to lead.
 const ELECTION: Duration = Duration::from_secs(10);
 /// How long the hand-over of the lead may hold up an orderly stop.
@@ -168,8 +168,8 @@ impl Manager {
             .add_service(CertificateAuthority::new(store.clone(), config.deny).service())
             .add_service(QuorumService::new(Arc::clone(&raft), store.clone()).service());
         let addr = config.advertise_addr.clone();
-        let lead =
-            leader::Parts { raft: Arc::clone(&raft), store: store.clone(), dispatcher, feed, node: config.node, addr };
+        let work = Some(leader::Work { dispatcher, feed });
+        let lead = leader::Parts { raft: Arc::clone(&raft), store: store.clone(), work, node: config.node, addr };
         let mut follower = JoinSet::new();
         follower.spawn(leader::follow(lead));
         let manager = Self { raft, node: config.node, store, routes, follower, background };

@@ -31,10 +31,16 @@ pub(super) enum Lane {
 pub(super) struct Links(Arc<Shared>);
 
 struct Shared {
-    credentials: LiveCredentials,
-    deny: DenyList,
+    way: Way,
     applied: Applied,
     open: Mutex<HashMap<(RaftId, Lane), Link>>,
+}
+
+/// How other managers are reached.
+enum Way {
+    Tls(LiveCredentials, DenyList),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Connect),
 }
 
 /// A channel, and what it was made for.
@@ -47,8 +53,17 @@ struct Link {
 
 impl Links {
     pub(super) fn new(credentials: &LiveCredentials, deny: &DenyList, applied: &Applied) -> Self {
-        let (credentials, deny, applied) = (credentials.clone(), deny.clone(), applied.clone());
-        Self(Arc::new(Shared { credentials, deny, applied, open: Mutex::default() }))
+        Self::by(Way::Tls(credentials.clone(), deny.clone()), applied)
+    }
+
+    /// In a simulated network.
+    #[cfg(feature = "sim")]
+    pub(super) fn simulated(connect: crate::sim::Connect, applied: &Applied) -> Self {
+        Self::by(Way::Simulated(connect), applied)
+    }
+
+    fn by(way: Way, applied: &Applied) -> Self {
+        Self(Arc::new(Shared { way, applied: applied.clone(), open: Mutex::default() }))
     }
 
     /// The node of a Raft id, if the state names one. An id is never given to a second node.
@@ -72,8 +87,14 @@ impl Links {
             None => self.node(id),
         };
         let expected = node.map_or_else(Expected::manager, Expected::manager_node);
-        let tls = ClientTls::member(&self.0.credentials, &self.0.deny, expected);
-        let channel = channel(vec![addr.to_owned()], tls, ChannelOptions::MANAGERS);
+        let channel = match &self.0.way {
+            Way::Tls(credentials, deny) => {
+                let tls = ClientTls::member(credentials, deny, expected);
+                channel(vec![addr.to_owned()], tls, ChannelOptions::MANAGERS)
+            }
+            #[cfg(feature = "sim")]
+            Way::Simulated(connect) => connect(addr),
+        };
         open.insert((id, lane), Link { addr: addr.to_owned(), node, channel: channel.clone() });
         channel
     }

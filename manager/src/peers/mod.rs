@@ -86,8 +86,18 @@ struct Shared {
 impl Peers {
     /// Knows of no leader yet. `applied` tells which node a Raft id belongs to; `clock` is kept by the leader's.
     pub(crate) fn new(credentials: &LiveCredentials, deny: &DenyList, applied: &Applied, clock: &Clock) -> Self {
+        Self::by(Links::new(credentials, deny, applied), applied, clock)
+    }
+
+    /// In a simulated network.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(connect: crate::sim::Connect, applied: &Applied, clock: &Clock) -> Self {
+        Self::by(Links::simulated(connect, applied), applied, clock)
+    }
+
+    fn by(links: Links, applied: &Applied, clock: &Clock) -> Self {
         Self(Arc::new(Shared {
-            links: Links::new(credentials, deny, applied),
+            links,
             leader: watch::channel(None).0,
             applied: applied.clone(),
             clock: clock.clone(),

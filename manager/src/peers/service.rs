@@ -2,7 +2,7 @@
 //! they decode, hand on, and wait; whatever takes longer is done elsewhere.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use skep_core::apply::Refused;
 use skep_core::codec;
@@ -16,6 +16,7 @@ use skep_proto::v1::{
     ReadVersionResponse, SubmitFailed, SubmitRequest, SubmitResponse, SubmitWritten,
 };
 use skep_raft::{Consensus as _, HandleError, MessageKind, RaftId, RaftNode};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
@@ -60,7 +61,7 @@ impl QuorumService {
         if !self.store.peers().leads() {
             return Err(not_leading());
         }
-        let silent = self.raft.status().borrow().millis_since_quorum_ack(Instant::now());
+        let silent = self.raft.status().borrow().millis_since_quorum_ack(Instant::now().into_std());
         if silent.is_some_and(|silent| u128::from(silent) <= LEASE.as_millis()) {
             return Ok(());
         }
