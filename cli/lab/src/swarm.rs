@@ -76,7 +76,9 @@ pub(crate) fn roles(lab: &Lab, state: &LabState) -> BTreeMap<String, &'static st
         let host = HostCli { lab, binary: &binary, number, holder };
         host.skep(&["node", "ls", "--format", "json"], "skep node ls --format json", deadline).ok()
     });
-    let nodes = answer.as_deref().map(parse_nodes).unwrap_or_default();
+    let mut nodes = answer.as_deref().map(parse_nodes).unwrap_or_default();
+    // A host that left and joined again is listed twice: the node that lives is the host's.
+    nodes.sort_by_key(|node| node.status.eq_ignore_ascii_case("ready"));
     nodes.into_iter().map(|node| (node.hostname.clone(), node.role())).collect()
 }
 

@@ -65,7 +65,6 @@ impl Member {
             record: record.clone(),
             board: board.clone(),
         };
-        board.member(identity.node_id, identity.cluster_id, identity.role, address.to_string());
         let founding = matches!(first, First::Found(_));
         let (seat, outcome) = Seat::start(parts, first);
         let begun = async {
@@ -84,6 +83,8 @@ impl Member {
                 return Err(error);
             }
         };
+        // Not before its containers are in hand: until then it is pending.
+        board.member(identity.node_id, identity.cluster_id, live.current().role(), address.to_string());
         let mut background = JoinSet::new();
         background.spawn(renewal::run(live.clone(), links, contacts.clone(), host.identity_dir()));
         background.spawn(close_expired(deny.clone()));

@@ -213,6 +213,18 @@ async fn init_on_a_full_disk_says_so_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_running_manager_says_that_its_disk_is_full_and_goes_on_by_itself() {
+    let Some(disk) = SmallDisk::new(48) else { return };
+    let membership = place(disk.0.path(), 0).await;
+    membership.init(init_at(free_port())).await.unwrap();
+    disk.fill();
+    wait_until("the full disk shows", &membership, |standing| standing.error.contains("disk is full")).await;
+    disk.empty();
+    wait_until("nothing troubles it", &membership, |standing| standing.error.is_empty() && standing.control).await;
+    membership.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_manager_whose_disk_was_full_at_the_start_comes_back_by_itself() {
     let Some(disk) = SmallDisk::new(48) else { return };
     let membership = place(disk.0.path(), 0).await;

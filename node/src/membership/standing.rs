@@ -38,6 +38,8 @@ impl Standing {
 #[derive(Clone)]
 pub(crate) struct Board {
     place: Arc<Mutex<Standing>>,
+    /// What troubles a manager that serves. Empty: nothing.
+    trouble: Arc<Mutex<String>>,
     routes: ManagerRoutes,
 }
 
@@ -45,7 +47,8 @@ impl Board {
     /// A daemon that has not looked yet.
     pub(crate) fn starting(routes: ManagerRoutes) -> Self {
         routes.set(Control::Starting(STARTING.to_owned()));
-        Self { place: Arc::new(Mutex::new(Standing::outside(SwarmState::Pending, String::new()))), routes }
+        let place = Standing::outside(SwarmState::Pending, String::new());
+        Self { place: Arc::new(Mutex::new(place)), trouble: Arc::default(), routes }
     }
 
     /// The host's place, and what its manager adds to it.
@@ -55,7 +58,9 @@ impl Board {
         standing.control = matches!(control, Control::Served(_));
         if standing.state == SwarmState::Active && standing.role == Some(Role::Manager) {
             match control {
-                Control::Served(_) => {}
+                Control::Served(_) => {
+                    standing.error.clone_from(&self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+                }
                 Control::Starting(_) => standing.state = SwarmState::Pending,
                 Control::Halted(reason) | Control::Absent(reason) => {
                     (standing.state, standing.error) = (SwarmState::Error, reason);
@@ -109,6 +114,11 @@ impl Board {
         self.routes.set(Control::Absent(ONLY_WORKER.to_owned()));
     }
 
+    /// What troubles this host's manager though it serves; empty: nothing any more.
+    pub(crate) fn trouble(&self, trouble: String) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
     /// What the seat says of the control API.
     pub(crate) fn control(&self, control: Control) {
         self.routes.set(control);
@@ -130,6 +140,8 @@ mod tests {
         board.control(Control::Served(tonic::service::Routes::default()));
         let standing = board.standing();
         assert_eq!((standing.state, standing.control, standing.error.as_str()), (SwarmState::Active, true, ""));
+        board.trouble("this manager's disk is full".to_owned());
+        assert_eq!((board.standing().state, board.standing().error.is_empty()), (SwarmState::Active, false));
         board.role(Role::Worker);
         board.only_worker();
         assert_eq!((board.standing().state, board.standing().control), (SwarmState::Active, false));

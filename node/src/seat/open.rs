@@ -186,6 +186,14 @@ impl Manager {
         self.manager.ended().await
     }
 
+    /// Waits until its disk is full, if it is not (`known`), or has space again.
+    pub(super) async fn disk_full_is_not(&self, known: bool) {
+        // An error: Raft has ended, which `ended` tells.
+        if self.manager.raft_status().wait_for(|status| status.disk_full != known).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// Stops it, handing the lead over by its port, then closes that.
     pub(super) async fn close(self) {
         self.manager.shutdown().await;

@@ -45,6 +45,13 @@ struct Held {
     since: Instant,
     ready: bool,
     announced: bool,
+    disk_full: bool,
+}
+
+impl Held {
+    fn new(manager: Manager) -> Box<Self> {
+        Box::new(Self { manager, since: Instant::now(), ready: false, announced: false, disk_full: false })
+    }
 }
 
 enum Event {
@@ -57,12 +64,14 @@ enum Event {
     Ready(anyhow::Result<()>),
     /// It hears none for a while.
     Announce,
+    /// Its disk is full, or has space again; it goes on without writing.
+    Disk,
     Retry,
 }
 
 /// Between two events.
 enum Now {
-    Running(Held),
+    Running(Box<Held>),
     /// Nothing runs. `Some`: try again after this.
     Idle(Option<Duration>),
 }
@@ -107,6 +116,7 @@ impl Runner {
                 (Event::Ready(Ok(())), Now::Running(held)) => Now::Running(self.announce(held, true)),
                 (Event::Ready(Err(error)), Now::Running(held)) => Now::Running(self.refuse(held, &error)),
                 (Event::Announce, Now::Running(held)) => Now::Running(self.announce(held, false)),
+                (Event::Disk, Now::Running(held)) => Now::Running(self.disk(held)),
                 (Event::Retry, Now::Idle(_)) => Now::Idle(Some(Duration::ZERO)),
                 (_, now) => now,
             };
@@ -152,6 +162,12 @@ impl Runner {
                 _ => std::future::pending().await,
             }
         };
+        let disk = async {
+            match held {
+                Some(held) => held.manager.disk_full_is_not(held.disk_full).await,
+                None => std::future::pending().await,
+            }
+        };
         let silent = async {
             match held {
                 Some(held) if !held.announced => tokio::time::sleep_until(held.since + ANNOUNCE).await,
@@ -173,12 +189,13 @@ impl Runner {
             why = ended => Event::Ended(why),
             outcome = ready => Event::Ready(outcome),
             () = silent => Event::Announce,
+            () = disk => Event::Disk,
             () = retry => Event::Retry,
         }
     }
 
     /// Starts the manager. An error is told, and says when to try again.
-    async fn take(&mut self, how: How) -> Result<Held, Option<Duration>> {
+    async fn take(&mut self, how: How) -> Result<Box<Held>, Option<Duration>> {
         // A reason from the last try stays on show while the next one runs.
         if !matches!(*self.state.borrow(), SeatState::Empty { .. }) {
             self.parts.board.control(Control::Starting(STARTING.to_owned()));
@@ -195,7 +212,7 @@ impl Runner {
             Ok(manager) => {
                 self.told(Ok(()));
                 self.state.send_replace(SeatState::Taken { ready: false });
-                Ok(Held { manager, since: Instant::now(), ready: false, announced: false })
+                Ok(Held::new(manager))
             }
             Err(error) => {
                 let pause = self.failed(&error);
@@ -233,7 +250,7 @@ impl Runner {
     }
 
     /// Lets calls in.
-    fn announce(&self, mut held: Held, ready: bool) -> Held {
+    fn announce(&self, mut held: Box<Held>, ready: bool) -> Box<Held> {
         held.announced = true;
         held.ready |= ready;
         self.parts.board.control(Control::Served(held.manager.routes()));
@@ -241,8 +258,22 @@ impl Runner {
         held
     }
 
+    /// Puts a full disk on show, or takes it away.
+    fn disk(&self, mut held: Box<Held>) -> Box<Held> {
+        held.disk_full = !held.disk_full;
+        let dir = self.parts.host.raft_dir();
+        self.parts.board.trouble(match held.disk_full {
+            true => format!(
+                "this manager's disk is full: it neither votes nor writes to {}; make space, and it goes on by itself",
+                dir.display()
+            ),
+            false => String::new(),
+        });
+        held
+    }
+
     /// It runs, but not as this node's manager: the agent's session will tell what became of the node.
-    fn refuse(&self, mut held: Held, error: &anyhow::Error) -> Held {
+    fn refuse(&self, mut held: Box<Held>, error: &anyhow::Error) -> Box<Held> {
         (held.ready, held.announced) = (true, true);
         let reason = format!("this node's manager cannot be used: {error:#}");
         warn!(%reason, "the swarm's state is not this node's");
@@ -252,7 +283,8 @@ impl Runner {
     }
 
     /// The manager has ended by itself.
-    async fn ended(&mut self, held: Held, why: Ended) -> Now {
+    async fn ended(&mut self, held: Box<Held>, why: Ended) -> Now {
+        self.parts.board.trouble(String::new());
         if held.since.elapsed() > RAN_WELL {
             self.backoff.reset();
         }
@@ -348,7 +380,7 @@ impl Runner {
         self.parts.board.control(Control::Starting(STARTING.to_owned()));
         match super::open::open(&self.parts, How::Recover, &mut stop).await {
             Ok(manager) => {
-                let held = Held { manager, since: Instant::now(), ready: false, announced: false };
+                let held = Held::new(manager);
                 match tokio::time::timeout(RECOVERY, held.manager.ready()).await {
                     Ok(Ok(())) => {
                         let token = held.manager.worker_token();
