@@ -72,7 +72,7 @@ pub struct ManagerConfig {
 /// What a manager starts from. Said by the caller, never guessed: an empty directory must not become a new swarm.
 pub enum ManagerStart {
     /// Nothing: a new swarm is made.
-    Bootstrap(Bootstrap),
+    Bootstrap(Box<Bootstrap>),
     /// Nothing: the others send their state.
     Join,
     /// What is in the directory.
@@ -184,12 +184,12 @@ impl Manager {
     }
 
     /// Makes the swarm, if it is a new one, and refuses a state that is another node's.
-    async fn begin(&self, bootstrap: Option<Bootstrap>, addr: &str) -> anyhow::Result<()> {
+    async fn begin(&self, bootstrap: Option<Box<Bootstrap>>, addr: &str) -> anyhow::Result<()> {
         if let Some(bootstrap) = bootstrap {
             if !self.store.peers().led_within(ELECTION).await {
                 bail!("this manager does not lead in time: see the log, and restart the daemon");
             }
-            make_swarm(&self.store, self.node, addr, bootstrap).await?;
+            make_swarm(&self.store, self.node, addr, *bootstrap).await?;
         }
         match self.store.state() {
             state if state.cluster().is_some() => check(&state, self.node),

@@ -19,7 +19,7 @@ fn a_registry_that_fails_is_named_and_a_silent_one_delays_no_start() {
     let mut registry = Registry::start(&lab, 1);
     let image = registry.push(&lab, &busybox("busybox:1"));
     let create = |name: &str, image: &str| {
-        lab.skep(1, &["service", "create", "--name", name, "--mode", "global", image, "sleep", "1000"])
+        lab.skep(1, &["service", "create", "--detach", "--name", name, "--mode", "global", image, "sleep", "1000"])
     };
     create("missing", &format!("{address}/nosuch:1")).fails(FAILED, "nosuch");
     let digest = format!("{address}/busybox@sha256:{}", "0".repeat(64));
@@ -96,7 +96,7 @@ fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
 fn an_image_in_use_stays_and_an_unused_one_goes() {
     let lab = Lab::up("prune", 1, &[]);
     lab.skep_with_input(1, &["image", "load"], &busybox("used:1").archive()).ok();
-    lab.skep(1, &["service", "create", "--name", "user", "used:1", "sleep", "1000"]).ok();
+    lab.skep(1, &["service", "create", "--detach", "--name", "user", "used:1", "sleep", "1000"]).ok();
     lab.running("user", 1, SOON);
     lab.skep(1, &["image", "rm", "used:1"]).fails(FAILED, "in use");
     lab.skep(1, &["service", "rm", "user"]).ok();

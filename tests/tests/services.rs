@@ -18,7 +18,8 @@ fn busybox_nginx_and_redis_from_a_registry_run_on_all_hosts() {
     let registry = Registry::start(&lab, 1);
 
     let image = registry.push(&lab, &nginx("nginx:1"));
-    lab.skep(1, &["service", "create", "--name", "web", "--replicas", "3", "--network", "host", &image]).ok();
+    lab.skep(1, &["service", "create", "--detach", "--name", "web", "--replicas", "3", "--network", "host", &image])
+        .ok();
     let running = lab.running("web", 3, SOON);
     assert_eq!(hosts(&running), BTreeSet::from(["host1", "host2", "host3"]));
     for host in 1..=3 {
@@ -27,7 +28,8 @@ fn busybox_nginx_and_redis_from_a_registry_run_on_all_hosts() {
     }
 
     let image = registry.push(&lab, &redis("redis:7"));
-    lab.skep(1, &["service", "create", "--name", "cache", "--mode", "global", "--network", "host", &image]).ok();
+    lab.skep(1, &["service", "create", "--detach", "--name", "cache", "--mode", "global", "--network", "host", &image])
+        .ok();
     let running = lab.running("cache", 3, SOON);
     assert_eq!(hosts(&running), BTreeSet::from(["host1", "host2", "host3"]));
     for host in 1..=3 {
@@ -64,7 +66,8 @@ fn an_image_that_one_host_holds_runs_on_all_without_a_registry() {
     let lab = Lab::up("peers", 3, &[]);
     let image = busybox("tool:1");
     lab.skep_with_input(1, &["image", "load"], &image.archive()).ok();
-    lab.skep(1, &["service", "create", "--name", "tool", "--mode", "global", "tool:1", "sleep", "1000"]).ok();
+    lab.skep(1, &["service", "create", "--detach", "--name", "tool", "--mode", "global", "tool:1", "sleep", "1000"])
+        .ok();
     let running = lab.running("tool", 3, SOON);
     assert_eq!(hosts(&running).len(), 3);
     // A killed container is replaced in its place after the restart delay.

@@ -18,7 +18,7 @@ fn a_killed_agent_finds_its_containers_logs_and_exit_codes_again() {
     lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
     let on_two = ["--constraint", "node.hostname==host2"];
     let counting = "i=0; while true; do echo $i; i=$((i+1)); sleep 0.1; done";
-    let create = ["service", "create", "--name"];
+    let create = ["service", "create", "--detach", "--name"];
     lab.skep(1, &[&create[..], &["count"], &on_two, &["busybox:1", "sh", "-c", counting]].concat()).ok();
     // Ends with 7 when told to; while its agent is away.
     let waiting = "while [ ! -e /stop/now ]; do sleep 0.05; done; exit 7";
@@ -57,7 +57,8 @@ fn a_killed_agent_finds_its_containers_logs_and_exit_codes_again() {
 fn a_restarted_manager_knows_everything_and_containers_run_on() {
     let lab = Lab::up("manager", 3, &[]);
     lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
-    lab.skep(1, &["service", "create", "--name", "web", "--replicas", "6", "busybox:1", "sleep", "1000"]).ok();
+    lab.skep(1, &["service", "create", "--detach", "--name", "web", "--replicas", "6", "busybox:1", "sleep", "1000"])
+        .ok();
     let before = lab.running("web", 6, SOON);
     let processes = lab.pids(&before);
     for way in ["kill", "stop"] {
@@ -83,7 +84,8 @@ fn a_restarted_manager_knows_everything_and_containers_run_on() {
 fn a_powered_off_host_loses_its_tasks_and_comes_back_clean() {
     let lab = Lab::up("power", 3, &[]);
     lab.skep_with_input(1, &["image", "load"], &busybox("busybox:1").archive()).ok();
-    lab.skep(1, &["service", "create", "--name", "web", "--replicas", "6", "busybox:1", "sleep", "1000"]).ok();
+    lab.skep(1, &["service", "create", "--detach", "--name", "web", "--replicas", "6", "busybox:1", "sleep", "1000"])
+        .ok();
     let before = lab.running("web", 6, SOON);
     let lost: Vec<u64> = before.iter().filter(|task| task.node == "host3").map(|task| lab.pid(&task.id)).collect();
     assert_eq!(lost.len(), 2);

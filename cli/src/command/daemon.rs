@@ -15,8 +15,9 @@ use crate::parse::pair;
 /// Runtimes that need no path.
 const BUILT_IN_RUNTIMES: [&str; 3] = ["libcontainer", "crun", "runc"];
 
-/// What `info` means: libraries that tell every step at that level are only heard when something is wrong.
-const DEFAULT_LOG: &str = "info,openraft=warn,sled=warn,h2=warn,hyper=warn";
+/// What `info` means: libraries that tell every step at that level are only heard when something is wrong. openraft
+/// repeats ten times a second that another manager is away; `skep_raft` says what matters of it.
+const DEFAULT_LOG: &str = "info,openraft=off,sled=warn,h2=warn,hyper=warn";
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DaemonArgs {

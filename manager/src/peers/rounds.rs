@@ -92,7 +92,7 @@ mod tests {
     #[tokio::test]
     async fn who_goes_away_leaves_the_round_to_the_others() {
         let rounds = Arc::new(Rounds::<u32>::default());
-        let gone = rounds.join(|| std::future::pending());
+        let gone = rounds.join(std::future::pending);
         assert!(tokio::time::timeout(std::time::Duration::from_millis(5), gone).await.is_err());
         assert_eq!(rounds.join(|| async { 7 }).await, 7);
     }

@@ -186,7 +186,7 @@ impl Group {
             node_spec: NodeSpec { role: NodeRole::Manager.into(), ..NodeSpec::default() },
             hostname: "host1".to_owned(),
         };
-        first.run(listener, ManagerStart::Bootstrap(bootstrap)).await;
+        first.run(listener, ManagerStart::Bootstrap(Box::new(bootstrap))).await;
         let mut group = Self { ca, hosts: vec![first] };
         for number in 2..=managers {
             group.add(number).await;

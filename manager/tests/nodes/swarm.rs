@@ -114,7 +114,7 @@ impl Swarm {
             deny: deny.clone(),
             registries: Arc::new(NoRegistries),
             raft_id: skep_manager::FIRST_RAFT_ID,
-            start: ManagerStart::Bootstrap(bootstrap),
+            start: ManagerStart::Bootstrap(Box::new(bootstrap)),
         };
         let manager = Manager::start(config).await.unwrap();
         let server = serve(listener, &credentials, &deny, manager.routes());

@@ -78,7 +78,7 @@ async fn plan(parts: &SeatParts, how: How, stop: &mut watch::Receiver<bool>) -> 
         How::Found(bootstrap) => {
             let seat = SeatRecord { raft_id: FIRST_RAFT_ID, phase: SeatPhase::Founding };
             parts.record.update(|record| record.seat = Some(seat)).await?;
-            Ok((FIRST_RAFT_ID, ManagerStart::Bootstrap(*bootstrap)))
+            Ok((FIRST_RAFT_ID, ManagerStart::Bootstrap(bootstrap)))
         }
         How::Recover => match parts.record.get().seat {
             Some(seat) => Ok((seat.raft_id, ManagerStart::Recover)),
@@ -184,6 +184,13 @@ impl Manager {
     /// Waits until it ends by itself.
     pub(super) async fn ended(&self) -> Ended {
         self.manager.ended().await
+    }
+
+    /// Whether others lead, or follow, this manager: its quorum is not lost.
+    pub(super) fn has_company(&self) -> bool {
+        let status = self.manager.raft_status();
+        let status = status.borrow();
+        status.hears_leader && !status.is_sole_voter()
     }
 
     /// Waits until its disk is full, if it is not (`known`), or has space again.

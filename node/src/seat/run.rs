@@ -365,6 +365,13 @@ impl Runner {
             return (now, Err(anyhow::anyhow!("this node holds no manager's state to go on from")));
         }
         if let Now::Running(held) = now {
+            if held.manager.has_company() {
+                let refusal = anyhow::anyhow!(
+                    "a majority of this swarm's managers is up and has a leader: --force-new-cluster is for a majority \
+                     that is lost for good; use `skep node demote` and `skep node rm` instead"
+                );
+                return (Now::Running(held), Err(refusal));
+            }
             held.manager.close().await;
         }
         if let Some((listen, advertise)) = addrs
