@@ -153,7 +153,7 @@ impl Updater<'_, '_> {
                 continue;
             }
             match place.current {
-                Some(current) => self.hand_over(current, older),
+                Some(_) => self.hand_over(&place, older),
                 None if place.tried => {}
                 None if self.is_out_of_place(older, &needs) => {
                     self.plan.push(vec![make::want(older, WantedState::Shutdown)]);
@@ -172,10 +172,12 @@ impl Updater<'_, '_> {
         }
     }
 
-    /// The new task runs: the old one goes.
-    fn hand_over(&mut self, current: &Task, older: &Arc<Task>) {
-        if current.state == TaskState::Running {
-            self.plan.push(vec![make::want(older, WantedState::Shutdown)]);
+    /// Once the new task runs and did not end at once, the old one goes.
+    fn hand_over(&mut self, place: &Place<'_>, older: &Arc<Task>) {
+        match place.serves_from(&self.policy, self.now) {
+            Some(at) if at > self.now => self.plan.wake_by(at),
+            Some(_) => self.plan.push(vec![make::want(older, WantedState::Shutdown)]),
+            None => {}
         }
     }
 

@@ -9,12 +9,18 @@ use crate::object::Service;
 /// How long a new task is watched, where the policy says nothing. Swarm's number.
 const DEFAULT_MONITOR: Duration = Duration::from_secs(5);
 
+/// A new task that runs counts as serving once it has run this long (or for the monitored time, if that is shorter). What
+/// cannot start mostly ends within it: so a broken revision takes one batch away, not several.
+const SETTLE: Duration = Duration::from_millis(200);
+
 /// A policy without gaps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Policy {
     /// Places in flight at most.
     pub(super) parallelism: usize,
-    /// Between a new task's running and the next place's turn.
+    /// Between a new task's running and the stop of the one beside it.
+    pub(super) settle: Duration,
+    /// Between a new task's running and the next place's turn; not less than `settle`.
     pub(super) delay: Duration,
     /// How long a new task is watched for failure.
     pub(super) monitor: Duration,
@@ -32,14 +38,17 @@ impl Policy {
 
     fn from_wire(policy: &UpdatePolicy) -> Self {
         let span = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        let monitor = if policy.monitor_ms == 0 { DEFAULT_MONITOR } else { span(policy.monitor_ms) };
+        let settle = SETTLE.min(monitor);
         Self {
             parallelism: match policy.parallelism {
                 _ if policy.all => usize::MAX,
                 0 => 1,
                 several => usize::try_from(several).unwrap_or(usize::MAX),
             },
-            delay: span(policy.delay_ms),
-            monitor: if policy.monitor_ms == 0 { DEFAULT_MONITOR } else { span(policy.monitor_ms) },
+            settle,
+            delay: span(policy.delay_ms).max(settle),
+            monitor,
             action: policy.failure_action(),
             max_failure_ratio: policy.max_failure_ratio,
             order: policy.order(),

@@ -182,7 +182,7 @@ impl Place<'_> {
             return Some(Busy::Event);
         }
         match current.state {
-            // Its predecessor is about to stop.
+            // Its predecessor is to stop first.
             TaskState::Running if self.older.is_some() => Some(Busy::Event),
             TaskState::Running => {
                 let since = self.rolled_out_since(service, now)?;
@@ -210,6 +210,12 @@ impl Place<'_> {
             (Some(current), None) => current.state == TaskState::Running && self.is_settled,
             (Some(_), Some(_)) => false,
         }
+    }
+
+    /// From when on the place's task serves, so that an older one beside it can go; `None` while it does not run.
+    pub(super) fn serves_from(&self, policy: &Policy, now: UnixMs) -> Option<UnixMs> {
+        let current = self.current.filter(|task| task.state == TaskState::Running)?;
+        Some(running_since(current, now).plus(policy.settle))
     }
 
     /// Until when the new task is watched; `None` where there is none.

@@ -15,6 +15,8 @@ use crate::object::{Cluster, RevisionKey, Service};
 use crate::orchestrate;
 
 const MONITOR: Duration = Duration::from_secs(5);
+/// Longer than any update here takes.
+const DONE: Duration = Duration::from_secs(30);
 
 fn policy() -> UpdatePolicy {
     UpdatePolicy::default()
@@ -28,7 +30,7 @@ fn on_failure(action: FailureAction) -> UpdatePolicy {
     UpdatePolicy { failure_action: action.into(), ..policy() }
 }
 
-/// Steps of loops and nodes in turns, with a look at each.
+/// Steps of loops and nodes in turns, with a look at each, until only the watching is left.
 fn step_through(world: &mut World, mut look: impl FnMut(&World)) {
     for _ in 0..2_000 {
         let planned = world.pass();
@@ -36,15 +38,19 @@ fn step_through(world: &mut World, mut look: impl FnMut(&World)) {
         let stepped = world.step();
         look(world);
         if planned + stepped == 0 {
-            return;
+            match world.wake_at.filter(|at| at.since(world.now) < MONITOR) {
+                Some(at) => world.now = at,
+                None => return,
+            }
         }
     }
     panic!("it goes on for ever");
 }
 
 #[test]
-fn ten_replicas_are_updated_one_at_a_time_without_waiting_for_the_clock() {
+fn ten_replicas_are_updated_one_at_a_time_without_waiting_for_the_monitor() {
     let mut world = World::new(replicated(10), policy());
+    let started = world.now;
     world.update_image("busybox:2");
     let mut least = 10;
     step_through(&mut world, |world| {
@@ -58,6 +64,7 @@ fn ten_replicas_are_updated_one_at_a_time_without_waiting_for_the_clock() {
     assert_eq!(least, 9);
     assert_eq!(world.running_revisions(), [2; 10]);
     assert_eq!(world.update_state(), UpdateState::Updating, "the last one is still watched");
+    assert_eq!(world.now.since(started), Duration::from_millis(9 * 200), "each had a moment to fail");
     assert_eq!(world.wake_at, Some(world.now.plus(MONITOR)));
     world.run_for(MONITOR);
     assert_eq!((world.update_state(), world.message().as_str()), (UpdateState::Completed, "update completed"));
@@ -102,7 +109,7 @@ fn all_at_once_and_none_at_all() {
     world.pass();
     assert!(world.live().iter().all(|task| task.revision.number == 2));
     world.scale(replicated(0));
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!(world.update_state(), UpdateState::Completed);
     world.update_image("busybox:3");
     world.pass();
@@ -146,8 +153,25 @@ fn a_broken_image_pauses_the_update_and_the_rest_stays() {
     assert_eq!(world.live().iter().find(|task| task.slot == old.slot).unwrap().revision.number, 2);
     // A newer update supersedes it.
     world.update_image("busybox:3");
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running_revisions()), (UpdateState::Completed, vec![3; 10]));
+}
+
+#[test]
+fn what_ends_right_after_its_start_takes_one_batch_away() {
+    for order in [policy(), start_first()] {
+        let mut world = World::new(replicated(4), order);
+        world.update_image("broken");
+        world.run();
+        let new = world.live().into_iter().find(|task| task.revision.number == 2).unwrap();
+        assert_eq!(new.state, TaskState::Running);
+        world.now = world.now.plus(Duration::from_millis(100));
+        world.crash(new.id);
+        world.pass();
+        assert_eq!(world.update_state(), UpdateState::Paused);
+        let old = world.running_revisions().into_iter().filter(|number| *number == 1).count();
+        assert_eq!(old, if order.order() == UpdateOrder::StartFirst { 4 } else { 3 });
+    }
 }
 
 #[test]
@@ -174,7 +198,7 @@ fn failures_are_borne_up_to_the_ratio() {
             world.crash(id);
             world.run();
         }
-        world.run_for(MONITOR * 2);
+        world.run_for(DONE);
         assert_eq!(world.update_state(), state, "two of ten with {ratio}");
     }
 }
@@ -191,7 +215,7 @@ fn a_slot_that_fails_again_and_again_is_one_failure() {
         world.run();
     }
     assert_eq!(world.update_state(), UpdateState::Updating);
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!(world.update_state(), UpdateState::Completed);
 }
 
@@ -202,7 +226,7 @@ fn continue_goes_through_whatever_fails() {
     });
     world.broken.insert(2);
     world.update_image("broken");
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running()), (UpdateState::Completed, 0));
 }
 
@@ -212,7 +236,7 @@ fn a_failed_update_goes_back_and_keeps_what_it_had_not_touched() {
     let before: Vec<_> = world.live().iter().map(|task| task.id).collect();
     world.broken.insert(2);
     world.update_image("broken");
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!(
         (world.update_state(), world.message().as_str()),
         (UpdateState::RollbackCompleted, "rollback completed")
@@ -230,7 +254,7 @@ fn a_failed_update_goes_back_and_keeps_what_it_had_not_touched() {
 fn a_rollback_that_fails_pauses_and_is_not_rolled_back() {
     let mut world = World::new(replicated(3), policy());
     world.update_image("busybox:2");
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     world.set_policy(on_failure(FailureAction::Rollback), policy());
     world.broken.insert(3);
     world.roll_back(1);
@@ -248,12 +272,12 @@ fn a_rollback_that_fails_pauses_and_is_not_rolled_back() {
 fn a_rollback_goes_by_its_own_policy() {
     let mut world = World::new(replicated(4), UpdatePolicy { all: true, ..policy() });
     world.update_image("busybox:2");
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     world.set_policy(UpdatePolicy { all: true, ..policy() }, policy());
     world.roll_back(1);
     world.pass();
     assert_eq!(world.live().iter().filter(|task| task.revision.number == 3).count(), 1);
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running_revisions()), (UpdateState::RollbackCompleted, vec![3; 4]));
 }
 
@@ -267,7 +291,7 @@ fn what_serves_nobody_is_replaced_at_once() {
     world.update_image("busybox:2");
     world.pass();
     assert!(world.live().iter().all(|task| task.revision.number == 2));
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running()), (UpdateState::Completed, 8));
 }
 
@@ -279,7 +303,7 @@ fn a_change_of_placement_alone_keeps_the_tasks_that_still_match() {
         let constraints = vec!["node.hostname!=host1".into()];
         template.placement = Some(Placement { constraints, ..Placement::default() });
     });
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running()), (UpdateState::Completed, 8));
     assert!(world.on_node(1).is_empty());
     for (id, place) in before {
@@ -294,7 +318,7 @@ fn a_change_of_placement_alone_keeps_the_tasks_that_still_match() {
 fn force_replaces_all_though_nothing_changed() {
     let mut world = World::new(replicated(3), policy());
     world.update(|template| template.force_update += 1);
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running_revisions()), (UpdateState::Completed, vec![2; 3]));
 }
 
@@ -308,7 +332,7 @@ fn scaling_in_the_middle_converges() {
             world.step();
         }
         world.scale(replicated(replicas));
-        world.run_for(MONITOR);
+        world.run_for(DONE);
         assert_eq!(world.update_state(), UpdateState::Completed, "scaled to {replicas}");
         assert_eq!(world.running_revisions(), vec![2; usize::try_from(replicas).unwrap()]);
     }
@@ -321,7 +345,7 @@ fn tasks_of_lost_and_drained_nodes_come_back_as_new_ones() {
     world.pass();
     set_node(&mut world.state, 1, NodeState::Down, world.now);
     set_availability(&mut world.state, 2, Availability::Drain);
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!(world.update_state(), UpdateState::Completed);
     assert!(world.live().iter().all(|task| task.revision.number == 2 && task.state == TaskState::Running));
     assert!(world.on_node(1).is_empty() && world.on_node(2).is_empty());
@@ -334,14 +358,14 @@ fn global_services_are_updated_node_by_node() {
         set_node(&mut world.state, 4, NodeState::Down, world.now);
         set_availability(&mut world.state, 3, Availability::Pause);
         world.update_image("busybox:2");
-        world.run_for(MONITOR);
+        world.run_for(DONE);
         assert_eq!(world.update_state(), UpdateState::Completed, "nobody waits for a silent or paused node");
         let mut revisions = world.running_revisions();
         revisions.sort_unstable();
         assert_eq!(revisions, [1, 1, 2, 2]);
         set_node(&mut world.state, 4, NodeState::Ready, world.now);
         set_availability(&mut world.state, 3, Availability::Active);
-        world.run();
+        world.run_for(DONE);
         assert_eq!(world.running_revisions(), [2; 4], "it is updated when it comes back");
     }
 }
@@ -353,7 +377,7 @@ fn global_tasks_leave_nodes_that_no_longer_match() {
         let constraints = vec!["node.hostname!=host1".into()];
         template.placement = Some(Placement { constraints, ..Placement::default() });
     });
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running()), (UpdateState::Completed, 3));
     assert!(world.on_node(1).is_empty());
 }
@@ -369,7 +393,7 @@ fn with_port(world: &mut World) {
     service.ports = vec![port];
     world.state.put(service);
     world.update(|_| {});
-    world.run_for(MONITOR);
+    world.run_for(DONE);
 }
 
 #[test]
@@ -379,7 +403,7 @@ fn a_changed_port_replaces_the_tasks() {
     assert_eq!((world.update_state(), world.running_revisions()), (UpdateState::Completed, vec![2; 4]));
     assert!(world.live().iter().all(|task| task.ports.len() == 1));
     world.update_image("busybox:2");
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!(world.running_revisions(), [3; 4], "the port is free once the old task has stopped");
 }
 
@@ -395,7 +419,7 @@ fn start_first_says_that_the_old_task_holds_the_port() {
     assert!(message.contains("use stop-first"), "{message}");
     assert_eq!(world.running_revisions(), [2; 4], "what runs goes on");
     world.state.put(node(9).build());
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.message().as_str()), (UpdateState::Completed, "update completed"));
     assert_eq!(world.running_revisions(), [3; 4]);
 }
@@ -443,7 +467,7 @@ fn start_first_leaves_what_runs_when_the_new_task_gives_up() {
     );
     world.broken.insert(2);
     world.update_image("broken");
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     assert_eq!((world.update_state(), world.running_revisions()), (UpdateState::Completed, vec![1, 1]));
     assert_eq!(world.pass(), 0, "it is not tried again and again");
 }
@@ -456,12 +480,12 @@ fn revisions_are_kept_to_the_limit_and_as_long_as_they_are_needed() {
     world.state.put(cluster);
     for round in 0..8 {
         world.update_image(&format!("busybox:{round}"));
-        world.run_for(MONITOR);
+        world.run_for(DONE);
     }
     let kept: Vec<u64> = world.state.revisions_of(world.service).map(|revision| revision.key.number).collect();
     assert_eq!(kept, [7, 8, 9]);
     world.roll_back(7);
-    world.run_for(MONITOR);
+    world.run_for(DONE);
     let kept: Vec<u64> = world.state.revisions_of(world.service).map(|revision| revision.key.number).collect();
     assert_eq!(kept, [8, 9, 10]);
 }
