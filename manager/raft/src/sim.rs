@@ -89,6 +89,20 @@ impl SimDisk {
         content.seen = content.durable.clone();
     }
 
+    /// How many batches of changes are not flushed.
+    pub fn unflushed(&self) -> usize {
+        self.content().pending.len()
+    }
+
+    /// The first `batches` of what was not flushed are on the disk nevertheless, as a real disk may have it. For the time
+    /// after a crash, before the next start.
+    pub fn keep_unflushed(&self, batches: usize) {
+        let number = self.content().pending.iter().take(batches).last().map(|(number, _)| *number);
+        if let Some(number) = number {
+            self.flush(number);
+        }
+    }
+
     /// Breaks its promise: the last `entries` of the flushed log are gone, and every mark that would show it; what a
     /// snapshot contains stays. For the time while the node does not run.
     pub fn forget(&self, entries: u64) {

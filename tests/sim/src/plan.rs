@@ -1,0 +1,142 @@
+//! What goes wrong in a simulation, and when: made from the seed alone, before it begins.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+/// How long things go wrong.
+pub(crate) const STORM: Duration = Duration::from_secs(14);
+
+/// A manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    This(u64),
+    /// Whoever leads when it happens; the first one if nobody does.
+    Leader,
+}
+
+/// What a crash does to what was written and not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unsynced {
+    Lost,
+    /// The first so many percent of it are kept.
+    Kept(usize),
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// These managers and the others do not reach each other.
+    Cut { side: Vec<u64>, lasts: Duration },
+    /// The leader reaches nobody, and nobody reaches it.
+    CutLeader { lasts: Duration },
+    /// What this one sends does not arrive at the other managers; what they send does arrive.
+    Mute { who: Who, lasts: Duration },
+    /// The host stops at once, and starts again.
+    Crash { who: Vec<Who>, lasts: Duration, unsynced: Unsynced },
+    /// Every sync takes this long.
+    SlowDisk { who: Who, sync: Duration, lasts: Duration },
+    /// Of a thousand messages so many are lost, with everything that is on the way between the two hosts.
+    Loss { per_mille: u32, lasts: Duration },
+    /// Messages take up to this long.
+    Lag { longest: Duration, lasts: Duration },
+    /// The wall clock jumps.
+    ClockStep { who: Who, seconds: i64 },
+    /// The leader is told to hand over.
+    HandOver,
+}
+
+/// Everything that a seed decides beforehand.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) managers: u64,
+    pub(crate) clients: u64,
+    /// Longest delay of a message while nothing is wrong.
+    pub(crate) latency: Duration,
+    /// How long each manager's disk syncs while nothing is wrong.
+    pub(crate) sync: Vec<Duration>,
+    /// When, counted from the storm's begin, and what. In order.
+    pub(crate) faults: Vec<(Duration, Fault)>,
+}
+
+fn millis(rng: &mut StdRng, range: Range<u64>) -> Duration {
+    Duration::from_millis(rng.gen_range(range))
+}
+
+impl Plan {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let managers = if rng.gen_bool(0.65) { 3 } else { 5 };
+        let clients = rng.gen_range(2..5);
+        let latency = millis(&mut rng, 2..21);
+        let sync = (0..managers).map(|_| millis(&mut rng, 0..8)).collect();
+        let mut faults = Vec::new();
+        // From a calm storm to one in which nothing ever rests.
+        let pause = rng.gen_range(300..2500);
+        let mut at = Duration::ZERO;
+        loop {
+            at += millis(&mut rng, 0..2 * pause);
+            if at >= STORM {
+                return Self { managers, clients, latency, sync, faults };
+            }
+            let fault = fault(&mut rng, managers);
+            faults.push((at, fault));
+        }
+    }
+}
+
+fn who(rng: &mut StdRng, managers: u64) -> Who {
+    if rng.gen_bool(0.4) { Who::Leader } else { Who::This(rng.gen_range(1..=managers)) }
+}
+
+/// Some of all, but not all.
+fn some(rng: &mut StdRng, managers: u64) -> Vec<u64> {
+    let mut all: Vec<u64> = (1..=managers).collect();
+    all.shuffle(rng);
+    all.truncate(rng.gen_range(1..usize::try_from(managers).unwrap_or(usize::MAX)));
+    all
+}
+
+fn fault(rng: &mut StdRng, managers: u64) -> Fault {
+    let lasts = millis(rng, 100..4000);
+    match rng.gen_range(0..100) {
+        0..14 => Fault::Cut { side: some(rng, managers), lasts },
+        14..28 => Fault::CutLeader { lasts },
+        28..38 => Fault::Mute { who: who(rng, managers), lasts },
+        38..68 => Fault::Crash { who: crashed(rng, managers), lasts, unsynced: unsynced(rng) },
+        68..78 => Fault::SlowDisk { who: who(rng, managers), sync: millis(rng, 20..600), lasts },
+        78..85 => Fault::Loss { per_mille: rng.gen_range(1..30), lasts },
+        85..90 => Fault::Lag { longest: millis(rng, 30..150), lasts },
+        90..95 => Fault::ClockStep { who: who(rng, managers), seconds: rng.gen_range(-3600..3600) },
+        _ => Fault::HandOver,
+    }
+}
+
+fn crashed(rng: &mut StdRng, managers: u64) -> Vec<Who> {
+    match rng.gen_range(0..10) {
+        0..6 => vec![who(rng, managers)],
+        6..8 => some(rng, managers).into_iter().map(Who::This).collect(),
+        _ => (1..=managers).map(Who::This).collect(),
+    }
+}
+
+fn unsynced(rng: &mut StdRng) -> Unsynced {
+    if rng.gen_bool(0.5) { Unsynced::Lost } else { Unsynced::Kept(rng.gen_range(0..101)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_has_one_plan_and_all_faults_occur() {
+        assert_eq!(Plan::new(7).faults, Plan::new(7).faults);
+        let all: Vec<Fault> = (0..100).flat_map(|seed| Plan::new(seed).faults).map(|(_, fault)| fault).collect();
+        let kinds: std::collections::HashSet<_> = all.iter().map(std::mem::discriminant).collect();
+        assert_eq!(kinds.len(), 9);
+        assert!((0..100).any(|seed| Plan::new(seed).managers == 5));
+    }
+}

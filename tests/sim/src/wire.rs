@@ -1,0 +1,107 @@
+//! The managers' port in the simulated network: tonic over turmoil's TCP, with the product's keepalive and deadlines.
+//! Every connection counts as a manager's, as there is no TLS here.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use hyper_util::rt::TokioIo;
+use skep_identity::transport::{self, Caller, ChannelOptions, ConnectionInfo, Keepalive};
+use skep_identity::{PeerIdentity, Role};
+use skep_manager::sim::Connect;
+use skep_proto::id::{ClusterId, NodeId};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tonic::service::Routes;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint};
+use turmoil::net::{TcpListener, TcpStream};
+
+/// The managers' port.
+const PORT: u16 = 2377;
+
+/// The host name of a manager.
+pub(crate) fn host(id: u64) -> String {
+    format!("m{id}")
+}
+
+/// `host:port` of a manager, as it is stored in Raft's membership.
+pub(crate) fn address(id: u64) -> String {
+    format!("{}:{PORT}", host(id))
+}
+
+/// Channels as the product makes them, without TLS.
+pub(crate) fn connect() -> Connect {
+    Arc::new(|addr: &str| {
+        let host = addr.split(':').next().unwrap_or_default().to_owned();
+        channel(host)
+    })
+}
+
+fn channel(host: String) -> Channel {
+    let options = ChannelOptions::MANAGERS;
+    let connector = tower::service_fn(move |_| {
+        let host = host.clone();
+        async move {
+            let connecting = TcpStream::connect((host.as_str(), PORT));
+            match tokio::time::timeout(options.connect_timeout, connecting).await {
+                Ok(stream) => stream.map(TokioIo::new),
+                Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),
+            }
+        }
+    });
+    Endpoint::from_static("http://skep")
+        .http2_keep_alive_interval(options.keepalive.interval)
+        .keep_alive_timeout(options.keepalive.timeout)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(connector)
+}
+
+/// Serves until the host ends.
+pub(crate) async fn serve(routes: Routes) -> turmoil::Result {
+    let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
+    let incoming = futures::stream::unfold(listener, |listener| async {
+        let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
+        Some((accepted, listener))
+    });
+    transport::server(Keepalive::MANAGERS).add_routes(routes).serve_with_incoming(incoming).await?;
+    Ok(())
+}
+
+/// A connection that says who calls.
+struct Accepted(TcpStream);
+
+impl Connected for Accepted {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        let peer = PeerIdentity {
+            node_id: NodeId::new(1),
+            role: Role::Manager,
+            cluster_id: ClusterId::new(1),
+            not_after: SystemTime::UNIX_EPOCH,
+        };
+        ConnectionInfo { caller: Caller::Node(peer), remote: None }
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
