@@ -9,7 +9,6 @@ use skep_tests::{Lab, Registry, busybox, foreign, until_some};
 
 const SOON: Duration = Duration::from_secs(30);
 const FAILED: i32 = 1;
-const USAGE: i32 = 64;
 const TEMPORARY: i32 = 75;
 
 #[test]
@@ -63,7 +62,7 @@ fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
     fs::write(&canary, "untouched").unwrap();
     // A step upwards is refused; an absolute path means the image's own root.
     let hostile =
-        [("up.tar", "../../../../../../../../../../../tmp/skep-escape", USAGE), ("abs.tar", "/tmp/skep-escape", 0)];
+        [("up.tar", "../../../../../../../../../../../tmp/skep-escape", FAILED), ("abs.tar", "/tmp/skep-escape", 0)];
     for (name, path, code) in hostile {
         let file = dir.path().join(name);
         let mut builder = tar::Builder::new(fs::File::create(&file).unwrap());
@@ -84,9 +83,9 @@ fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
     let cut = dir.path().join("cut.tar");
     fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
     let refused = lab.skep_with_input(1, &["image", "load"], &cut);
-    assert_eq!(refused.code, USAGE, "{refused:?}");
+    assert_eq!(refused.code, FAILED, "{refused:?}");
     fs::write(&cut, "this is no archive").unwrap();
-    lab.skep_with_input(1, &["image", "load"], &cut).fails(USAGE, "archive");
+    lab.skep_with_input(1, &["image", "load"], &cut).fails(FAILED, "archive");
     assert_eq!(lab.list(1, &["image", "ls"]).len(), 0);
     assert_eq!(fs::read_to_string(&canary).unwrap(), "untouched");
     lab.skep(1, &["info"]).ok();

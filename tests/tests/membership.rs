@@ -123,10 +123,13 @@ fn a_lost_quorum_is_recovered_and_the_others_join_again() {
     // Those that were left behind find out, and are workers until they are wanted as managers again.
     lab.command(&["start", "2,3"]).ok();
     lab.settled(1, SOON);
-    until_some("the others to be promoted", SOON, || {
-        let promoted = lab.run(&["node", "promote", "host2", "host3"]);
-        if promoted.code == 0 { Ok(()) } else { Err(promoted.stderr) }
-    });
+    for host in [2, 3] {
+        until_some("the one left behind to be a worker", SOON, || {
+            let info = lab.skep(host, &["info"]);
+            if info.stdout.contains("Role: worker") { Ok(()) } else { Err(format!("{info:?}")) }
+        });
+    }
+    lab.run(&["node", "promote", "host2", "host3"]).ok();
     lab.settled(3, SOON);
     lab.running("web", 9, SOON);
     assert_eq!(lab.run(&["swarm", "doctor"]).code, 0);

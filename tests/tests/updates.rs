@@ -48,7 +48,7 @@ fn ten_replicas_are_updated_one_at_a_time() {
         if replaced == 10 && running == 10 { Ok(()) } else { Err(format!("{replaced} replaced, {running} run")) }
     });
     assert!(fewest >= 8, "one at a time: never less than nine run, and one may be in between; saw {fewest}");
-    assert_eq!(running_with(&lab, "web", "GENERATION=2"), 10);
+    until("the last old one to be gone", SOON, || running_with(&lab, "web", "GENERATION=2") == 10);
     update_state(&lab, "web", "completed");
     // Labels and counts change no task.
     let before = lab.running("web", 10, SOON);

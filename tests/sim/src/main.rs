@@ -57,7 +57,6 @@ fn main() -> ExitCode {
     let reports = run_all(&args);
     if args.one {
         for report in &reports {
-            print!("{}", report.trace.as_deref().unwrap_or_default());
             println!("{}", describe(report));
         }
     }

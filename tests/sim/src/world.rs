@@ -49,15 +49,14 @@ pub(crate) struct World {
     trace: RefCell<Trace>,
 }
 
-/// Everything noteworthy, as a hash, and as text if wanted.
-#[derive(Default)]
+/// Everything noteworthy, as a hash.
 struct Trace {
     hash: Sha256,
-    text: Option<String>,
+    printed: bool,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, managers: u64, with_text: bool) -> Rc<Self> {
+    pub(crate) fn new(seed: u64, managers: u64, printed: bool) -> Rc<Self> {
         Rc::new(Self {
             seed,
             managers,
@@ -68,7 +67,7 @@ impl World {
             probed: RefCell::default(),
             phase: Cell::new(Phase::Forming),
             now: Cell::new(0),
-            trace: RefCell::new(Trace { hash: Sha256::new(), text: with_text.then(String::new) }),
+            trace: RefCell::new(Trace { hash: Sha256::new(), printed }),
         })
     }
 
@@ -94,19 +93,19 @@ impl World {
         let mut trace = self.trace.borrow_mut();
         let line = format!("{:>10.3} {}\n", Duration::from_micros(self.now()).as_secs_f64() * 1e3, line());
         trace.hash.update(line.as_bytes());
-        if let Some(text) = &mut trace.text {
-            text.push_str(&line);
+        if trace.printed {
+            // At once: what happens next may end the process.
+            print!("{line}");
         }
     }
 
-    /// Ends the trace: its hash, and its text if that was wanted.
-    pub(crate) fn take_trace(&self) -> (String, Option<String>) {
-        let mut trace = self.trace.borrow_mut();
+    /// The hash of what happened so far.
+    pub(crate) fn trace_hash(&self) -> String {
         let mut hex = String::new();
-        for byte in std::mem::take(&mut trace.hash).finalize() {
+        for byte in self.trace.borrow().hash.clone().finalize() {
             // Writing to a string does not fail.
             let _ = write!(hex, "{byte:02x}");
         }
-        (hex, trace.text.take())
+        hex
     }
 }
