@@ -5,7 +5,7 @@ mod clusters;
 mod error;
 mod image_names;
 mod nodes;
-mod read;
+pub(crate) mod read;
 mod services;
 mod summary;
 mod tasks;

@@ -45,7 +45,7 @@ impl Machine {
 }
 
 impl StateMachine for Machine {
-    /// Store version after each transaction of the entry.
+    /// Store version after each transaction of the entry; 0 for one that changed nothing, as it was refused or is a retry.
     type Response = Vec<u64>;
     type Snapshot = Frozen;
 
@@ -56,7 +56,7 @@ impl StateMachine for Machine {
         for transaction in &transactions {
             self.clock.at_least(transaction.at);
             let applied = self.state.apply(transaction);
-            versions.push(applied.version);
+            versions.push(if applied.events.is_empty() { 0 } else { applied.version });
             events.extend(applied.events);
         }
         self.publish(events);

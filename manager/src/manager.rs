@@ -269,7 +269,7 @@ impl Manager {
         }
         // Its end drops the leadership.
         self.follower.shutdown().await;
-        self.store.peers().publish(None);
+        self.store.peers().stop();
         self.background.shutdown().await;
         self.raft.shutdown().await;
     }

@@ -37,8 +37,9 @@ struct Landed {
 }
 
 impl Landed {
-    /// Whether the entry did to the state what its callers are told: each of its transactions was applied, upon the
-    /// number of transactions that the head expected.
+    /// Whether the entry did to the state what its callers are told: each of its transactions changed it, upon the
+    /// number of transactions that the head expected. A transaction without effect shows as version 0: were it the
+    /// version after it, another's in its place would look like it.
     fn as_expected(&self) -> bool {
         let Ok(committed) = &self.result else { return false };
         let versions = &committed.response;

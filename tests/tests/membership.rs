@@ -108,6 +108,28 @@ fn a_removed_node_is_out_within_two_seconds() {
 }
 
 #[test]
+fn a_removed_manager_serves_nobody() {
+    let lab = Lab::with_managers("dismiss", 4, 3);
+    lab.create("web", &["--replicas", "4"], &["sh", "-c", "while true; do echo line; sleep 0.2; done"]);
+    lab.running("web", 4, SOON);
+    if lab.leader() == 3 {
+        lab.run(&["node", "demote", "host3"]).ok();
+        no_manager(&lab, 3);
+        lab.run(&["node", "promote", "host3"]).ok();
+        lab.settled(3, SOON);
+    }
+    // A call that it answers ends with it.
+    let mut logs = lab.on(3, &["skep", "service", "logs", "--follow", "web"]);
+    let mut logs = logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    lab.run(&["node", "rm", "--force", "host3"]).ok();
+    until("its open call to end", Duration::from_secs(2), || logs.try_wait().unwrap().is_some());
+    let asked = lab.skep(3, &["service", "ls"]);
+    assert!(asked.code == 1 && asked.stdout.is_empty(), "{asked:?}");
+    lab.settled(2, SOON);
+    assert!(lab.running("web", 4, SOON).iter().all(|task| task.node != "host3"));
+}
+
+#[test]
 fn a_lost_quorum_is_recovered_and_the_others_join_again() {
     let lab = Lab::with_managers("recover", 4, 3);
     lab.create("web", &["--replicas", "8"], &IDLE);

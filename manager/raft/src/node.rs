@@ -25,7 +25,7 @@ use crate::inbound::{HandleError, Inbound};
 use crate::network::{LeftBehind, Network};
 use crate::policy::Policy;
 use crate::priority;
-use crate::reads::{self, Waiting};
+use crate::reads::{self, Resumed, Waiting};
 use crate::shared::Shared;
 use crate::space::{self, Space};
 use crate::state_machine::StateMachine;
@@ -218,6 +218,8 @@ async fn start_engine<M: StateMachine>(
         left_behind: Arc::clone(&left_behind),
         chunk_bytes: config.limits.snapshot_chunk_bytes,
     };
+    let (last, vote) = log.ends();
+    let resumed = Resumed::new(config.node_id, last, vote);
     let raft = Raft::new(config.node_id, Arc::new(engine), network, log.clone(), machine).await;
     let raft = raft.map_err(|error| failed(&store, &error))?;
     let status = Arc::new(watch::channel(Status::initial(config.node_id)).0);
@@ -229,7 +231,7 @@ async fn start_engine<M: StateMachine>(
     let elections =
         Elections { raft: raft.clone(), shared: Arc::clone(&shared), left_behind: Arc::clone(&left_behind) };
     tokio::spawn(elections.run());
-    tokio::spawn(reads::run(raft.clone(), requests, config.timing.election_max));
+    tokio::spawn(reads::run(raft.clone(), requests, config.timing.election_max, resumed));
     tokio::spawn(leave_behind(raft.clone(), Arc::clone(&shared), left_behind.subscribe()));
     tokio::spawn(digests::compare(raft.clone(), Arc::clone(&shared), left_behind, Arc::clone(&digests)));
     tokio::spawn(watch_space(hand_over.clone(), status.subscribe()));

@@ -10,7 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::consensus::RaftId;
-use crate::types::Raft;
+use crate::types::{LogId, Raft, Vote};
+
+/// Pause after a round without a quorum.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// How a round ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,13 +28,34 @@ pub(crate) enum Round {
 
 pub(crate) type Waiting = oneshot::Sender<Round>;
 
-pub(crate) async fn run(raft: Raft, mut requests: mpsc::UnboundedReceiver<Waiting>, patience: Duration) {
+/// A lead that a node had before it was started, and takes up again: the engine appends nothing then whose commit would
+/// say how far the log was committed. Everything that may have been is in the log as it was found.
+#[derive(Debug, Clone)]
+pub(crate) struct Resumed {
+    vote: Vote,
+    last: Option<LogId>,
+}
+
+impl Resumed {
+    /// From the ends of the log at start. None if this node did not lead.
+    pub(crate) fn new(id: RaftId, last: Option<LogId>, vote: Option<Vote>) -> Option<Self> {
+        let vote = vote.filter(|vote| vote.committed && vote.leader_id.voted_for() == Some(id))?;
+        Some(Self { vote, last })
+    }
+}
+
+pub(crate) async fn run(
+    raft: Raft,
+    mut requests: mpsc::UnboundedReceiver<Waiting>,
+    patience: Duration,
+    resumed: Option<Resumed>,
+) {
     while let Some(first) = requests.recv().await {
         let mut waiting = vec![first];
         while let Ok(another) = requests.try_recv() {
             waiting.push(another);
         }
-        let end = round(&raft, patience).await;
+        let end = round(&raft, patience, resumed.as_ref()).await;
         for one in waiting {
             // Who went away needs no answer.
             let _ = one.send(end.clone());
@@ -39,17 +63,22 @@ pub(crate) async fn run(raft: Raft, mut requests: mpsc::UnboundedReceiver<Waitin
     }
 }
 
-async fn round(raft: &Raft, patience: Duration) -> Round {
+async fn round(raft: &Raft, patience: Duration, resumed: Option<&Resumed>) -> Round {
     let give_up = Instant::now() + patience;
     let (read, applied) = loop {
         match raft.get_read_log_id().await {
             Ok(found) => break found,
             Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => return Round::NotLeader(to.leader_id),
-            Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) if Instant::now() < give_up => {}
+            // The others may refuse at once.
+            Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) if Instant::now() < give_up => {
+                tokio::time::sleep(AGAIN).await;
+            }
             Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => return Round::NoQuorum,
             Err(RaftError::Fatal(_)) => return Round::Stopped,
         }
     };
+    let found = resumed.filter(|resumed| raft.metrics().borrow().vote == resumed.vote).and_then(|resumed| resumed.last);
+    let read = read.max(found);
     let index = read.map_or(0, |id| id.index);
     if read > applied {
         // Committed entries get applied, whoever leads; only a stop prevents it.

@@ -41,7 +41,7 @@ pub(crate) async fn fresh(store: &Store) -> Result<State, Status> {
 }
 
 /// Why a manager without a leader does not answer.
-pub(super) fn no_leader() -> Status {
+pub(crate) fn no_leader() -> Status {
     Status::unavailable(
         "this manager hears no leader, so what it knows may be old: a majority of the managers must run and reach each \
          other; start them, ask another manager, or allow a stale answer",

@@ -23,9 +23,6 @@ const COALESCE: Duration = Duration::from_millis(20);
 const PAUSE_FACTOR: u32 = 4;
 /// Events in one message.
 const PIECE: usize = 200;
-/// A watch ends when no leader is heard for this long: changes elsewhere do not reach this manager then. An election is
-/// over sooner.
-const LEADER_PATIENCE: Duration = Duration::from_secs(2);
 /// Messages that wait for a slow client before it holds its own stream back.
 const BACKLOG: usize = 4;
 
@@ -42,7 +39,7 @@ impl Watch for Control {
         tokio::spawn(async move {
             tokio::select! {
                 () = follow(&control, selection, sender.clone()) => {}
-                () = leader_lost(&control) => {
+                () = control.store.peers().forlorn() => {
                     // Nobody may listen any more.
                     let _ = sender.send(Err(read::no_leader())).await;
                 }
@@ -123,16 +120,6 @@ async fn follow(control: &Control, selection: Selection, sender: mpsc::Sender<Re
         tokio::select! {
             _ = changed => tokio::time::sleep(pause).await,
             () = sender.closed() => return,
-        }
-    }
-}
-
-/// Returns when no leader is heard for a while.
-async fn leader_lost(control: &Control) {
-    let mut leader = control.store.peers().leader();
-    loop {
-        if leader.wait_for(Option::is_none).await.is_err() || !control.store.peers().led_within(LEADER_PATIENCE).await {
-            return;
         }
     }
 }

@@ -34,6 +34,7 @@ use tonic::{Request, Response, Status};
 pub(crate) use self::streams::LogStreams;
 
 use self::select::Selection;
+use crate::control::read::no_leader;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::reach::Reach;
 use crate::store::Store;
@@ -138,10 +139,15 @@ impl Logs for LogBroker {
         tokio::spawn(async move {
             let _permit = permit;
             // Whoever leaves takes the whole reader along: its streams are closed and the nodes told.
+            let peers = reader.store.peers().clone();
             let read = async { if follow { follow::run(reader).await } else { once::run(reader).await } };
             tokio::select! {
                 () = out.closed() => {}
                 _ = read => {}
+                () = peers.forlorn() => {
+                    // Nobody may listen any more.
+                    let _ = out.send(Err(no_leader())).await;
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(batches)))

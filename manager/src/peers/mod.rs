@@ -48,6 +48,9 @@ use crate::clock::Clock;
 use crate::dispatch::{LeaderLink, ManagerLinks};
 use crate::store::{Applied, WriteError};
 
+/// An election is over sooner.
+const LEADER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The manager that leads, as this one knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
@@ -78,6 +81,8 @@ pub struct Peers(Arc<Shared>);
 struct Shared {
     links: Links,
     leader: watch::Sender<Option<Leader>>,
+    /// This manager ends: no leader will be heard any more.
+    stopped: watch::Sender<bool>,
     applied: Applied,
     clock: Clock,
     rounds: Rounds<Result<u64, WriteError>>,
@@ -99,6 +104,7 @@ impl Peers {
         Self(Arc::new(Shared {
             links,
             leader: watch::channel(None).0,
+            stopped: watch::channel(false).0,
             applied: applied.clone(),
             clock: clock.clone(),
             rounds: Rounds::default(),
@@ -120,11 +126,27 @@ impl Peers {
         self.0.leader.borrow().is_some()
     }
 
-    /// Returns true as soon as a leader is heard, false if none is for so long.
+    /// Returns true as soon as a leader is heard, false if none is for so long, or this manager ends.
     pub async fn led_within(&self, patience: Duration) -> bool {
+        let (mut leader, mut stopped) = (self.leader(), self.0.stopped.subscribe());
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => false,
+            led = tokio::time::timeout(patience, leader.wait_for(Option::is_some)) => matches!(led, Ok(Ok(_))),
+        }
+    }
+
+    /// Returns when no leader is heard for longer than an election takes, or this manager ends: what is going on
+    /// elsewhere does not reach it then, so whoever is served by it should hear that.
+    pub(crate) async fn forlorn(&self) {
         let mut leader = self.leader();
-        let led = leader.wait_for(Option::is_some);
-        matches!(tokio::time::timeout(patience, led).await, Ok(Ok(_)))
+        while leader.wait_for(Option::is_none).await.is_ok() && self.led_within(LEADER_PATIENCE).await {}
+    }
+
+    /// This manager ends.
+    pub(crate) fn stop(&self) {
+        self.0.stopped.send_replace(true);
+        self.publish(None);
     }
 
     /// Where to turn with what only the leader does. The answer is of this moment: who is refused there for not leading

@@ -211,3 +211,13 @@ async fn another_terms_entry_confirms_nothing_before_it() {
     assert!(later.await.unwrap().is_ok());
     assert!(!bench.has("cut-off") && bench.has("other") && bench.has("later"));
 }
+
+#[tokio::test]
+async fn a_write_in_whose_place_another_one_was_is_not_confirmed() {
+    let mut bench = Bench::new(1);
+    let write = bench.write("web").await;
+    // It was in the log already, unknown to the head: a leader that is started again leads on.
+    bench.other_leader_writes("web");
+    bench.meet(Fate::Lands);
+    assert!(matches!(write.await.unwrap(), Err(WriteError::Unknown)));
+}

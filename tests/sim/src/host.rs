@@ -63,7 +63,7 @@ pub(crate) async fn run(id: u64, world: Rc<World>) -> turmoil::Result {
     config.limits.keep_entries = 20;
     config.limits.snapshot_chunk_bytes = 4 << 10;
     config.limits.digest_every = 8;
-    let manager = SimManager::start(config, &wire::address(id), wire::connect()).await?;
+    let manager = SimManager::start(config, &wire::address(id), wire::connect(world.refuses)).await?;
     world.note(|| format!("manager {id} runs"));
     let (raft, store) = (manager.raft().clone(), manager.store().clone());
     let hand_over = watch::channel(None).0;

@@ -11,6 +11,9 @@ use std::time::Instant;
 
 use skep_sim::{Options, Report, run};
 
+/// Of what is wrong with a seed so much is printed.
+const LINES: usize = 8;
+
 /// What the command line says.
 #[derive(Debug)]
 struct Args {
@@ -104,7 +107,7 @@ fn run_all(args: &Args) -> Vec<Report> {
 
 fn describe(report: &Report) -> String {
     let mut text = format!("seed {}: trace {}", report.seed, &report.trace_hash[..16]);
-    for line in &report.wrong {
+    for line in report.wrong.iter().take(LINES) {
         text.push_str("\n  WRONG: ");
         text.push_str(line);
     }

@@ -54,6 +54,8 @@ pub(crate) enum Fault {
 pub(crate) struct Plan {
     pub(crate) managers: u64,
     pub(crate) clients: u64,
+    /// Whether a host that does not answer refuses connections, or is silent.
+    pub(crate) refuses: bool,
     /// Longest delay of a message while nothing is wrong.
     pub(crate) latency: Duration,
     /// How long each manager's disk syncs while nothing is wrong.
@@ -71,6 +73,7 @@ impl Plan {
         let mut rng = StdRng::seed_from_u64(seed);
         let managers = if rng.gen_bool(0.65) { 3 } else { 5 };
         let clients = rng.gen_range(2..5);
+        let refuses = rng.gen_bool(0.5);
         let latency = millis(&mut rng, 2..21);
         let sync = (0..managers).map(|_| millis(&mut rng, 0..8)).collect();
         let mut faults = Vec::new();
@@ -80,7 +83,7 @@ impl Plan {
         loop {
             at += millis(&mut rng, 0..2 * pause);
             if at >= STORM {
-                return Self { managers, clients, latency, sync, faults };
+                return Self { managers, clients, refuses, latency, sync, faults };
             }
             let fault = fault(&mut rng, managers);
             faults.push((at, fault));
@@ -106,7 +109,9 @@ fn fault(rng: &mut StdRng, managers: u64) -> Fault {
         0..14 => Fault::Cut { side: some(rng, managers), lasts },
         14..28 => Fault::CutLeader { lasts },
         28..38 => Fault::Mute { who: who(rng, managers), lasts },
-        38..68 => Fault::Crash { who: crashed(rng, managers), lasts, unsynced: unsynced(rng) },
+        38..56 => Fault::Crash { who: crashed(rng, managers), lasts, unsynced: unsynced(rng) },
+        // Back before anybody has noticed.
+        56..68 => Fault::Crash { who: crashed(rng, managers), lasts: millis(rng, 5..250), unsynced: unsynced(rng) },
         68..78 => Fault::SlowDisk { who: who(rng, managers), sync: millis(rng, 20..600), lasts },
         78..85 => Fault::Loss { per_mille: rng.gen_range(1..30), lasts },
         85..90 => Fault::Lag { longest: millis(rng, 30..150), lasts },

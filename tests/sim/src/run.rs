@@ -61,7 +61,7 @@ pub struct Report {
 /// Runs one seed on this thread.
 pub fn run(seed: u64, options: Options) -> Report {
     let plan = Plan::new(seed);
-    let world = World::new(seed, plan.managers, options.trace);
+    let world = World::new(seed, &plan, options.trace);
     let mut driver = Driver::new(Rc::clone(&world), plan, options);
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| driver.drive()));
     let panicked = result.is_err();

@@ -20,6 +20,8 @@ use turmoil::net::{TcpListener, TcpStream};
 
 /// The managers' port.
 const PORT: u16 = 2377;
+/// How long a refused connection takes.
+const REFUSAL: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// The host name of a manager.
 pub(crate) fn host(id: u64) -> String {
@@ -31,20 +33,28 @@ pub(crate) fn address(id: u64) -> String {
     format!("{}:{PORT}", host(id))
 }
 
-/// Channels as the product makes them, without TLS.
-pub(crate) fn connect() -> Connect {
-    Arc::new(|addr: &str| {
+/// Channels as the product makes them, without TLS. Who does not answer either `refuses` soon, as a host without a manager
+/// does, or is silent.
+pub(crate) fn connect(refuses: bool) -> Connect {
+    Arc::new(move |addr: &str| {
         let host = addr.split(':').next().unwrap_or_default().to_owned();
-        channel(host)
+        channel(host, refuses)
     })
 }
 
-fn channel(host: String) -> Channel {
+fn channel(host: String, refuses: bool) -> Channel {
     let options = ChannelOptions::MANAGERS;
     let connector = tower::service_fn(move |_| {
         let host = host.clone();
         async move {
-            let connecting = TcpStream::connect((host.as_str(), PORT));
+            let connecting = async {
+                let connected = TcpStream::connect((host.as_str(), PORT)).await;
+                if connected.is_err() {
+                    // turmoil fails at once, in no time at all.
+                    tokio::time::sleep(if refuses { REFUSAL } else { options.connect_timeout }).await;
+                }
+                connected
+            };
             match tokio::time::timeout(options.connect_timeout, connecting).await {
                 Ok(stream) => stream.map(TokioIo::new),
                 Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),

@@ -13,6 +13,7 @@ use skep_raft::sim::SimDisk;
 use tokio::sync::watch;
 
 use crate::history::{History, Micros};
+use crate::plan::Plan;
 
 /// How far a simulation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(crate) struct Running {
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) managers: u64,
+    /// Whether a host that does not answer refuses connections, or is silent.
+    pub(crate) refuses: bool,
     pub(crate) disks: BTreeMap<u64, SimDisk>,
     pub(crate) running: RefCell<BTreeMap<u64, Rc<Running>>>,
     pub(crate) history: RefCell<History>,
@@ -56,10 +59,12 @@ struct Trace {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, managers: u64, printed: bool) -> Rc<Self> {
+    pub(crate) fn new(seed: u64, plan: &Plan, printed: bool) -> Rc<Self> {
+        let Plan { managers, refuses, .. } = *plan;
         Rc::new(Self {
             seed,
             managers,
+            refuses,
             disks: (1..=managers).map(|id| (id, SimDisk::new())).collect(),
             running: RefCell::default(),
             history: RefCell::default(),
