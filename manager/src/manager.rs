@@ -148,6 +148,7 @@ impl Manager {
         let (submit, submissions) = mpsc::channel(SUBMISSIONS);
         let mut background = JoinSet::new();
         let consensus: Arc<dyn Consensus<Response = Vec<u64>>> = Arc::clone(&raft) as _;
+        peers.know_raft(&consensus);
         background.spawn(sequencer::run(consensus, applied.clone(), clock.clone(), submissions));
         let store = Store::new(applied, submit, clock, peers);
         background.spawn(follow_denied(store.clone(), config.deny.clone()));

@@ -61,6 +61,7 @@ impl SimManager {
         let raft = Arc::new(raft);
         let (submit, submissions) = mpsc::channel(SUBMISSIONS);
         let consensus: Arc<dyn Consensus<Response = Vec<u64>>> = Arc::clone(&raft) as _;
+        peers.know_raft(&consensus);
         let mut tasks = JoinSet::new();
         tasks.spawn(sequencer::run(Arc::clone(&consensus), applied.clone(), clock.clone(), submissions));
         let store = Store::new(applied, submit, clock, peers);

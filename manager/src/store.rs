@@ -142,13 +142,10 @@ impl Store {
     /// The applied state, with every write that was acknowledged anywhere before this call: what a write is decided on.
     /// A follower asks the leader how far that is; callers at the same time share the question.
     pub async fn fresh(&self) -> Result<State, WriteError> {
-        match self.peers.route() {
-            Route::Here => {}
-            Route::There(..) | Route::Nowhere => {
-                let version = self.peers.read_version(LEADER_PATIENCE).await?;
-                let reached = tokio::time::timeout(LEADER_PATIENCE, self.applied(version)).await;
-                reached.map_err(|_| WriteError::Stopped(format!("it is still catching up with version {version}")))?;
-            }
+        if self.peers.confirm_lead().await.is_err() {
+            let version = self.peers.read_version(LEADER_PATIENCE).await?;
+            let reached = tokio::time::timeout(LEADER_PATIENCE, self.applied(version)).await;
+            reached.map_err(|_| WriteError::Stopped(format!("it is still catching up with version {version}")))?;
         }
         Ok(self.state())
     }

@@ -29,13 +29,13 @@ pub(crate) mod testing;
 mod transport;
 mod wire;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use skep_identity::{DenyList, LiveCredentials};
 use skep_proto::id::NodeId;
-use skep_raft::{RaftId, Transport};
+use skep_raft::{Consensus, RaftId, Transport};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -86,7 +86,15 @@ struct Shared {
     applied: Applied,
     clock: Clock,
     rounds: Rounds<Result<u64, WriteError>>,
+    /// Empty until Raft runs, and nothing that would keep it running.
+    raft: OnceLock<Weak<dyn Consensus<Response = Vec<u64>>>>,
 }
+
+/// A leader that a quorum confirmed this recently answers reads without asking again: no other one is elected for
+/// another 100 ms at least (the shortest election timeout is 300 ms), however the clocks' rates differ.
+const LEASE: Duration = Duration::from_millis(200);
+/// How long a round to a quorum may take.
+const BARRIER: Duration = Duration::from_secs(2);
 
 impl Peers {
     /// Knows of no leader yet. `applied` tells which node a Raft id belongs to; `clock` is kept by the leader's.
@@ -108,6 +116,7 @@ impl Peers {
             applied: applied.clone(),
             clock: clock.clone(),
             rounds: Rounds::default(),
+            raft: OnceLock::new(),
         }))
     }
 
@@ -174,6 +183,31 @@ impl Peers {
         self.0.links.node(raft_id)
     }
 
+    /// Raft runs, and says from now on whether this manager still leads.
+    pub(crate) fn know_raft(&self, raft: &Arc<dyn Consensus<Response = Vec<u64>>>) {
+        // Once in a manager's life.
+        let _ = self.0.raft.set(Arc::downgrade(raft));
+    }
+
+    /// Makes sure that this manager leads and nobody else does, or did since its state was what it is: a leader that the
+    /// others replace learns that later than their first write.
+    pub(crate) async fn confirm_lead(&self) -> Result<(), WriteError> {
+        if !self.leads() {
+            return Err(WriteError::NoLeader);
+        }
+        let Some(raft) = self.0.raft.get() else { return Ok(()) };
+        let raft = raft.upgrade().ok_or(WriteError::NoLeader)?;
+        let now = tokio::time::Instant::now().into_std();
+        let silent = raft.status().borrow().millis_since_quorum_ack(now);
+        if silent.is_some_and(|silent| u128::from(silent) <= LEASE.as_millis()) {
+            return Ok(());
+        }
+        match raft.read_barrier(BARRIER).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(WriteError::NoLeader),
+        }
+    }
+
     /// Raft's way to the other managers.
     pub(crate) fn transport(&self) -> Arc<dyn Transport> {
         Arc::new(transport::RaftTransport { links: self.0.links.clone() })
@@ -203,17 +237,17 @@ impl Peers {
         loop {
             leader.mark_unchanged();
             let answer = match self.route() {
-                Route::Here => return Ok(self.0.applied.version()),
-                Route::There(_, channel) => ask::read_version(channel, DEADLINE).await,
-                Route::Nowhere => Err(WriteError::NoLeader),
-            };
-            match answer {
-                Ok(answer) => {
+                Route::Here => self.confirm_lead().await.map(|()| self.0.applied.version()),
+                Route::There(_, channel) => ask::read_version(channel, DEADLINE).await.map(|answer| {
                     if !self.leads() {
                         self.0.clock.follow(skep_proto::time::UnixMs(answer.now_ms));
                     }
-                    return Ok(answer.version);
-                }
+                    answer.version
+                }),
+                Route::Nowhere => Err(WriteError::NoLeader),
+            };
+            match answer {
+                Ok(version) => return Ok(version),
                 Err(WriteError::NoLeader) if tokio::time::Instant::now() + PAUSE < give_up => {}
                 Err(error) => return Err(error),
             }

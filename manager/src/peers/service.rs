@@ -2,7 +2,6 @@
 //! they decode, hand on, and wait; whatever takes longer is done elsewhere.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use skep_core::apply::Refused;
 use skep_core::codec;
@@ -16,7 +15,6 @@ use skep_proto::v1::{
     ReadVersionResponse, SubmitFailed, SubmitRequest, SubmitResponse, SubmitWritten,
 };
 use skep_raft::{Consensus as _, HandleError, MessageKind, RaftId, RaftNode};
-use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
@@ -27,11 +25,6 @@ use super::{Route, wire};
 use crate::machine::Machine;
 use crate::store::{Store, WRITE_DEADLINE, WriteError, Written};
 
-/// A leader that a quorum confirmed this recently answers reads without asking again: no other one is elected for
-/// another 100 ms at least (the shortest election timeout is 300 ms), however the clocks' rates differ.
-const LEASE: Duration = Duration::from_millis(200);
-/// How long a round to a quorum may take.
-const BARRIER: Duration = Duration::from_secs(2);
 /// How often an entry is written again when somebody changed the swarm's object meanwhile.
 const ATTEMPTS: u32 = 5;
 
@@ -53,20 +46,6 @@ impl QuorumService {
         QuorumServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)
-    }
-
-    /// Makes sure that this manager leads, and that nobody else does.
-    async fn confirm_lead(&self) -> Result<(), Status> {
-        let not_leading = || Status::unavailable("this manager does not lead: ask the leader");
-        if !self.store.peers().leads() {
-            return Err(not_leading());
-        }
-        let silent = self.raft.status().borrow().millis_since_quorum_ack(Instant::now().into_std());
-        if silent.is_some_and(|silent| u128::from(silent) <= LEASE.as_millis()) {
-            return Ok(());
-        }
-        self.raft.read_barrier(BARRIER).await.map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(())
     }
 
     /// Gives a node its Raft id. Only on the leader.
@@ -123,8 +102,8 @@ impl Quorum for QuorumService {
         request: Request<ReadVersionRequest>,
     ) -> Result<Response<ReadVersionResponse>, Status> {
         Caller::of(&request)?.require_manager()?;
-        // First the version, then the proof that nobody else has written since.
-        self.confirm_lead().await?;
+        let confirmed = self.store.peers().confirm_lead().await;
+        confirmed.map_err(|_| Status::unavailable("this manager does not lead: ask the leader"))?;
         let (version, now_ms) = (self.store.state().version(), self.store.now().0);
         Ok(Response::new(ReadVersionResponse { version, now_ms }))
     }

@@ -27,6 +27,9 @@ use writer::Writer;
 
 /// How long the answer to a client's write is kept for retries.
 pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
+/// So many answers are kept however old they are: where the clock of a new leader is far ahead of its predecessor's, all
+/// of them look old at once, and a client that retries across the change would have its write done twice.
+pub const REQUESTS_KEPT: usize = 1_000;
 /// For how long a removed node's certificate is denied at least: longer than any certificate lives. Ids are never used
 /// twice, so a longer denial harms nobody; it costs some 60 bytes.
 const DENIED_FOR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -67,7 +70,7 @@ impl State {
             return Applied { version: self.version(), refused, ..Applied::default() };
         }
         self.set_version(version);
-        self.expire_requests(transaction.at.minus(REQUEST_MEMORY), EXPIRE_AT_ONCE);
+        self.expire_requests(transaction.at.minus(REQUEST_MEMORY), EXPIRE_AT_ONCE, REQUESTS_KEPT);
         self.expire_denied(transaction.at, EXPIRE_AT_ONCE);
         if let Some(request) = transaction.request {
             let object_id = transaction.object_id.clone();

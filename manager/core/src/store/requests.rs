@@ -26,7 +26,8 @@ pub(super) struct RequestTable {
 }
 
 impl State {
-    /// The answer that a client's write got, if it was applied within the last ten minutes.
+    /// The answer that a client's write got, if it was applied within the last ten minutes or is among the last few
+    /// hundred.
     pub fn request(&self, id: RequestId) -> Option<&RequestRecord> {
         self.requests.by_id.get(&id)
     }
@@ -45,9 +46,9 @@ impl State {
         self.requests.by_time.insert((at, id));
     }
 
-    /// Forgets at most `limit` answers given before `before`, oldest first.
-    pub(crate) fn expire_requests(&mut self, before: UnixMs, limit: usize) {
-        for _ in 0..limit {
+    /// Forgets at most `limit` answers given before `before`, oldest first, as long as more than `keep` are left.
+    pub(crate) fn expire_requests(&mut self, before: UnixMs, limit: usize, keep: usize) {
+        for _ in 0..limit.min(self.requests.by_id.len().saturating_sub(keep)) {
             let Some(&oldest) = self.requests.by_time.get_min() else {
                 return;
             };
