@@ -166,7 +166,13 @@ impl Client {
         let mut may_have_happened = false;
         for _ in 0..self.rng.gen_range(1..8) {
             let (manager, wait) = (self.choose_manager(), self.rng.gen_range(WAIT));
-            match gate::ask(&wire::host(manager), &write.question, wait).await {
+            let asked = self.world.now();
+            let answer = gate::ask(&wire::host(manager), &write.question, wait).await;
+            self.world.note(|| {
+                let object = String::from_utf8_lossy(&write.object);
+                format!("client {} asked manager {manager} at {asked} us to write {object}: {answer:?}", self.number)
+            });
+            match answer {
                 Ok(Answer::Written { version, object_id }) => {
                     return (Outcome::Done(version), object_id == write.object);
                 }
