@@ -7,7 +7,11 @@ BIN     := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/skep
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config make curl iproute2 nftables
 TEST_PACKAGES  := busybox-static redis-server nginx-light docker-registry skopeo
 
-.PHONY: help setup setup-test build demo test verify fix unit e2e bench clean
+# Of the simulation: how many seeds, from which on; SEED=n runs one and prints what happens.
+SEEDS   ?= 200
+FROM    ?= 0
+
+.PHONY: help setup setup-test build demo test verify fix unit sim sim-test e2e bench clean
 
 help:
 	@echo "make setup    install the Debian packages that building and the demo need"
@@ -15,6 +19,7 @@ help:
 	@echo "make test     format, lints, unit and end-to-end tests (as root)"
 	@echo "make verify   format, lints and licences only; writes nothing"
 	@echo "make fix      format, and let clippy mend what it can"
+	@echo "make sim      managers in simulated time under faults: SEEDS=n for more, SEED=n for one with its trace"
 	@echo "make bench    figures next to the peers' (as root, release build)"
 
 setup:
@@ -36,6 +41,7 @@ target/whoami.tar: deploy/examples/whoami/Cargo.toml $(wildcard deploy/examples/
 verify:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	cd tests/sim && $(CARGO) fmt --check && $(CARGO) clippy --locked --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; else echo "cargo-deny is not installed: licences and sources are not checked"; fi
 
 fix:
@@ -48,6 +54,13 @@ test: setup-test
 
 unit:
 	$(CARGO) nextest run --locked --workspace --exclude skep-tests
+
+# In its folder, as it has a lock file, settings and a target directory (target/sim) of its own.
+sim:
+	cd tests/sim && $(CARGO) run --locked -- $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS) --from $(FROM))
+
+sim-test:
+	cd tests/sim && $(CARGO) test --locked
 
 e2e: build target/whoami.tar
 	SKEP_BIN=$(CURDIR)/$(BIN) $(CARGO) nextest run --locked -p skep-tests

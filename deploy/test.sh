@@ -23,5 +23,7 @@ phase "format" cargo fmt --all --check
 phase "lints" cargo clippy --locked --workspace --all-targets -- -D warnings
 phase "build" make build target/whoami.tar
 phase "unit tests" make unit
+phase "simulation" make sim SEEDS=200
+phase "simulation's own tests" make sim-test
 phase "end-to-end tests" make e2e
 echo "== all phases: $SECONDS s"

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use skep_sim::{Options, Report, run};
+use skep_sim::{Options, Report, run, running};
 
 /// Of what is wrong with a seed so much is printed.
 const LINES: usize = 8;
@@ -56,6 +56,11 @@ fn main() -> ExitCode {
     if std::env::var_os("RUST_LOG").is_some() {
         tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     }
+    // A panic within a host may end the process: the seed must be known.
+    std::panic::set_hook(Box::new(|panic| match running() {
+        Some(seed) => println!("seed {seed}: {panic}\n  again: make sim SEED={seed}"),
+        None => println!("{panic}"),
+    }));
     let begun = Instant::now();
     let reports = run_all(&args);
     if args.one {

@@ -106,9 +106,6 @@ fn onces(history: &History, held: &Held, wrong: &mut Vec<String>) {
         {
             wrong.push(format!("the creation of {name} was answered with version {first}, its retry with {again}"));
         }
-        if once.repeated == Some(Outcome::Never) && once.removed.is_some() {
-            // No manager took it, which a retry may be told, too.
-        }
         if once.other_object {
             wrong.push(format!("an answer about {name} named another object"));
         }

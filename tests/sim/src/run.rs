@@ -1,5 +1,6 @@
 //! Runs one seed: builds the hosts, lets things go wrong, heals everything, and asks the oracle.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -58,8 +59,18 @@ pub struct Report {
     pub simulated: Duration,
 }
 
+thread_local! {
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// The seed that runs on this thread; for whoever reports a panic.
+pub fn running() -> Option<u64> {
+    SEED.get()
+}
+
 /// Runs one seed on this thread.
 pub fn run(seed: u64, options: Options) -> Report {
+    SEED.set(Some(seed));
     let plan = Plan::new(seed);
     let world = World::new(seed, &plan, options.trace);
     let mut driver = Driver::new(Rc::clone(&world), plan, options);
