@@ -16,4 +16,4 @@ mod watch;
 mod wire;
 mod world;
 
-pub use run::{Options, Report, run, running};
+pub use run::{Options, Report, run};

@@ -1,32 +1,45 @@
 //! `skep-sim`: runs many seeds, or one with its trace. Ends with 1 if anything was wrong; each failure names its seed.
 //!
-//!     skep-sim --seeds 200 [--from 0] [--threads 2]
+//!     skep-sim --seeds 200 [--from 0] [--jobs 2]
 //!     skep-sim --seed 17 [--trace]
+//!
+//! Each seed has a process of its own, so that it repeats exactly, and a panic that ends the process takes no other with
+//! it.
 #![allow(clippy::print_stdout, reason = "it is a command")]
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use skep_sim::{Options, Report, run, running};
+use skep_sim::{Options, Report, run};
 
 /// Of what is wrong with a seed so much is printed.
 const LINES: usize = 8;
+/// What a child's last line begins with; the rest is its report.
+const REPORT: &str = "report ";
 
 /// What the command line says.
 #[derive(Debug)]
 struct Args {
     from: u64,
     seeds: u64,
-    threads: usize,
-    one: bool,
+    jobs: usize,
+    mode: Mode,
     options: Options,
 }
 
+#[derive(Debug, PartialEq, Eq)]
+enum Mode {
+    Many,
+    One,
+    /// One, for a parent.
+    Child,
+}
+
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args = Args { from: 0, seeds: 200, threads, one: false, options: Options::default() };
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut args = Args { from: 0, seeds: 200, jobs, mode: Mode::Many, options: Options::default() };
     while let Some(word) = words.next() {
         let mut number = || -> Result<u64, String> {
             let value = words.next().ok_or_else(|| format!("{word} needs a number"))?;
@@ -35,8 +48,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
         match word.as_str() {
             "--seeds" => args.seeds = number()?,
             "--from" => args.from = number()?,
-            "--threads" => args.threads = usize::try_from(number()?).unwrap_or(1).max(1),
-            "--seed" => (args.from, args.seeds, args.one) = (number()?, 1, true),
+            "--jobs" => args.jobs = usize::try_from(number()?).unwrap_or(1).max(1),
+            "--seed" => (args.from, args.mode) = (number()?, Mode::One),
+            "--child" => (args.from, args.mode) = (number()?, Mode::Child),
             "--forget" => args.options.forgets = number()?,
             "--trace" => args.options.trace = true,
             other => return Err(format!("unknown argument {other:?}")),
@@ -49,32 +63,58 @@ fn main() -> ExitCode {
     let args = match parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(why) => {
-            println!("{why}\nusage: skep-sim [--seeds N] [--from N] [--threads N] | --seed N [--trace]");
+            println!("{why}\nusage: skep-sim [--seeds N] [--from N] [--jobs N] | --seed N [--trace]");
             return ExitCode::from(64);
         }
     };
     if std::env::var_os("RUST_LOG").is_some() {
         tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     }
-    // A panic within a host may end the process: the seed must be known.
-    std::panic::set_hook(Box::new(|panic| match running() {
-        Some(seed) => println!("seed {seed}: {panic}\n  again: make sim SEED={seed}"),
-        None => println!("{panic}"),
-    }));
-    let begun = Instant::now();
-    let reports = run_all(&args);
-    if args.one {
-        for report in &reports {
-            println!("{}", describe(report));
+    let reports = match args.mode {
+        Mode::Many => many(&args),
+        Mode::One => {
+            let report = run(args.from, args.options);
+            println!("{}", describe(&report));
+            vec![report]
         }
-    }
-    let wrong = reports.iter().filter(|report| !report.wrong.is_empty()).count();
+        Mode::Child => {
+            let report = run(args.from, args.options);
+            println!("{REPORT}{}", serde_json::to_string(&report).unwrap_or_default());
+            return ExitCode::SUCCESS;
+        }
+    };
+    ExitCode::from(u8::from(reports.iter().any(|report| !report.wrong.is_empty())))
+}
+
+/// Runs the seeds, several at a time, and prints what is wrong and the sum.
+fn many(args: &Args) -> Vec<Report> {
+    let begun = Instant::now();
+    let (next, reports) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= args.seeds {
+                        return;
+                    }
+                    let report = child(args.from + number, args.options);
+                    if !report.wrong.is_empty() {
+                        println!("{}", describe(&report));
+                    }
+                    reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+                }
+            });
+        }
+    });
+    let reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     let sum = |of: fn(&Report) -> usize| reports.iter().map(of).sum::<usize>();
     println!(
-        "{} seeds from {}: {wrong} wrong; {} writes acknowledged, {} unknown, {} reads, {} leaders, {} crashes, \
+        "{} seeds from {}: {} wrong; {} writes acknowledged, {} unknown, {} reads, {} leaders, {} crashes, \
          {:.0} simulated s in {:.1} s",
         reports.len(),
         args.from,
+        reports.iter().filter(|report| !report.wrong.is_empty()).count(),
         sum(|it| it.acknowledged),
         sum(|it| it.unknown),
         sum(|it| it.reads),
@@ -83,35 +123,32 @@ fn main() -> ExitCode {
         reports.iter().map(|it| it.simulated.as_secs_f64()).sum::<f64>(),
         begun.elapsed().as_secs_f64(),
     );
-    ExitCode::from(u8::from(wrong > 0))
+    reports
 }
 
-/// Runs the seeds on several threads, each seed on one.
-fn run_all(args: &Args) -> Vec<Report> {
-    let next = AtomicU64::new(0);
-    let reports = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..args.threads {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= args.seeds {
-                        return;
-                    }
-                    let report = run(args.from + number, args.options);
-                    if !args.one && !report.wrong.is_empty() {
-                        println!("{}", describe(&report));
-                    }
-                    reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
-                }
-            });
-        }
-    });
-    reports.into_inner().unwrap_or_else(PoisonError::into_inner)
+/// Runs one seed in a process of its own.
+fn child(seed: u64, options: Options) -> Report {
+    let failed = |why: String| Report { seed, wrong: vec![why], ..Report::default() };
+    let mut command = match std::env::current_exe() {
+        Ok(path) => Command::new(path),
+        Err(error) => return failed(format!("cannot find this program: {error}")),
+    };
+    command.args(["--child", &seed.to_string(), "--forget", &options.forgets.to_string()]);
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => return failed(format!("cannot start a process: {error}")),
+    };
+    let told = String::from_utf8_lossy(&output.stdout);
+    let report = told.lines().last().and_then(|line| line.strip_prefix(REPORT));
+    report.and_then(|report| serde_json::from_str(report).ok()).unwrap_or_else(|| {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let panic = complaint.lines().skip_while(|line| !line.contains("panicked")).take(2).collect::<Vec<_>>();
+        failed(format!("its process ended ({}): {}", output.status, panic.join(" ")))
+    })
 }
 
 fn describe(report: &Report) -> String {
-    let mut text = format!("seed {}: trace {}", report.seed, &report.trace_hash[..16]);
+    let mut text = format!("seed {}: trace {}", report.seed, report.trace_hash.get(..16).unwrap_or("none"));
     for line in report.wrong.iter().take(LINES) {
         text.push_str("\n  WRONG: ");
         text.push_str(line);

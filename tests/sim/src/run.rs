@@ -1,10 +1,11 @@
 //! Runs one seed: builds the hosts, lets things go wrong, heals everything, and asks the oracle.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 use crate::faults::Faults;
@@ -37,7 +38,7 @@ pub struct Options {
 }
 
 /// What a run came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Repeats it exactly.
     pub seed: u64,
@@ -59,18 +60,9 @@ pub struct Report {
     pub simulated: Duration,
 }
 
-thread_local! {
-    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
-}
-
-/// The seed that runs on this thread; for whoever reports a panic.
-pub fn running() -> Option<u64> {
-    SEED.get()
-}
-
-/// Runs one seed on this thread.
+/// Runs one seed on this thread. It repeats exactly as the first one of a process only: tokio ends a crashed host's tasks
+/// in an order that follows from a counter which all of the process's tasks share.
 pub fn run(seed: u64, options: Options) -> Report {
-    SEED.set(Some(seed));
     let plan = Plan::new(seed);
     let world = World::new(seed, &plan, options.trace);
     let mut driver = Driver::new(Rc::clone(&world), plan, options);
