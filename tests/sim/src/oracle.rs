@@ -128,3 +128,65 @@ fn versions(history: &History, wrong: &mut Vec<String>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Once, Read, Span};
+
+    fn append(word: &str, from: u64, outcome: Outcome) -> Append {
+        Append { list: "l".to_owned(), word: word.to_owned(), span: Span { from, to: from + 5 }, outcome }
+    }
+
+    fn read(from: u64, seen: &str) -> Read {
+        let lists = BTreeMap::from([("l".to_owned(), words(seen))]);
+        Read { manager: 1, span: Span { from, to: from + 1 }, lists }
+    }
+
+    fn held(names: &[(&str, &str)]) -> Held {
+        names.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect()
+    }
+
+    /// What is wrong when the list is like this in the end.
+    fn wrong(appends: Vec<Append>, reads: Vec<Read>, list: &str) -> String {
+        judge(&History { appends, reads, onces: Vec::new() }, &held(&[("l", list)])).join("; ")
+    }
+
+    #[test]
+    fn every_rule_can_be_broken() {
+        let two = || vec![append("a", 0, Outcome::Done(1)), append("b", 10, Outcome::Done(2))];
+        assert_eq!(wrong(two(), vec![read(6, "a"), read(20, "a b")], "a b"), "");
+        assert!(wrong(two(), Vec::new(), "b").contains("a in l was acknowledged at version 1 and is missing"));
+        assert!(wrong(two(), Vec::new(), "b a").contains("comes after it"));
+        assert!(wrong(two(), Vec::new(), "a b a").contains("more than once"));
+        assert!(wrong(two(), vec![read(16, "a")], "a b").contains("lacks b"));
+        assert!(wrong(two(), vec![read(16, "b")], "a b").contains("never was"));
+        let same = vec![append("a", 0, Outcome::Done(1)), append("b", 0, Outcome::Done(1))];
+        assert!(wrong(same, Vec::new(), "a b").contains("both acknowledged at version 1"));
+        let never = || vec![append("a", 0, Outcome::Never)];
+        assert_eq!(wrong(never(), Vec::new(), ""), "");
+        assert!(wrong(never(), Vec::new(), "a").contains("answered as not written"));
+        for list in ["", "a"] {
+            assert_eq!(wrong(vec![append("a", 0, Outcome::Unknown)], Vec::new(), list), "");
+        }
+    }
+
+    #[test]
+    fn a_creation_is_done_once() {
+        let once =
+            |created, removed, repeated| Once { name: "n".to_owned(), created, removed, repeated, other_object: false };
+        let judged = |once: Once, is_there: bool| {
+            let names: &[(&str, &str)] = if is_there { &[("n", "")] } else { &[] };
+            judge(&History { onces: vec![once], ..History::default() }, &held(names)).join("; ")
+        };
+        let whole = |again| once(Outcome::Done(1), Some(Outcome::Done(2)), Some(Outcome::Done(again)));
+        assert_eq!(judged(whole(1), false), "");
+        assert!(judged(whole(1), true).contains("applied again"));
+        assert!(judged(whole(3), false).contains("its retry with 3"));
+        assert!(judged(once(Outcome::Done(1), None, None), false).contains("is missing"));
+        assert!(judged(once(Outcome::Never, None, None), true).contains("is there"));
+        for is_there in [false, true] {
+            assert_eq!(judged(once(Outcome::Done(1), Some(Outcome::Unknown), None), is_there), "");
+        }
+    }
+}
