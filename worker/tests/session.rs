@@ -585,9 +585,13 @@ async fn the_manager_on_this_host_comes_first() {
     for round in 1..=8 {
         // It was told of both; only the first seed is the other one's.
         let seeds = if round == 1 { vec![second.addr] } else { Vec::new() };
-        let (agent, _events) = node.start(&seeds).await;
+        let (agent, mut events) = node.start(&seeds).await;
         let sessions = || own.state().registers.len() + other.state().registers.len();
         until("registered", || sessions() == round).await;
+        // It keeps what it is told in the first round for the later ones.
+        if round == 1 {
+            assert!(matches!(events.recv().await, Some(AgentEvent::Managers(_))));
+        }
         agent.shutdown().await;
     }
     assert_eq!(own.state().registers.len(), 7);
