@@ -122,7 +122,8 @@ fn a_removed_manager_serves_nobody() {
     let mut logs = lab.on(3, &["skep", "service", "logs", "--follow", "web"]);
     let mut logs = logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     lab.run(&["node", "rm", "--force", "host3"]).ok();
-    until("its open call to end", Duration::from_secs(2), || logs.try_wait().unwrap().is_some());
+    // Within two seconds, on a machine that has nothing else to do.
+    until("its open call to end", Duration::from_secs(5), || logs.try_wait().unwrap().is_some());
     let asked = lab.skep(3, &["service", "ls"]);
     assert!(asked.code == 1 && asked.stdout.is_empty(), "{asked:?}");
     lab.settled(2, SOON);
