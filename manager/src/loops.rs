@@ -8,6 +8,7 @@ mod orchestrator;
 mod reaper;
 mod restarter;
 mod scheduler;
+mod services;
 mod updater;
 
 use std::time::Duration;

@@ -1,24 +1,20 @@
 //! Replicated and global services: `orchestrate::plan` for the services whose spec, tasks or nodes changed.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use skep_core::change::Plan;
 use skep_core::event::Event;
-use skep_core::ids::Ids;
 use skep_core::object::{Node, Task};
 use skep_core::orchestrate;
 use skep_core::store::{Object, State};
-use skep_proto::id::ServiceId;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 
 use super::Loop;
+use super::services::DirtyServices;
 
-/// Services to look at, and when to look at others again.
+/// The loop.
 #[derive(Default)]
 pub(super) struct Orchestrator {
-    dirty: BTreeSet<ServiceId>,
-    wakes: BTreeMap<ServiceId, UnixMs>,
+    dirty: DirtyServices,
 }
 
 impl Loop for Orchestrator {
@@ -57,20 +53,7 @@ impl Loop for Orchestrator {
     }
 
     fn plan(&mut self, state: &State, now: UnixMs) -> Plan {
-        let due = self.wakes.iter().filter(|(_, at)| **at <= now).map(|(service, _)| *service);
-        self.dirty.extend(due);
-        let mut ids = Ids::new(rand::random());
-        let mut whole = Plan::default();
-        for service in std::mem::take(&mut self.dirty) {
-            self.wakes.remove(&service);
-            let plan = orchestrate::plan(state, service, now, &mut ids);
-            whole.groups.extend(plan.groups);
-            if let Some(at) = plan.wake_at {
-                self.wakes.insert(service, at);
-            }
-        }
-        whole.wake_at = self.wakes.values().min().copied();
-        whole
+        self.dirty.plan(state, now, orchestrate::plan)
     }
 }
 

@@ -1,25 +1,21 @@
 //! Rolls revisions out: `orchestrate::update` for the services whose roll-out something may have moved on.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use skep_core::change::Plan;
 use skep_core::event::Event;
-use skep_core::ids::Ids;
 use skep_core::object::Task;
 use skep_core::orchestrate;
 use skep_core::store::{Object, State};
-use skep_proto::id::ServiceId;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{TaskState, UpdateState};
 
 use super::Loop;
 use super::orchestrator::{as_node, as_task, changes_fitness};
+use super::services::DirtyServices;
 
-/// Services to look at, and when to look at others again.
+/// The loop.
 #[derive(Default)]
 pub(super) struct Updater {
-    dirty: BTreeSet<ServiceId>,
-    wakes: BTreeMap<ServiceId, UnixMs>,
+    dirty: DirtyServices,
 }
 
 impl Loop for Updater {
@@ -33,8 +29,7 @@ impl Loop for Updater {
                 self.dirty.insert(service.id);
             }
             (Some(Object::Service(service)), None) => {
-                self.dirty.remove(&service.id);
-                self.wakes.remove(&service.id);
+                self.dirty.forget(service.id);
             }
             (before, Some(Object::Task(after))) => {
                 let before = before.as_ref().and_then(as_task);
@@ -61,20 +56,7 @@ impl Loop for Updater {
     }
 
     fn plan(&mut self, state: &State, now: UnixMs) -> Plan {
-        let due = self.wakes.iter().filter(|(_, at)| **at <= now).map(|(service, _)| *service);
-        self.dirty.extend(due);
-        let mut ids = Ids::new(rand::random());
-        let mut whole = Plan::default();
-        for service in std::mem::take(&mut self.dirty) {
-            self.wakes.remove(&service);
-            let plan = orchestrate::update(state, service, now, &mut ids);
-            whole.groups.extend(plan.groups);
-            if let Some(at) = plan.wake_at {
-                self.wakes.insert(service, at);
-            }
-        }
-        whole.wake_at = self.wakes.values().min().copied();
-        whole
+        self.dirty.plan(state, now, orchestrate::update)
     }
 }
 

@@ -1,3 +1,5 @@
+//! Which revision a rollback goes back to, and what it writes.
+
 #![allow(clippy::unwrap_used)]
 
 use skep_core::change::{Group, Op, Transaction};

@@ -1,3 +1,5 @@
+//! What an update of a service writes: revisions, digests, credentials, ports, and its refusals.
+
 #![allow(clippy::unwrap_used)]
 
 use skep_core::change::{Group, Transaction};
