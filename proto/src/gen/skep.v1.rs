@@ -291,6 +291,69 @@ pub struct ClusterSpec {
     /// Revisions kept for each service. Default 10.
     #[prost(int32, tag = "6")]
     pub revision_history_limit: i32,
+    /// Address ranges, CIDR, from which networks without a subnet of their own get one. Default 10.0.0.0/8.
+    #[prost(string, repeated, tag = "20")]
+    pub address_pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Prefix length of such a subnet. 0 in the wire means 24.
+    #[prost(uint32, tag = "21")]
+    pub subnet_length: u32,
+    /// UDP port of overlays that are not encrypted. 0 in the wire means 4789.
+    #[prost(uint32, tag = "22")]
+    pub data_path_port: u32,
+}
+/// A network that tasks can attach to.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkSpec {
+    /// Unique. `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`; `host`, `none` and `bridge` are taken.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(enumeration = "NetworkDriver", tag = "3")]
+    pub driver: i32,
+    /// `encrypted` (true, the default, or false), `mtu`, `parent` (macvlan: an interface of every host).
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub options: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// No way out of it, and none in but by its tasks.
+    #[prost(bool, tag = "5")]
+    pub internal: bool,
+    /// Tasks that no service made may attach.
+    #[prost(bool, tag = "6")]
+    pub attachable: bool,
+    /// The routing mesh's own network; there is one at most.
+    #[prost(bool, tag = "7")]
+    pub ingress: bool,
+    /// Also gets an IPv6 subnet.
+    #[prost(bool, tag = "8")]
+    pub ipv6: bool,
+    /// Its subnets: one IPv4 and one IPv6 at most. Empty: chosen by the managers.
+    #[prost(message, repeated, tag = "9")]
+    pub subnets: ::prost::alloc::vec::Vec<SubnetSpec>,
+}
+/// A subnet of a network.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SubnetSpec {
+    /// CIDR, `10.1.0.0/24`.
+    #[prost(string, tag = "1")]
+    pub subnet: ::prost::alloc::string::String,
+    /// Default: its first address.
+    #[prost(string, tag = "2")]
+    pub gateway: ::prost::alloc::string::String,
+    /// Part of the subnet that addresses are given from, CIDR. Default: all of it.
+    #[prost(string, tag = "3")]
+    pub ip_range: ::prost::alloc::string::String,
+    /// Addresses that are not given to tasks, by a name that says what has them.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub reserved_addresses: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// What an operator wants of a node.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -393,6 +456,9 @@ pub struct EndpointSpec {
     /// Ports reachable from outside.
     #[prost(message, repeated, tag = "1")]
     pub ports: ::prost::alloc::vec::Vec<PortSpec>,
+    /// What the service's name resolves to.
+    #[prost(enumeration = "EndpointMode", tag = "2")]
+    pub mode: i32,
 }
 /// A published port.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -443,6 +509,25 @@ pub struct TaskTemplate {
     /// Stored credential for the images; set by the manager, never by a client. Empty: none.
     #[prost(bytes = "vec", tag = "10")]
     pub credential_id: ::prost::alloc::vec::Vec<u8>,
+    /// Networks it attaches to; with any, `network_mode` must be NONE (the zero value).
+    #[prost(message, repeated, tag = "11")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkAttachment>,
+}
+/// A task template's attachment to a network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkAttachment {
+    /// Set by the manager from `name` at create and update.
+    #[prost(bytes = "vec", tag = "1")]
+    pub network_id: ::prost::alloc::vec::Vec<u8>,
+    /// Name or id as the user wrote it.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Names, besides the service's, that resolve to the service on this network.
+    #[prost(string, repeated, tag = "3")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Fixed addresses, one of each family at most; only where one task can run at a time.
+    #[prost(string, repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One container of a task.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -707,6 +792,39 @@ pub struct LogSpec {
     #[prost(uint32, tag = "2")]
     pub max_files: u32,
 }
+/// How a network is made on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NetworkDriver {
+    /// Spans all hosts. The default.
+    Overlay = 0,
+    /// Each host's own, with a way out by the host's address.
+    Bridge = 1,
+    /// Tasks appear on the network of one of the host's interfaces, with addresses of that network.
+    Macvlan = 2,
+}
+impl NetworkDriver {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Overlay => "NETWORK_DRIVER_OVERLAY",
+            Self::Bridge => "NETWORK_DRIVER_BRIDGE",
+            Self::Macvlan => "NETWORK_DRIVER_MACVLAN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NETWORK_DRIVER_OVERLAY" => Some(Self::Overlay),
+            "NETWORK_DRIVER_BRIDGE" => Some(Self::Bridge),
+            "NETWORK_DRIVER_MACVLAN" => Some(Self::Macvlan),
+            _ => None,
+        }
+    }
+}
 /// What a failed update does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -765,6 +883,35 @@ impl UpdateOrder {
         match value {
             "UPDATE_ORDER_STOP_FIRST" => Some(Self::StopFirst),
             "UPDATE_ORDER_START_FIRST" => Some(Self::StartFirst),
+            _ => None,
+        }
+    }
+}
+/// What a service's name resolves to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EndpointMode {
+    /// One virtual address on each network, balanced over the tasks. The default.
+    Vip = 0,
+    /// The addresses of all tasks, in turn. Such a service cannot publish ports in mode ingress.
+    Dnsrr = 1,
+}
+impl EndpointMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Vip => "ENDPOINT_MODE_VIP",
+            Self::Dnsrr => "ENDPOINT_MODE_DNSRR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENDPOINT_MODE_VIP" => Some(Self::Vip),
+            "ENDPOINT_MODE_DNSRR" => Some(Self::Dnsrr),
             _ => None,
         }
     }
@@ -974,6 +1121,12 @@ pub struct Node {
     /// For managers.
     #[prost(message, optional, tag = "7")]
     pub manager: ::core::option::Option<ManagerStatus>,
+    /// Its number in the fabric, 1 and up, never another node's: its address inside the mesh is made from it. 0: none yet.
+    #[prost(uint32, tag = "8")]
+    pub fabric_number: u32,
+    /// Its own address in the network of the routing mesh, 4 or 16 bytes each. Empty: none.
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub ingress_addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// What a node says of itself, sent when it registers and when it changes.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1003,6 +1156,54 @@ pub struct NodeDescription {
     /// Kernel release.
     #[prost(string, tag = "10")]
     pub kernel: ::prost::alloc::string::String,
+    /// How other hosts reach its networks. Absent: it has no overlays.
+    #[prost(message, optional, tag = "11")]
+    pub fabric: ::core::option::Option<FabricEndpoint>,
+}
+/// A host's end of the mesh.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FabricEndpoint {
+    /// WireGuard public key, 32 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub public_key: ::prost::alloc::vec::Vec<u8>,
+    /// The key before it, which stays valid until everybody knows the new one. Empty: none.
+    #[prost(bytes = "vec", tag = "2")]
+    pub previous_public_key: ::prost::alloc::vec::Vec<u8>,
+    /// `ip:port` of its WireGuard device.
+    #[prost(string, tag = "3")]
+    pub wireguard_addr: ::prost::alloc::string::String,
+    /// Address of its end of overlays that are not encrypted (without a port, which the cluster's spec has).
+    #[prost(string, tag = "4")]
+    pub vxlan_addr: ::prost::alloc::string::String,
+}
+/// A network.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Network {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub meta: ::core::option::Option<Meta>,
+    #[prost(message, optional, tag = "3")]
+    pub spec: ::core::option::Option<NetworkSpec>,
+    /// What it has: from the spec or from the pools.
+    #[prost(message, repeated, tag = "4")]
+    pub subnets: ::prost::alloc::vec::Vec<Subnet>,
+    /// VXLAN network identifier, 24 bits, of no other network. 0: not an overlay.
+    #[prost(uint32, tag = "5")]
+    pub vni: u32,
+}
+/// A subnet that a network has.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Subnet {
+    /// CIDR.
+    #[prost(string, tag = "1")]
+    pub subnet: ::prost::alloc::string::String,
+    /// Without prefix length.
+    #[prost(string, tag = "2")]
+    pub gateway: ::prost::alloc::string::String,
+    /// CIDR; within the subnet.
+    #[prost(string, tag = "3")]
+    pub ip_range: ::prost::alloc::string::String,
 }
 /// What the managers see of a node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1054,6 +1255,18 @@ pub struct Service {
     /// The newest update or rollback. Absent: never updated.
     #[prost(message, optional, tag = "6")]
     pub update: ::core::option::Option<UpdateStatus>,
+    /// Its virtual addresses, one entry for each network. Empty with dnsrr.
+    #[prost(message, repeated, tag = "7")]
+    pub virtual_addresses: ::prost::alloc::vec::Vec<NetworkAddresses>,
+}
+/// Addresses on one network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkAddresses {
+    #[prost(bytes = "vec", tag = "1")]
+    pub network_id: ::prost::alloc::vec::Vec<u8>,
+    /// 4 or 16 bytes each, one of each family at most.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// How the roll-out of the current revision goes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1123,6 +1336,9 @@ pub struct Task {
     /// The task whose end it follows. Empty: none.
     #[prost(bytes = "vec", tag = "11")]
     pub replaces: ::prost::alloc::vec::Vec<u8>,
+    /// Its addresses, in the order of the attachments, then the routing mesh's. Set when it is placed.
+    #[prost(message, repeated, tag = "12")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkAddresses>,
     /// It replaces a task that ended by itself, so it counts as an attempt of the restart policy.
     #[prost(bool, tag = "21")]
     pub policy_restart: bool,
@@ -1393,7 +1609,7 @@ pub struct Change {
     pub unconditional: bool,
     #[prost(
         oneof = "change::Change",
-        tags = "2, 3, 4, 5, 6, 7, 8, 32, 33, 34, 35, 36, 37, 64, 65"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 32, 33, 34, 35, 36, 37, 38, 64, 65"
     )]
     pub change: ::core::option::Option<change::Change>,
 }
@@ -1416,6 +1632,8 @@ pub mod change {
         PutImageName(super::ImageName),
         #[prost(message, tag = "8")]
         PutCredential(super::Credential),
+        #[prost(message, tag = "9")]
+        PutNetwork(super::Network),
         #[prost(bytes, tag = "32")]
         RemoveNode(::prost::alloc::vec::Vec<u8>),
         #[prost(bytes, tag = "33")]
@@ -1428,6 +1646,8 @@ pub mod change {
         RemoveImageName(::prost::alloc::string::String),
         #[prost(bytes, tag = "37")]
         RemoveCredential(::prost::alloc::vec::Vec<u8>),
+        #[prost(bytes, tag = "38")]
+        RemoveNetwork(::prost::alloc::vec::Vec<u8>),
         /// Observed by a node.
         #[prost(message, tag = "64")]
         ObserveTask(super::TaskObserved),
@@ -1485,7 +1705,7 @@ pub struct SnapshotHeader {
 /// One record of a snapshot.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SnapshotRecord {
-    #[prost(oneof = "snapshot_record::Record", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "snapshot_record::Record", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub record: ::core::option::Option<snapshot_record::Record>,
 }
 /// Nested message and enum types in `SnapshotRecord`.
@@ -1511,6 +1731,8 @@ pub mod snapshot_record {
         /// A removed node's certificate is denied until it expires.
         #[prost(message, tag = "10")]
         Denied(super::DeniedNode),
+        #[prost(message, tag = "11")]
+        Network(super::Network),
     }
 }
 /// A node that was removed.
@@ -1521,6 +1743,1211 @@ pub struct DeniedNode {
     /// When its last certificate ends.
     #[prost(int64, tag = "2")]
     pub until_ms: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadLogsRequest {
+    /// A service, by id. Empty with `task_ids`.
+    #[prost(bytes = "vec", tag = "1")]
+    pub service_id: ::prost::alloc::vec::Vec<u8>,
+    /// Tasks, by id.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<LogOptions>,
+}
+/// What to read.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogOptions {
+    /// Go on with new lines until the client leaves; new tasks of the service join in.
+    #[prost(bool, tag = "1")]
+    pub follow: bool,
+    /// Last lines of each task. Absent: all.
+    #[prost(uint64, optional, tag = "2")]
+    pub tail: ::core::option::Option<u64>,
+    /// Not before, nanoseconds since the epoch, by the node's clock. 0: all.
+    #[prost(int64, tag = "3")]
+    pub since_ns: i64,
+    /// Container in tasks that have several. Empty: all.
+    #[prost(string, tag = "4")]
+    pub container: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub lines: ::prost::alloc::vec::Vec<LogLine>,
+    /// For a person, on stderr: what could not be read ("node host2 is down").
+    #[prost(string, repeated, tag = "2")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogLine {
+    #[prost(bytes = "vec", tag = "1")]
+    pub task_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(enumeration = "LogStream", tag = "4")]
+    pub stream: i32,
+    /// By the node's clock.
+    #[prost(int64, tag = "5")]
+    pub time_ns: i64,
+    /// The line with its line feed, where it had one.
+    #[prost(bytes = "vec", tag = "6")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    /// Name of the task for the prefix: `web.1`, filled in by the manager.
+    #[prost(string, tag = "7")]
+    pub task_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LogStream {
+    Stdout = 0,
+    Stderr = 1,
+}
+impl LogStream {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Stdout => "LOG_STREAM_STDOUT",
+            Self::Stderr => "LOG_STREAM_STDERR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOG_STREAM_STDOUT" => Some(Self::Stdout),
+            "LOG_STREAM_STDERR" => Some(Self::Stderr),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod logs_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Callers: local root, managers.
+    #[derive(Debug, Clone)]
+    pub struct LogsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> LogsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> LogsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            LogsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Lines of the selected tasks, in order for each container; across tasks as they arrive.
+        pub async fn read(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadLogsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::LogBatch>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Logs/Read");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Logs", "Read"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod logs_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with LogsServer.
+    #[async_trait]
+    pub trait Logs: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Read method.
+        type ReadStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::LogBatch, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lines of the selected tasks, in order for each container; across tasks as they arrive.
+        async fn read(
+            &self,
+            request: tonic::Request<super::ReadLogsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadStream>, tonic::Status>;
+    }
+    /// Callers: local root, managers.
+    #[derive(Debug)]
+    pub struct LogsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> LogsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for LogsServer<T>
+    where
+        T: Logs,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Logs/Read" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadSvc<T: Logs>(pub Arc<T>);
+                    impl<
+                        T: Logs,
+                    > tonic::server::ServerStreamingService<super::ReadLogsRequest>
+                    for ReadSvc<T> {
+                        type Response = super::LogBatch;
+                        type ResponseStream = T::ReadStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadLogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Logs>::read(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for LogsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Logs";
+    impl<T> tonic::server::NamedService for LogsServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// From the node.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionUp {
+    #[prost(oneof = "session_up::Message", tags = "1, 2, 3, 4, 5, 6")]
+    pub message: ::core::option::Option<session_up::Message>,
+}
+/// Nested message and enum types in `SessionUp`.
+pub mod session_up {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Register(super::Register),
+        #[prost(message, tag = "2")]
+        Heartbeat(super::Heartbeat),
+        #[prost(message, tag = "3")]
+        Statuses(super::StatusBatch),
+        #[prost(message, tag = "4")]
+        Description(super::NodeDescription),
+        #[prost(message, tag = "5")]
+        Images(super::HeldImages),
+        /// It stops in an orderly way: containers go on.
+        #[prost(message, tag = "6")]
+        Goodbye(super::Goodbye),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Register {
+    #[prost(message, optional, tag = "1")]
+    pub description: ::core::option::Option<NodeDescription>,
+    /// The session to resume. Empty: a new one, with a complete assignment set.
+    #[prost(bytes = "vec", tag = "2")]
+    pub session_id: ::prost::alloc::vec::Vec<u8>,
+    /// Last sequence applied in it.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    /// Network tables that it still has, to be brought up to date by differences.
+    #[prost(message, repeated, tag = "4")]
+    pub networks: ::prost::alloc::vec::Vec<AppliedVersion>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Heartbeat {
+    /// Last assignment sequence that is in the local record.
+    #[prost(uint64, tag = "1")]
+    pub applied_sequence: u64,
+    /// Applied version of each network table.
+    #[prost(message, repeated, tag = "2")]
+    pub networks: ::prost::alloc::vec::Vec<AppliedVersion>,
+}
+/// How far a node is with a numbered table.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AppliedVersion {
+    #[prost(bytes = "vec", tag = "1")]
+    pub object_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StatusBatch {
+    /// Counts up in the session; acknowledged when stored.
+    #[prost(uint64, tag = "1")]
+    pub batch: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<TaskObserved>,
+}
+/// Image digests that came or went on the node; the first one of a session is complete.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldImages {
+    #[prost(bool, tag = "1")]
+    pub complete: bool,
+    #[prost(string, repeated, tag = "2")]
+    pub added: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Goodbye {}
+/// From the manager.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionDown {
+    #[prost(oneof = "session_down::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    pub message: ::core::option::Option<session_down::Message>,
+}
+/// Nested message and enum types in `SessionDown`.
+pub mod session_down {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Registered(super::Registered),
+        #[prost(message, tag = "2")]
+        Assignments(super::Assignments),
+        /// Every heartbeat is answered, so that a node knows that its manager lives.
+        #[prost(message, tag = "3")]
+        HeartbeatAck(super::HeartbeatAck),
+        #[prost(message, tag = "4")]
+        StatusAck(super::StatusAck),
+        /// The list of managers changed.
+        #[prost(message, tag = "5")]
+        Managers(super::Managers),
+        #[prost(message, tag = "6")]
+        LogRequest(super::LogRequest),
+        #[prost(message, tag = "7")]
+        LogCancel(super::LogCancel),
+        /// The node is to renew its certificate now (role change, root rotation).
+        #[prost(message, tag = "8")]
+        RenewCertificate(super::RenewCertificate),
+        /// The node was removed from the swarm.
+        #[prost(message, tag = "9")]
+        Removed(super::Removed),
+        /// Nodes that were removed from the swarm: nobody speaks with them any more.
+        #[prost(message, tag = "10")]
+        Denied(super::Denied),
+        /// Of the networks that the node's tasks are on.
+        #[prost(message, tag = "11")]
+        Network(super::NetworkTable),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Registered {
+    #[prost(bytes = "vec", tag = "1")]
+    pub session_id: ::prost::alloc::vec::Vec<u8>,
+    /// Send a heartbeat this often.
+    #[prost(int64, tag = "2")]
+    pub heartbeat_period_ms: i64,
+    #[prost(message, optional, tag = "3")]
+    pub managers: ::core::option::Option<Managers>,
+    /// The session was resumed: differences follow instead of a complete set.
+    #[prost(bool, tag = "4")]
+    pub resumed: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Managers {
+    #[prost(message, repeated, tag = "1")]
+    pub managers: ::prost::alloc::vec::Vec<ManagerAddr>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ManagerAddr {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// `host:port`
+    #[prost(string, tag = "2")]
+    pub addr: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeartbeatAck {
+    /// The period from now on.
+    #[prost(int64, tag = "1")]
+    pub heartbeat_period_ms: i64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatusAck {
+    #[prost(uint64, tag = "1")]
+    pub batch: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewCertificate {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Removed {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Denied {
+    /// Replaces what was said before; set in the first one of a session.
+    #[prost(bool, tag = "1")]
+    pub complete: bool,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub added: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Their last certificates have ended.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+/// What a node is to run. Numbered: each difference names the set it applies to.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Assignments {
+    /// Replaces all that was assigned before.
+    #[prost(bool, tag = "1")]
+    pub complete: bool,
+    /// The sequence this difference applies to. 0 with `complete`.
+    #[prost(uint64, tag = "2")]
+    pub applies_to: u64,
+    /// The sequence after it.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub put: ::prost::alloc::vec::Vec<AssignmentItem>,
+    #[prost(message, repeated, tag = "5")]
+    pub remove: ::prost::alloc::vec::Vec<AssignmentKey>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AssignmentItem {
+    #[prost(oneof = "assignment_item::Item", tags = "1, 2, 3")]
+    pub item: ::core::option::Option<assignment_item::Item>,
+}
+/// Nested message and enum types in `AssignmentItem`.
+pub mod assignment_item {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Item {
+        /// Wanted part only; `status` is empty.
+        #[prost(message, tag = "1")]
+        Task(super::Task),
+        #[prost(message, tag = "2")]
+        Revision(super::Revision),
+        #[prost(message, tag = "3")]
+        Credential(super::Credential),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AssignmentKey {
+    #[prost(oneof = "assignment_key::Key", tags = "1, 2, 3")]
+    pub key: ::core::option::Option<assignment_key::Key>,
+}
+/// Nested message and enum types in `AssignmentKey`.
+pub mod assignment_key {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Key {
+        #[prost(bytes, tag = "1")]
+        TaskId(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "2")]
+        Revision(super::RevisionKey),
+        #[prost(bytes, tag = "3")]
+        CredentialId(::prost::alloc::vec::Vec<u8>),
+    }
+}
+/// Who is where on one network: the whole table, or a difference of it. The same for every node that has a task on the
+/// network. A long one comes in several messages with one version; the node acts on the one with `end`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkTable {
+    #[prost(bytes = "vec", tag = "1")]
+    pub network_id: ::prost::alloc::vec::Vec<u8>,
+    /// Replaces what the node has. Set in every message of a whole table.
+    #[prost(bool, tag = "2")]
+    pub complete: bool,
+    /// The version that this difference applies to. 0 with `complete`.
+    #[prost(uint64, tag = "3")]
+    pub applies_to: u64,
+    /// The version after it: the store's at its newest change.
+    #[prost(uint64, tag = "4")]
+    pub version: u64,
+    /// The last message of this version.
+    #[prost(bool, tag = "5")]
+    pub end: bool,
+    /// Set in the first message of a whole table, and when it changed.
+    #[prost(message, optional, tag = "6")]
+    pub network: ::core::option::Option<Network>,
+    /// By task id.
+    #[prost(message, repeated, tag = "7")]
+    pub put_endpoints: ::prost::alloc::vec::Vec<NetworkEndpoint>,
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub remove_endpoints: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// By service id.
+    #[prost(message, repeated, tag = "9")]
+    pub put_services: ::prost::alloc::vec::Vec<NetworkService>,
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub remove_services: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// By node id: every node that has a task on the network.
+    #[prost(message, repeated, tag = "11")]
+    pub put_peers: ::prost::alloc::vec::Vec<NetworkPeer>,
+    #[prost(bytes = "vec", repeated, tag = "12")]
+    pub remove_peers: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The node has no task on it any more: everything of it goes. Nothing else is set.
+    #[prost(bool, tag = "13")]
+    pub dropped: bool,
+}
+/// A task on a network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkEndpoint {
+    #[prost(bytes = "vec", tag = "1")]
+    pub task_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub service_id: ::prost::alloc::vec::Vec<u8>,
+    /// 4 or 16 bytes each, one of each family at most.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Names of this task alone: its hostname where it was chosen by the user, `service.slot.taskid`.
+    #[prost(string, repeated, tag = "5")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "EndpointState", tag = "6")]
+    pub state: i32,
+}
+/// A service on a network.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkService {
+    #[prost(bytes = "vec", tag = "1")]
+    pub service_id: ::prost::alloc::vec::Vec<u8>,
+    /// Its name, then its aliases on this network.
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 4 or 16 bytes each. Empty with dnsrr.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub virtual_addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Published in mode ingress; on the routing mesh's network only.
+    #[prost(message, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<PortSpec>,
+}
+/// A node on a network, as the others reach it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkPeer {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub endpoint: ::core::option::Option<FabricEndpoint>,
+    /// `Node.fabric_number`.
+    #[prost(uint32, tag = "3")]
+    pub fabric_number: u32,
+}
+/// Asks a node for log lines, answered by PublishLogs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogRequest {
+    #[prost(uint64, tag = "1")]
+    pub stream_id: u64,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<LogOptions>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogCancel {
+    #[prost(uint64, tag = "1")]
+    pub stream_id: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogChunk {
+    /// Set in the first chunk.
+    #[prost(uint64, tag = "1")]
+    pub stream_id: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub lines: ::prost::alloc::vec::Vec<LogLine>,
+    /// Why a task's lines could not be read.
+    #[prost(string, repeated, tag = "3")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublishLogsResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageSourcesRequest {
+    /// Digest of a task's image (manifest or index).
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageSourcesResponse {
+    /// Nodes that hold it, in an order of the manager's choice.
+    #[prost(message, repeated, tag = "1")]
+    pub peers: ::prost::alloc::vec::Vec<ImagePeer>,
+    /// Signed by the manager for (caller, digest); valid for minutes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub ticket: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagePeer {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// `host:port`
+    #[prost(string, tag = "2")]
+    pub addr: ::prost::alloc::string::String,
+}
+/// What a task on a network may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EndpointState {
+    /// It is starting, unhealthy or stopping: reached by its address only.
+    Quiet = 0,
+    /// Its service's names and virtual addresses lead to it.
+    Serving = 1,
+}
+impl EndpointState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Quiet => "ENDPOINT_STATE_QUIET",
+            Self::Serving => "ENDPOINT_STATE_SERVING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENDPOINT_STATE_QUIET" => Some(Self::Quiet),
+            "ENDPOINT_STATE_SERVING" => Some(Self::Serving),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod dispatch_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Callers: nodes (worker or manager certificates), for themselves.
+    #[derive(Debug, Clone)]
+    pub struct DispatchClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> DispatchClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> DispatchClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            DispatchClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// One a node; a new one ends the old. The first message up is `register`, the first down is `registered`.
+        pub async fn session(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::SessionUp>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SessionDown>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Dispatch/Session");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Dispatch", "Session"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Answers a `log_request` of the session.
+        pub async fn publish_logs(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::LogChunk>,
+        ) -> std::result::Result<
+            tonic::Response<super::PublishLogsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Dispatch/PublishLogs",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Dispatch", "PublishLogs"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Which nodes can serve an image that a task of the caller runs, with a ticket for it.
+        pub async fn image_sources(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ImageSourcesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ImageSourcesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Dispatch/ImageSources",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Dispatch", "ImageSources"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod dispatch_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with DispatchServer.
+    #[async_trait]
+    pub trait Dispatch: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Session method.
+        type SessionStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::SessionDown, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// One a node; a new one ends the old. The first message up is `register`, the first down is `registered`.
+        async fn session(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::SessionUp>>,
+        ) -> std::result::Result<tonic::Response<Self::SessionStream>, tonic::Status>;
+        /// Answers a `log_request` of the session.
+        async fn publish_logs(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::LogChunk>>,
+        ) -> std::result::Result<
+            tonic::Response<super::PublishLogsResponse>,
+            tonic::Status,
+        >;
+        /// Which nodes can serve an image that a task of the caller runs, with a ticket for it.
+        async fn image_sources(
+            &self,
+            request: tonic::Request<super::ImageSourcesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ImageSourcesResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Callers: nodes (worker or manager certificates), for themselves.
+    #[derive(Debug)]
+    pub struct DispatchServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> DispatchServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for DispatchServer<T>
+    where
+        T: Dispatch,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Dispatch/Session" => {
+                    #[allow(non_camel_case_types)]
+                    struct SessionSvc<T: Dispatch>(pub Arc<T>);
+                    impl<T: Dispatch> tonic::server::StreamingService<super::SessionUp>
+                    for SessionSvc<T> {
+                        type Response = super::SessionDown;
+                        type ResponseStream = T::SessionStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::SessionUp>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatch>::session(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SessionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Dispatch/PublishLogs" => {
+                    #[allow(non_camel_case_types)]
+                    struct PublishLogsSvc<T: Dispatch>(pub Arc<T>);
+                    impl<
+                        T: Dispatch,
+                    > tonic::server::ClientStreamingService<super::LogChunk>
+                    for PublishLogsSvc<T> {
+                        type Response = super::PublishLogsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::LogChunk>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatch>::publish_logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PublishLogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Dispatch/ImageSources" => {
+                    #[allow(non_camel_case_types)]
+                    struct ImageSourcesSvc<T: Dispatch>(pub Arc<T>);
+                    impl<
+                        T: Dispatch,
+                    > tonic::server::UnaryService<super::ImageSourcesRequest>
+                    for ImageSourcesSvc<T> {
+                        type Response = super::ImageSourcesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ImageSourcesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatch>::image_sources(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ImageSourcesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for DispatchServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Dispatch";
+    impl<T> tonic::server::NamedService for DispatchServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
 }
 /// How a read is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1918,6 +3345,84 @@ pub struct GetTaskResponse {
     pub revision: ::core::option::Option<Revision>,
     #[prost(uint64, tag = "3")]
     pub version: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListNetworksRequest {
+    #[prost(message, optional, tag = "1")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListNetworksResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub networks: ::prost::alloc::vec::Vec<Network>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNetworkRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetNetworkResponse {
+    #[prost(message, optional, tag = "1")]
+    pub network: ::core::option::Option<Network>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// Who is on it, as the nodes hear it.
+    #[prost(message, repeated, tag = "3")]
+    pub services: ::prost::alloc::vec::Vec<NetworkService>,
+    #[prost(message, repeated, tag = "4")]
+    pub endpoints: ::prost::alloc::vec::Vec<NetworkEndpoint>,
+    #[prost(message, repeated, tag = "5")]
+    pub peers: ::prost::alloc::vec::Vec<NetworkPeer>,
+    /// Addresses that can be given to tasks and services, by family, and how many are taken.
+    #[prost(message, repeated, tag = "6")]
+    pub addresses: ::prost::alloc::vec::Vec<AddressUse>,
+}
+/// How full a subnet is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddressUse {
+    /// CIDR.
+    #[prost(string, tag = "1")]
+    pub subnet: ::prost::alloc::string::String,
+    /// How many it has for tasks and services. At most 2^63 - 1 is told.
+    #[prost(uint64, tag = "2")]
+    pub total: u64,
+    #[prost(uint64, tag = "3")]
+    pub taken: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateNetworkRequest {
+    #[prost(message, optional, tag = "1")]
+    pub spec: ::core::option::Option<NetworkSpec>,
+    #[prost(message, optional, tag = "2")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateNetworkResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveNetworkRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveNetworkResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListImageNamesRequest {
@@ -4225,6 +5730,518 @@ pub mod tasks_server {
     }
 }
 /// Generated client implementations.
+pub mod networks_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Networks. Callers: local root, managers.
+    #[derive(Debug, Clone)]
+    pub struct NetworksClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> NetworksClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> NetworksClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            NetworksClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNetworksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Networks/List");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "List"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// By id, name, or unique id prefix.
+        pub async fn get(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetNetworkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Networks/Get");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "Get"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Chooses subnets and VNI where the spec leaves them open.
+        pub async fn create(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateNetworkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Networks/Create");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "Create"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Refused while a service or task is on it; the message names them.
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveNetworkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Networks/Remove");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod networks_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with NetworksServer.
+    #[async_trait]
+    pub trait Networks: std::marker::Send + std::marker::Sync + 'static {
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListNetworksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNetworksResponse>,
+            tonic::Status,
+        >;
+        /// By id, name, or unique id prefix.
+        async fn get(
+            &self,
+            request: tonic::Request<super::GetNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetNetworkResponse>,
+            tonic::Status,
+        >;
+        /// Chooses subnets and VNI where the spec leaves them open.
+        async fn create(
+            &self,
+            request: tonic::Request<super::CreateNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateNetworkResponse>,
+            tonic::Status,
+        >;
+        /// Refused while a service or task is on it; the message names them.
+        async fn remove(
+            &self,
+            request: tonic::Request<super::RemoveNetworkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveNetworkResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Networks. Callers: local root, managers.
+    #[derive(Debug)]
+    pub struct NetworksServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> NetworksServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for NetworksServer<T>
+    where
+        T: Networks,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Networks/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Networks>(pub Arc<T>);
+                    impl<
+                        T: Networks,
+                    > tonic::server::UnaryService<super::ListNetworksRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListNetworksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListNetworksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Networks>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Networks/Get" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSvc<T: Networks>(pub Arc<T>);
+                    impl<
+                        T: Networks,
+                    > tonic::server::UnaryService<super::GetNetworkRequest>
+                    for GetSvc<T> {
+                        type Response = super::GetNetworkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Networks>::get(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Networks/Create" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateSvc<T: Networks>(pub Arc<T>);
+                    impl<
+                        T: Networks,
+                    > tonic::server::UnaryService<super::CreateNetworkRequest>
+                    for CreateSvc<T> {
+                        type Response = super::CreateNetworkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Networks>::create(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Networks/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Networks>(pub Arc<T>);
+                    impl<
+                        T: Networks,
+                    > tonic::server::UnaryService<super::RemoveNetworkRequest>
+                    for RemoveSvc<T> {
+                        type Response = super::RemoveNetworkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveNetworkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Networks>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for NetworksServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Networks";
+    impl<T> tonic::server::NamedService for NetworksServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
 pub mod image_names_client {
     #![allow(
         unused_variables,
@@ -4951,1092 +6968,6 @@ pub mod watch_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "skep.v1.Watch";
     impl<T> tonic::server::NamedService for WatchServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReadLogsRequest {
-    /// A service, by id. Empty with `task_ids`.
-    #[prost(bytes = "vec", tag = "1")]
-    pub service_id: ::prost::alloc::vec::Vec<u8>,
-    /// Tasks, by id.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(message, optional, tag = "3")]
-    pub options: ::core::option::Option<LogOptions>,
-}
-/// What to read.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LogOptions {
-    /// Go on with new lines until the client leaves; new tasks of the service join in.
-    #[prost(bool, tag = "1")]
-    pub follow: bool,
-    /// Last lines of each task. Absent: all.
-    #[prost(uint64, optional, tag = "2")]
-    pub tail: ::core::option::Option<u64>,
-    /// Not before, nanoseconds since the epoch, by the node's clock. 0: all.
-    #[prost(int64, tag = "3")]
-    pub since_ns: i64,
-    /// Container in tasks that have several. Empty: all.
-    #[prost(string, tag = "4")]
-    pub container: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LogBatch {
-    #[prost(message, repeated, tag = "1")]
-    pub lines: ::prost::alloc::vec::Vec<LogLine>,
-    /// For a person, on stderr: what could not be read ("node host2 is down").
-    #[prost(string, repeated, tag = "2")]
-    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LogLine {
-    #[prost(bytes = "vec", tag = "1")]
-    pub task_id: ::prost::alloc::vec::Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    pub node_id: ::prost::alloc::vec::Vec<u8>,
-    #[prost(string, tag = "3")]
-    pub container: ::prost::alloc::string::String,
-    #[prost(enumeration = "LogStream", tag = "4")]
-    pub stream: i32,
-    /// By the node's clock.
-    #[prost(int64, tag = "5")]
-    pub time_ns: i64,
-    /// The line with its line feed, where it had one.
-    #[prost(bytes = "vec", tag = "6")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
-    /// Name of the task for the prefix: `web.1`, filled in by the manager.
-    #[prost(string, tag = "7")]
-    pub task_name: ::prost::alloc::string::String,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum LogStream {
-    Stdout = 0,
-    Stderr = 1,
-}
-impl LogStream {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Stdout => "LOG_STREAM_STDOUT",
-            Self::Stderr => "LOG_STREAM_STDERR",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "LOG_STREAM_STDOUT" => Some(Self::Stdout),
-            "LOG_STREAM_STDERR" => Some(Self::Stderr),
-            _ => None,
-        }
-    }
-}
-/// Generated client implementations.
-pub mod logs_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// Callers: local root, managers.
-    #[derive(Debug, Clone)]
-    pub struct LogsClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl<T> LogsClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> LogsClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            LogsClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// Lines of the selected tasks, in order for each container; across tasks as they arrive.
-        pub async fn read(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ReadLogsRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::LogBatch>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/skep.v1.Logs/Read");
-            let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Logs", "Read"));
-            self.inner.server_streaming(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-pub mod logs_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with LogsServer.
-    #[async_trait]
-    pub trait Logs: std::marker::Send + std::marker::Sync + 'static {
-        /// Server streaming response type for the Read method.
-        type ReadStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::LogBatch, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// Lines of the selected tasks, in order for each container; across tasks as they arrive.
-        async fn read(
-            &self,
-            request: tonic::Request<super::ReadLogsRequest>,
-        ) -> std::result::Result<tonic::Response<Self::ReadStream>, tonic::Status>;
-    }
-    /// Callers: local root, managers.
-    #[derive(Debug)]
-    pub struct LogsServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> LogsServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for LogsServer<T>
-    where
-        T: Logs,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/skep.v1.Logs/Read" => {
-                    #[allow(non_camel_case_types)]
-                    struct ReadSvc<T: Logs>(pub Arc<T>);
-                    impl<
-                        T: Logs,
-                    > tonic::server::ServerStreamingService<super::ReadLogsRequest>
-                    for ReadSvc<T> {
-                        type Response = super::LogBatch;
-                        type ResponseStream = T::ReadStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ReadLogsRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Logs>::read(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ReadSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.server_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for LogsServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "skep.v1.Logs";
-    impl<T> tonic::server::NamedService for LogsServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
-    }
-}
-/// From the node.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct SessionUp {
-    #[prost(oneof = "session_up::Message", tags = "1, 2, 3, 4, 5, 6")]
-    pub message: ::core::option::Option<session_up::Message>,
-}
-/// Nested message and enum types in `SessionUp`.
-pub mod session_up {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Register(super::Register),
-        #[prost(message, tag = "2")]
-        Heartbeat(super::Heartbeat),
-        #[prost(message, tag = "3")]
-        Statuses(super::StatusBatch),
-        #[prost(message, tag = "4")]
-        Description(super::NodeDescription),
-        #[prost(message, tag = "5")]
-        Images(super::HeldImages),
-        /// It stops in an orderly way: containers go on.
-        #[prost(message, tag = "6")]
-        Goodbye(super::Goodbye),
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Register {
-    #[prost(message, optional, tag = "1")]
-    pub description: ::core::option::Option<NodeDescription>,
-    /// The session to resume. Empty: a new one, with a complete assignment set.
-    #[prost(bytes = "vec", tag = "2")]
-    pub session_id: ::prost::alloc::vec::Vec<u8>,
-    /// Last sequence applied in it.
-    #[prost(uint64, tag = "3")]
-    pub sequence: u64,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Heartbeat {
-    /// Last assignment sequence that is in the local record.
-    #[prost(uint64, tag = "1")]
-    pub applied_sequence: u64,
-    /// Applied version of each network table.
-    #[prost(message, repeated, tag = "2")]
-    pub networks: ::prost::alloc::vec::Vec<AppliedVersion>,
-}
-/// How far a node is with a numbered table.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AppliedVersion {
-    #[prost(bytes = "vec", tag = "1")]
-    pub object_id: ::prost::alloc::vec::Vec<u8>,
-    #[prost(uint64, tag = "2")]
-    pub version: u64,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct StatusBatch {
-    /// Counts up in the session; acknowledged when stored.
-    #[prost(uint64, tag = "1")]
-    pub batch: u64,
-    #[prost(message, repeated, tag = "2")]
-    pub statuses: ::prost::alloc::vec::Vec<TaskObserved>,
-}
-/// Image digests that came or went on the node; the first one of a session is complete.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HeldImages {
-    #[prost(bool, tag = "1")]
-    pub complete: bool,
-    #[prost(string, repeated, tag = "2")]
-    pub added: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(string, repeated, tag = "3")]
-    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Goodbye {}
-/// From the manager.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct SessionDown {
-    #[prost(oneof = "session_down::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
-    pub message: ::core::option::Option<session_down::Message>,
-}
-/// Nested message and enum types in `SessionDown`.
-pub mod session_down {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Registered(super::Registered),
-        #[prost(message, tag = "2")]
-        Assignments(super::Assignments),
-        /// Every heartbeat is answered, so that a node knows that its manager lives.
-        #[prost(message, tag = "3")]
-        HeartbeatAck(super::HeartbeatAck),
-        #[prost(message, tag = "4")]
-        StatusAck(super::StatusAck),
-        /// The list of managers changed.
-        #[prost(message, tag = "5")]
-        Managers(super::Managers),
-        #[prost(message, tag = "6")]
-        LogRequest(super::LogRequest),
-        #[prost(message, tag = "7")]
-        LogCancel(super::LogCancel),
-        /// The node is to renew its certificate now (role change, root rotation).
-        #[prost(message, tag = "8")]
-        RenewCertificate(super::RenewCertificate),
-        /// The node was removed from the swarm.
-        #[prost(message, tag = "9")]
-        Removed(super::Removed),
-        /// Nodes that were removed from the swarm: nobody speaks with them any more.
-        #[prost(message, tag = "10")]
-        Denied(super::Denied),
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Registered {
-    #[prost(bytes = "vec", tag = "1")]
-    pub session_id: ::prost::alloc::vec::Vec<u8>,
-    /// Send a heartbeat this often.
-    #[prost(int64, tag = "2")]
-    pub heartbeat_period_ms: i64,
-    #[prost(message, optional, tag = "3")]
-    pub managers: ::core::option::Option<Managers>,
-    /// The session was resumed: differences follow instead of a complete set.
-    #[prost(bool, tag = "4")]
-    pub resumed: bool,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Managers {
-    #[prost(message, repeated, tag = "1")]
-    pub managers: ::prost::alloc::vec::Vec<ManagerAddr>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ManagerAddr {
-    #[prost(bytes = "vec", tag = "1")]
-    pub node_id: ::prost::alloc::vec::Vec<u8>,
-    /// `host:port`
-    #[prost(string, tag = "2")]
-    pub addr: ::prost::alloc::string::String,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HeartbeatAck {
-    /// The period from now on.
-    #[prost(int64, tag = "1")]
-    pub heartbeat_period_ms: i64,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StatusAck {
-    #[prost(uint64, tag = "1")]
-    pub batch: u64,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RenewCertificate {}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Removed {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Denied {
-    /// Replaces what was said before; set in the first one of a session.
-    #[prost(bool, tag = "1")]
-    pub complete: bool,
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub added: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    /// Their last certificates have ended.
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-}
-/// What a node is to run. Numbered: each difference names the set it applies to.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Assignments {
-    /// Replaces all that was assigned before.
-    #[prost(bool, tag = "1")]
-    pub complete: bool,
-    /// The sequence this difference applies to. 0 with `complete`.
-    #[prost(uint64, tag = "2")]
-    pub applies_to: u64,
-    /// The sequence after it.
-    #[prost(uint64, tag = "3")]
-    pub sequence: u64,
-    #[prost(message, repeated, tag = "4")]
-    pub put: ::prost::alloc::vec::Vec<AssignmentItem>,
-    #[prost(message, repeated, tag = "5")]
-    pub remove: ::prost::alloc::vec::Vec<AssignmentKey>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct AssignmentItem {
-    #[prost(oneof = "assignment_item::Item", tags = "1, 2, 3")]
-    pub item: ::core::option::Option<assignment_item::Item>,
-}
-/// Nested message and enum types in `AssignmentItem`.
-pub mod assignment_item {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Item {
-        /// Wanted part only; `status` is empty.
-        #[prost(message, tag = "1")]
-        Task(super::Task),
-        #[prost(message, tag = "2")]
-        Revision(super::Revision),
-        #[prost(message, tag = "3")]
-        Credential(super::Credential),
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AssignmentKey {
-    #[prost(oneof = "assignment_key::Key", tags = "1, 2, 3")]
-    pub key: ::core::option::Option<assignment_key::Key>,
-}
-/// Nested message and enum types in `AssignmentKey`.
-pub mod assignment_key {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Key {
-        #[prost(bytes, tag = "1")]
-        TaskId(::prost::alloc::vec::Vec<u8>),
-        #[prost(message, tag = "2")]
-        Revision(super::RevisionKey),
-        #[prost(bytes, tag = "3")]
-        CredentialId(::prost::alloc::vec::Vec<u8>),
-    }
-}
-/// Asks a node for log lines, answered by PublishLogs.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LogRequest {
-    #[prost(uint64, tag = "1")]
-    pub stream_id: u64,
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(message, optional, tag = "3")]
-    pub options: ::core::option::Option<LogOptions>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LogCancel {
-    #[prost(uint64, tag = "1")]
-    pub stream_id: u64,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LogChunk {
-    /// Set in the first chunk.
-    #[prost(uint64, tag = "1")]
-    pub stream_id: u64,
-    #[prost(message, repeated, tag = "2")]
-    pub lines: ::prost::alloc::vec::Vec<LogLine>,
-    /// Why a task's lines could not be read.
-    #[prost(string, repeated, tag = "3")]
-    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PublishLogsResponse {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ImageSourcesRequest {
-    /// Digest of a task's image (manifest or index).
-    #[prost(string, tag = "1")]
-    pub digest: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ImageSourcesResponse {
-    /// Nodes that hold it, in an order of the manager's choice.
-    #[prost(message, repeated, tag = "1")]
-    pub peers: ::prost::alloc::vec::Vec<ImagePeer>,
-    /// Signed by the manager for (caller, digest); valid for minutes.
-    #[prost(bytes = "vec", tag = "2")]
-    pub ticket: ::prost::alloc::vec::Vec<u8>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ImagePeer {
-    #[prost(bytes = "vec", tag = "1")]
-    pub node_id: ::prost::alloc::vec::Vec<u8>,
-    /// `host:port`
-    #[prost(string, tag = "2")]
-    pub addr: ::prost::alloc::string::String,
-}
-/// Generated client implementations.
-pub mod dispatch_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// Callers: nodes (worker or manager certificates), for themselves.
-    #[derive(Debug, Clone)]
-    pub struct DispatchClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl<T> DispatchClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> DispatchClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            DispatchClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// One a node; a new one ends the old. The first message up is `register`, the first down is `registered`.
-        pub async fn session(
-            &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::SessionUp>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::SessionDown>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/skep.v1.Dispatch/Session");
-            let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Dispatch", "Session"));
-            self.inner.streaming(req, path, codec).await
-        }
-        /// Answers a `log_request` of the session.
-        pub async fn publish_logs(
-            &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::LogChunk>,
-        ) -> std::result::Result<
-            tonic::Response<super::PublishLogsResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/skep.v1.Dispatch/PublishLogs",
-            );
-            let mut req = request.into_streaming_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("skep.v1.Dispatch", "PublishLogs"));
-            self.inner.client_streaming(req, path, codec).await
-        }
-        /// Which nodes can serve an image that a task of the caller runs, with a ticket for it.
-        pub async fn image_sources(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ImageSourcesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ImageSourcesResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/skep.v1.Dispatch/ImageSources",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("skep.v1.Dispatch", "ImageSources"));
-            self.inner.unary(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-pub mod dispatch_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with DispatchServer.
-    #[async_trait]
-    pub trait Dispatch: std::marker::Send + std::marker::Sync + 'static {
-        /// Server streaming response type for the Session method.
-        type SessionStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::SessionDown, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// One a node; a new one ends the old. The first message up is `register`, the first down is `registered`.
-        async fn session(
-            &self,
-            request: tonic::Request<tonic::Streaming<super::SessionUp>>,
-        ) -> std::result::Result<tonic::Response<Self::SessionStream>, tonic::Status>;
-        /// Answers a `log_request` of the session.
-        async fn publish_logs(
-            &self,
-            request: tonic::Request<tonic::Streaming<super::LogChunk>>,
-        ) -> std::result::Result<
-            tonic::Response<super::PublishLogsResponse>,
-            tonic::Status,
-        >;
-        /// Which nodes can serve an image that a task of the caller runs, with a ticket for it.
-        async fn image_sources(
-            &self,
-            request: tonic::Request<super::ImageSourcesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ImageSourcesResponse>,
-            tonic::Status,
-        >;
-    }
-    /// Callers: nodes (worker or manager certificates), for themselves.
-    #[derive(Debug)]
-    pub struct DispatchServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> DispatchServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for DispatchServer<T>
-    where
-        T: Dispatch,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/skep.v1.Dispatch/Session" => {
-                    #[allow(non_camel_case_types)]
-                    struct SessionSvc<T: Dispatch>(pub Arc<T>);
-                    impl<T: Dispatch> tonic::server::StreamingService<super::SessionUp>
-                    for SessionSvc<T> {
-                        type Response = super::SessionDown;
-                        type ResponseStream = T::SessionStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<tonic::Streaming<super::SessionUp>>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Dispatch>::session(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = SessionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/skep.v1.Dispatch/PublishLogs" => {
-                    #[allow(non_camel_case_types)]
-                    struct PublishLogsSvc<T: Dispatch>(pub Arc<T>);
-                    impl<
-                        T: Dispatch,
-                    > tonic::server::ClientStreamingService<super::LogChunk>
-                    for PublishLogsSvc<T> {
-                        type Response = super::PublishLogsResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<tonic::Streaming<super::LogChunk>>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Dispatch>::publish_logs(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = PublishLogsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.client_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/skep.v1.Dispatch/ImageSources" => {
-                    #[allow(non_camel_case_types)]
-                    struct ImageSourcesSvc<T: Dispatch>(pub Arc<T>);
-                    impl<
-                        T: Dispatch,
-                    > tonic::server::UnaryService<super::ImageSourcesRequest>
-                    for ImageSourcesSvc<T> {
-                        type Response = super::ImageSourcesResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ImageSourcesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Dispatch>::image_sources(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ImageSourcesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for DispatchServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "skep.v1.Dispatch";
-    impl<T> tonic::server::NamedService for DispatchServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
