@@ -3,7 +3,9 @@
 
 use std::fmt;
 
-use crate::v1::{Cluster, IssueRequest, JoinTokenResponse, RegistryAuth, SwarmInitResponse, SwarmJoinRequest};
+use crate::v1::{
+    Cluster, ConfigureRequest, IssueRequest, JoinTokenResponse, RegistryAuth, SwarmInitResponse, SwarmJoinRequest,
+};
 
 /// Says whether a secret is there, never what it is.
 struct Hidden(bool);
@@ -26,6 +28,21 @@ impl fmt::Debug for RegistryAuth {
             .field("username", &self.username)
             .field("password", &Hidden::new(self.password.as_bytes()))
             .field("token", &Hidden::new(self.token.as_bytes()))
+            .finish()
+    }
+}
+
+impl fmt::Debug for ConfigureRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigureRequest")
+            .field("node_id", &self.node_id)
+            .field("fabric_number", &self.fabric_number)
+            .field("private_key", &Hidden::new(&self.private_key))
+            .field("previous_private_key", &Hidden::new(&self.previous_private_key))
+            .field("wireguard_addr", &self.wireguard_addr)
+            .field("vxlan_addr", &self.vxlan_addr)
+            .field("data_path_port", &self.data_path_port)
+            .field("ingress_addresses", &self.ingress_addresses)
             .finish()
     }
 }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "types.proto",
     "specs.proto",
     "objects.proto",
@@ -17,16 +17,18 @@ const FILES: [&str; 12] = [
     "relay.proto",
     "managers.proto",
     "daemon.proto",
+    "netd.proto",
 ];
 
 /// Messages with passwords, tokens or keys: `src/redact.rs` has their `Debug`.
-const SECRET: [&str; 6] = [
+const SECRET: [&str; 7] = [
     ".skep.v1.RegistryAuth",
     ".skep.v1.IssueRequest",
     ".skep.v1.SwarmJoinRequest",
     ".skep.v1.SwarmInitResponse",
     ".skep.v1.JoinTokenResponse",
     ".skep.v1.Cluster",
+    ".skep.v1.ConfigureRequest",
 ];
 
 #[test]
