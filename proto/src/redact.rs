@@ -124,6 +124,14 @@ mod tests {
             format!("{:?}", IssueRequest { token: secret(), ..IssueRequest::default() }),
             format!("{:?}", SwarmJoinRequest { token: secret(), ..SwarmJoinRequest::default() }),
             format!("{:?}", SwarmInitResponse { worker_token: secret(), ..SwarmInitResponse::default() }),
+            format!(
+                "{:?}",
+                ConfigureRequest {
+                    private_key: secret().into_bytes(),
+                    previous_private_key: secret().into_bytes(),
+                    ..ConfigureRequest::default()
+                }
+            ),
             format!("{:?}", JoinTokenResponse { token: secret(), ..JoinTokenResponse::default() }),
             format!(
                 "{:?}",

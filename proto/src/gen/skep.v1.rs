@@ -10710,3 +10710,868 @@ pub mod images_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetdStateRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetdStateResponse {
+    /// Tables in force.
+    #[prost(message, repeated, tag = "1")]
+    pub networks: ::prost::alloc::vec::Vec<AppliedVersion>,
+    /// Sandboxes that are attached, by task id.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub sandboxes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// skep's version, so that an agent replaces an older netd.
+    #[prost(string, tag = "3")]
+    pub engine_version: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub pid: u32,
+    /// What this host's kernel lacks and what is done instead, a sentence each.
+    #[prost(string, repeated, tag = "5")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct ConfigureRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// `Node.fabric_number`. 0: not known yet; overlays wait for it.
+    #[prost(uint32, tag = "2")]
+    pub fabric_number: u32,
+    /// WireGuard private key, 32 bytes. Empty: no encrypted overlays.
+    #[prost(bytes = "vec", tag = "3")]
+    pub private_key: ::prost::alloc::vec::Vec<u8>,
+    /// Previous key, valid until the next call without it. Empty: none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub previous_private_key: ::prost::alloc::vec::Vec<u8>,
+    /// Address and UDP port that the mesh listens at.
+    #[prost(string, tag = "5")]
+    pub wireguard_addr: ::prost::alloc::string::String,
+    /// This host's end of plain overlays; without a port.
+    #[prost(string, tag = "6")]
+    pub vxlan_addr: ::prost::alloc::string::String,
+    /// UDP port of plain overlays.
+    #[prost(uint32, tag = "7")]
+    pub data_path_port: u32,
+    /// Its own addresses in the network of the routing mesh, 4 or 16 bytes each.
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub ingress_addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigureResponse {
+    /// Public key of `private_key`.
+    #[prost(bytes = "vec", tag = "1")]
+    pub public_key: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyTablesRequest {
+    /// Whole versions only: the last message of each network has `end`.
+    #[prost(message, repeated, tag = "1")]
+    pub tables: ::prost::alloc::vec::Vec<NetworkTable>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyTablesResponse {
+    /// What is in force now.
+    #[prost(message, repeated, tag = "1")]
+    pub applied: ::prost::alloc::vec::Vec<AppliedVersion>,
+    /// What could not be done; tried again with the next call.
+    #[prost(message, repeated, tag = "2")]
+    pub faults: ::prost::alloc::vec::Vec<NetworkFault>,
+}
+/// Why a network is not as its table says.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkFault {
+    #[prost(bytes = "vec", tag = "1")]
+    pub network_id: ::prost::alloc::vec::Vec<u8>,
+    /// A sentence for a person.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+    /// The table's difference does not apply to what netd has: send the whole.
+    #[prost(bool, tag = "3")]
+    pub needs_complete: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttachRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub task_id: ::prost::alloc::vec::Vec<u8>,
+    /// In this order eth0, eth1, …; empty with `local_bridge` false: loopback only.
+    #[prost(message, repeated, tag = "2")]
+    pub endpoints: ::prost::alloc::vec::Vec<SandboxEndpoint>,
+    /// No networks, but a way out: eth0 on the host's own bridge.
+    #[prost(bool, tag = "3")]
+    pub local_bridge: bool,
+    /// Name servers, search domains, options that the sandbox's name server honours.
+    #[prost(message, optional, tag = "4")]
+    pub dns: ::core::option::Option<DnsSpec>,
+    /// Published in mode host, resolved.
+    #[prost(message, repeated, tag = "5")]
+    pub host_ports: ::prost::alloc::vec::Vec<PortSpec>,
+    /// Service of the task: its own names lead to it also while it is not serving.
+    #[prost(bytes = "vec", tag = "6")]
+    pub service_id: ::prost::alloc::vec::Vec<u8>,
+}
+/// A sandbox's end on one network.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SandboxEndpoint {
+    /// With the definition, in case that the table has not come yet.
+    #[prost(message, optional, tag = "1")]
+    pub network: ::core::option::Option<Network>,
+    /// 4 or 16 bytes each.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachResponse {
+    /// Namespace to join.
+    #[prost(string, tag = "1")]
+    pub namespace_path: ::prost::alloc::string::String,
+    /// Address on the first network, as /etc/hosts has it. Empty: none.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Whether there is a name server at 127.0.0.11.
+    #[prost(bool, tag = "3")]
+    pub name_server: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub task_id: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeshRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MeshResponse {
+    /// "kernel", "userspace" or "none".
+    #[prost(string, tag = "1")]
+    pub device: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub peers: ::prost::alloc::vec::Vec<MeshPeer>,
+}
+/// A peer as this host sees it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeshPeer {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// `ip:port` it was last heard from.
+    #[prost(string, tag = "2")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// Unix time; 0: never.
+    #[prost(int64, tag = "3")]
+    pub last_handshake_ms: i64,
+    #[prost(uint64, tag = "4")]
+    pub received_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub sent_bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetdShutdownRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetdShutdownResponse {}
+/// Generated client implementations.
+pub mod netd_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Callers: the host's agent; `skep network doctor` on the same host.
+    #[derive(Debug, Clone)]
+    pub struct NetdClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> NetdClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> NetdClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            NetdClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// What it has, so that the agent says only what is missing.
+        pub async fn state(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NetdStateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetdStateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/State");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "State"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who this host is in the mesh. Later calls change it: a new key, another address.
+        pub async fn configure(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConfigureRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfigureResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/Configure");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Configure"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Brings tables up to date. Answers when kernel, name server and balancing follow them.
+        pub async fn apply(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ApplyTablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyTablesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/Apply");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Apply"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a sandbox with all its endpoints, or finds it made.
+        pub async fn attach(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AttachRequest>,
+        ) -> std::result::Result<tonic::Response<super::AttachResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/Attach");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Attach"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a sandbox; its addresses answer no more when this returns.
+        pub async fn detach(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DetachRequest>,
+        ) -> std::result::Result<tonic::Response<super::DetachResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/Detach");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Detach"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How the mesh is.
+        pub async fn mesh(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MeshRequest>,
+        ) -> std::result::Result<tonic::Response<super::MeshResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/Mesh");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Mesh"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes everything down, ends the process. For `swarm leave` and `lab down`.
+        pub async fn shutdown(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NetdShutdownRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetdShutdownResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/Shutdown");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Shutdown"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod netd_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with NetdServer.
+    #[async_trait]
+    pub trait Netd: std::marker::Send + std::marker::Sync + 'static {
+        /// What it has, so that the agent says only what is missing.
+        async fn state(
+            &self,
+            request: tonic::Request<super::NetdStateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetdStateResponse>,
+            tonic::Status,
+        >;
+        /// Who this host is in the mesh. Later calls change it: a new key, another address.
+        async fn configure(
+            &self,
+            request: tonic::Request<super::ConfigureRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfigureResponse>,
+            tonic::Status,
+        >;
+        /// Brings tables up to date. Answers when kernel, name server and balancing follow them.
+        async fn apply(
+            &self,
+            request: tonic::Request<super::ApplyTablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyTablesResponse>,
+            tonic::Status,
+        >;
+        /// Makes a sandbox with all its endpoints, or finds it made.
+        async fn attach(
+            &self,
+            request: tonic::Request<super::AttachRequest>,
+        ) -> std::result::Result<tonic::Response<super::AttachResponse>, tonic::Status>;
+        /// Removes a sandbox; its addresses answer no more when this returns.
+        async fn detach(
+            &self,
+            request: tonic::Request<super::DetachRequest>,
+        ) -> std::result::Result<tonic::Response<super::DetachResponse>, tonic::Status>;
+        /// How the mesh is.
+        async fn mesh(
+            &self,
+            request: tonic::Request<super::MeshRequest>,
+        ) -> std::result::Result<tonic::Response<super::MeshResponse>, tonic::Status>;
+        /// Takes everything down, ends the process. For `swarm leave` and `lab down`.
+        async fn shutdown(
+            &self,
+            request: tonic::Request<super::NetdShutdownRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetdShutdownResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Callers: the host's agent; `skep network doctor` on the same host.
+    #[derive(Debug)]
+    pub struct NetdServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> NetdServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for NetdServer<T>
+    where
+        T: Netd,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Netd/State" => {
+                    #[allow(non_camel_case_types)]
+                    struct StateSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::NetdStateRequest>
+                    for StateSvc<T> {
+                        type Response = super::NetdStateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NetdStateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::state(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Netd/Configure" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfigureSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::ConfigureRequest>
+                    for ConfigureSvc<T> {
+                        type Response = super::ConfigureResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConfigureRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::configure(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfigureSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Netd/Apply" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApplySvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::ApplyTablesRequest>
+                    for ApplySvc<T> {
+                        type Response = super::ApplyTablesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ApplyTablesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::apply(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApplySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Netd/Attach" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::AttachRequest>
+                    for AttachSvc<T> {
+                        type Response = super::AttachResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AttachRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::attach(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Netd/Detach" => {
+                    #[allow(non_camel_case_types)]
+                    struct DetachSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::DetachRequest>
+                    for DetachSvc<T> {
+                        type Response = super::DetachResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DetachRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::detach(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DetachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Netd/Mesh" => {
+                    #[allow(non_camel_case_types)]
+                    struct MeshSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::MeshRequest>
+                    for MeshSvc<T> {
+                        type Response = super::MeshResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MeshRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::mesh(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MeshSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Netd/Shutdown" => {
+                    #[allow(non_camel_case_types)]
+                    struct ShutdownSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::NetdShutdownRequest>
+                    for ShutdownSvc<T> {
+                        type Response = super::NetdShutdownResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NetdShutdownRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::shutdown(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ShutdownSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for NetdServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Netd";
+    impl<T> tonic::server::NamedService for NetdServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
