@@ -3,5 +3,6 @@
 //! Used by the worker. Never talks to managers, never decides what is to exist.
 
 pub mod sandbox;
+pub mod table;
 
 pub use sandbox::{SandboxError, Sandboxes};

@@ -1,0 +1,90 @@
+//! Rows as they come from the managers, checked.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use skep_proto::id::{IdError, NodeId, ServiceId, TaskId};
+use skep_proto::v1;
+
+use super::{Endpoint, Peer, Service, Table};
+
+/// What cannot be in a table.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum MalformedTable {
+    /// A row without a valid id.
+    #[error("{field} is no id")]
+    Id {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: IdError,
+    },
+    /// An address has 4 or 16 bytes.
+    #[error("an address of {0} bytes")]
+    Address(usize),
+    /// A whole table says first what network it is of.
+    #[error("the network itself is missing")]
+    NoNetwork,
+}
+
+/// Puts the message's rows into the table, and takes out what it removes.
+pub(super) fn merge(table: &mut Table, message: &v1::NetworkTable) -> Result<(), MalformedTable> {
+    if let Some(network) = &message.network {
+        table.network = Some(Arc::new(network.clone()));
+    }
+    if table.network.is_none() {
+        return Err(MalformedTable::NoNetwork);
+    }
+    for row in &message.put_endpoints {
+        table.endpoints.insert(id(&row.task_id, "task_id", TaskId::from_wire)?, Arc::new(endpoint(row)?));
+    }
+    for row in &message.put_services {
+        table.services.insert(id(&row.service_id, "service_id", ServiceId::from_wire)?, Arc::new(service(row)?));
+    }
+    for row in &message.put_peers {
+        let peer = Peer { endpoint: row.endpoint.clone().unwrap_or_default(), fabric_number: row.fabric_number };
+        table.peers.insert(id(&row.node_id, "node_id", NodeId::from_wire)?, Arc::new(peer));
+    }
+    for gone in &message.remove_endpoints {
+        table.endpoints.remove(&id(gone, "task_id", TaskId::from_wire)?);
+    }
+    for gone in &message.remove_services {
+        table.services.remove(&id(gone, "service_id", ServiceId::from_wire)?);
+    }
+    for gone in &message.remove_peers {
+        table.peers.remove(&id(gone, "node_id", NodeId::from_wire)?);
+    }
+    Ok(())
+}
+
+fn endpoint(row: &v1::NetworkEndpoint) -> Result<Endpoint, MalformedTable> {
+    Ok(Endpoint {
+        node: id(&row.node_id, "node_id", NodeId::from_wire)?,
+        service: id(&row.service_id, "service_id", ServiceId::from_wire)?,
+        addresses: addresses(&row.addresses)?,
+        names: row.names.clone(),
+        serving: row.state() == v1::EndpointState::Serving,
+    })
+}
+
+fn service(row: &v1::NetworkService) -> Result<Service, MalformedTable> {
+    let virtual_addresses = addresses(&row.virtual_addresses)?;
+    Ok(Service { names: row.names.clone(), virtual_addresses, ports: row.ports.clone() })
+}
+
+/// Addresses of 4 or 16 bytes each.
+pub(super) fn addresses(wire: &[Vec<u8>]) -> Result<Vec<IpAddr>, MalformedTable> {
+    wire.iter().map(|bytes| address(bytes)).collect()
+}
+
+fn address(bytes: &[u8]) -> Result<IpAddr, MalformedTable> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Ok(IpAddr::from(v4));
+    }
+    <[u8; 16]>::try_from(bytes).map(IpAddr::from).map_err(|_| MalformedTable::Address(bytes.len()))
+}
+
+fn id<T>(bytes: &[u8], field: &'static str, read: impl Fn(&[u8]) -> Result<T, IdError>) -> Result<T, MalformedTable> {
+    read(bytes).map_err(|source| MalformedTable::Id { field, source })
+}
