@@ -312,6 +312,8 @@ fn joining_node(id: NodeId, role: Role, availability: Availability, hostname: St
         },
         role,
         manager: None,
+        fabric_number: None,
+        ingress: None,
     }
 }
 

@@ -330,6 +330,8 @@ async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstra
         status: NodeStatus::default(),
         role: NodeRole::Manager,
         manager: Some(ManagerStatus { raft_id: FIRST_RAFT_ID, addr: addr.to_owned() }),
+        fabric_number: Some(1),
+        ingress: None,
     };
     let changes = vec![Change::create(Op::PutCluster(cluster)), Change::create(Op::PutNode(first))];
     let written = store.write(None, Vec::new(), changes).await.context("cannot write the new swarm's state")?;

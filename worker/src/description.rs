@@ -37,6 +37,8 @@ pub fn describe(config: &DescriptionConfig) -> NodeDescription {
         boot_id: config.boot_id.clone(),
         peer_addr: config.peer_addr.clone(),
         kernel: kernel.trim().to_owned(),
+        // No netd is driven yet: the node has no overlays.
+        fabric: None,
     }
 }
 

@@ -125,13 +125,22 @@ fn swarm() -> State {
             status: NodeStatus::default(),
             role: NodeRole::Worker,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         });
     }
     let mode = Some(Mode::Replicated(ReplicatedMode { replicas: TASKS }));
     let spec = ServiceSpec { name: "big".into(), mode, ..ServiceSpec::default() };
     let id = ServiceId::new(1);
-    let service =
-        Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
+    let service = Service {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        revision: 1,
+        ports: Vec::new(),
+        update: None,
+        virtual_addresses: Vec::new(),
+    };
     let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
     let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
     state.put(Revision {
@@ -161,5 +170,6 @@ fn task(number: u64) -> Task {
         start_at: None,
         replaces: None,
         policy_restart: false,
+        networks: Vec::new(),
     }
 }

@@ -82,6 +82,8 @@ fn swarm(policy: UpdatePolicy) -> State {
             status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
             role: NodeRole::Worker,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         });
     }
     let mode = Some(Mode::Replicated(ReplicatedMode { replicas: REPLICAS }));
@@ -93,6 +95,7 @@ fn swarm(policy: UpdatePolicy) -> State {
         revision: 1,
         ports: Vec::new(),
         update: None,
+        virtual_addresses: Vec::new(),
     };
     let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
     let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
@@ -120,6 +123,7 @@ fn swarm(policy: UpdatePolicy) -> State {
             start_at: None,
             replaces: None,
             policy_restart: false,
+            networks: Vec::new(),
         });
     }
     state

@@ -113,6 +113,8 @@ fn key(op: &Op) -> Option<ObjectKey> {
         Op::RemoveTask(id) => ObjectKey::Task(*id),
         Op::RemoveImageName(name) => ObjectKey::ImageName(name.clone()),
         Op::RemoveCredential(id) => ObjectKey::Credential(*id),
+        Op::PutNetwork(network) => ObjectKey::Network(network.id),
+        Op::RemoveNetwork(id) => ObjectKey::Network(*id),
         Op::ObserveTask(_) | Op::ObserveNode(_) => return None,
     })
 }
@@ -241,6 +243,8 @@ fn node() -> impl Strategy<Value = Node> {
             status: NodeStatus::default(),
             role: NodeRole::Worker,
             manager: raft_id.map(|raft_id| ManagerStatus { raft_id, addr: "10.0.0.1:2377".into() }),
+            fabric_number: None,
+            ingress: None,
         },
     )
 }
@@ -262,7 +266,15 @@ fn node_observed() -> impl Strategy<Value = NodeObserved> {
 fn service(id: ServiceId, revision: u64, name: &str) -> Service {
     let mode = Some(Mode::Replicated(ReplicatedMode { replicas: 3 }));
     let spec = ServiceSpec { name: name.to_owned(), mode, ..ServiceSpec::default() };
-    Service { id, meta: Meta::default(), spec: Arc::new(spec), revision, ports: Vec::new(), update: None }
+    Service {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        revision,
+        ports: Vec::new(),
+        update: None,
+        virtual_addresses: Vec::new(),
+    }
 }
 
 fn revision(key: RevisionKey) -> Revision {
@@ -343,6 +355,7 @@ fn task() -> impl Strategy<Value = Task> {
             start_at: start_at.map(UnixMs),
             replaces,
             policy_restart,
+            networks: Vec::new(),
         }
     })
 }

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use skep_proto::id::{CredentialId, NodeId, RequestId, ServiceId, TaskId};
+use skep_proto::id::{CredentialId, NetworkId, NodeId, RequestId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{NodeDescription, NodeRole, TaskStatus};
 
-use crate::object::{Cluster, Credential, ImageName, Node, NodeStatus, Revision, RevisionKey, Service, Task};
+use crate::object::{Cluster, Credential, ImageName, Network, Node, NodeStatus, Revision, RevisionKey, Service, Task};
 
 /// One change.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,12 +38,14 @@ pub enum Op {
     PutTask(Task),
     PutImageName(ImageName),
     PutCredential(Credential),
+    PutNetwork(Network),
     RemoveNode(NodeId),
     RemoveService(ServiceId),
     RemoveRevision(RevisionKey),
     RemoveTask(TaskId),
     RemoveImageName(String),
     RemoveCredential(CredentialId),
+    RemoveNetwork(NetworkId),
     ObserveTask(TaskObserved),
     ObserveNode(NodeObserved),
 }

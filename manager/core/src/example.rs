@@ -56,6 +56,8 @@ impl NodeBuilder {
             status: NodeStatus { state: self.state, addr: self.address, since: START, ..NodeStatus::default() },
             role: NodeRole::Worker,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         }
     }
 }
@@ -98,7 +100,15 @@ pub(crate) fn with_service(state: &mut State, mode: Mode, change: impl FnOnce(&m
     change(&mut template);
     let spec = ServiceSpec { name: "web".into(), mode: Some(mode), ..ServiceSpec::default() };
     let meta = Meta { version: 1, created_at: START, updated_at: START };
-    let service = Service { id, meta, spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
+    let service = Service {
+        id,
+        meta,
+        spec: Arc::new(spec),
+        revision: 1,
+        ports: Vec::new(),
+        update: None,
+        virtual_addresses: Vec::new(),
+    };
     let revision = Revision {
         key: service.current(),
         template: Arc::new(template),

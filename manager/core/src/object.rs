@@ -3,12 +3,14 @@
 
 mod cluster;
 mod image_name;
+mod network;
 mod node;
 mod service;
 mod task;
 
 pub use cluster::Cluster;
 pub use image_name::{Credential, ImageName};
+pub use network::{Network, NetworkAddresses, Subnet};
 pub use node::{ManagerStatus, Node, NodeStatus};
 pub use service::{Revision, RevisionKey, Service};
 pub use task::{Slot, Task};

@@ -56,7 +56,7 @@ fn add(topics: &mut BTreeSet<Topic>, event: &Event, state: &State) {
             let nodes = state.tasks_of_service(credential.service).filter_map(|task| task.node);
             topics.extend(nodes.map(Topic::Node));
         }
-        Some(Object::ImageName(_)) | None => {}
+        Some(Object::ImageName(_) | Object::Network(_)) | None => {}
     }
 }
 

@@ -256,6 +256,8 @@ fn node(id: u128) -> Node {
         status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
         role: NodeRole::Worker,
         manager: None,
+        fabric_number: None,
+        ingress: None,
     }
 }
 
@@ -263,7 +265,15 @@ fn service(id: ServiceId, name: &str, mode: Mode, ports: Vec<PortSpec>) -> [Chan
     let spec = ServiceSpec { name: name.into(), mode: Some(mode), ..ServiceSpec::default() };
     let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
     let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
-    let service = Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports, update: None };
+    let service = Service {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        revision: 1,
+        ports,
+        update: None,
+        virtual_addresses: Vec::new(),
+    };
     let revision = Revision {
         key: service.current(),
         template: Arc::new(template),

@@ -17,7 +17,9 @@ impl IntoStatus for WriteError {
     fn into_status(self) -> Status {
         match &self {
             Self::Refused(refused) => match refused {
-                Refused::Exists { .. } | Refused::NameTaken { .. } => Status::already_exists(self.to_string()),
+                Refused::Exists { .. } | Refused::NameTaken { .. } | Refused::Taken { .. } => {
+                    Status::already_exists(self.to_string())
+                }
                 Refused::OutOfSequence { .. } => Status::aborted(self.to_string()),
                 _ => Status::failed_precondition(self.to_string()),
             },

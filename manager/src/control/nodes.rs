@@ -234,6 +234,8 @@ mod tests {
             status: NodeStatus { state, addr: addr.into(), ..NodeStatus::default() },
             role: NodeRole::Worker,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         }
     }
 

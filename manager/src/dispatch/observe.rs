@@ -124,6 +124,8 @@ mod tests {
             status: NodeStatus { state, message: "old".into(), addr: "10.0.0.1".into(), since: UnixMs(5) },
             role: NodeRole::Worker,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         }
     }
 

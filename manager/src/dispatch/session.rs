@@ -131,7 +131,7 @@ impl Session {
         &self,
         up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
     ) -> Result<Registration, Over> {
-        let Register { description, session_id, sequence } = first(up).await?;
+        let Register { description, session_id, sequence, .. } = first(up).await?;
         let description = observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let session = SessionId::from_wire_opt(&session_id)
             .map_err(|error| Status::invalid_argument(format!("the session id: {error}")))?;

@@ -114,6 +114,7 @@ mod tests {
                 start_at: None,
                 replaces: None,
                 policy_restart: false,
+                networks: Vec::new(),
             });
         }
         state

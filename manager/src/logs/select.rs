@@ -101,6 +101,8 @@ mod tests {
             status: NodeStatus { state: NodeState::Down, ..NodeStatus::default() },
             role: NodeRole::Worker,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         });
         state.put(Revision {
             key: RevisionKey { service: WEB, number: 1 },
@@ -126,6 +128,7 @@ mod tests {
             start_at: None,
             replaces: None,
             policy_restart: false,
+            networks: Vec::new(),
         });
     }
 

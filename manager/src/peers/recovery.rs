@@ -48,6 +48,8 @@ mod tests {
             status: NodeStatus::default(),
             role,
             manager: raft_id.map(|raft_id| ManagerStatus { raft_id, addr: format!("host{id}:2377") }),
+            fabric_number: None,
+            ingress: None,
         }))
     }
 

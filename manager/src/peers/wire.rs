@@ -6,7 +6,7 @@ use skep_proto::v1::group_refusal::Kind;
 use skep_proto::v1::{GroupRefusal, RefusedGroup};
 
 /// The fixed words that refusals are made of. One of a later version reads as the first.
-const WORDS: [&str; 20] = [
+const WORDS: [&str; 31] = [
     "part",
     "tcp",
     "udp",
@@ -27,6 +27,17 @@ const WORDS: [&str; 20] = [
     "slots are numbered from 1",
     "its place is a node, but not its node",
     "a start at 0 means none",
+    "subnets",
+    "VNI",
+    "settings",
+    "an overlay has a VNI, and no other network",
+    "a VNI is 1 to 16777215",
+    "it has two subnets of one family",
+    "a gateway of it is outside its subnet",
+    "a range of it is outside its subnet",
+    "it has addresses of one network twice",
+    "fabric numbers begin at 1",
+    "an address of it is outside the network",
 ];
 
 fn word(text: &str) -> &'static str {
@@ -62,6 +73,10 @@ fn refusal_to_wire(refused: &Refused) -> GroupRefusal {
             other_id: holder.to_vec(),
             ..of(Kind::PortTaken)
         },
+        Refused::Taken { what, holder } => GroupRefusal { object: what, by: holder, ..of(Kind::Taken) },
+        Refused::Overlaps { subnet, other, network } => {
+            GroupRefusal { object: network, from: subnet.to_string(), to: other.to_string(), ..of(Kind::Overlaps) }
+        }
         Refused::Missing { object, needed_by } => GroupRefusal { object, by: needed_by, ..of(Kind::Missing) },
         Refused::InUse { object, by } => GroupRefusal { object, by, ..of(Kind::InUse) },
         Refused::NodeRemoved { node } => GroupRefusal { id: node.to_vec(), ..of(Kind::NodeRemoved) },
@@ -96,6 +111,11 @@ fn refusal_from_wire(wire: GroupRefusal) -> Refused {
             port: u32::try_from(stored).unwrap_or(u32::MAX),
             holder: TaskId::from_wire(&other_id).unwrap_or(TaskId::new(0)),
         },
+        Kind::Taken => Refused::Taken { what: object, holder: by },
+        Kind::Overlaps => match (from.parse(), to.parse()) {
+            (Ok(subnet), Ok(other)) => Refused::Overlaps { subnet, other, network: object },
+            _ => Refused::Taken { what: format!("subnet {from}"), holder: format!("network {object}") },
+        },
         Kind::Missing => Refused::Missing { object, needed_by: by },
         Kind::InUse => Refused::InUse { object, by },
         Kind::NodeRemoved => Refused::NodeRemoved { node: node(&id) },
@@ -120,6 +140,12 @@ mod tests {
             Refused::OutOfSequence { object: object(), stored: 7, expected: 6 },
             Refused::NameTaken { name: "web".to_owned(), holder: ServiceId::new(3) },
             Refused::PortTaken { node: NodeId::new(1), protocol: "tcp", port: 80, holder: TaskId::new(2) },
+            Refused::Taken { what: "VNI 4097".to_owned(), holder: "network a".to_owned() },
+            Refused::Overlaps {
+                subnet: "10.0.1.0/24".parse().expect("it is written so"),
+                other: "10.0.0.0/16".parse().expect("it is written so"),
+                network: "a".to_owned(),
+            },
             Refused::Missing { object: object(), needed_by: "task 5".to_owned() },
             Refused::InUse { object: object(), by: "task 5".to_owned() },
             Refused::NodeRemoved { node: NodeId::new(1) },

@@ -205,6 +205,8 @@ impl Group {
             status: NodeStatus::default(),
             role: NodeRole::Manager,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         };
         let leader = self.leader().await;
         leader.store().write(None, Vec::new(), vec![Change::create(Op::PutNode(node))]).await.unwrap();

@@ -97,7 +97,8 @@ impl Agent {
     /// Comes back with what it has.
     pub(crate) async fn resume(mut self, session_id: Vec<u8>, sequence: u64, hostname: &str) -> Self {
         self.stop_beating();
-        let register = Register { description: Some(description(hostname)), session_id, sequence };
+        let register =
+            Register { description: Some(description(hostname)), session_id, sequence, networks: Vec::new() };
         let mut again = Self::register(&self.channel, register).await.unwrap();
         if again.registered.resumed {
             again.sequence = sequence;

@@ -168,7 +168,12 @@ async fn a_session_resumes_at_the_same_manager_only() {
     let mut agent = agent.resume(session.clone(), sequence, "host2").await;
     assert!(agent.registered.resumed);
 
-    let register = Register { description: Some(description("host2")), session_id: session, sequence: agent.sequence };
+    let register = Register {
+        description: Some(description("host2")),
+        session_id: session,
+        sequence: agent.sequence,
+        networks: Vec::new(),
+    };
     let mut moved = Agent::register(&host.channel_to(two.addr), register).await.unwrap();
     assert!(!moved.registered.resumed);
     moved.until("a complete set", |tasks| tasks.len() == 2).await;

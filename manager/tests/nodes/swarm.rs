@@ -196,8 +196,15 @@ impl Swarm {
         let id = ServiceId::new(rand::random());
         let mode = Mode::Replicated(ReplicatedMode { replicas });
         let spec = ServiceSpec { name: name.into(), mode: Some(mode), ..ServiceSpec::default() };
-        let service =
-            Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
+        let service = Service {
+            id,
+            meta: Meta::default(),
+            spec: Arc::new(spec),
+            revision: 1,
+            ports: Vec::new(),
+            update: None,
+            virtual_addresses: Vec::new(),
+        };
         let revision = Revision {
             key: service.current(),
             template: Arc::new(template),

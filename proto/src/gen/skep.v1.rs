@@ -1124,9 +1124,9 @@ pub struct Node {
     /// Its number in the fabric, 1 and up, never another node's: its address inside the mesh is made from it. 0: none yet.
     #[prost(uint32, tag = "8")]
     pub fabric_number: u32,
-    /// Its own address in the network of the routing mesh, 4 or 16 bytes each. Empty: none.
-    #[prost(bytes = "vec", repeated, tag = "9")]
-    pub ingress_addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Its own addresses in the network of the routing mesh. Absent: none.
+    #[prost(message, optional, tag = "9")]
+    pub ingress: ::core::option::Option<NetworkAddresses>,
 }
 /// What a node says of itself, sent when it registers and when it changes.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -8454,6 +8454,10 @@ pub mod group_refusal {
         Malformed = 12,
         /// stored (the size), expected (the limit), part (the unit)
         TooLarge = 13,
+        /// object, by (what has it)
+        Taken = 14,
+        /// object (the other network), from (the subnet), to (the other's)
+        Overlaps = 15,
     }
     impl Kind {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -8476,6 +8480,8 @@ pub mod group_refusal {
                 Self::Backwards => "KIND_BACKWARDS",
                 Self::Malformed => "KIND_MALFORMED",
                 Self::TooLarge => "KIND_TOO_LARGE",
+                Self::Taken => "KIND_TAKEN",
+                Self::Overlaps => "KIND_OVERLAPS",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -8495,6 +8501,8 @@ pub mod group_refusal {
                 "KIND_BACKWARDS" => Some(Self::Backwards),
                 "KIND_MALFORMED" => Some(Self::Malformed),
                 "KIND_TOO_LARGE" => Some(Self::TooLarge),
+                "KIND_TAKEN" => Some(Self::Taken),
+                "KIND_OVERLAPS" => Some(Self::Overlaps),
                 _ => None,
             }
         }

@@ -269,7 +269,8 @@ mod tests {
     #[test]
     fn ingress_ports_are_not_supported_yet() {
         let port = PortSpec { target_port: 80, ..PortSpec::default() };
-        let message = refused(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port] }));
+        let message =
+            refused(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() }));
         assert!(message.contains("not supported yet"), "{message}");
     }
 }

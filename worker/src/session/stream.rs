@@ -98,6 +98,7 @@ impl Runner {
             description: Some(description),
             session_id: mark.session_id.clone(),
             sequence: if mark.session_id.is_empty() { 0 } else { mark.sequence },
+            networks: Vec::new(),
         };
         let _ = up.send(SessionUp { message: Some(Up::Register(register)) });
         let mut client = DispatchClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
@@ -255,6 +256,8 @@ impl Runner {
             Down::RenewCertificate(_) => forward(FromManager::RenewCertificate),
             Down::Removed(_) => return Some(self.removed()),
             Down::Denied(denied) => self.deny(open, &denied),
+            // No netd is driven yet; the managers send none to a node without tasks on networks.
+            Down::Network(_) => {}
         }
         None
     }

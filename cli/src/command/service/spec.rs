@@ -54,7 +54,7 @@ pub(crate) fn build(args: &CreateArgs, caller: &Caller<'_>) -> Result<ServiceSpe
         labels: pair::labels(&args.service.label).map_err(|error| error.of("--label"))?,
         mode: Some(mode),
         template: Some(template),
-        endpoint: Some(EndpointSpec { ports }),
+        endpoint: Some(EndpointSpec { ports, ..EndpointSpec::default() }),
         ..ServiceSpec::default()
     };
     args.settings.apply(&mut spec)?;

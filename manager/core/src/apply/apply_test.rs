@@ -52,6 +52,7 @@ fn task(state: &State, id: u128) -> Task {
         start_at: None,
         replaces: None,
         policy_restart: false,
+        networks: Vec::new(),
     }
 }
 

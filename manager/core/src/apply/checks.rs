@@ -5,16 +5,17 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::{TaskState, WantedState};
 
 use super::refused::Refused;
-use super::{protocol_word, word};
+use super::{networks, protocol_word, word};
 use crate::change::Op;
 use crate::event::Event;
-use crate::object::{Revision, RevisionKey, Service, Slot, Task};
+use crate::object::{Node, Revision, RevisionKey, Service, Slot, Task};
 use crate::store::{Object, ObjectKey, State};
 
 /// An object as messages name it: by its name where it has one.
 pub(super) fn name_of(object: &Object) -> String {
     match object {
         Object::Service(service) => format!("service {}", service.spec.name),
+        Object::Network(network) => format!("network {}", network.spec.name),
         other => other.key().to_string(),
     }
 }
@@ -26,6 +27,13 @@ pub(super) fn well_formed(op: &Op) -> Result<(), Refused> {
         Op::PutTask(task) => (ObjectKey::Task(task.id), task_flaw(task)),
         Op::PutRevision(revision) if revision.key.number == 0 || revision.copied_from == Some(0) => {
             (ObjectKey::Revision(revision.key), Some("revisions are numbered from 1"))
+        }
+        Op::PutNetwork(network) => (ObjectKey::Network(network.id), networks::network_flaw(network)),
+        Op::PutService(service) => {
+            (ObjectKey::Service(service.id), networks::addresses_flaw(&service.virtual_addresses))
+        }
+        Op::PutNode(node) if node.fabric_number == Some(0) => {
+            (ObjectKey::Node(node.id), Some("fabric numbers begin at 1"))
         }
         Op::PutImageName(name) if name.name.is_empty() => (ObjectKey::ImageName(String::new()), Some("it has no name")),
         Op::ObserveTask(report) if TaskState::try_from(report.status.state).is_err() => {
@@ -46,7 +54,7 @@ fn task_flaw(task: &Task) -> Option<&'static str> {
         (matches!(task.slot, Slot::Node(place) if task.node != Some(place)), "its place is a node, but not its node"),
         (task.start_at == Some(UnixMs::ZERO), "a start at 0 means none"),
     ];
-    flaws.into_iter().find_map(|(wrong, why)| wrong.then_some(why))
+    flaws.into_iter().find_map(|(wrong, why)| wrong.then_some(why)).or_else(|| networks::addresses_flaw(&task.networks))
 }
 
 /// Whether a task's new wanted part follows from the stored one.
@@ -99,7 +107,9 @@ pub(super) fn may_forget(state: &State, id: TaskId) -> Result<(), Refused> {
 pub(super) fn references(state: &State, events: &[Event]) -> Result<(), Refused> {
     for event in events {
         match (&event.before, &event.after) {
-            (_, Some(Object::Service(service))) => service_refers(state, service)?,
+            (before, Some(Object::Service(service))) => service_refers(state, before.as_ref(), service)?,
+            (before, Some(Object::Node(node))) => node_refers(state, before.as_ref(), node)?,
+            (Some(Object::Network(network)), None) => networks::unused(state, network)?,
             (_, Some(Object::Revision(revision))) => revision_refers(state, revision)?,
             (Some(Object::Revision(revision)), None) => still_current(state, revision.key)?,
             (None, Some(Object::Task(task))) => {
@@ -123,13 +133,30 @@ fn needs(state: &State, object: ObjectKey, needed_by: &ObjectKey) -> Result<(), 
     Err(Refused::Missing { object: object.to_string(), needed_by: needed_by.to_string() })
 }
 
-fn service_refers(state: &State, service: &Service) -> Result<(), Refused> {
+fn service_refers(state: &State, before: Option<&Object>, service: &Service) -> Result<(), Refused> {
     // A later change of the group may have removed it again.
     if state.service(service.id).is_none() {
         return Ok(());
     }
     let needed_by = ObjectKey::Service(service.id);
-    needs(state, ObjectKey::Revision(service.current()), &needed_by)
+    needs(state, ObjectKey::Revision(service.current()), &needed_by)?;
+    networks::attachments_fit(state, service)?;
+    let before = match before {
+        Some(Object::Service(before)) => &before.virtual_addresses[..],
+        _ => &[],
+    };
+    networks::addresses_fit(state, before, &service.virtual_addresses, &needed_by)
+}
+
+fn node_refers(state: &State, before: Option<&Object>, node: &Node) -> Result<(), Refused> {
+    if state.node(node.id).is_none() {
+        return Ok(());
+    }
+    let before = match before {
+        Some(Object::Node(before)) => before.ingress.as_slice(),
+        _ => &[],
+    };
+    networks::addresses_fit(state, before, node.ingress.as_slice(), &ObjectKey::Node(node.id))
 }
 
 fn revision_refers(state: &State, revision: &Revision) -> Result<(), Refused> {
@@ -137,7 +164,11 @@ fn revision_refers(state: &State, revision: &Revision) -> Result<(), Refused> {
     if state.revision(revision.key).is_none() {
         return Ok(());
     }
-    needs(state, ObjectKey::Service(revision.key.service), &key)
+    needs(state, ObjectKey::Service(revision.key.service), &key)?;
+    match state.service(revision.key.service).filter(|service| service.current() == revision.key) {
+        Some(service) => networks::attachments_fit(state, service),
+        None => Ok(()),
+    }
 }
 
 fn still_current(state: &State, key: RevisionKey) -> Result<(), Refused> {
@@ -159,6 +190,8 @@ fn task_refers(state: &State, before: Option<&Task>, task: &Task) -> Result<(), 
     if before.is_none_or(|before| before.revision != task.revision) {
         needs(state, ObjectKey::Revision(task.revision), &key)?;
     }
+    let held = before.map_or(&[][..], Task::held_addresses);
+    networks::addresses_fit(state, held, task.held_addresses(), &key)?;
     let was_placed = before.is_some_and(|before| before.node.is_some() && before.occupies_node());
     match task.node {
         Some(node) if task.occupies_node() && !was_placed => needs(state, ObjectKey::Node(node), &key),

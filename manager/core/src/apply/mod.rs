@@ -5,6 +5,7 @@
 //! Called by the state machine for committed entries and by `Head` for what is about to be proposed.
 
 mod checks;
+mod networks;
 mod observe;
 mod refused;
 mod writer;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use skep_proto::v1;
 
+pub use networks::users as network_users;
 pub use refused::Refused;
 
 use crate::change::Transaction;

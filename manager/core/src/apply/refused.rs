@@ -1,5 +1,6 @@
 //! Why a group of changes was not applied, as a sentence for a person.
 
+use skep_proto::cidr::Cidr;
 use skep_proto::id::{NodeId, ServiceId, TaskId};
 
 /// Why a group was refused. Nothing of it was applied.
@@ -20,6 +21,12 @@ pub enum Refused {
     /// One task at most may claim a port of a node.
     #[error("port {port}/{protocol} of node {node} is in use by task {holder}")]
     PortTaken { node: NodeId, protocol: &'static str, port: u32, holder: TaskId },
+    /// A network's name or VNI, an address, a port of the routing mesh, a number in the fabric: one may have it.
+    #[error("{what} is taken by {holder}")]
+    Taken { what: String, holder: String },
+    /// Subnets of networks do not overlap.
+    #[error("subnet {subnet} overlaps with {other} of network {network}")]
+    Overlaps { subnet: Cidr, other: Cidr, network: String },
     /// What it refers to does not exist.
     #[error("{needed_by} needs {object}, which is not there (any more)")]
     Missing { object: String, needed_by: String },

@@ -5,12 +5,12 @@ use skep_proto::id::NodeId;
 use skep_proto::time::UnixMs;
 
 use super::checks::{self, name_of};
-use super::observe;
 use super::refused::Refused;
+use super::{networks, observe};
 use crate::change::{Change, Expect, Group, Op};
 use crate::event::Event;
 use crate::object::{Meta, Node, Revision, Service, Task};
-use crate::store::{Object, ObjectKey, State};
+use crate::store::{Holder, Object, ObjectKey, State};
 
 /// A transaction on its way into the state.
 pub(super) struct Writer<'a> {
@@ -83,6 +83,13 @@ impl<'a> Writer<'a> {
                 }
                 self.put(expect, credential.clone(), |credential, meta| credential.meta = meta)
             }
+            Op::PutNetwork(network) => {
+                if self.state.network(network.id).is_some() {
+                    self.expect(expect, &ObjectKey::Network(network.id))?;
+                }
+                networks::network_fits(self.state, network)?;
+                self.put(expect, network.clone(), |network, meta| network.meta = meta)
+            }
             Op::RemoveNode(id) => self.remove_node(expect, *id),
             Op::RemoveService(id) => self.remove(expect, ObjectKey::Service(*id)),
             Op::RemoveRevision(key) => {
@@ -99,6 +106,7 @@ impl<'a> Writer<'a> {
             }
             Op::RemoveImageName(name) => self.remove(expect, ObjectKey::ImageName(name.clone())),
             Op::RemoveCredential(id) => self.remove(expect, ObjectKey::Credential(*id)),
+            Op::RemoveNetwork(id) => self.remove(expect, ObjectKey::Network(*id)),
             Op::ObserveTask(report) => {
                 if let Some(task) = observe::task(self.state, report) {
                     self.store(task);
@@ -125,6 +133,7 @@ impl<'a> Writer<'a> {
             node.status.clone_from(&stored.status);
             node.role = stored.role;
         }
+        networks::node_claims(self.state, &node)?;
         self.put(expect, node, |node, meta| node.meta = meta)
     }
 
@@ -145,6 +154,7 @@ impl<'a> Writer<'a> {
                 to: service.revision.to_string(),
             });
         }
+        networks::service_claims(self.state, service)?;
         self.put(expect, service.clone(), |service, meta| service.meta = meta)
     }
 
@@ -179,6 +189,7 @@ impl<'a> Writer<'a> {
             observe::keep_observed(stored, &mut task);
         }
         checks::ports_free(self.state, &task)?;
+        networks::addresses_free(self.state, task.held_addresses(), Holder::Task(task.id))?;
         self.put(expect, task, |task, meta| task.meta = meta)
     }
 

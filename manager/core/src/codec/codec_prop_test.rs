@@ -24,6 +24,7 @@ fn normal(group: &Group) -> Group {
             | Op::RemoveTask(_)
             | Op::RemoveImageName(_)
             | Op::RemoveCredential(_)
+            | Op::RemoveNetwork(_)
                 if matches!(change.expect, Expect::Absent | Expect::Version(0)) =>
             {
                 change.expect = Expect::Any;

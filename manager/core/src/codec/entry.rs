@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prost::Message;
-use skep_proto::id::{CredentialId, NodeId, RequestId, ServiceId, TaskId};
+use skep_proto::id::{CredentialId, NetworkId, NodeId, RequestId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1;
 use skep_proto::v1::change::Change as Kind;
@@ -112,6 +112,7 @@ fn change_to_wire(change: &Change) -> v1::Change {
             | Op::RemoveTask(_)
             | Op::RemoveImageName(_)
             | Op::RemoveCredential(_)
+            | Op::RemoveNetwork(_)
             | Op::ObserveTask(_)
             | Op::ObserveNode(_)
     );
@@ -134,12 +135,14 @@ fn op_to_wire(op: &Op) -> Kind {
         Op::PutTask(task) => Kind::PutTask(objects::task_to_wire(task)),
         Op::PutImageName(name) => Kind::PutImageName(objects::image_name_to_wire(name)),
         Op::PutCredential(credential) => Kind::PutCredential(objects::credential_to_wire(credential)),
+        Op::PutNetwork(network) => Kind::PutNetwork(objects::network_to_wire(network)),
         Op::RemoveNode(id) => Kind::RemoveNode(id.to_vec()),
         Op::RemoveService(id) => Kind::RemoveService(id.to_vec()),
         Op::RemoveRevision(key) => Kind::RemoveRevision(objects::revision_key_to_wire(*key)),
         Op::RemoveTask(id) => Kind::RemoveTask(id.to_vec()),
         Op::RemoveImageName(name) => Kind::RemoveImageName(name.clone()),
         Op::RemoveCredential(id) => Kind::RemoveCredential(id.to_vec()),
+        Op::RemoveNetwork(id) => Kind::RemoveNetwork(id.to_vec()),
         Op::ObserveTask(report) => Kind::ObserveTask(v1::TaskObserved {
             task_id: report.task.to_vec(),
             node_id: report.node.to_vec(),
@@ -175,6 +178,7 @@ fn change_from_wire(wire: v1::Change) -> Result<Change, DecodeError> {
         Kind::PutTask(task) => (put, Op::PutTask(objects::task_from_wire(task)?)),
         Kind::PutImageName(name) => (put, Op::PutImageName(objects::image_name_from_wire(name)?)),
         Kind::PutCredential(credential) => (put, Op::PutCredential(objects::credential_from_wire(credential)?)),
+        Kind::PutNetwork(network) => (put, Op::PutNetwork(objects::network_from_wire(network)?)),
         Kind::RemoveNode(bytes) => (removal, Op::RemoveNode(NodeId::from_wire(&bytes).map_err(id("node"))?)),
         Kind::RemoveService(bytes) => {
             (removal, Op::RemoveService(ServiceId::from_wire(&bytes).map_err(id("service"))?))
@@ -184,6 +188,9 @@ fn change_from_wire(wire: v1::Change) -> Result<Change, DecodeError> {
         Kind::RemoveImageName(name) => (removal, Op::RemoveImageName(name)),
         Kind::RemoveCredential(bytes) => {
             (removal, Op::RemoveCredential(CredentialId::from_wire(&bytes).map_err(id("credential"))?))
+        }
+        Kind::RemoveNetwork(bytes) => {
+            (removal, Op::RemoveNetwork(NetworkId::from_wire(&bytes).map_err(id("network"))?))
         }
         Kind::ObserveTask(report) => (Expect::Any, Op::ObserveTask(task_observed(report)?)),
         Kind::ObserveNode(report) => (Expect::Any, Op::ObserveNode(node_observed(report)?)),

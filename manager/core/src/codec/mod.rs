@@ -14,8 +14,9 @@ pub(crate) use entry::group_to_wire;
 pub use entry::{EntryWriter, decode_entry, encode_entry, transaction_size, transaction_to_wire};
 pub use error::{DecodeError, SnapshotError};
 pub use objects::{
-    cluster_from_wire, cluster_to_api, cluster_to_wire, credential_from_wire, credential_to_wire, image_name_from_wire,
-    image_name_to_wire, node_from_wire, node_to_wire, revision_from_wire, revision_key_to_wire, revision_to_wire,
-    service_from_wire, service_to_wire, task_from_wire, task_to_wire,
+    addresses_to_wire, cluster_from_wire, cluster_to_api, cluster_to_wire, credential_from_wire, credential_to_wire,
+    image_name_from_wire, image_name_to_wire, network_from_wire, network_to_wire, node_from_wire, node_to_wire,
+    revision_from_wire, revision_key_to_wire, revision_to_wire, service_from_wire, service_to_wire, task_from_wire,
+    task_to_wire,
 };
 pub use snapshot::{read_snapshot, write_snapshot};

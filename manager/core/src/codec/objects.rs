@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use skep_proto::id::{ClusterId, CredentialId, IdError, NodeId, ServiceId, TaskId};
+use skep_proto::cidr::{address_from_wire, address_to_wire};
+use skep_proto::id::{ClusterId, CredentialId, IdError, NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1;
 
 use super::error::DecodeError;
 use crate::object::{
-    Cluster, Credential, ImageName, ManagerStatus, Meta, Node, NodeStatus, Revision, RevisionKey, Service, Slot, Task,
+    Cluster, Credential, ImageName, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus, Revision,
+    RevisionKey, Service, Slot, Subnet, Task,
 };
 
 fn meta_to_wire(meta: Meta) -> Option<v1::Meta> {
@@ -86,6 +88,8 @@ pub fn node_to_wire(node: &Node) -> v1::Node {
             addr: manager.addr.clone(),
             ..v1::ManagerStatus::default()
         }),
+        fabric_number: node.fabric_number.unwrap_or(0),
+        ingress: node.ingress.map(addresses_to_wire),
     }
 }
 
@@ -99,6 +103,8 @@ pub fn node_from_wire(wire: v1::Node) -> Result<Node, DecodeError> {
         status: node_status_from_wire(wire.status.unwrap_or_default())?,
         role: known(wire.role, WHAT, "role")?,
         manager: wire.manager.map(|manager| ManagerStatus { raft_id: manager.raft_id, addr: manager.addr }),
+        fabric_number: (wire.fabric_number != 0).then_some(wire.fabric_number),
+        ingress: wire.ingress.map(|ingress| addresses_from_wire(&ingress, WHAT)).transpose()?,
     })
 }
 
@@ -128,6 +134,7 @@ pub fn service_to_wire(service: &Service) -> v1::Service {
         revision: service.revision,
         ports: service.ports.clone(),
         update: service.update.as_deref().cloned(),
+        virtual_addresses: service.virtual_addresses.iter().copied().map(addresses_to_wire).collect(),
     }
 }
 
@@ -139,6 +146,7 @@ pub fn service_from_wire(wire: v1::Service) -> Result<Service, DecodeError> {
         revision: wire.revision,
         ports: wire.ports,
         update: wire.update.map(Arc::new),
+        virtual_addresses: all_addresses_from_wire(&wire.virtual_addresses, "service")?,
     })
 }
 
@@ -190,6 +198,7 @@ pub fn task_to_wire(task: &Task) -> v1::Task {
         start_at_ms: task.start_at.map_or(0, |at| at.0),
         replaces: task.replaces.map(TaskId::to_vec).unwrap_or_default(),
         policy_restart: task.policy_restart,
+        networks: task.networks.iter().copied().map(addresses_to_wire).collect(),
     }
 }
 
@@ -215,7 +224,67 @@ pub fn task_from_wire(wire: v1::Task) -> Result<Task, DecodeError> {
         start_at: UnixMs::from_wire_opt(wire.start_at_ms),
         replaces: TaskId::from_wire_opt(&wire.replaces).map_err(bad_id(WHAT, "replaces"))?,
         policy_restart: wire.policy_restart,
+        networks: all_addresses_from_wire(&wire.networks, WHAT)?,
     })
+}
+
+pub fn network_to_wire(network: &Network) -> v1::Network {
+    let subnet = |subnet: &Subnet| v1::Subnet {
+        subnet: subnet.cidr.to_string(),
+        gateway: subnet.gateway.to_string(),
+        ip_range: subnet.range.map(|range| range.to_string()).unwrap_or_default(),
+    };
+    v1::Network {
+        id: network.id.to_vec(),
+        meta: meta_to_wire(network.meta),
+        spec: Some(v1::NetworkSpec::clone(&network.spec)),
+        subnets: network.subnets.iter().map(subnet).collect(),
+        vni: network.vni.unwrap_or(0),
+    }
+}
+
+pub fn network_from_wire(wire: v1::Network) -> Result<Network, DecodeError> {
+    const WHAT: &str = "network";
+    let missing = |field| DecodeError::Missing { what: WHAT, field };
+    let subnet = |subnet: v1::Subnet| {
+        let range = Some(&*subnet.ip_range).filter(|range| !range.is_empty());
+        Ok(Subnet {
+            cidr: subnet.subnet.parse().map_err(|_| missing("subnet"))?,
+            gateway: subnet.gateway.parse().map_err(|_| missing("gateway"))?,
+            range: range.map(|range| range.parse().map_err(|_| missing("range"))).transpose()?,
+        })
+    };
+    Ok(Network {
+        id: NetworkId::from_wire(&wire.id).map_err(bad_id(WHAT, "id"))?,
+        meta: meta_from_wire(wire.meta),
+        spec: Arc::new(wire.spec.ok_or(missing("spec"))?),
+        subnets: wire.subnets.into_iter().map(subnet).collect::<Result<_, DecodeError>>()?,
+        vni: (wire.vni != 0).then_some(wire.vni),
+    })
+}
+
+/// Addresses on one network, as messages carry them.
+pub fn addresses_to_wire(addresses: NetworkAddresses) -> v1::NetworkAddresses {
+    v1::NetworkAddresses {
+        network_id: addresses.network.to_vec(),
+        addresses: addresses.iter().map(address_to_wire).collect(),
+    }
+}
+
+fn addresses_from_wire(wire: &v1::NetworkAddresses, what: &'static str) -> Result<NetworkAddresses, DecodeError> {
+    let network = NetworkId::from_wire(&wire.network_id).map_err(bad_id(what, "network_id"))?;
+    let mut addresses = NetworkAddresses::none(network);
+    for bytes in &wire.addresses {
+        addresses.set(address_from_wire(bytes).ok_or(DecodeError::Missing { what, field: "address" })?);
+    }
+    Ok(addresses)
+}
+
+fn all_addresses_from_wire(
+    wire: &[v1::NetworkAddresses],
+    what: &'static str,
+) -> Result<Vec<NetworkAddresses>, DecodeError> {
+    wire.iter().map(|one| addresses_from_wire(one, what)).collect()
 }
 
 pub fn image_name_to_wire(name: &ImageName) -> v1::ImageName {

@@ -107,6 +107,7 @@ fn object_to_record(object: &Object) -> Record {
         Object::Revision(revision) => Record::Revision(objects::revision_to_wire(revision)),
         Object::Task(task) => Record::Task(objects::task_to_wire(task)),
         Object::ImageName(name) => Record::ImageName(objects::image_name_to_wire(name)),
+        Object::Network(network) => Record::Network(objects::network_to_wire(network)),
         Object::Credential(credential) => Record::Credential(objects::credential_to_wire(credential)),
     }
 }
@@ -120,6 +121,7 @@ fn restore(state: &mut State, record: Record) -> Result<(), DecodeError> {
         Record::Task(task) => Object::Task(Arc::new(objects::task_from_wire(task)?)),
         Record::ImageName(name) => Object::ImageName(Arc::new(objects::image_name_from_wire(name)?)),
         Record::Credential(credential) => Object::Credential(Arc::new(objects::credential_from_wire(credential)?)),
+        Record::Network(network) => Object::Network(Arc::new(objects::network_from_wire(network)?)),
         Record::Request(request) => {
             state.put_request(RequestRecord {
                 request: RequestId::from_wire(&request.request_id).map_err(bad_id("answer", "request_id"))?,

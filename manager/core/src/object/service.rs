@@ -6,7 +6,7 @@ use skep_proto::id::ServiceId;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{PortSpec, ServiceSpec, TaskTemplate, UpdateStatus};
 
-use super::Meta;
+use super::{Meta, NetworkAddresses};
 
 /// A service. Its template is in the revision that `revision` names; `spec.template` is empty.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Service {
     pub ports: Vec<PortSpec>,
     /// The newest update or rollback. `None`: never updated.
     pub update: Option<Arc<UpdateStatus>>,
+    /// Its virtual addresses, one entry for each network. Empty with dnsrr.
+    pub virtual_addresses: Vec<NetworkAddresses>,
 }
 
 /// Names one revision of one service.

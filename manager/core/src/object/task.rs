@@ -6,7 +6,7 @@ use skep_proto::id::{NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{PortSpec, TaskState, TaskStatus, WantedState};
 
-use super::{Meta, RevisionKey};
+use super::{Meta, NetworkAddresses, RevisionKey};
 
 /// Which of a service's places a task fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +39,9 @@ pub struct Task {
     pub replaces: Option<TaskId>,
     /// It replaces a task that ended by itself, so it counts as an attempt of the restart policy.
     pub policy_restart: bool,
+    /// Its addresses, in the order of the attachments, then the routing mesh's. Chosen when it is placed; its own until
+    /// its observed state is terminal.
+    pub networks: Vec<NetworkAddresses>,
 }
 
 impl Slot {

@@ -28,6 +28,7 @@ pub(super) fn new_task(service: &Service, id: TaskId, slot: Slot, now: UnixMs) -
         start_at: None,
         replaces: None,
         policy_restart: false,
+        networks: Vec::new(),
     }
 }
 

@@ -4,10 +4,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use skep_proto::id::{NodeId, PRINTED_LEN, ServiceId, TaskId, from_base36};
+use skep_proto::id::{NetworkId, NodeId, PRINTED_LEN, ServiceId, TaskId, from_base36};
 
 use super::State;
-use crate::object::{Node, Service, Slot, Task};
+use crate::object::{Network, Node, Service, Slot, Task};
 
 /// Matches named in an ambiguous answer; enough to choose from.
 const NAMED_MATCHES: usize = 5;
@@ -18,6 +18,7 @@ pub enum Kind {
     Node,
     Service,
     Task,
+    Network,
 }
 
 /// Why a reference names no single object.
@@ -40,6 +41,7 @@ impl fmt::Display for Kind {
             Self::Node => "node",
             Self::Service => "service",
             Self::Task => "task",
+            Self::Network => "network",
         })
     }
 }
@@ -87,6 +89,17 @@ impl State {
         let range = prefix_range(reference).into_iter();
         let found = range.flat_map(|(low, high)| self.services_between(ServiceId::new(low), ServiceId::new(high)));
         single(Kind::Service, reference, found, |service| service.id.to_string())
+    }
+
+    /// A network by id, name, or unique id prefix, in this order.
+    pub fn find_network(&self, reference: &str) -> Result<&Arc<Network>, FindError> {
+        let by_id = reference.parse().ok().and_then(|id| self.network(id));
+        if let Some(network) = by_id.or_else(|| self.network_by_name(reference)) {
+            return Ok(network);
+        }
+        let range = prefix_range(reference).into_iter();
+        let found = range.flat_map(|(low, high)| self.networks_between(NetworkId::new(low), NetworkId::new(high)));
+        single(Kind::Network, reference, found, |network| network.id.to_string())
     }
 
     /// A node by id, hostname, or unique id prefix, in this order. A hostname that several nodes report is ambiguous.

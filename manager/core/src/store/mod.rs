@@ -4,10 +4,12 @@
 
 mod find;
 mod images;
+mod networks;
 mod nodes;
 mod object;
 mod requests;
 mod services;
+mod taken;
 mod tasks;
 
 #[cfg(test)]
@@ -16,9 +18,14 @@ mod store_test;
 use std::sync::Arc;
 
 pub use find::{FindError, Kind};
+pub use networks::Holder;
 pub use object::{Object, ObjectKey};
 pub use requests::RequestRecord;
+pub use taken::TakenAddresses;
 pub use tasks::{HostPort, TaskCounts};
+
+use skep_proto::id::NetworkId;
+use skep_proto::v1::TaskTemplate;
 
 use crate::object::Cluster;
 
@@ -31,6 +38,7 @@ pub struct State {
     services: services::ServiceTable,
     tasks: tasks::TaskTable,
     images: images::ImageTable,
+    networks: networks::NetworkTable,
     requests: requests::RequestTable,
 }
 
@@ -55,6 +63,7 @@ impl State {
             ObjectKey::Task(id) => self.task(*id).cloned().map(Object::Task),
             ObjectKey::ImageName(name) => self.image_name(name).cloned().map(Object::ImageName),
             ObjectKey::Credential(id) => self.credential(*id).cloned().map(Object::Credential),
+            ObjectKey::Network(id) => self.network(*id).cloned().map(Object::Network),
         }
     }
 
@@ -72,6 +81,7 @@ impl State {
             + self.task_count()
             + self.image_names().count()
             + self.credentials().count()
+            + self.network_count()
     }
 
     /// Every stored object, kind by kind in the order of `Object`, each kind in the order of its keys.
@@ -84,12 +94,21 @@ impl State {
             .chain(self.tasks().cloned().map(Object::Task))
             .chain(self.image_names().cloned().map(Object::ImageName))
             .chain(self.credentials().cloned().map(Object::Credential))
+            .chain(self.networks().cloned().map(Object::Network))
     }
 
     /// Stores an object as it is, unchecked, in all its indexes; returns what it replaced. For `apply`, snapshot
     /// restore, and tests that build a state. Unique keys (names, host ports) must have been checked.
     pub fn put(&mut self, object: impl Into<Object>) -> Option<Object> {
-        match object.into() {
+        let object = object.into();
+        let old = self.put_in_table(object.clone());
+        self.networks.reindex(old.as_ref(), Some(&object));
+        self.reattach(&object.key());
+        old
+    }
+
+    fn put_in_table(&mut self, object: Object) -> Option<Object> {
+        match object {
             Object::Cluster(cluster) => self.cluster.replace(cluster).map(Object::Cluster),
             Object::Node(node) => self.nodes.put(node).map(Object::Node),
             Object::Service(service) => self.services.put(service).map(Object::Service),
@@ -97,11 +116,31 @@ impl State {
             Object::Task(task) => self.tasks.put(task).map(Object::Task),
             Object::ImageName(name) => self.images.put_name(name).map(Object::ImageName),
             Object::Credential(credential) => self.images.put_credential(credential).map(Object::Credential),
+            Object::Network(network) => self.networks.put(network).map(Object::Network),
         }
     }
 
     /// Removes an object from all its indexes, unchecked; returns it.
     pub fn remove(&mut self, key: &ObjectKey) -> Option<Object> {
+        let old = self.remove_from_table(key)?;
+        self.networks.reindex(Some(&old), None);
+        self.reattach(key);
+        Some(old)
+    }
+
+    /// Takes note of the networks that a service's current template attaches to, after the service or a revision changed.
+    fn reattach(&mut self, key: &ObjectKey) {
+        let id = match key {
+            ObjectKey::Service(id) => *id,
+            ObjectKey::Revision(key) => key.service,
+            _ => return,
+        };
+        let current = self.service(id).and_then(|service| self.revision(service.current()));
+        let attached = current.map(|revision| attached_networks(&revision.template)).unwrap_or_default();
+        self.networks.attach(id, attached);
+    }
+
+    fn remove_from_table(&mut self, key: &ObjectKey) -> Option<Object> {
         match key {
             ObjectKey::Cluster => self.cluster.take().map(Object::Cluster),
             ObjectKey::Node(id) => self.nodes.remove(*id).map(Object::Node),
@@ -110,6 +149,7 @@ impl State {
             ObjectKey::Task(id) => self.tasks.remove(*id).map(Object::Task),
             ObjectKey::ImageName(name) => self.images.remove_name(name).map(Object::ImageName),
             ObjectKey::Credential(id) => self.images.remove_credential(*id).map(Object::Credential),
+            ObjectKey::Network(id) => self.networks.remove(*id).map(Object::Network),
         }
     }
 
@@ -135,6 +175,7 @@ impl State {
             ("services", self.services == fresh.services),
             ("tasks", self.tasks == fresh.tasks),
             ("images", self.images == fresh.images),
+            ("networks", self.networks == fresh.networks),
             ("requests", self.requests == fresh.requests),
         ];
         match tables.into_iter().find(|(_, same)| !same) {
@@ -144,4 +185,10 @@ impl State {
             None => Ok(()),
         }
     }
+}
+
+/// The networks that tasks of a template attach to, in its order. An id that does not parse, which the API refuses, is
+/// left out.
+pub fn attached_networks(template: &TaskTemplate) -> Vec<NetworkId> {
+    template.networks.iter().filter_map(|one| NetworkId::from_wire(&one.network_id).ok()).collect()
 }

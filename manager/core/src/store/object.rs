@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use skep_proto::id::{CredentialId, NodeId, ServiceId, TaskId};
+use skep_proto::id::{CredentialId, NetworkId, NodeId, ServiceId, TaskId};
 
-use crate::object::{Cluster, Credential, ImageName, Meta, Node, Revision, RevisionKey, Service, Task};
+use crate::object::{Cluster, Credential, ImageName, Meta, Network, Node, Revision, RevisionKey, Service, Task};
 
 /// A stored object of any kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,7 @@ pub enum Object {
     Task(Arc<Task>),
     ImageName(Arc<ImageName>),
     Credential(Arc<Credential>),
+    Network(Arc<Network>),
 }
 
 /// What an object is stored under.
@@ -30,6 +31,7 @@ pub enum ObjectKey {
     Task(TaskId),
     ImageName(String),
     Credential(CredentialId),
+    Network(NetworkId),
 }
 
 impl Object {
@@ -43,6 +45,7 @@ impl Object {
             Self::Task(task) => ObjectKey::Task(task.id),
             Self::ImageName(name) => ObjectKey::ImageName(name.name.clone()),
             Self::Credential(credential) => ObjectKey::Credential(credential.id),
+            Self::Network(network) => ObjectKey::Network(network.id),
         }
     }
 
@@ -56,6 +59,7 @@ impl Object {
             Self::Task(task) => Some(task.meta),
             Self::ImageName(name) => Some(name.meta),
             Self::Credential(credential) => Some(credential.meta),
+            Self::Network(network) => Some(network.meta),
         }
     }
 }
@@ -71,6 +75,7 @@ impl fmt::Display for ObjectKey {
             Self::Task(id) => write!(f, "task {id}"),
             Self::ImageName(name) => write!(f, "image name {name}"),
             Self::Credential(id) => write!(f, "credential {id}"),
+            Self::Network(id) => write!(f, "network {id}"),
         }
     }
 }
@@ -90,4 +95,4 @@ macro_rules! into_object {
     )+};
 }
 
-into_object!(Cluster, Node, Service, Revision, Task, ImageName, Credential);
+into_object!(Cluster, Node, Service, Revision, Task, ImageName, Credential, Network);

@@ -69,7 +69,15 @@ fn creation(
     template.credential_id = credential.as_ref().map(|credential| credential.id.to_vec()).unwrap_or_default();
     let service_name = spec.name.as_str().into();
     let ports = resolved_ports(&spec);
-    let service = Service { id, meta: Meta::default(), spec: Arc::new(spec), revision: 1, ports, update: None };
+    let service = Service {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        revision: 1,
+        ports,
+        update: None,
+        virtual_addresses: Vec::new(),
+    };
     let revision = Revision {
         key: service.current(),
         template: Arc::new(template),

@@ -25,7 +25,15 @@ fn template(image: &str) -> Arc<TaskTemplate> {
 fn updated(times: u64) -> State {
     let mut state = State::default();
     let spec = Arc::new(ServiceSpec { name: "web".into(), ..ServiceSpec::default() });
-    let service = Service { id: WEB, meta: Meta::default(), spec, revision: 1, ports: Vec::new(), update: None };
+    let service = Service {
+        id: WEB,
+        meta: Meta::default(),
+        spec,
+        revision: 1,
+        ports: Vec::new(),
+        update: None,
+        virtual_addresses: Vec::new(),
+    };
     let revision = Revision {
         key: service.current(),
         template: template("web:1"),

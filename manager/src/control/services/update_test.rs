@@ -39,6 +39,7 @@ fn state() -> State {
         revision: 1,
         ports: Vec::new(),
         update: None,
+        virtual_addresses: Vec::new(),
     };
     let revision = Revision {
         key: service.current(),
@@ -118,7 +119,7 @@ fn force_rises_only() {
 fn other_ports_are_a_revision_too() {
     let mut state = state();
     let port = PortSpec { target_port: 80, mode: PublishMode::Host.into(), ..PortSpec::default() };
-    let spec = ServiceSpec { endpoint: Some(EndpointSpec { ports: vec![port] }), ..spec() };
+    let spec = ServiceSpec { endpoint: Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() }), ..spec() };
     update(&mut state, Draft { spec, ..draft() });
     let service = state.service(WEB).unwrap();
     assert_eq!((service.revision, service.ports[0].published_port), (2, 80));
@@ -164,7 +165,7 @@ fn names_modes_and_old_versions_are_refused() {
 #[test]
 fn a_port_that_the_old_task_holds_is_worth_a_warning() {
     let port = PortSpec { target_port: 80, mode: PublishMode::Host.into(), ..PortSpec::default() };
-    let endpoint = Some(EndpointSpec { ports: vec![port] });
+    let endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
     let start_first = Some(UpdatePolicy { order: UpdateOrder::StartFirst.into(), ..UpdatePolicy::default() });
     assert_eq!(port_warning(&ServiceSpec { endpoint: endpoint.clone(), ..spec() }), None);
     assert_eq!(port_warning(&ServiceSpec { update: start_first, ..spec() }), None);

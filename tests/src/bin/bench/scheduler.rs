@@ -65,8 +65,15 @@ fn state() -> State {
         mode: Some(Mode::Replicated(ReplicatedMode { replicas: TASKS })),
         ..ServiceSpec::default()
     };
-    let service =
-        Service { id: SERVICE, meta: meta(), spec: Arc::new(spec), revision: 1, ports: Vec::new(), update: None };
+    let service = Service {
+        id: SERVICE,
+        meta: meta(),
+        spec: Arc::new(spec),
+        revision: 1,
+        ports: Vec::new(),
+        update: None,
+        virtual_addresses: Vec::new(),
+    };
     let key = service.current();
     state.put(service);
     state.put(Revision {
@@ -91,6 +98,7 @@ fn state() -> State {
             start_at: None,
             replaces: None,
             policy_restart: false,
+            networks: Vec::new(),
         });
     }
     state
@@ -113,6 +121,8 @@ fn node(number: u64) -> Node {
         status: NodeStatus { state: NodeState::Ready, since: NOW, ..NodeStatus::default() },
         role: NodeRole::Worker,
         manager: None,
+        fabric_number: None,
+        ingress: None,
     }
 }
 

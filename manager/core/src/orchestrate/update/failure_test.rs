@@ -46,6 +46,7 @@ fn ended(state: TaskState, ran_ms: Option<i64>, health: HealthState) -> Task {
         start_at: None,
         replaces: None,
         policy_restart: false,
+        networks: Vec::new(),
     }
 }
 
@@ -112,7 +113,15 @@ fn ratios_bear_what_they_say() {
             ..Default::default()
         };
         let (meta, ports) = (Meta::default(), Vec::new());
-        Policy::of(&Service { id: ServiceId::new(1), meta, spec: Arc::new(spec), revision: 2, ports, update: None })
+        Policy::of(&Service {
+            id: ServiceId::new(1),
+            meta,
+            spec: Arc::new(spec),
+            revision: 2,
+            ports,
+            update: None,
+            virtual_addresses: Vec::new(),
+        })
     };
     assert!(of(0.0).is_exceeded(1, 100_000));
     assert!(!of(0.0).is_exceeded(0, 10));
