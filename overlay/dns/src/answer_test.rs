@@ -22,7 +22,10 @@ fn network(name: &str, number: u8) -> Arc<Network> {
     network.change(|zone| {
         let vip = IpAddr::from([10, 0, number, 2]);
         zone.put_service(ServiceId([1; 16]), &Service { names: strings(&["web"]), virtual_addresses: vec![vip] });
-        zone.put_service(ServiceId([2; 16]), &Service { names: strings(&["db", "store.db"]), virtual_addresses: vec![] });
+        zone.put_service(
+            ServiceId([2; 16]),
+            &Service { names: strings(&["db", "store.db"]), virtual_addresses: vec![] },
+        );
         for task in 10..20 {
             let row = Endpoint {
                 service: Some(ServiceId([2; 16])),
@@ -103,12 +106,17 @@ fn a_name_without_data_of_a_type_exists_and_stays_here() {
 fn what_is_not_ours_is_asked_for_outside_or_does_not_exist() {
     let inside = View::new(vec![network("one", 1)]);
     let outside = outside(inside.clone());
-    for name in ["example.org", "unknown", "tasks.unknown", "web.example.org", "web.two", "", "a\\200b", "two.web"] {
+    for name in ["example.org", "unknown", "tasks.unknown", "web.example.org", "web.two", "", "two.web"] {
         for kind in [RecordType::A, RecordType::MX] {
             assert_eq!(ask(&outside, name, kind), Decision::Ask, "{name}");
             assert_eq!(ask(&inside, name, kind), NO_NAME, "{name}");
         }
     }
+    // Octets that no row can have.
+    let mut name = Name::from_labels([b"w\xc3\xa9b".as_slice(), b"a b"]).unwrap();
+    name.set_fqdn(true);
+    let question = Question { name: &name, kind: RecordType::A, class: DNSClass::IN, room: 1 };
+    assert_eq!((decide(&outside, &question, 0), decide(&inside, &question, 0)), (Decision::Ask, NO_NAME));
 }
 
 #[test]
@@ -150,7 +158,9 @@ fn its_own_names_lead_to_it_first_and_always() {
 fn a_search_domain_gives_way_to_the_name_servers_where_there_are_any() {
     let inside = View::new(vec![network("one", 1)]).search(&strings(&["Example.org", "svc.test."]));
     let outside = outside(inside.clone());
-    for (name, expected) in [("web.example.org", "10.0.1.2"), ("WEB.svc.test", "10.0.1.2"), ("db.12.x.svc.test", "10.0.1.12")] {
+    for (name, expected) in
+        [("web.example.org", "10.0.1.2"), ("WEB.svc.test", "10.0.1.2"), ("db.12.x.svc.test", "10.0.1.12")]
+    {
         assert_eq!(ask(&inside, name, RecordType::A), answered(&[expected]));
         assert_eq!(ask(&outside, name, RecordType::A), Decision::AskOr(Answer::Addresses(addresses(&[expected]))));
         assert_eq!(ask(&outside, name, RecordType::AAAA), Decision::AskOr(Answer::NoData));
@@ -181,7 +191,11 @@ fn addresses_have_names() {
     let pointer = |name: &str| Decision::Answer(Answer::Pointer(name.to_owned()));
     assert_eq!(ask(&view, "2.1.0.10.in-addr.arpa", RecordType::PTR), pointer("web"));
     assert_eq!(ask(&view, "12.1.0.10.IN-ADDR.arpa", RecordType::ANY), pointer("db.12.x"));
-    assert_eq!(ask(&view, "19.1.0.10.in-addr.arpa", RecordType::PTR), pointer("db.19.x"), "also while it does not serve");
+    assert_eq!(
+        ask(&view, "19.1.0.10.in-addr.arpa", RecordType::PTR),
+        pointer("db.19.x"),
+        "also while it does not serve"
+    );
     assert_eq!(ask(&view, "2.1.0.10.in-addr.arpa", RecordType::TXT), NO_DATA);
     assert_eq!(ask(&view, "99.1.0.10.in-addr.arpa", RecordType::PTR), NO_NAME, "ours, and nobody's");
     assert_eq!(ask(&view, "1.2.0.10.in-addr.arpa", RecordType::PTR), Decision::Ask);
@@ -234,7 +248,10 @@ fn a_network_can_be_replaced_as_a_whole() {
     let network = network("one", 1);
     let view = outside(View::new(vec![Arc::clone(&network)]));
     let mut zone = crate::zone::Zone::default();
-    zone.put_service(ServiceId([3; 16]), &Service { names: strings(&["new"]), virtual_addresses: addresses(&["10.0.1.9"]) });
+    zone.put_service(
+        ServiceId([3; 16]),
+        &Service { names: strings(&["new"]), virtual_addresses: addresses(&["10.0.1.9"]) },
+    );
     network.replace(zone);
     assert_eq!(ask(&view, "web", RecordType::A), Decision::Ask);
     assert_eq!(ask(&view, "new", RecordType::A), answered(&["10.0.1.9"]));

@@ -220,7 +220,8 @@ impl Request {
 
     /// Reads what came back for [`Request::forwarded`] with `id`. `None`: it is no answer to it, whoever sent it.
     pub(crate) fn verify(&self, id: u16, octets: &[u8]) -> Option<Forwarded> {
-        let &[id_high, id_low, flags, more_flags, questions_high, questions_low, answers_high, answers_low, ..] = octets
+        let &[id_high, id_low, flags, more_flags, questions_high, questions_low, answers_high, answers_low, ..] =
+            octets
         else {
             return None;
         };

@@ -86,7 +86,8 @@ fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
     // As many as TCP can carry at all, of both families where both are asked for.
     let both = Answer::Addresses(vec![Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()]);
     let reply = request(&query("db", RecordType::ANY, Some(1232)), Transport::Udp).answer(&both);
-    let data: Vec<_> = Message::from_vec(&reply).unwrap().answers.into_iter().filter_map(|record| record.data.ip_addr()).collect();
+    let data: Vec<_> =
+        Message::from_vec(&reply).unwrap().answers.into_iter().filter_map(|record| record.data.ip_addr()).collect();
     assert_eq!(Answer::Addresses(data), both);
     let tcp = request(&query("db", RecordType::A, None), Transport::Tcp).answer(&addresses(10_000));
     let answers = Message::from_vec(&tcp).unwrap().answers.len();

@@ -63,8 +63,7 @@ impl Server {
     /// `resolv_conf`: the file with the host's name servers, `/etc/resolv.conf`; read when the first question is forwarded,
     /// and again after it changed. Tasks are started on `runtime`, which needs its I/O and time drivers.
     pub fn new(runtime: Handle, resolv_conf: PathBuf) -> Self {
-        let shared =
-            Shared { host: HostServers::new(resolv_conf), forwards: Semaphore::new(FORWARDED_AT_ONCE) };
+        let shared = Shared { host: HostServers::new(resolv_conf), forwards: Semaphore::new(FORWARDED_AT_ONCE) };
         Self { runtime, shared: Arc::new(shared), sandboxes: Mutex::default() }
     }
 
@@ -85,7 +84,8 @@ impl Server {
         if sandboxes.contains_key(id) {
             return Err(ServerError::Taken(id.to_owned()));
         }
-        let (udp, tcp) = self.adopt(udp, tcp).map_err(|source| ServerError::Sockets { sandbox: id.to_owned(), source })?;
+        let (udp, tcp) =
+            self.adopt(udp, tcp).map_err(|source| ServerError::Sockets { sandbox: id.to_owned(), source })?;
         let sandbox = Arc::new(Sandbox::new(udp, view, Arc::clone(&self.shared)));
         let (stop, stopped) = oneshot::channel();
         let task = self.runtime.spawn(serve(Arc::clone(&sandbox), tcp, stopped));

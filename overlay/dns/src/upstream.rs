@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 
@@ -28,6 +29,8 @@ const DEADLINE: Duration = Duration::from_millis(4500);
 const ROUNDS: usize = 2;
 /// How long a server that did not answer is asked last.
 const SUSPICION: Duration = Duration::from_secs(10);
+/// The longest answer over UDP that is read; three times what is asked for.
+const LONGEST_ANSWER: usize = 4096;
 /// The name server of sandboxes itself: asked from a sandbox it would forward to itself without end.
 const OURSELVES: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
@@ -170,18 +173,23 @@ async fn over_udp(origin: &Origin, server: SocketAddr, request: &Request) -> io:
     let id = rand::random();
     let socket = udp(origin, server).await?;
     socket.send(&request.forwarded(id)).await?;
-    // Only here while something arrives, not for as long as the question waits.
     loop {
-        socket.readable().await?;
+        // A refusal (ICMP) is no data: without asking for errors it would go unnoticed until the time is up.
+        let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
         if let Some(answer) = receive(&socket, id, request)? {
             return Ok(answer);
+        }
+        if ready.is_error() {
+            let refused = socket.take_error()?;
+            return Err(refused.unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()));
         }
     }
 }
 
-/// What has arrived, if it is the answer; anything else is dropped, and the right one may still come.
-fn receive(socket: &tokio::net::UdpSocket, id: u16, request: &Request) -> io::Result<Option<Forwarded>> {
-    let mut buffer = [0; 4096];
+/// What has arrived, if it is the answer; anything else is dropped, and the right one may still come. The buffer is here
+/// and not in the task: it takes memory only while something arrives.
+fn receive(socket: &UdpSocket, id: u16, request: &Request) -> io::Result<Option<Forwarded>> {
+    let mut buffer = [0; LONGEST_ANSWER];
     match socket.try_recv(&mut buffer) {
         Ok(length) => Ok(request.verify(id, &buffer[..length])),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -198,7 +206,9 @@ async fn over_tcp(origin: &Origin, server: SocketAddr, request: &Request) -> io:
     stream.write_all(&framed).await?;
     let mut answer = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut answer).await?;
-    request.verify(id, &answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))
+    request
+        .verify(id, &answer)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))
 }
 
 #[cfg(test)]
