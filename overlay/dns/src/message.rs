@@ -72,14 +72,12 @@ pub(crate) fn parse(octets: &[u8], transport: Transport) -> Parsed {
     let id = u16::from_be_bytes([id_high, id_low]);
     let op_code = OpCode::from_u8((flags >> 3) & 0x0f);
     let refuse = |code| reply(&Message::error_msg(id, op_code, code));
-    if op_code != OpCode::Query {
-        return refuse(ResponseCode::NotImp);
-    }
+    let wrong = if op_code == OpCode::Query { ResponseCode::FormErr } else { ResponseCode::NotImp };
     if [questions_high, questions_low] != [0, 1] || octets.len() > LONGEST_QUERY {
-        return refuse(ResponseCode::FormErr);
+        return refuse(wrong);
     }
-    let Ok(message) = Message::from_vec(octets) else { return refuse(ResponseCode::FormErr) };
-    let Some(query) = message.queries.into_iter().next() else { return refuse(ResponseCode::FormErr) };
+    let Ok(message) = Message::from_vec(octets) else { return refuse(wrong) };
+    let Some(query) = message.queries.into_iter().next() else { return refuse(wrong) };
     let mut request = Request {
         metadata: message.metadata,
         query,
@@ -90,6 +88,9 @@ pub(crate) fn parse(octets: &[u8], transport: Transport) -> Parsed {
     if transport == Transport::Udp {
         let said = message.edns.as_ref().map_or(PLAIN_DATAGRAM, |edns| usize::from(edns.max_payload()));
         request.limit = said.clamp(PLAIN_DATAGRAM, LONGEST_DATAGRAM);
+    }
+    if op_code != OpCode::Query {
+        return reply(&request.response(ResponseCode::NotImp));
     }
     if message.edns.is_some_and(|edns| edns.version() > 0) {
         return reply(&request.response(ResponseCode::BADVERS));
@@ -118,7 +119,7 @@ impl Request {
     /// A response without records. RA is set although internal networks forward nothing: glibc goes on to the next server
     /// when it sees an empty answer without it.
     fn response(&self, code: ResponseCode) -> Message {
-        let mut message = Message::response(self.metadata.id, OpCode::Query);
+        let mut message = Message::response(self.metadata.id, self.metadata.op_code);
         message.metadata = Metadata::response_from_request(&self.metadata);
         message.metadata.recursion_available = true;
         message.metadata.response_code = code;

@@ -129,7 +129,7 @@ impl Server {
 
 #[cfg(test)]
 #[path = "server_test.rs"]
-mod server_test;
+pub(crate) mod server_test;
 
 #[cfg(test)]
 #[path = "measure_test.rs"]

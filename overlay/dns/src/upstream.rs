@@ -213,4 +213,4 @@ async fn over_tcp(origin: &Origin, server: SocketAddr, request: &Request) -> io:
 
 #[cfg(test)]
 #[path = "upstream_test.rs"]
-mod upstream_test;
+pub(crate) mod upstream_test;
