@@ -1,24 +1,26 @@
 //! Random changes for property tests. Few ids, so that they meet; versions right most of the time, so that sequences
 //! get somewhere; and everything else as it comes: wrong versions, missing references, states that go back.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use skep_proto::id::{ClusterId, CredentialId, NodeId, RequestId, ServiceId, TaskId};
+use skep_proto::id::{ClusterId, CredentialId, NetworkId, NodeId, RequestId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    Availability, ClusterSpec, ContainerSpec, ContainerState, ContainerStatus, NodeDescription, NodeRole, NodeSpec,
-    NodeState, PortSpec, PublishMode, RegistryAuth, ReplicatedMode, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
-    WantedState,
+    Availability, ClusterSpec, ContainerSpec, ContainerState, ContainerStatus, FabricEndpoint, NetworkAttachment,
+    NetworkDriver, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState, PortSpec, PublishMode, RegistryAuth,
+    ReplicatedMode, ServiceSpec, TaskState, TaskStatus, TaskTemplate, WantedState,
 };
 
 use crate::change::{Change, Expect, Group, NodeObserved, Op, TaskObserved, Transaction};
 use crate::object::{
-    Cluster, Credential, ImageName, ManagerStatus, Meta, Node, NodeStatus, Revision, RevisionKey, Service, Slot, Task,
+    Cluster, Credential, ImageName, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus, Revision,
+    RevisionKey, Service, Slot, Subnet, Task,
 };
 use crate::store::{ObjectKey, State};
 
@@ -122,7 +124,13 @@ fn key(op: &Op) -> Option<ObjectKey> {
 /// Sequences of transactions, with times that mostly rise.
 pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Plan>> {
     let plan = (option::weighted(0.2, 1..20u128), 0..400_000i64, vec(group(), 1..4));
-    vec(plan, 1..length).prop_map(|plans| {
+    // Most histories begin with networks: else few services come into being.
+    let networks = option::weighted(0.8, vec(network(), 3..6));
+    (networks, vec(plan, 1..length)).prop_map(|(networks, mut plans)| {
+        if let Some(networks) = networks {
+            let alone = |network| vec![(Guess::Right, Op::PutNetwork(network))];
+            plans.insert(0, (None, 0, networks.into_iter().map(alone).collect()));
+        }
         let mut now = 1_000;
         let timed = plans.into_iter().map(|(request, wait, groups)| {
             now += wait;
@@ -142,9 +150,10 @@ fn group() -> impl Strategy<Value = Vec<Draft>> {
 
 /// What `service create` writes.
 fn new_service() -> impl Strategy<Value = Vec<Draft>> {
-    (service_id(), 1..4u64, name(), any::<bool>()).prop_map(|(id, number, name, revision_first)| {
+    (service(), any::<bool>()).prop_map(|(service, revision_first)| {
+        let (id, number) = (service.id, service.revision);
         let mut drafts = vec![
-            (Guess::Right, Op::PutService(service(id, number, &name))),
+            (Guess::Right, Op::PutService(service)),
             (Guess::Right, Op::PutRevision(revision(RevisionKey { service: id, number }))),
         ];
         if revision_first {
@@ -169,7 +178,8 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         1 => (1..=1u128, any::<i32>()).prop_map(|(id, limit)| Op::PutCluster(cluster(id, limit))),
         4 => node().prop_map(Op::PutNode),
-        3 => (service_id(), 1..4u64, name()).prop_map(|(id, number, name)| Op::PutService(service(id, number, &name))),
+        3 => service().prop_map(Op::PutService),
+        4 => network().prop_map(Op::PutNetwork),
         2 => revision_key().prop_map(|key| Op::PutRevision(revision(key))),
         14 => task().prop_map(Op::PutTask),
         1 => image_name().prop_map(|name| Op::PutImageName(ImageName {
@@ -182,6 +192,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         3 => task_id().prop_map(Op::RemoveTask),
         1 => image_name().prop_map(Op::RemoveImageName),
         1 => credential_id().prop_map(Op::RemoveCredential),
+        1 => network_id().prop_map(Op::RemoveNetwork),
         10 => (task_id(), node_id(), status()).prop_map(|(task, node, status)| {
             Op::ObserveTask(TaskObserved { task, node, status: Arc::new(status) })
         }),
@@ -191,6 +202,10 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 
 fn node_id() -> impl Strategy<Value = NodeId> {
     (1..=3u128).prop_map(NodeId::new)
+}
+
+fn network_id() -> impl Strategy<Value = NetworkId> {
+    (1..=3u128).prop_map(NetworkId::new)
 }
 
 fn service_id() -> impl Strategy<Value = ServiceId> {
@@ -234,8 +249,9 @@ fn cluster(id: u128, limit: i32) -> Cluster {
 
 fn node() -> impl Strategy<Value = Node> {
     let labels = proptest::collection::btree_map("[a-c]", "[a-c]", 0..3);
-    (node_id(), labels, option::of(description()), option::of(1..5u64)).prop_map(
-        |(id, labels, description, raft_id)| Node {
+    let place = (option::weighted(0.4, 0..4u32), option::weighted(0.3, addresses()));
+    (node_id(), labels, option::of(description()), option::of(1..5u64), place).prop_map(
+        |(id, labels, description, raft_id, (fabric_number, ingress))| Node {
             id,
             meta: Meta::default(),
             spec: Arc::new(NodeSpec { labels, availability: Availability::Pause.into(), ..NodeSpec::default() }),
@@ -243,15 +259,22 @@ fn node() -> impl Strategy<Value = Node> {
             status: NodeStatus::default(),
             role: NodeRole::Worker,
             manager: raft_id.map(|raft_id| ManagerStatus { raft_id, addr: "10.0.0.1:2377".into() }),
-            fabric_number: None,
-            ingress: None,
+            fabric_number,
+            ingress,
         },
     )
 }
 
 fn description() -> impl Strategy<Value = NodeDescription> {
-    select(vec!["", "host1", "host2"])
-        .prop_map(|hostname| NodeDescription { hostname: hostname.into(), ..NodeDescription::default() })
+    let fabric = select(vec!["", "192.0.2.1", "192.0.2.2"]).prop_map(|address| {
+        let fabric = FabricEndpoint { vxlan_addr: address.into(), ..FabricEndpoint::default() };
+        (!address.is_empty()).then_some(fabric)
+    });
+    (select(vec!["", "host1", "host2"]), fabric).prop_map(|(hostname, fabric)| NodeDescription {
+        hostname: hostname.into(),
+        fabric,
+        ..NodeDescription::default()
+    })
 }
 
 fn node_observed() -> impl Strategy<Value = NodeObserved> {
@@ -263,18 +286,64 @@ fn node_observed() -> impl Strategy<Value = NodeObserved> {
     )
 }
 
-fn service(id: ServiceId, revision: u64, name: &str) -> Service {
-    let mode = Some(Mode::Replicated(ReplicatedMode { replicas: 3 }));
-    let spec = ServiceSpec { name: name.to_owned(), mode, ..ServiceSpec::default() };
-    Service {
-        id,
-        meta: Meta::default(),
-        spec: Arc::new(spec),
-        revision,
-        ports: Vec::new(),
-        update: None,
-        virtual_addresses: Vec::new(),
-    }
+/// Network n usually has the n-th eighth of 10.0.0.0/24; now and then one that overlaps with others.
+fn network() -> impl Strategy<Value = Network> {
+    let parts = (network_id(), select(vec!["front", "back", "third"]), 0..12u8, any::<bool>());
+    parts.prop_map(|(id, name, odd, ingress)| {
+        let number = u8::try_from(id.value()).expect("there are three");
+        let cidr = if odd == 0 { "10.0.0.0/26".to_owned() } else { format!("10.0.0.{}/29", number * 8) };
+        let cidr: skep_proto::cidr::Cidr = cidr.parse().expect("it is well written");
+        let driver = if odd == 1 { NetworkDriver::Bridge } else { NetworkDriver::Overlay };
+        let mut subnets = vec![Subnet { cidr, gateway: cidr.hosts().0, range: None }];
+        let v6 = skep_proto::cidr::Cidr::around(v6(number, 0).into(), 125).expect("it is no longer than an address");
+        if odd % 2 == 0 {
+            subnets.push(Subnet { cidr: v6, gateway: v6.hosts().0, range: Some(v6) });
+        }
+        let name = if odd == 2 { String::new() } else { name.to_owned() };
+        Network {
+            id,
+            meta: Meta::default(),
+            spec: Arc::new(NetworkSpec { name, driver: driver.into(), ingress, ..NetworkSpec::default() }),
+            subnets,
+            vni: (odd != 1).then_some(4096 + u32::from(if odd == 3 { 1 } else { number })),
+        }
+    })
+}
+
+fn v6(network: u8, last: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(network) * 8 + u16::from(last))
+}
+
+/// Mostly within the usual subnet; few, so that they meet.
+fn addresses() -> impl Strategy<Value = NetworkAddresses> {
+    (network_id(), option::weighted(0.8, 0..7u8), option::weighted(0.2, 0..7u8)).prop_map(|(network, last, last6)| {
+        let number = u8::try_from(network.value()).expect("there are three");
+        // 0 and 1 (the network's own and the gateway) are rarer than by chance: they are refused.
+        let host = |last: u8| if last < 2 { 2 + number } else { last };
+        NetworkAddresses {
+            network,
+            v4: last.map(|last| Ipv4Addr::new(10, 0, 0, number * 8 + if last == 0 { 0 } else { host(last) })),
+            v6: last6.map(|last| v6(number, host(last))),
+        }
+    })
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let claims = (vec(addresses(), 0..2), vec(80..82u32, 0..2));
+    (service_id(), 1..4u64, name(), option::weighted(0.3, claims)).prop_map(|(id, revision, name, claims)| {
+        let mode = Some(Mode::Replicated(ReplicatedMode { replicas: 3 }));
+        let (virtual_addresses, ports) = claims.unwrap_or_default();
+        let port = |port| PortSpec { published_port: port, target_port: 80, ..PortSpec::default() };
+        Service {
+            id,
+            meta: Meta::default(),
+            spec: Arc::new(ServiceSpec { name, mode, ..ServiceSpec::default() }),
+            revision,
+            ports: ports.into_iter().map(port).collect(),
+            update: None,
+            virtual_addresses,
+        }
+    })
 }
 
 fn revision(key: RevisionKey) -> Revision {
@@ -283,6 +352,8 @@ fn revision(key: RevisionKey) -> Revision {
     let template = TaskTemplate {
         containers: vec![container("main"), container("side")],
         credential_id: CredentialId::new(1 + u128::from(key.number) % 2).to_vec(),
+        hostname: if key.number == 3 { "{{.Node.Hostname}}".into() } else { String::new() },
+        networks: attachments(key),
         ..TaskTemplate::default()
     };
     Revision {
@@ -291,6 +362,21 @@ fn revision(key: RevisionKey) -> Revision {
         created_at: UnixMs::ZERO,
         copied_from: key.number.checked_sub(1),
         service_name: "web".into(),
+    }
+}
+
+/// Revision 1 attaches to nothing, 2 to one network, 3 to two.
+fn attachments(key: RevisionKey) -> Vec<NetworkAttachment> {
+    let one = |network: u128| NetworkAttachment {
+        network_id: NetworkId::new(network).to_vec(),
+        aliases: vec!["alias".into()],
+        ..NetworkAttachment::default()
+    };
+    let first = 1 + key.service.value() % 3;
+    match key.number {
+        2 => vec![one(first)],
+        3 => vec![one(first), one(1 + first % 3)],
+        _ => Vec::new(),
     }
 }
 
@@ -328,34 +414,37 @@ fn task() -> impl Strategy<Value = Task> {
         (task_id(), option::weighted(0.7, node_id()), 1..3u64, any::<bool>()),
         (select(WANTED.to_vec()), select(STATES[..8].to_vec()), 0..30u8),
         (option::of(0..3i64), option::of(task_id()), vec(Just(port), 0..2)),
+        option::weighted(0.2, vec(addresses(), 0..3)),
     );
-    parts.prop_map(|((id, node, number, policy_restart), (wanted, state, odd), (start_at, replaces, ports))| {
-        let value = id.value();
-        // Now and then something that does not fit.
-        let slot = match odd {
-            0 => Slot::Replica(0),
-            1 => Slot::Node(NodeId::new(9)),
-            _ if value % 3 == 0 => Slot::Node(NodeId::new(1 + value % 2)),
-            _ => Slot::Replica(1 + u64::from(value > 3)),
-        };
-        let told = if odd == 2 { TaskState::Rejected } else { state };
-        Task {
-            id,
-            meta: Meta::default(),
-            revision: RevisionKey { service: ServiceId::new(1 + value % 2), number },
-            slot,
-            node: match slot {
-                Slot::Node(place) if odd != 3 => Some(place),
-                _ => node,
-            },
-            wanted,
-            state,
-            status: Arc::new(TaskStatus { state: told.into(), since_ms: 3, ..TaskStatus::default() }),
-            ports,
-            start_at: start_at.map(UnixMs),
-            replaces,
-            policy_restart,
-            networks: Vec::new(),
-        }
-    })
+    parts.prop_map(
+        |((id, node, number, policy_restart), (wanted, state, odd), (start_at, replaces, ports), networks)| {
+            let value = id.value();
+            // Now and then something that does not fit.
+            let slot = match odd {
+                0 => Slot::Replica(0),
+                1 => Slot::Node(NodeId::new(9)),
+                _ if value % 3 == 0 => Slot::Node(NodeId::new(1 + value % 2)),
+                _ => Slot::Replica(1 + u64::from(value > 3)),
+            };
+            let told = if odd == 2 { TaskState::Rejected } else { state };
+            Task {
+                id,
+                meta: Meta::default(),
+                revision: RevisionKey { service: ServiceId::new(1 + value % 2), number },
+                slot,
+                node: match slot {
+                    Slot::Node(place) if odd != 3 => Some(place),
+                    _ => node,
+                },
+                wanted,
+                state,
+                status: Arc::new(TaskStatus { state: told.into(), since_ms: 3, ..TaskStatus::default() }),
+                ports,
+                start_at: start_at.map(UnixMs),
+                replaces,
+                policy_restart,
+                networks: networks.unwrap_or_default(),
+            }
+        },
+    )
 }

@@ -2,6 +2,7 @@
 //! fresh build. Used by tests, by debug builds and by `skep swarm doctor`. It reads only; what to do about a finding is
 //! said in its message.
 
+mod networks;
 mod rules;
 
 #[cfg(test)]
@@ -35,6 +36,9 @@ pub fn check(state: &State) -> Vec<Finding> {
     rules::tasks(state, &mut findings);
     rules::places(state, &mut findings);
     rules::credentials(state, &mut findings);
+    networks::networks(state, &mut findings);
+    networks::addresses(state, &mut findings);
+    networks::ports(state, &mut findings);
     if let Err(message) = state.check_indexes() {
         findings.push(Finding { severity: Severity::Error, object: "the store".to_owned(), message });
     }
@@ -55,6 +59,7 @@ pub fn report(state: &State) -> v1::DoctorResponse {
         ("tasks", state.task_count()),
         ("image names", state.image_names().count()),
         ("credentials", state.credentials().count()),
+        ("networks", state.network_count()),
     ];
     let checked: BTreeMap<_, _> = counts.into_iter().map(|(kind, count)| (kind.to_owned(), count as u64)).collect();
     v1::DoctorResponse { findings: findings.collect(), checked }

@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use skep_proto::id::{ClusterId, NodeId, ServiceId, TaskId};
+use skep_proto::cidr::Cidr;
+use skep_proto::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    Availability, ClusterSpec, ContainerSpec, GlobalMode, NodeDescription, NodeRole, NodeSpec, NodeState, Platform,
-    ReplicatedMode, ResourceSpec, Resources, RestartPolicy, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
+    Availability, ClusterSpec, ContainerSpec, GlobalMode, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState,
+    Platform, ReplicatedMode, ResourceSpec, Resources, RestartPolicy, ServiceSpec, SubnetSpec, TaskState, TaskStatus,
+    TaskTemplate,
 };
 
 use crate::change::{Op, Plan};
-use crate::object::{Cluster, Meta, Node, NodeStatus, Revision, Service, Task};
+use crate::ids::Ids;
+use crate::object::{Cluster, Meta, Network, Node, NodeStatus, Revision, Service, Subnet, Task};
+use crate::orchestrate;
 use crate::store::{ObjectKey, State};
 
 /// The time at which examples start.
@@ -60,6 +64,27 @@ impl NodeBuilder {
             ingress: None,
         }
     }
+}
+
+/// An overlay with one subnet, whose gateway is the first address.
+pub(crate) fn network(id: u128, name: &str, cidr: &str, ingress: bool) -> Network {
+    let cidr: Cidr = cidr.parse().expect("tests write it well");
+    let subnet = SubnetSpec { subnet: cidr.to_string(), ..SubnetSpec::default() };
+    let spec = NetworkSpec { name: name.into(), ingress, subnets: vec![subnet], ..NetworkSpec::default() };
+    Network {
+        id: NetworkId::new(id),
+        meta: Meta { version: 1, created_at: START, updated_at: START },
+        spec: Arc::new(spec),
+        subnets: vec![Subnet { cidr, gateway: cidr.hosts().0, range: None }],
+        vni: Some(4096 + u32::try_from(id).expect("tests have few")),
+    }
+}
+
+/// Makes the service's tasks, as the orchestrator does.
+pub(crate) fn pending_tasks(state: &mut State, service: ServiceId) -> Vec<TaskId> {
+    let plan = orchestrate::plan(state, service, START, &mut Ids::new(1));
+    carry_out(state, &plan, START);
+    state.tasks_of_service(service).map(|task| task.id).collect()
 }
 
 /// A state with a cluster and `nodes` ready workers, numbered from 1.

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod event;
 pub mod head;
 pub mod ids;
+pub mod network;
 pub mod object;
 pub mod orchestrate;
 pub mod roles;

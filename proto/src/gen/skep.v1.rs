@@ -2421,6 +2421,9 @@ pub struct NetworkPeer {
     /// `Node.fabric_number`.
     #[prost(uint32, tag = "3")]
     pub fabric_number: u32,
+    /// Its own addresses on this network, 4 or 16 bytes each; on the routing mesh's network only.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// Asks a node for log lines, answered by PublishLogs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

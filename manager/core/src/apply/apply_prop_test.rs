@@ -136,7 +136,7 @@ fn random_histories_reach_everything() {
     let mut runner = TestRunner::deterministic();
     let mut reasons = BTreeSet::new();
     let mut states = BTreeSet::new();
-    for _ in 0..600 {
+    for _ in 0..1_000 {
         let plans = arbitrary::history(60).new_tree(&mut runner).unwrap().current();
         let mut state = State::default();
         for plan in &plans {
@@ -157,7 +157,9 @@ fn random_histories_reach_everything() {
         "NameTaken",
         "NodeRemoved",
         "OutOfSequence",
+        "Overlaps",
         "PortTaken",
+        "Taken",
     ];
     assert_eq!(reasons.iter().map(String::as_str).collect::<Vec<_>>(), expected);
     assert_eq!(states.into_iter().collect::<Vec<_>>(), arbitrary::STATES);

@@ -70,6 +70,10 @@ pub(super) fn forward(stored: &Task, new: &Task) -> Result<(), Refused> {
     if stored.node.is_some() && stored.node != new.node {
         return fixed("node");
     }
+    // They follow from the placement; what a task has it keeps.
+    if stored.occupies_node() && stored.networks != new.networks {
+        return fixed("addresses");
+    }
     let backwards =
         |part, from: &str, to: &str| Err(Refused::Backwards { object: object(), part, from: word(from), to: word(to) });
     if new.wanted < stored.wanted {

@@ -9,13 +9,13 @@ use crate::object::{Meta, Slot, Task};
 use crate::store::{HostPort, ObjectKey, State};
 
 /// Collects what is wrong with one object.
-struct Report<'a> {
+pub(super) struct Report<'a> {
     findings: &'a mut Vec<Finding>,
     object: String,
 }
 
 impl<'a> Report<'a> {
-    fn on(findings: &'a mut Vec<Finding>, object: impl ToString) -> Self {
+    pub(super) fn on(findings: &'a mut Vec<Finding>, object: impl ToString) -> Self {
         Self { findings, object: object.to_string() }
     }
 
@@ -25,11 +25,11 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn error(&mut self, wrong: bool, message: impl FnOnce() -> String) {
+    pub(super) fn error(&mut self, wrong: bool, message: impl FnOnce() -> String) {
         self.add(Severity::Error, wrong, || format!("{}; please report this as a bug", message()));
     }
 
-    fn warning(&mut self, wrong: bool, message: impl FnOnce() -> String) {
+    pub(super) fn warning(&mut self, wrong: bool, message: impl FnOnce() -> String) {
         self.add(Severity::Warning, wrong, message);
     }
 
@@ -37,7 +37,7 @@ impl<'a> Report<'a> {
         self.add(Severity::Note, wrong, message);
     }
 
-    fn meta(&mut self, state: &State, meta: Meta) {
+    pub(super) fn meta(&mut self, state: &State, meta: Meta) {
         let (version, newest) = (meta.version, state.version());
         self.error(version > newest, || format!("it has version {version}, the store only {newest}"));
     }
@@ -206,7 +206,7 @@ pub(super) fn credentials(state: &State, findings: &mut Vec<Finding>) {
 }
 
 /// Calls `found` for each value that comes more than once.
-fn twice<T: Ord + Copy>(values: impl Iterator<Item = T>, mut found: impl FnMut(T)) {
+pub(super) fn twice<T: Ord + Copy>(values: impl Iterator<Item = T>, mut found: impl FnMut(T)) {
     let mut seen = BTreeSet::new();
     for value in values {
         if !seen.insert(value) {
