@@ -52,6 +52,14 @@
 //! In resolv.conf of a sandbox there should be `options ndots:0` unless its user chose another, as with Docker: then
 //! resolvers ask for `web` itself first, and not for `web.example.org`.
 //!
+//! The ingress network belongs into no view: its addresses are nobody's to know. Give `own` the addresses on the others.
+//!
+//! # Open files
+//!
+//! Two for each sandbox, one for each of its TCP connections (32 at most), and one for each question that is under way to
+//! name servers (256 for a sandbox, 1024 for all; up to six where all servers are silent). The process should raise its
+//! soft limit of open files to its hard limit.
+//!
 //! # Start reading at
 //!
 //! `answer` (what a question is answered with), `zone` (the names of a network), `sandbox` (the loops), `upstream`.

@@ -110,6 +110,9 @@ fn what_is_no_single_question_is_refused() {
     assert_eq!(code_of(&with(&|octets| octets[4] = 255)), ResponseCode::FormErr);
     assert_eq!(code_of(&with(&|octets| octets.truncate(14))), ResponseCode::FormErr);
     assert_eq!(code_of(&with(&|octets| octets[7] = 1)), ResponseCode::FormErr);
+    // More records than any query has.
+    assert_eq!(code_of(&with(&|octets| octets[9] = 1)), ResponseCode::FormErr);
+    assert_eq!(code_of(&with(&|octets| octets[11] = 3)), ResponseCode::FormErr);
     // A label that points at itself.
     assert_eq!(code_of(&with(&|octets| octets[12..14].copy_from_slice(&[0xc0, 12]))), ResponseCode::FormErr);
     assert_eq!(code_of(&with(&|octets| octets.resize(LONGEST_QUERY + 1, 0))), ResponseCode::FormErr);
@@ -195,13 +198,32 @@ fn a_server_that_sends_more_than_the_client_takes_is_cut() {
     assert!(reply.metadata.truncation && reply.answers.is_empty() && reply.queries.len() == 1);
 }
 
+/// A record of any type whose length is right, and whose data is noise.
+fn record() -> impl Strategy<Value = Vec<u8>> {
+    let kind = prop_oneof![0_u16..70, 249_u16..262, any::<u16>()];
+    let name = prop_oneof![Just(vec![0]), Just(vec![0xc0, 12]), Just(vec![1, b'a', 0])];
+    (name, kind, any::<[u8; 6]>(), prop::collection::vec(any::<u8>(), 0..60)).prop_map(|(name, kind, rest, data)| {
+        [name, kind.to_be_bytes().to_vec(), rest.to_vec(), (data.len() as u16).to_be_bytes().to_vec(), data].concat()
+    })
+}
+
 fn octets() -> impl Strategy<Value = Vec<u8>> {
-    // Noise, and noise behind a header that gets far.
+    let noise = || prop::collection::vec(any::<u8>(), 0..600);
+    // Noise, noise behind a header that gets far, and a question with records.
     prop_oneof![
-        prop::collection::vec(any::<u8>(), 0..600),
-        (prop::collection::vec(any::<u8>(), 0..600), any::<[u8; 3]>()).prop_map(|(tail, counts)| {
+        noise(),
+        (noise(), any::<[u8; 3]>()).prop_map(|(tail, counts)| {
             let mut octets = vec![1, 2, 1, 0, 0, 1, 0, counts[0] % 4, 0, counts[1] % 4, 0, counts[2] % 4];
             octets.extend(tail);
+            octets
+        }),
+        (prop::collection::vec(record(), 0..4), any::<u16>(), 7_usize..12).prop_map(|(records, kind, section)| {
+            let mut octets = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            octets[section | 1] = records.len() as u8;
+            octets.extend([1, b'a', 0]);
+            octets.extend(kind.to_be_bytes());
+            octets.extend([0, 1]);
+            octets.extend(records.concat());
             octets
         }),
     ]

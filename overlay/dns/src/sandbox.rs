@@ -17,14 +17,20 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
 use crate::answer::{Answer, Decision, decide};
-use crate::message::{LONGEST_QUERY, Parsed, Request, Transport, parse};
+use crate::message::{Forwarded, LONGEST_QUERY, Parsed, Request, Transport, parse};
 use crate::server::Shared;
 use crate::upstream::{NameServers, Upstream, ask};
 use crate::view::View;
 
-/// Questions of one sandbox that may be under way to name servers; further ones fail at once. A quarter of what all may
-/// have: it takes several that misbehave to starve the others.
-const FORWARDED_AT_ONCE: usize = 128;
+/// Questions of one sandbox that may be under way to name servers; further ones fail at once. Docker began with 100 and
+/// found that busy containers with slow name servers need more. A quarter of what all may have: it takes several that
+/// misbehave to hold up the others.
+pub(crate) const FORWARDED_AT_ONCE: usize = 256;
+/// How long a question waits for its turn among those of all sandboxes.
+const TURN: Duration = Duration::from_secs(2);
+/// How long name servers have to say that they know a name which is ours but for a search domain. Less than what makes
+/// resolvers ask again: our own names work when the name servers are gone.
+const CLAIM: Duration = Duration::from_secs(2);
 /// TCP connections of one sandbox; further ones are closed at once.
 const CONNECTIONS: usize = 32;
 /// How long a connection may rest between questions, and how long each question and answer may take on the way
@@ -107,15 +113,23 @@ impl Sandbox {
     async fn forward(self: Arc<Self>, forward: Forward, permit: Option<OwnedSemaphorePermit>) -> Vec<u8> {
         let Forward { request, servers, otherwise } = forward;
         let request = Arc::new(request);
-        let said = match (&permit, self.shared.forwards.try_acquire()) {
-            (Some(_), Ok(_place)) => ask(servers, Arc::clone(&request)).await,
-            _ => None,
+        let said = match permit {
+            Some(_permit) => self.ask(servers, Arc::clone(&request), otherwise.is_some()).await,
+            None => None,
         };
         match (said, otherwise) {
             (Some(said), Some(ours)) if said.is_no_name() || said.is_failure() => request.answer(&ours),
             (Some(said), _) => request.relay(said),
             (None, Some(ours)) => request.answer(&ours),
             (None, None) => request.failure(),
+        }
+    }
+
+    async fn ask(&self, servers: Arc<NameServers>, request: Arc<Request>, ours: bool) -> Option<Forwarded> {
+        let _turn = timeout(TURN, self.shared.forwards.acquire()).await.ok()?.ok()?;
+        match ours {
+            false => ask(servers, request).await,
+            true => timeout(CLAIM, ask(servers, request)).await.ok()?,
         }
     }
 

@@ -17,9 +17,9 @@ use crate::resolv::HostServers;
 use crate::sandbox::{Sandbox, serve};
 use crate::view::View;
 
-/// Questions of all sandboxes that may be under way to name servers. Each has a socket or two; more than a thousand of them
-/// would come near the usual limit of open files (netd has some for each sandbox as well).
-const FORWARDED_AT_ONCE: usize = 512;
+/// Questions of all sandboxes that may be under way to name servers; further ones wait. Each has one socket, a few while
+/// its servers are silent. With two sockets for each sandbox and its connections they need open files: see the crate's top.
+const FORWARDED_AT_ONCE: usize = 1024;
 
 /// Why a sandbox cannot be served.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,6 @@
 //! Real resolvers in a real sandbox: glibc's, and musl's where `musl-gcc` is there (Debian: musl-tools), in a network
 //! namespace with a resolv.conf of its own. Takes root; says so and passes without.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
