@@ -36,6 +36,7 @@ use crate::store::snapshots::SnapshotStore;
 use crate::store::{self, Closed, Store};
 use crate::transport::{MessageKind, Transport};
 use crate::types::{LogId, Raft};
+use crate::wire::{self, Refusal};
 
 /// Threads of the engine's runtime: one for the core and its timers, one for the state machine.
 const THREADS: usize = 2;
@@ -195,6 +196,13 @@ impl<M: StateMachine> RaftNode<M> {
         let Some(inbound) = inbound else { return Err(HandleError::Stopped(SHUT_DOWN.to_owned())) };
         let answer = self.inner.handle.spawn(async move { inbound.handle(kind, message).await });
         answer.await.unwrap_or_else(|error| Err(HandleError::Stopped(error.to_string())))
+    }
+
+    /// The answer to a message of one who was left behind by a recovery, and is to learn that. None: it was not.
+    pub fn answer_left_behind(&self, message: Bytes) -> Option<Bytes> {
+        let (head, _) = wire::open(message).ok()?;
+        let epoch = self.inner.shared.epoch();
+        (head.epoch < epoch).then(|| wire::refuse(Refusal::OldEpoch { epoch }))
     }
 }
 

@@ -3,7 +3,7 @@
 use skep_core::change::{Change, Op};
 use skep_core::object::Cluster;
 use skep_core::{codec, doctor};
-use skep_identity::{Caller, JoinToken, RootBundle, TokenSecret};
+use skep_identity::{JoinToken, RootBundle, TokenSecret};
 use skep_proto::v1::clusters_server::Clusters;
 use skep_proto::v1::{
     DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse, JoinTokenRequest, JoinTokenResponse,
@@ -15,11 +15,12 @@ use tonic::{Request, Response, Status};
 use super::error::IntoStatus;
 use super::services::request_id;
 use super::{Control, read};
+use crate::callers;
 
 #[tonic::async_trait]
 impl Clusters for Control {
     async fn get(&self, request: Request<GetClusterRequest>) -> Result<Response<GetClusterResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let managers = state.nodes().filter(|node| node.manager.is_some()).count();
         Ok(Response::new(GetClusterResponse {
@@ -31,7 +32,7 @@ impl Clusters for Control {
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Result<Response<JoinTokenResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let request = request.into_inner();
         let role = request.role();
         if request.rotate {
@@ -51,7 +52,7 @@ impl Clusters for Control {
     }
 
     async fn update(&self, request: Request<UpdateClusterRequest>) -> Result<Response<UpdateClusterResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let UpdateClusterRequest { spec, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("a cluster spec is needed"))?;
@@ -66,7 +67,7 @@ impl Clusters for Control {
     }
 
     async fn doctor(&self, request: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = self.store.state();
         // It looks at everything: not on a thread that serves others.
         let report = tokio::task::spawn_blocking(move || doctor::report(&state)).await;

@@ -8,7 +8,6 @@ use skep_core::change::{Change, Op};
 use skep_core::object::{Cluster, Node};
 use skep_core::roles::{self, DemotionRefused};
 use skep_core::store::State;
-use skep_identity::Caller;
 use skep_proto::id::{NodeId, RequestId};
 use skep_proto::v1::nodes_server::Nodes;
 use skep_proto::v1::{
@@ -21,6 +20,7 @@ use tonic::{Request, Response, Status};
 use super::error::IntoStatus;
 use super::services::request_id;
 use super::{Control, read, summary};
+use crate::callers;
 use crate::store::{WriteError, Written};
 use crate::topic::Topic;
 
@@ -35,7 +35,7 @@ impl Nodes for Control {
     type ListStream = read::Answers<ListNodesResponse>;
 
     async fn list(&self, request: Request<ListNodesRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let (version, seen) = (state.version(), self.seen(&state));
         let nodes = state.nodes().map(|node| summary::node(node, &seen)).collect();
@@ -43,7 +43,7 @@ impl Nodes for Control {
     }
 
     async fn get(&self, request: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let GetNodeRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let node = summary::node(self.find_node(&state, &reference)?, &self.seen(&state));
@@ -51,7 +51,7 @@ impl Nodes for Control {
     }
 
     async fn update(&self, request: Request<UpdateNodeRequest>) -> Result<Response<UpdateNodeResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let UpdateNodeRequest { reference, spec, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("a node spec is needed"))?;
@@ -65,7 +65,7 @@ impl Nodes for Control {
     }
 
     async fn remove(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let RemoveNodeRequest { reference, force, write } = request.into_inner();
         let request_id = request_id(write)?;
         let state = read::fresh(&self.store).await?;
