@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::ca::CertificateAuthority;
 use crate::clock::Clock;
@@ -49,6 +49,8 @@ const ELECTION: Duration = Duration::from_secs(10);
 const HAND_OVER: Duration = Duration::from_secs(2);
 /// How long one question to the leader may take while a manager starts.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// Pause before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a removed node may still listen: its session says that it was removed.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -204,9 +206,12 @@ impl Manager {
     pub async fn ready(&self) -> anyhow::Result<()> {
         let caught_up = async {
             loop {
-                if let Ok(version) = self.store.peers().read_version(CATCH_UP).await {
-                    return self.store.applied(version).await;
+                match self.store.peers().read_version(CATCH_UP).await {
+                    Ok(version) => return self.store.applied(version).await,
+                    // A refusal comes at once, and may be of this moment only.
+                    Err(error) => debug!(%error, "the leader does not say how far this manager has to catch up"),
                 }
+                tokio::time::sleep(ASK_AGAIN).await;
             }
         };
         tokio::select! {
@@ -217,24 +222,7 @@ impl Manager {
 
     /// Returns when this manager has ended by itself.
     pub async fn ended(&self) -> Ended {
-        let mut status = self.raft.status();
-        let mut was_member = false;
-        loop {
-            let now = status.borrow_and_update().clone();
-            if now.role == Role::Stopped {
-                return Ended::of(&now);
-            }
-            let members = &now.membership;
-            let is_member = members.voters.contains_key(&now.id) || members.learners.contains_key(&now.id);
-            // Before it is added, the log that it gets tells of the others only.
-            if was_member && !is_member {
-                return Ended::Removed;
-            }
-            was_member |= is_member;
-            if status.changed().await.is_err() {
-                return Ended::Failed("Raft has ended: see the log".to_owned());
-            }
-        }
+        ended(self.raft.status()).await
     }
 
     /// Opens the managers' port: every call that comes by it finds [`Self::routes`], and Raft's heartbeats have threads
@@ -276,6 +264,27 @@ impl Manager {
     }
 }
 
+/// Returns when the manager with this status has ended by itself.
+pub(crate) async fn ended(mut status: watch::Receiver<Status>) -> Ended {
+    let mut was_member = false;
+    loop {
+        let now = status.borrow_and_update().clone();
+        if now.role == Role::Stopped {
+            return Ended::of(&now);
+        }
+        let members = &now.membership;
+        let is_member = members.voters.contains_key(&now.id) || members.learners.contains_key(&now.id);
+        // Before it is added, the log that it gets tells of the others only.
+        if was_member && !is_member {
+            return Ended::Removed;
+        }
+        was_member |= is_member;
+        if status.changed().await.is_err() {
+            return Ended::Failed("Raft has ended: see the log".to_owned());
+        }
+    }
+}
+
 impl Ended {
     fn of(status: &Status) -> Self {
         let why = status.stopped.as_deref().unwrap_or("Raft has ended").to_owned();
@@ -308,7 +317,7 @@ async fn recover(config: &ManagerConfig) -> anyhow::Result<()> {
 }
 
 /// The first transaction of a swarm: itself and its first manager.
-async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstrap) -> anyhow::Result<()> {
+pub(crate) async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstrap) -> anyhow::Result<()> {
     let cluster = Cluster {
         id: bootstrap.cluster,
         meta: Meta::default(),

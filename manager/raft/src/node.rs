@@ -218,7 +218,7 @@ async fn start_engine<M: StateMachine>(
     let panicked = || StartError::Engine("opening the data directory panicked".to_owned());
     let (config, opened) = opening.ok_or_else(panicked)??;
     let Opened { store, closed, log, snapshots, machine, gauge, digests } = opened;
-    let space = Space::new(store.folder(), config.limits.free_bytes);
+    let space = Space::new(store.place(), config.limits.free_bytes);
     let shared = Arc::new(Shared::new(config.node_id, transport, config.timing.clone(), space, &store));
     let left_behind: LeftBehind = Arc::new(watch::channel(None).0);
     let network = Network {
