@@ -1,0 +1,142 @@
+use std::fs;
+use std::path::PathBuf;
+
+use skep_netlink::link::LinkChange;
+use skep_netlink::offload::Offload;
+use skep_netlink::sysctl::{Scope, Sysctl};
+use skep_netlink::{Changes, Inside, Namespace, NetlinkError};
+
+use crate::lab::{Network, Place, root, text};
+
+/// A path of our own that is cleaned up also when the test panics.
+struct Kept(PathBuf);
+
+impl Kept {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("skep-netlink-{name}-{}", std::process::id())))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = Namespace::remove(&self.0);
+    }
+}
+
+#[test]
+fn made_found_again_and_removed() {
+    if !root() {
+        return;
+    }
+    let kept = Kept::new("kept");
+    let here = fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let looked = |inside: &Inside| Ok::<_, NetlinkError>(inside.rtnetlink()?.links()?);
+    let (namespace, links) = Namespace::create(&kept.0, looked).unwrap();
+    assert_eq!(fs::read_link("/proc/thread-self/ns/net").unwrap(), here, "this thread has not moved");
+    assert_eq!(links.len(), 1);
+    assert!(links[0].name == "lo" && links[0].index == 1 && links[0].up);
+
+    let again = Namespace::open(&kept.0).unwrap();
+    assert_eq!(again.identity().unwrap(), namespace.identity().unwrap());
+    assert_ne!(again.identity().unwrap(), Namespace::host().unwrap().identity().unwrap());
+    let refused = Namespace::create(&kept.0, |_| Ok::<_, NetlinkError>(())).unwrap_err();
+    assert!(text(&refused).contains("there is one already"), "{refused}");
+    // Sockets that were opened inside work from here, and outlive the path.
+    let socket = again.enter(|inside| inside.udp("127.0.0.1:5353".parse().unwrap())).unwrap();
+    Namespace::remove(&kept.0).unwrap();
+    Namespace::remove(&kept.0).unwrap();
+    assert!(!kept.0.exists());
+    let from = again.enter(|inside| inside.udp("127.0.0.1:0".parse().unwrap())).unwrap();
+    from.send_to(b"x", "127.0.0.1:5353").unwrap();
+    assert_eq!(socket.recv_from(&mut [0; 8]).unwrap().0, 1);
+}
+
+#[test]
+fn what_fails_leaves_nothing() {
+    if !root() {
+        return;
+    }
+    let kept = Kept::new("failed");
+    let failed = Namespace::create(&kept.0, |inside| inside.udp("192.0.2.1:53".parse().unwrap())).unwrap_err();
+    assert!(text(&failed).contains("bind UDP 192.0.2.1:53"), "{}", text(&failed));
+    assert!(!kept.0.exists());
+    // A plain file is what a crash leaves.
+    fs::write(&kept.0, []).unwrap();
+    assert!(Namespace::open(&kept.0).is_err());
+    Namespace::create(&kept.0, |_| Ok::<_, NetlinkError>(())).unwrap();
+    Namespace::open(&kept.0).unwrap();
+    let missing = Namespace::open(&kept.0.with_extension("missing")).unwrap_err();
+    assert!(missing.is_absent() && text(&missing).contains("missing"), "{}", text(&missing));
+}
+
+#[test]
+fn sysctls_are_the_namespaces_own() {
+    if !root() {
+        return;
+    }
+    let network = Network::new();
+    let (sandbox, ..) = network.sandbox();
+    let mine = [
+        (Sysctl::Ipv4Forward, "1"),
+        (Sysctl::Ipv6Forward, "1"),
+        (Sysctl::RpFilter(Scope::All), "0"),
+        (Sysctl::RpFilter(Scope::Device("eth0".into())), "2"),
+        (Sysctl::BridgeCallIptables, "0"),
+        (Sysctl::BridgeCallIp6tables, "0"),
+        (Sysctl::AcceptDad(Scope::Default), "0"),
+        (Sysctl::AcceptRa(Scope::Device("eth0".into())), "0"),
+        (Sysctl::DisableIpv6(Scope::Device("eth0".into())), "1"),
+        (Sysctl::UnprivilegedPortStart, "0"),
+        (Sysctl::Other("ipv4/tcp_keepalive_time".into()), "77"),
+    ];
+    let host = Namespace::host().unwrap();
+    let read = |inside: &Inside| mine.iter().map(|(sysctl, _)| inside.sysctl(sysctl).ok()).collect::<Vec<_>>();
+    let before = host.enter(|inside| Ok::<_, NetlinkError>(read(inside))).unwrap();
+    let after = sandbox.inside(|inside| {
+        inside.write_sysctls(&mine).unwrap();
+        read(inside)
+    });
+    assert_eq!(after, mine.iter().map(|(_, value)| Some((*value).to_owned())).collect::<Vec<_>>());
+    assert_eq!(host.enter(|inside| Ok::<_, NetlinkError>(read(inside))).unwrap(), before);
+
+    // The host's are written only through its own handle, and here not even then: a value that it refuses.
+    let mixed_up = Namespace::open("/proc/self/ns/net".as_ref()).unwrap();
+    let write = |inside: &Inside| inside.write_sysctls(&[(Sysctl::Ipv4Forward, "no number")]);
+    assert!(matches!(mixed_up.enter(write), Err(NetlinkError::Invalid { .. })));
+    assert!(matches!(host.enter(write), Err(NetlinkError::Io { .. })));
+}
+
+#[test]
+fn offloads_are_switched() {
+    if !root() {
+        return;
+    }
+    let network = Network::new();
+    let (sandbox, ..) = network.sandbox();
+    sandbox.inside(|inside| {
+        for offload in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
+            assert!(inside.offload("eth0", offload).unwrap());
+        }
+        inside.set_offload("eth0", Offload::TransmitChecksum, false).unwrap();
+        assert!(!inside.offload("eth0", Offload::TransmitChecksum).unwrap());
+        inside.set_offload("eth0", Offload::GenericReceive, true).unwrap();
+        assert!(inside.offload("eth0", Offload::GenericReceive).unwrap());
+        assert!(inside.set_offload("eth7", Offload::GenericReceive, true).unwrap_err().is_absent());
+    });
+}
+
+#[test]
+fn a_panic_inside_is_a_panic_outside() {
+    if !root() {
+        return;
+    }
+    let place = Place::new();
+    let visit = std::panic::AssertUnwindSafe(|| place.inside(|_| panic!("inside")));
+    let panic = std::panic::catch_unwind(visit).unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"inside"));
+    // The handles work on.
+    let mut changes = Changes::new();
+    changes.change_link("lo", &LinkChange { mtu: Some(1400), ..LinkChange::default() });
+    place.rtnetlink.apply(&changes).unwrap();
+    assert_eq!(place.rtnetlink.link("lo").unwrap().unwrap().mtu, 1400);
+}
