@@ -36,7 +36,7 @@ use crate::logs::LogBroker;
 use crate::machine::{FeedSlot, Machine};
 use crate::peers::level::FEATURE_LEVEL;
 use crate::peers::service::QuorumService;
-use crate::peers::{Peers, Serving, serve};
+use crate::peers::{Peers, Serving, seat, serve};
 use crate::sequencer;
 use crate::store::{Applied, Store};
 use crate::topic::Topic;
@@ -222,7 +222,7 @@ impl Manager {
 
     /// Returns when this manager has ended by itself.
     pub async fn ended(&self) -> Ended {
-        ended(self.raft.status()).await
+        ended(self.store.clone(), self.raft.status()).await
     }
 
     /// Opens the managers' port: every call that comes by it finds [`Self::routes`], and Raft's heartbeats have threads
@@ -265,7 +265,15 @@ impl Manager {
 }
 
 /// Returns when the manager with this status has ended by itself.
-pub(crate) async fn ended(mut status: watch::Receiver<Status>) -> Ended {
+pub(crate) async fn ended(store: Store, status: watch::Receiver<Status>) -> Ended {
+    tokio::select! {
+        biased;
+        ended = raft_ended(status.clone()) => ended,
+        () = seat::lost(store, status) => Ended::Removed,
+    }
+}
+
+async fn raft_ended(mut status: watch::Receiver<Status>) -> Ended {
     let mut was_member = false;
     loop {
         let now = status.borrow_and_update().clone();

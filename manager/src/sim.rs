@@ -142,7 +142,7 @@ impl SimManager {
 
     /// Returns when this manager has ended by itself, as the daemon hears it.
     pub fn ended(&self) -> impl Future<Output = Ended> + use<> {
-        manager::ended(self.raft.status())
+        manager::ended(self.store.clone(), self.raft.status())
     }
 
     /// The node API for an operator.

@@ -22,6 +22,7 @@ use crate::engine;
 use crate::error::StartError;
 use crate::handover::HandOver;
 use crate::inbound::{HandleError, Inbound};
+use crate::members;
 use crate::network::{LeftBehind, Network};
 use crate::policy::Policy;
 use crate::priority;
@@ -242,9 +243,18 @@ async fn start_engine<M: StateMachine>(
     tokio::spawn(reads::run(raft.clone(), requests, config.timing.election_max, resumed));
     tokio::spawn(leave_behind(raft.clone(), Arc::clone(&shared), left_behind.subscribe()));
     tokio::spawn(digests::compare(raft.clone(), Arc::clone(&shared), left_behind, Arc::clone(&digests)));
+    tokio::spawn(members::finish_abandoned(raft.clone(), Arc::clone(&shared)));
     tokio::spawn(watch_space(hand_over.clone(), status.subscribe()));
     let limits: Limits = config.limits.clone();
-    let policy = Policy { raft: raft.clone(), log: log.clone(), gauge, limits, shared: Arc::clone(&shared) };
+    let snapshot_after_bytes = Arc::new(AtomicU64::new(0));
+    let policy = Policy {
+        raft: raft.clone(),
+        log: log.clone(),
+        gauge,
+        limits,
+        snapshot_after_bytes: Arc::clone(&snapshot_after_bytes),
+        shared: Arc::clone(&shared),
+    };
     tokio::spawn(policy.run(status.subscribe()));
     match &config.start {
         Start::Bootstrap { address } => {

@@ -53,7 +53,7 @@ async fn lowest(state: &State, peers: &Peers) -> Option<u32> {
             continue;
         }
         let mut client = QuorumClient::new(peers.channel(manager.raft_id, &manager.addr));
-        let asked = tokio::time::timeout(DEADLINE, client.describe(DescribeRequest {})).await;
+        let asked = tokio::time::timeout(DEADLINE, client.describe(DescribeRequest::default())).await;
         lowest = lowest.min(asked.ok()?.ok()?.into_inner().feature_level);
     }
     Some(lowest)

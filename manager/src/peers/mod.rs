@@ -7,6 +7,7 @@
 //! | `ask.rs` | calls to the leader: submit, read version |
 //! | `rounds.rs` | questions at the same time are one |
 //! | `enter.rs` | how a node becomes a manager, both sides |
+//! | `seat.rs` | whether it still is one, when it hears no leader |
 //! | `service.rs` | what this manager answers others (`managers.proto`) |
 //! | `serve.rs` | the managers' port, on threads of its own |
 //! | `level.rs` | the feature level that all managers have |
@@ -22,6 +23,7 @@ pub(crate) mod level;
 mod links;
 pub(crate) mod recovery;
 mod rounds;
+pub(crate) mod seat;
 pub(crate) mod serve;
 pub(crate) mod service;
 #[cfg(test)]

@@ -146,9 +146,18 @@ impl Quorum for QuorumService {
     }
 
     async fn describe(&self, request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        callers::manager(&self.store, &request)?;
-        let version = self.store.state().version();
-        Ok(Response::new(DescribeResponse { feature_level: FEATURE_LEVEL, version }))
+        // One that is a manager no longer asks, too: it is to learn that here.
+        let node = Caller::of(&request)?.require_manager()?.node_id;
+        let state = match request.get_ref().caller {
+            true => self.store.fresh().await.map_err(|error| Status::unavailable(error.to_string()))?,
+            false => self.store.state(),
+        };
+        let raft_id = || state.node(node).and_then(|node| node.manager.as_ref()).map_or(0, |manager| manager.raft_id);
+        Ok(Response::new(DescribeResponse {
+            feature_level: FEATURE_LEVEL,
+            version: state.version(),
+            caller_raft_id: request.get_ref().caller.then(raft_id),
+        }))
     }
 }
 

@@ -7599,7 +7599,12 @@ pub struct EnterResponse {
     pub raft_id: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DescribeRequest {}
+pub struct DescribeRequest {
+    /// Also say which Raft id the swarm's state has for the caller's node. Fails with UNAVAILABLE while no leader confirms
+    /// that state.
+    #[prost(bool, tag = "1")]
+    pub caller: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeResponse {
     /// Feature level of the build.
@@ -7608,6 +7613,9 @@ pub struct DescribeResponse {
     /// Applied store version.
     #[prost(uint64, tag = "2")]
     pub version: u64,
+    /// If it was asked for: the caller's Raft id; 0: its node is no member, or not yet. Absent: not said.
+    #[prost(uint64, optional, tag = "3")]
+    pub caller_raft_id: ::core::option::Option<u64>,
 }
 /// Generated client implementations.
 pub mod quorum_client {
@@ -7771,7 +7779,8 @@ pub mod quorum_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Quorum", "Enter"));
             self.inner.unary(req, path, codec).await
         }
-        /// What this manager is and has: for the leader, which compares managers.
+        /// What this manager is and has: for the leader, which compares managers; and what the swarm knows of the caller, for a
+        /// manager that hears no leader any more.
         pub async fn describe(
             &mut self,
             request: impl tonic::IntoRequest<super::DescribeRequest>,
@@ -7831,7 +7840,8 @@ pub mod quorum_server {
             &self,
             request: tonic::Request<super::EnterRequest>,
         ) -> std::result::Result<tonic::Response<super::EnterResponse>, tonic::Status>;
-        /// What this manager is and has: for the leader, which compares managers.
+        /// What this manager is and has: for the leader, which compares managers; and what the swarm knows of the caller, for a
+        /// manager that hears no leader any more.
         async fn describe(
             &self,
             request: tonic::Request<super::DescribeRequest>,
