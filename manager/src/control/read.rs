@@ -11,6 +11,7 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use super::error::IntoStatus;
+use crate::peers::DISK_FULL;
 use crate::store::Store;
 
 /// How long a read waits for the version that it asks for.
@@ -27,6 +28,9 @@ pub(crate) async fn state(store: &Store, read: Option<ReadOptions>) -> Result<St
     let ReadOptions { min_version, allow_stale } = read.unwrap_or_default();
     if !allow_stale && !store.peers().is_led() && !store.peers().led_within(LEADER_PATIENCE).await {
         return Err(no_leader());
+    }
+    if !allow_stale && store.peers().stands_still() {
+        return Err(Status::unavailable(DISK_FULL));
     }
     tokio::time::timeout(VERSION_DEADLINE, store.applied(min_version)).await.map_err(|_| {
         Status::unavailable(format!("this manager has not seen version {min_version} yet: try again in a moment"))

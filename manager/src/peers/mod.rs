@@ -54,6 +54,10 @@ use crate::store::{Applied, WriteError};
 /// two seconds of its last heartbeat, of which Raft takes three quarters of one to notice.
 const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Why a manager that [stands still](Peers::stands_still) answers nobody.
+pub(crate) const DISK_FULL: &str = "the disk of this manager's data directory is full, so it follows no changes: make \
+                                    space, and it goes on by itself; until then ask another manager";
+
 /// The manager that leads, as this one knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
@@ -192,6 +196,16 @@ impl Peers {
         let _ = self.0.raft.set(Arc::downgrade(raft));
     }
 
+    /// Raft's state and every change of it; `None` until it runs.
+    pub(crate) fn raft_status(&self) -> Option<watch::Receiver<skep_raft::Status>> {
+        Some(self.0.raft.get()?.upgrade()?.status())
+    }
+
+    /// Whether this manager takes no entries because its disk is full: its state stands still while the others' moves on.
+    pub(crate) fn stands_still(&self) -> bool {
+        !self.leads() && self.raft_status().is_some_and(|status| status.borrow().disk_full)
+    }
+
     /// Makes sure that this manager leads and nobody else does, or did since its state was what it is: a leader that the
     /// others replace learns that later than their first write.
     pub(crate) async fn confirm_lead(&self) -> Result<(), WriteError> {
@@ -236,6 +250,9 @@ impl Peers {
         const PAUSE: Duration = Duration::from_millis(50);
         const DEADLINE: Duration = Duration::from_secs(2);
         let give_up = tokio::time::Instant::now() + patience;
+        if self.stands_still() {
+            return Err(WriteError::Stopped(DISK_FULL.to_owned()));
+        }
         let mut leader = self.leader();
         loop {
             leader.mark_unchanged();
