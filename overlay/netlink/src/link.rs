@@ -29,8 +29,9 @@ pub struct NewLink<'a> {
     pub name: String,
     /// What it is.
     pub kind: LinkKind<'a>,
-    /// The number that it gets; `None`: the next free one. Known beforehand, addresses and routes can follow in the same
-    /// list of changes.
+    /// The number that it gets; `None`: the one after the highest that its namespace ever had, so 2 for the first device
+    /// in a new one. Known beforehand, addresses and routes can follow in the same list of changes. A peer can be given
+    /// one only together with the other end.
     pub index: Option<u32>,
     /// Largest packet in bytes, without the Ethernet header.
     pub mtu: Option<u32>,
@@ -75,6 +76,10 @@ impl<'a> NewLink<'a> {
         match &self.kind {
             LinkKind::Veth(peer) if peer.up || peer.master.is_some() => {
                 let problem = format!("its peer {} can be up and have a master only later", peer.name);
+                Err(NetlinkError::Invalid { action, problem })
+            }
+            LinkKind::Veth(peer) if peer.index.is_some() && self.index.is_none() => {
+                let problem = format!("its peer {} can have a given number only if it has one itself", peer.name);
                 Err(NetlinkError::Invalid { action, problem })
             }
             LinkKind::Veth(peer) => checked_name(&peer.name, &action).map(drop),

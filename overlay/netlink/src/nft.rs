@@ -18,7 +18,7 @@ pub mod set;
 pub mod transaction;
 pub mod value;
 
-pub use balance::{Backend, BackendChange, Backends, Balancer, Frontend};
+pub use balance::{Backend, BackendChange, Backends, Balancer, Frontend, Service};
 pub use expression::{Expression, Register, Verdict};
 pub use rule::{ConnectionState, Rule, Selector};
 pub use set::{Element, Holds, Set};

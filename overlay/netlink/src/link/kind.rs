@@ -28,7 +28,11 @@ pub enum LinkKind<'a> {
     Wireguard,
 }
 
-/// Settings of a bridge.
+/// Settings of a bridge. No spanning tree, no VLANs, nothing for nftables to see.
+///
+/// The last one holds only if the namespace's [`crate::sysctl::Sysctl::BridgeCallIptables`] (and `BridgeCallIp6tables`) are
+/// 0 too: the kernel looks at bridged packets when either asks for it, and the namespace's is 1 by default. A published
+/// port's connections from the bridge's own network then get lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bridge {
     /// Whether it looks into multicast to forward less of it. Off: no queries, no surprises in small networks.

@@ -3,7 +3,8 @@
 //! A service has a chain with one rule, `dnat to numgen random mod N map @backends`, and a map from 0, 1, … N-1 to its
 //! backends. [`Backends`] decides which number each one has, so that a change touches few of them whatever N is;
 //! [`Balancer`] writes that into a transaction. Open connections stay where they are: only the first packet of one is
-//! balanced. A service without backends refuses connections.
+//! balanced. In a sandbox, a service without backends refuses connections at once (a sender of datagrams hears EPERM); at
+//! the ingress its port is then the host's own again.
 //!
 //! The decision is pure and the transaction names no namespace: worked out once, it is committed in every namespace of a
 //! network.
@@ -41,10 +42,10 @@ pub struct BackendChange {
     pub clear: Vec<u32>,
     /// Numbers with the backend that they get.
     pub put: Vec<(u32, Backend)>,
-    /// How many backends there are then.
+    /// How many backends there were.
+    pub before: u32,
+    /// How many backends there are then. As long as that is the same, the rule stays as it is.
     pub count: u32,
-    /// Whether there were as many before: then the rule stays as it is.
-    pub same_count: bool,
 }
 
 impl BackendChange {
@@ -121,8 +122,8 @@ impl Backends {
             clear.extend(old.map(|_| wire));
             put.extend(new.map(|new| (wire, new)));
         }
-        let count = u32::try_from(self.numbered.len()).unwrap_or(u32::MAX);
-        BackendChange { clear, put, count, same_count: before == self.numbered.len() }
+        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        BackendChange { clear, put, before: count(before), count: count(self.numbered.len()) }
     }
 }
 
@@ -137,17 +138,43 @@ pub enum Frontend {
     Published(Transport, u16),
 }
 
+/// A service, as a table knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// What its chain and map are called after: letters, digits, `_`, `-`, at most 240.
+    pub name: String,
+    /// What connections to it look like. No two services of a table share one.
+    pub frontends: Vec<Frontend>,
+    /// Whether backends have a port of their own: all of them, or none.
+    pub ports: bool,
+}
+
+impl Service {
+    fn chain(&self) -> String {
+        format!("to_{}", self.name)
+    }
+
+    fn map(&self) -> String {
+        format!("backends_{}", self.name)
+    }
+}
+
 /// A table of services in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Balancer {
     /// The table; of one family, that of the addresses.
     pub table: Table,
+    /// Whether it is for connections that begin here.
+    sandbox: bool,
 }
 
 /// Map from address, protocol and port to a service's chain.
 const SERVICES: &str = "services";
 /// Map from address to a service's chain.
 const VIPS: &str = "vips";
+/// Those of them that have no backends.
+const DOWN_SERVICES: &str = "down_services";
+const DOWN_VIPS: &str = "down_vips";
 /// Map from protocol and port to a service's chain.
 const PUBLISHED: &str = "published";
 /// `dstnat` and `srcnat`.
@@ -155,9 +182,14 @@ const DESTINATION_NAT: i32 = -100;
 const SOURCE_NAT: i32 = 100;
 
 impl Balancer {
-    /// A table for IPv4 or IPv6.
-    pub fn new(name: impl Into<String>, ipv6: bool) -> Self {
-        Self { table: Table::new(if ipv6 { Family::Ip6 } else { Family::Ip }, name) }
+    /// A table for connections that begin in the namespace itself, a container's; for IPv4 or IPv6.
+    pub fn sandbox(name: impl Into<String>, ipv6: bool) -> Self {
+        Self { table: Table::new(if ipv6 { Family::Ip6 } else { Family::Ip }, name), sandbox: true }
+    }
+
+    /// A table for connections to ports of the namespace's own addresses, a host's ingress; for IPv4 or IPv6.
+    pub fn ingress(name: impl Into<String>, ipv6: bool) -> Self {
+        Self { sandbox: false, ..Self::sandbox(name, ipv6) }
     }
 
     fn ipv6(&self) -> bool {
@@ -169,30 +201,43 @@ impl Balancer {
         (selector, selector.field())
     }
 
-    /// Makes the table afresh, for connections that begin in the namespace itself: a container's.
-    pub fn create_for_sandbox(&self, transaction: &mut Transaction) {
+    /// Makes the table afresh, without services.
+    ///
+    /// Of an ingress, backends answer to the address of `masquerade_to`, the device that leads to them; `None`: to the
+    /// client itself, if they can.
+    pub fn create(&self, transaction: &mut Transaction, masquerade_to: Option<&str>) {
+        transaction.reset_table(&self.table);
+        if self.sandbox { self.create_sandbox(transaction) } else { self.create_ingress(transaction, masquerade_to) }
+    }
+
+    fn create_sandbox(&self, transaction: &mut Transaction) {
         let table = &self.table;
         let (destination, field) = self.address();
-        transaction.reset_table(table);
-        transaction.add_set(table, &Set::verdicts(SERVICES, &[field, Field::Protocol, Field::Port]));
+        let key = [destination, Selector::Protocol, Selector::DestinationPort];
+        let fields = key.map(Selector::field);
+        transaction.add_set(table, &Set::verdicts(SERVICES, &fields));
         transaction.add_set(table, &Set::verdicts(VIPS, &[field]));
+        transaction.add_set(table, &Set::new(DOWN_SERVICES, &fields));
+        transaction.add_set(table, &Set::new(DOWN_VIPS, &[field]));
         let output = BaseChain::new(ChainType::Nat, Hook::Output, DESTINATION_NAT);
         transaction.add_base_chain(table, "output", output);
         let rule = || Rule::new(table.family);
-        let key = [destination, Selector::Protocol, Selector::DestinationPort];
         transaction.add_rule(table, "output", &rule().verdict_of(&key, SERVICES));
         transaction.add_rule(table, "output", &rule().verdict_of(&[destination], VIPS));
+        // Behind the other: what is still for a VIP found no backend.
+        transaction.add_base_chain(table, "refuse", BaseChain::new(ChainType::Filter, Hook::Output, 0));
+        for (key, set) in [(key.as_slice(), DOWN_SERVICES), (&[destination], DOWN_VIPS)] {
+            transaction.add_rule(table, "refuse", &rule().in_set(key, set).reset());
+            transaction.add_rule(table, "refuse", &rule().in_set(key, set).reject());
+        }
     }
 
-    /// Makes the table afresh, for connections to ports of this namespace's own addresses: a host's ingress. Backends
-    /// answer to the address of `masquerade_to`, the device that leads to them; `None`: to the client itself, if they can.
-    pub fn create_for_ingress(&self, transaction: &mut Transaction, masquerade_to: Option<&str>) {
+    fn create_ingress(&self, transaction: &mut Transaction, masquerade_to: Option<&str>) {
         let table = &self.table;
-        transaction.reset_table(table);
-        transaction.add_set(table, &Set::verdicts(PUBLISHED, &[Field::Protocol, Field::Port]));
+        let key = [Selector::Protocol, Selector::DestinationPort];
+        transaction.add_set(table, &Set::verdicts(PUBLISHED, &key.map(Selector::field)));
         let rule = || Rule::new(table.family);
-        let published =
-            rule().local_destination().verdict_of(&[Selector::Protocol, Selector::DestinationPort], PUBLISHED);
+        let published = rule().local_destination().verdict_of(&key, PUBLISHED);
         for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
             transaction.add_base_chain(table, chain, BaseChain::new(ChainType::Nat, hook, DESTINATION_NAT));
             transaction.add_rule(table, chain, &published);
@@ -205,87 +250,98 @@ impl Balancer {
         }
     }
 
-    /// Adds a service with its backends. All of them have a port, if `ports`, or none has.
-    pub fn add_service(
-        &self,
-        transaction: &mut Transaction,
-        service: &str,
-        frontends: &[Frontend],
-        backends: &Backends,
-        ports: bool,
-    ) {
+    /// Adds a service with its backends.
+    pub fn add_service(&self, transaction: &mut Transaction, service: &Service, backends: &Backends) {
         let (_, address) = self.address();
-        let data: &[Field] = if ports { &[address, Field::Port] } else { &[address] };
-        transaction.add_set(&self.table, &Set::map(map_of(service), &[Field::Number], data));
-        transaction.add_chain(&self.table, &chain_of(service));
-        let all: Vec<(u32, Backend)> = (0..).zip(backends.list().iter().copied()).collect();
-        let elements: Vec<Element> = all.iter().map(|(number, backend)| element(*number, backend)).collect();
-        transaction.add_elements(&self.table, &map_of(service), &elements);
-        let count = u32::try_from(elements.len()).unwrap_or(u32::MAX);
-        transaction.add_rule(&self.table, &chain_of(service), &self.rule(service, count, ports));
-        self.frontends(transaction, service, frontends, Transaction::add_elements);
+        let data: &[Field] = if service.ports { &[address, Field::Port] } else { &[address] };
+        transaction.add_set(&self.table, &Set::map(service.map(), &[Field::Number], data));
+        transaction.add_chain(&self.table, &service.chain());
+        let elements: Vec<Element> = (0..).zip(backends.list()).map(|(number, each)| element(number, each)).collect();
+        transaction.add_elements(&self.table, &service.map(), &elements);
+        self.add_rule(transaction, service, u32::try_from(elements.len()).unwrap_or(u32::MAX));
+        self.frontends(transaction, service, Transaction::add_elements);
+        if elements.is_empty() {
+            self.refuse(transaction, service, Transaction::add_elements);
+        }
     }
 
     /// Changes the backends of a service: a few messages, whatever their number.
-    pub fn change_backends(&self, transaction: &mut Transaction, service: &str, change: &BackendChange, ports: bool) {
-        let map = map_of(service);
+    pub fn change_backends(&self, transaction: &mut Transaction, service: &Service, change: &BackendChange) {
         let clear: Vec<Element> =
             change.clear.iter().map(|number| Element::new(Value::new().number(*number))).collect();
         let put: Vec<Element> = change.put.iter().map(|(number, backend)| element(*number, backend)).collect();
-        transaction.delete_elements(&self.table, &map, &clear);
-        transaction.add_elements(&self.table, &map, &put);
-        if !change.same_count {
-            transaction.flush_chain(&self.table, &chain_of(service));
-            transaction.add_rule(&self.table, &chain_of(service), &self.rule(service, change.count, ports));
+        transaction.delete_elements(&self.table, &service.map(), &clear);
+        transaction.add_elements(&self.table, &service.map(), &put);
+        if change.before != change.count {
+            transaction.flush_chain(&self.table, &service.chain());
+            self.add_rule(transaction, service, change.count);
+        }
+        match (change.before, change.count) {
+            (0, 1..) => self.refuse(transaction, service, Transaction::delete_elements),
+            (1.., 0) => self.refuse(transaction, service, Transaction::add_elements),
+            _ => {}
         }
     }
 
-    /// Removes a service.
-    pub fn remove_service(&self, transaction: &mut Transaction, service: &str, frontends: &[Frontend]) {
-        self.frontends(transaction, service, frontends, Transaction::delete_elements);
-        transaction.delete_chain(&self.table, &chain_of(service));
-        transaction.delete_set(&self.table, &map_of(service));
+    /// Removes a service that has `backends` backends.
+    pub fn remove_service(&self, transaction: &mut Transaction, service: &Service, backends: &Backends) {
+        self.frontends(transaction, service, Transaction::delete_elements);
+        if backends.list().is_empty() {
+            self.refuse(transaction, service, Transaction::delete_elements);
+        }
+        transaction.delete_chain(&self.table, &service.chain());
+        transaction.delete_set(&self.table, &service.map());
     }
 
-    fn rule(&self, service: &str, count: u32, ports: bool) -> Rule {
-        let rule = Rule::new(self.table.family);
-        match count {
-            0 => rule.reject(),
-            _ => rule.random_destination(count, &map_of(service), self.ipv6(), ports),
+    /// The service's rule: none without backends.
+    fn add_rule(&self, transaction: &mut Transaction, service: &Service, count: u32) {
+        if count > 0 {
+            let rule = Rule::new(self.table.family);
+            let rule = rule.random_destination(count, &service.map(), self.ipv6(), service.ports);
+            transaction.add_rule(&self.table, &service.chain(), &rule);
         }
     }
 
-    fn frontends(
-        &self,
-        transaction: &mut Transaction,
-        service: &str,
-        frontends: &[Frontend],
-        act: fn(&mut Transaction, &Table, &str, &[Element]),
-    ) {
-        for frontend in frontends {
-            let (map, key) = match *frontend {
-                Frontend::Address(address) => (VIPS, Value::new().ip(address)),
-                Frontend::Port(address, protocol, port) => {
-                    (SERVICES, Value::new().ip(address).protocol(protocol).port(port))
-                }
-                Frontend::Published(protocol, port) => (PUBLISHED, Value::new().protocol(protocol).port(port)),
+    /// Leads connections to the service's chain, or no longer.
+    fn frontends(&self, transaction: &mut Transaction, service: &Service, act: Act) {
+        for frontend in &service.frontends {
+            let map = match frontend {
+                Frontend::Address(_) => VIPS,
+                Frontend::Port(..) => SERVICES,
+                Frontend::Published(..) => PUBLISHED,
             };
-            act(transaction, &self.table, map, &[Element::verdict(key, Verdict::Goto(chain_of(service)))]);
+            let element = Element::verdict(key(*frontend), Verdict::Goto(service.chain()));
+            act(transaction, &self.table, map, &[element]);
         }
+    }
+
+    /// Refuses connections to the service, or no longer.
+    fn refuse(&self, transaction: &mut Transaction, service: &Service, act: Act) {
+        for frontend in &service.frontends {
+            let set = match frontend {
+                Frontend::Address(_) => DOWN_VIPS,
+                Frontend::Port(..) => DOWN_SERVICES,
+                Frontend::Published(..) => continue,
+            };
+            act(transaction, &self.table, set, &[Element::new(key(*frontend))]);
+        }
+    }
+}
+
+/// Adds elements or deletes them.
+type Act = fn(&mut Transaction, &Table, &str, &[Element]);
+
+fn key(frontend: Frontend) -> Value {
+    match frontend {
+        Frontend::Address(address) => Value::new().ip(address),
+        Frontend::Port(address, protocol, port) => Value::new().ip(address).protocol(protocol).port(port),
+        Frontend::Published(protocol, port) => Value::new().protocol(protocol).port(port),
     }
 }
 
 fn element(number: u32, backend: &Backend) -> Element {
     let value = Value::new().ip(backend.address);
     Element::value(Value::new().number(number), backend.port.map_or(value, |port| value.port(port)))
-}
-
-fn chain_of(service: &str) -> String {
-    format!("to_{service}")
-}
-
-fn map_of(service: &str) -> String {
-    format!("backends_{service}")
 }
 
 #[cfg(test)]

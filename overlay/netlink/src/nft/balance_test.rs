@@ -36,9 +36,9 @@ fn one_change_touches_few_numbers() {
     let first = all.change(&backends(&[0, 1, 2, 3, 4]), &[]);
     assert_eq!((first.clear.len(), first.put.len(), first.count), (0, 5, 5));
     let one = all.change(&[], &[backend(1)]);
-    assert_eq!(one, BackendChange { clear: vec![1, 4], put: vec![(1, backend(4))], count: 4, same_count: false });
+    assert_eq!(one, BackendChange { clear: vec![1, 4], put: vec![(1, backend(4))], before: 5, count: 4 });
     let swap = all.change(&[backend(9)], &[backend(2)]);
-    assert_eq!(swap, BackendChange { clear: vec![2], put: vec![(2, backend(9))], count: 4, same_count: true });
+    assert_eq!(swap, BackendChange { clear: vec![2], put: vec![(2, backend(9))], before: 4, count: 4 });
     assert!(all.change(&[backend(9)], &[backend(77)]).is_empty());
     let again = all.change(&[backend(9)], &[backend(9)]);
     assert!(again.is_empty(), "{again:?}");
@@ -79,7 +79,7 @@ proptest! {
             }
             prop_assert!(change.put.len() <= add.len() + remove.len());
             prop_assert!(change.clear.len() <= 2 * remove.len());
-            prop_assert_eq!(change.same_count, before == wanted.len());
+            prop_assert_eq!(usize::try_from(change.before).unwrap(), before);
         }
         let kept = backends(&[1, 2, 40]);
         map.apply(&all.become_these(&kept));

@@ -139,6 +139,8 @@ pub enum Expression {
     Masquerade,
     /// Refuses: the sender is told that there is nobody at the port.
     Reject(Family),
+    /// Refuses a TCP connection as if nobody listened.
+    Reset,
     /// Counts packets and bytes.
     Counter,
     /// Goes on only for so many packets a second, and so many at once.
@@ -168,7 +170,7 @@ impl Expression {
             Self::Random { .. } => "numgen",
             Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
             Self::Masquerade => "masq",
-            Self::Reject(_) => "reject",
+            Self::Reject(_) | Self::Reset => "reject",
             Self::Counter => "counter",
             Self::Limit { .. } => "limit",
         }
@@ -245,6 +247,8 @@ impl Expression {
                 data.be32(NFTA_REJECT_TYPE, kind);
                 data.u8(NFTA_REJECT_ICMP_CODE, code);
             }
+            // NFT_REJECT_TCP_RST.
+            Self::Reset => data.be32(NFTA_REJECT_TYPE, 1),
             Self::Counter => {
                 data.be64(NFTA_COUNTER_BYTES, 0);
                 data.be64(NFTA_COUNTER_PACKETS, 0);

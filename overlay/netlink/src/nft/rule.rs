@@ -282,6 +282,11 @@ impl Rule {
         self.with(Expression::Reject(family))
     }
 
+    /// `meta l4proto tcp reject with tcp reset`
+    pub fn reset(self) -> Self {
+        self.protocol(Transport::Tcp).with(Expression::Reset)
+    }
+
     /// `accept`, `drop`, `jump …`, `goto …`, `return`
     pub fn verdict(self, verdict: Verdict) -> Self {
         self.with(Expression::Verdict(verdict))

@@ -80,10 +80,11 @@ impl Set {
             order.extend_from_slice(&[kind, 4]);
             order.extend_from_slice(&MACHINE_ORDER.to_ne_bytes());
         };
-        if self.key == [Field::Number] {
+        let ours = |fields: &[Field]| matches!(fields, [Field::Number | Field::Mark]);
+        if ours(&self.key) {
             note(KEY_ORDER);
         }
-        if self.holds == Holds::Values(vec![Field::Number]) {
+        if matches!(&self.holds, Holds::Values(fields) if ours(fields)) {
             note(DATA_ORDER);
         }
         if !order.is_empty() {

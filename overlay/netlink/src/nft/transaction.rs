@@ -308,7 +308,8 @@ fn write_rule(message: &mut Writer<'_>, table: &Table, chain: &str, handle: Opti
     message.nested(NFTA_RULE_EXPRESSIONS, |list| rule.expressions.iter().for_each(|each| each.write(list)));
     if let Some(comment) = &rule.comment {
         // NFTNL_UDATA_RULE_COMMENT: type 0, length with the zero byte, text. nft(8) takes 128 bytes at most.
-        let text: String = comment.chars().filter(char::is_ascii_graphic).take(100).collect();
+        let text: String =
+            comment.chars().filter(|c| (c.is_ascii_graphic() && *c != '"') || *c == ' ').take(100).collect();
         let mut bytes = vec![0, u8::try_from(text.len() + 1).unwrap_or(u8::MAX)];
         bytes.extend_from_slice(text.as_bytes());
         bytes.push(0);

@@ -244,6 +244,19 @@ fn devices_change_and_move() {
     assert!(texts[2].starts_with("cannot change device number 77: No such device"), "{texts:?}");
     assert_eq!(here.rtnetlink.link("a").unwrap().unwrap().mtu, 1300);
 
+    // Both ends of a pair can have given numbers; one of them only if the other has.
+    let pair = |own, other| {
+        let peer = NewLink { index: Some(other), ..NewLink::new("d", LinkKind::Peer) };
+        NewLink { index: own, ..NewLink::new("c", LinkKind::Veth(Box::new(peer))) }
+    };
+    let mut changes = Changes::new();
+    changes.add_link(&pair(Some(41), 42));
+    here.rtnetlink.apply(&changes).unwrap();
+    assert_eq!(here.rtnetlink.link("d").unwrap().unwrap().index, 42);
+    let mut changes = Changes::new();
+    changes.add_link(&pair(None, 43));
+    assert!(here.rtnetlink.apply(&changes).is_err());
+
     // Nothing is sent when a part of it cannot be asked for.
     let mut changes = Changes::new();
     changes.change_link("a", &LinkChange { mtu: Some(1200), ..LinkChange::default() });

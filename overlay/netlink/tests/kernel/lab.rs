@@ -91,11 +91,7 @@ impl Network {
     }
 
     fn plug(&self, sandbox: &Place, number: u32) {
-        let peer = NewLink {
-            index: Some(2),
-            namespace: Some(sandbox.namespace.as_fd()),
-            ..NewLink::new("eth0", LinkKind::Peer)
-        };
+        let peer = NewLink { namespace: Some(sandbox.namespace.as_fd()), ..NewLink::new("eth0", LinkKind::Peer) };
         let veth = NewLink {
             master: Some(BRIDGE),
             up: true,
@@ -119,4 +115,22 @@ fn addresses(number: u32) -> (IpAddr, IpAddr) {
     let v4 = Ipv4Addr::from(0x0a05_0100 + number);
     let v6 = Ipv6Addr::from(0xfd05_0000_0000_0000_0000_0000_0001_0000 + u128::from(number));
     (v4.into(), v6.into())
+}
+
+/// Gives a host a leg (`eth1`, 10.6.0.1 and fd06::1) in a network of another namespace, where a client is 10.6.0.2 and
+/// fd06::2.
+pub(crate) fn join(host: &Place, outer: &Place, client: &Place) {
+    let peer = NewLink { namespace: Some(host.namespace.as_fd()), ..NewLink::new("eth1", LinkKind::Peer) };
+    let leg = LinkKind::Veth(Box::new(peer));
+    let mut changes = Changes::new();
+    changes.add_link(&NewLink { master: Some(BRIDGE), up: true, ..NewLink::new("leg", leg) });
+    outer.rtnetlink.apply(&changes).unwrap();
+    let device = host.rtnetlink.link("eth1").unwrap().unwrap().index;
+    for (place, device, number) in [(host, device, 1), (client, 2, 2)] {
+        let mut changes = Changes::new();
+        changes.change_link(device, &LinkChange { up: Some(true), ..LinkChange::default() });
+        changes.add_address(device, format!("10.6.0.{number}/24").parse().unwrap());
+        changes.add_address(device, format!("fd06::{number}/64").parse().unwrap());
+        place.rtnetlink.apply(&changes).unwrap();
+    }
 }

@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod balance;
 mod devices;
 mod lab;
 mod namespaces;
 mod neighbours;
+mod rules;

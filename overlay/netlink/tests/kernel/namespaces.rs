@@ -30,7 +30,7 @@ fn made_found_again_and_removed() {
     }
     let kept = Kept::new("kept");
     let here = fs::read_link("/proc/thread-self/ns/net").unwrap();
-    let looked = |inside: &Inside| Ok::<_, NetlinkError>(inside.rtnetlink()?.links()?);
+    let looked = |inside: &Inside| inside.rtnetlink()?.links();
     let (namespace, links) = Namespace::create(&kept.0, looked).unwrap();
     assert_eq!(fs::read_link("/proc/thread-self/ns/net").unwrap(), here, "this thread has not moved");
     assert_eq!(links.len(), 1);
