@@ -54,6 +54,7 @@ mod tests {
         let raised = std::thread::spawn(|| {
             raise();
             let raised = nice();
+            assert_eq!((lowered(nice), nice()), (raised.max(0), raised));
             lower();
             (raised, nice())
         });
