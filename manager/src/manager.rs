@@ -155,6 +155,7 @@ impl Manager {
         let store = Store::new(applied, submit, clock, peers);
         background.spawn(follow_denied(store.clone(), config.deny.clone()));
         background.spawn(leader::keep_clock(store.clone()));
+        background.spawn(follow_settings(store.clone(), Arc::clone(&raft)));
         let links = Arc::new(store.peers().clone());
         let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone(), links);
         background.spawn(dispatcher.clone().run());
@@ -363,6 +364,16 @@ fn check(state: &State, node: NodeId) -> anyhow::Result<()> {
         bail!("Raft's state does not know this node ({node}): it belongs to another node or swarm");
     }
     Ok(())
+}
+
+/// Keeps Raft's own settings as the swarm's say.
+async fn follow_settings(store: Store, raft: Arc<RaftNode<Machine>>) {
+    let mut cluster = store.watch(Topic::Cluster);
+    loop {
+        let bytes = store.state().cluster().map_or(0, |cluster| cluster.spec.snapshot_log_bytes);
+        raft.set_snapshot_after_bytes(u64::try_from(bytes).unwrap_or(0));
+        cluster.changed().await;
+    }
 }
 
 /// Keeps the deny list as the state says: a removed node's connections close, after a moment in which it is told why.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,7 @@ pub(crate) struct Inner {
     pub(crate) status: Arc<watch::Sender<Status>>,
     pub(crate) barriers: mpsc::UnboundedSender<Waiting>,
     pub(crate) entry_limit: usize,
+    snapshot_after_bytes: Arc<AtomicU64>,
     inbound: Mutex<Option<Arc<Inbound>>>,
     running: Mutex<Option<Running>>,
     /// Whoever shuts down holds it; who comes later waits for it.
@@ -199,6 +201,12 @@ impl<M: StateMachine> RaftNode<M> {
         answer.await.unwrap_or_else(|error| Err(HandleError::Stopped(error.to_string())))
     }
 
+    /// Makes snapshots after this many bytes of log from now on, whatever [`Limits`] say; 0: as they say.
+    pub fn set_snapshot_after_bytes(&self, bytes: u64) {
+        // The policy looks with the next entry, or in a few seconds.
+        self.inner.snapshot_after_bytes.store(bytes, Ordering::Relaxed);
+    }
+
     /// The answer to a message of one who was left behind by a recovery, and is to learn that. None: it was not.
     pub fn answer_left_behind(&self, message: Bytes) -> Option<Bytes> {
         let (head, _) = wire::open(message).ok()?;
@@ -273,6 +281,7 @@ async fn start_engine<M: StateMachine>(
         status,
         barriers,
         entry_limit: config.limits.entry_bytes,
+        snapshot_after_bytes,
         inbound: Mutex::new(Some(Arc::new(inbound))),
         running: Mutex::new(None),
         closing: tokio::sync::Mutex::new(()),

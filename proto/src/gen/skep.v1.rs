@@ -276,7 +276,7 @@ pub struct ClusterSpec {
     /// Session heartbeat of a node. Default 1000.
     #[prost(int64, tag = "2")]
     pub heartbeat_period_ms: i64,
-    /// Bytes of log after which a snapshot is made. Default 64 MiB.
+    /// Bytes of log after which a snapshot is made. Default 64 MiB (0 in the wire), at least 1 MiB, at most 4 GiB.
     #[prost(int64, tag = "3")]
     pub snapshot_log_bytes: i64,
     /// Life of node certificates. Default 90 days, at least 1 hour.
@@ -1693,7 +1693,7 @@ pub struct ServiceSummary {
     /// Its current revision.
     #[prost(message, optional, tag = "2")]
     pub revision: ::core::option::Option<Revision>,
-    /// Tasks in state RUNNING.
+    /// Tasks in state RUNNING that are wanted to run: not those that are to stop, nor what a lost node may still run.
     #[prost(uint64, tag = "3")]
     pub running: u64,
     /// Tasks wanted: replicas, or nodes that fit a global service.
