@@ -85,10 +85,10 @@ impl Services for Control {
         let ScaleServiceRequest { reference, replicas, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         validate::replicas(replicas).map_err(IntoStatus::into_status)?;
-        if let Some((id, version)) = self.answer_of_first_try(request_id) {
+        let state = read::fresh(&self.store).await?;
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             return Ok(Response::new(ScaleServiceResponse { id, version }));
         }
-        let state = read::fresh(&self.store).await?;
         let id = state.find_service(&reference).map_err(IntoStatus::into_status)?.id;
         let scale = |_: &State, service: &Service| scaled(service, replicas);
         let written = self.change_service(id, expect_version, request_id, scale).await?;
@@ -100,13 +100,9 @@ impl Services for Control {
         let RemoveServiceRequest { reference, write } = request.into_inner();
         let request_id = request_id(write)?;
         let state = read::fresh(&self.store).await?;
-        if let Some(first) = request_id.and_then(|id| state.request(id)) {
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             // The first try removed it: it is not to be found any more.
-            return Ok(Response::new(RemoveServiceResponse {
-                id: first.object_id.clone(),
-                version: first.version,
-                name: reference,
-            }));
+            return Ok(Response::new(RemoveServiceResponse { id, version, name: reference }));
         }
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
         let changes = vec![Change::update(service.meta.version, Op::RemoveService(service.id))];
