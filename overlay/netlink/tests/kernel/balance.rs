@@ -214,7 +214,7 @@ fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
             format!("{family} numgen random mod 2 map @backends_web"),
             format!("{vip} . tcp . 80 : goto to_web"),
             "meta l4proto . th dport vmap @services".to_owned(),
-            format!("daddr vmap @vips"),
+            "daddr vmap @vips".to_owned(),
         ] {
             assert!(listed.contains(&meant), "{meant}: {listed}");
         }

@@ -217,7 +217,7 @@ fn an_owned_table_goes_with_its_handle() {
     own.add_owned_table(&table);
     let owner = place.inside(|inside| inside.nft().unwrap());
     owner.commit(&own).unwrap();
-    assert_eq!(place.nft.tables().unwrap(), [table.clone()]);
+    assert_eq!(place.nft.tables().unwrap(), std::slice::from_ref(&table));
     let mut change = Transaction::new();
     change.add_chain(&table, "c");
     assert_eq!(place.nft.commit(&change).unwrap_err().errno(), Some(nix::errno::Errno::EPERM));

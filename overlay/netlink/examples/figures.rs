@@ -1,0 +1,222 @@
+//! Prints what the network costs: time and CPU of a complete endpoint, of a backend that changes in 200 namespaces, and of
+//! tables of ten thousands. Needs root. `cargo run --release -p skep-netlink --example figures`
+//!
+//! CPU is the whole process's, in the kernel and outside; what the kernel does later on threads of its own is not in it.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use skep_netlink::conntrack::{Conntrack, Filter};
+use skep_netlink::link::{Bridge, LinkChange, LinkKind, NewLink, Vxlan};
+use skep_netlink::neighbour::{Neighbour, NeighbourChange};
+use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Nft, Service, Transaction};
+use skep_netlink::route::Route;
+use skep_netlink::sysctl::{Scope, Sysctl};
+use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
+
+fn main() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    endpoints();
+    backend_changes(10);
+    backend_changes(1000);
+    neighbours();
+}
+
+/// CPU time of this process.
+fn cpu() -> Duration {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+    let time = |time: nix::sys::time::TimeVal| {
+        Duration::new(time.tv_sec().try_into().unwrap(), u32::try_from(time.tv_usec()).unwrap() * 1000)
+    };
+    time(usage.user_time()) + time(usage.system_time())
+}
+
+/// Prints time and CPU of `work`, for each of `times`.
+fn measure<T>(what: &str, times: u32, work: impl FnOnce() -> T) -> T {
+    let (started, before) = (Instant::now(), cpu());
+    let value = work();
+    let (wall, used) = (started.elapsed() / times, (cpu() - before) / times);
+    println!("{what:<84} {:>9.3} ms wall {:>9.3} ms CPU", wall.as_secs_f64() * 1e3, used.as_secs_f64() * 1e3);
+    value
+}
+
+fn backend(number: u32) -> Backend {
+    Backend { address: Ipv4Addr::from(0x0a05_0000 + number).into(), port: None }
+}
+
+fn services(count: u32, backends: u32) -> Vec<(Service, Backends)> {
+    (0..count)
+        .map(|number| {
+            let vip: IpAddr = Ipv4Addr::from(0x0a05_f000 + number).into();
+            let frontends = vec![Frontend::Address(vip)];
+            let mut list = Backends::new();
+            list.change(&(0..backends).map(backend).collect::<Vec<_>>(), &[]);
+            (Service { name: format!("s{number}"), frontends, ports: false }, list)
+        })
+        .collect()
+}
+
+fn table(services: &[(Service, Backends)]) -> Transaction {
+    let balancer = Balancer::sandbox("skep", false);
+    let mut transaction = Transaction::new();
+    balancer.create(&mut transaction, None);
+    services.iter().for_each(|(service, backends)| balancer.add_service(&mut transaction, service, backends));
+    transaction
+}
+
+/// A network's namespace with its bridge, number 2.
+fn network() -> (Namespace, Rtnetlink) {
+    let made = Namespace::anonymous(|inside| {
+        inside.write_sysctls(&[(Sysctl::BridgeCallIptables, "0"), (Sysctl::BridgeCallIp6tables, "0")])?;
+        inside.rtnetlink()
+    });
+    let (namespace, rtnetlink) = made.unwrap();
+    let mut changes = Changes::new();
+    let bridge = LinkKind::Bridge(Bridge::default());
+    changes.add_link(&NewLink { index: Some(2), up: true, ..NewLink::new("br0", bridge) });
+    rtnetlink.apply(&changes).unwrap();
+    (namespace, rtnetlink)
+}
+
+/// What is kept of an endpoint.
+struct Endpoint {
+    _namespace: Namespace,
+    _rtnetlink: Rtnetlink,
+    _nft: Nft,
+    _conntrack: Conntrack,
+    _dns: (std::net::UdpSocket, std::net::TcpListener),
+}
+
+fn endpoint(path: &Path, number: u32, network: &Rtnetlink, rules: &Transaction) -> Result<Endpoint, NetlinkError> {
+    let setup = |inside: &Inside| {
+        let peer = NewLink {
+            mtu: Some(1450),
+            namespace: Some(inside.namespace().as_fd()),
+            ..NewLink::new("eth0", LinkKind::Peer)
+        };
+        let veth = LinkKind::Veth(Box::new(peer));
+        let mut outside = Changes::new();
+        outside.add_link(&NewLink {
+            mtu: Some(1450),
+            master: Some(2),
+            up: true,
+            ..NewLink::new(format!("veth{number}"), veth)
+        });
+        network.apply(&outside)?;
+        let default = Scope::Default;
+        inside.write_sysctls(&[(Sysctl::AcceptRa(default.clone()), "0"), (Sysctl::AcceptDad(default), "0")])?;
+        let rtnetlink = inside.rtnetlink()?;
+        let mut own = Changes::new();
+        own.change_link(2, &LinkChange { up: Some(true), ..LinkChange::default() });
+        own.add_address(2, Prefix::new(Ipv4Addr::from(0x0a05_0100 + number), 16).unwrap());
+        own.add_address(2, format!("fd05::{number:x}/64").parse().unwrap());
+        own.add_route(&Route::gateway(Prefix::DEFAULT_V4, [10, 5, 0, 1].into()));
+        rtnetlink.apply(&own)?;
+        let nft = inside.nft()?;
+        nft.commit(rules)?;
+        let dns = "127.0.0.11:53".parse().unwrap();
+        let dns = (inside.udp(dns)?, inside.tcp(dns)?);
+        Ok((rtnetlink, nft, inside.conntrack()?, dns))
+    };
+    let (namespace, (rtnetlink, nft, conntrack, dns)) = Namespace::create::<_, NetlinkError>(path, setup)?;
+    Ok(Endpoint { _namespace: namespace, _rtnetlink: rtnetlink, _nft: nft, _conntrack: conntrack, _dns: dns })
+}
+
+/// Removes the namespaces' paths also when something panics.
+struct Paths(Vec<PathBuf>);
+
+impl Drop for Paths {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|path| drop(Namespace::remove(path)));
+    }
+}
+
+fn endpoints() {
+    const COUNT: u32 = 200;
+    let (_namespace, network) = network();
+    let rules = measure("rules of an endpoint as bytes (10 services x 3 backends)", 1, || table(&services(10, 3)));
+    let mut paths = Paths(Vec::new());
+    let all =
+        measure("endpoint: namespace, veth, 2 addresses, route, 10 VIPs x 3, DNS sockets, kept handles", COUNT, || {
+            let make = |number: u32| {
+                let path = std::env::temp_dir().join(format!("skep-netlink-figures-{}-{number}", std::process::id()));
+                paths.0.push(path.clone());
+                endpoint(&path, number, &network, &rules).unwrap()
+            };
+            (0..COUNT).map(make).collect::<Vec<_>>()
+        });
+    println!("{:<84} {:>9} kB", "resident memory of this process then", resident());
+    measure("endpoint removed (path, handles; the kernel takes the rest down later)", COUNT, || {
+        drop(all);
+        drop(paths);
+    });
+}
+
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn backend_changes(backends: u32) {
+    const COUNT: u32 = 200;
+    let mut all = services(1, backends);
+    let rules = table(&all);
+    let places: Vec<(Namespace, (Nft, Conntrack))> = (0..COUNT)
+        .map(|_| {
+            let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.nft()?, inside.conntrack()?));
+            Namespace::anonymous(open).unwrap()
+        })
+        .collect();
+    measure(&format!("table with 1 service of {backends} backends, per namespace"), COUNT, || {
+        places.iter().for_each(|(_, (nft, _))| nft.commit(&rules).unwrap());
+    });
+    let balancer = Balancer::sandbox("skep", false);
+    let (service, list) = &mut all[0];
+    let mut change = |what: &str, add: &[Backend], remove: &[Backend]| {
+        measure(&format!("{what} of {backends} backends in {COUNT} namespaces, all of them"), 1, || {
+            let mut transaction = Transaction::new();
+            balancer.change_backends(&mut transaction, service, &list.change(add, remove));
+            places.iter().for_each(|(_, (nft, _))| nft.commit(&transaction).unwrap());
+        });
+    };
+    for round in 0..3 {
+        change("one removed", &[], &[backend(round)]);
+        change("one added", &[backend(backends + round)], &[]);
+        change("one replaced by another", &[backend(round)], &[backend(backends + round)]);
+    }
+    measure(&format!("entries of one backend looked for in {COUNT} namespaces, all of them"), 1, || {
+        let filter = Filter { reply_source: Some(backend(1).address), ..Filter::default() };
+        places.iter().for_each(|(_, (_, conntrack))| assert_eq!(conntrack.delete(&filter).unwrap(), 0));
+    });
+}
+
+fn neighbours() {
+    let (_namespace, rtnetlink) = network();
+    let mut changes = Changes::new();
+    let vxlan = LinkKind::Vxlan(Vxlan { proxy: true, ..Vxlan::new(1, 4789) });
+    changes.add_link(&NewLink { index: Some(5), master: Some(2), up: true, ..NewLink::new("vx0", vxlan) });
+    rtnetlink.apply(&changes).unwrap();
+    let entry = |number: u32| {
+        let [a, b, c, d] = number.to_be_bytes();
+        let mac = MacAddress([2, 0x42, a, b, c, d]);
+        let remote = Ipv4Addr::from(0xc000_0200 + number % 100).into();
+        let address = Ipv4Addr::from(0x0a05_0000 + number).into();
+        [Neighbour::Tunnel { device: 5, mac, remote }, Neighbour::Host { device: 5, address, mac }]
+    };
+    let put: Vec<_> = (1..=10_000).flat_map(entry).map(NeighbourChange::Put).collect();
+    let delete: Vec<_> = (1..=10_000).flat_map(entry).map(NeighbourChange::Delete).collect();
+    measure("10,000 forwarding and 10,000 neighbour entries put", 1, || rtnetlink.change_neighbours(&put).unwrap());
+    measure("the same put again", 1, || rtnetlink.change_neighbours(&put).unwrap());
+    let listed = measure("listed", 1, || rtnetlink.neighbours().unwrap().len());
+    assert_eq!(listed, 20_000);
+    measure("one of them changed", 1, || rtnetlink.change_neighbours(&put[..2]).unwrap());
+    measure("all deleted", 1, || rtnetlink.change_neighbours(&delete).unwrap());
+}
