@@ -1,10 +1,12 @@
 //! Load balancing: connections to a service go to a random backend, by connection tracking and a numbered map.
 //!
-//! A service has a chain with one rule, `dnat to numgen random mod N map @backends`, and a map from 0, 1, … N-1 to its
-//! backends. [`Backends`] decides which number each one has, so that a change touches few of them whatever N is;
-//! [`Balancer`] writes that into a transaction. Open connections stay where they are: only the first packet of one is
-//! balanced. In a sandbox, a service without backends refuses connections at once (a sender of datagrams hears EPERM); at
-//! the ingress its port is then the host's own again.
+//! A service has a map from 0, 1, … N-1 to its backends, a chain that draws a number (`meta priority set numgen random mod
+//! N`), and a chain that jumps there and then redirects (`dnat to meta priority map @backends`). So only the small rule
+//! changes with N: the kernel would look at all N backends to make a rule with the map. [`Backends`] decides which number
+//! each one has, so that a change touches few of them; [`Balancer`] writes that into a transaction.
+//!
+//! Open connections stay where they are: only the first packet of one is balanced. In a sandbox, a service without backends
+//! refuses connections at once (a sender of datagrams hears EPERM); at the ingress its port is then the host's own again.
 //!
 //! The decision is pure and the transaction names no namespace: worked out once, it is committed in every namespace of a
 //! network.
@@ -154,6 +156,10 @@ impl Service {
         format!("to_{}", self.name)
     }
 
+    fn draw(&self) -> String {
+        format!("draw_{}", self.name)
+    }
+
     fn map(&self) -> String {
         format!("backends_{}", self.name)
     }
@@ -255,10 +261,16 @@ impl Balancer {
         let (_, address) = self.address();
         let data: &[Field] = if service.ports { &[address, Field::Port] } else { &[address] };
         transaction.add_set(&self.table, &Set::map(service.map(), &[Field::Number], data));
-        transaction.add_chain(&self.table, &service.chain());
+        for chain in [service.draw(), service.chain()] {
+            transaction.add_chain(&self.table, &chain);
+        }
         let elements: Vec<Element> = (0..).zip(backends.list()).map(|(number, each)| element(number, each)).collect();
         transaction.add_elements(&self.table, &service.map(), &elements);
-        self.add_rule(transaction, service, u32::try_from(elements.len()).unwrap_or(u32::MAX));
+        self.draw(transaction, service, u32::try_from(elements.len()).unwrap_or(u32::MAX));
+        let rule = || Rule::new(self.table.family);
+        transaction.add_rule(&self.table, &service.chain(), &rule().verdict(Verdict::Jump(service.draw())));
+        let redirect = rule().drawn_destination(&service.map(), self.ipv6(), service.ports);
+        transaction.add_rule(&self.table, &service.chain(), &redirect);
         self.frontends(transaction, service, Transaction::add_elements);
         if elements.is_empty() {
             self.refuse(transaction, service, Transaction::add_elements);
@@ -273,8 +285,8 @@ impl Balancer {
         transaction.delete_elements(&self.table, &service.map(), &clear);
         transaction.add_elements(&self.table, &service.map(), &put);
         if change.before != change.count {
-            transaction.flush_chain(&self.table, &service.chain());
-            self.add_rule(transaction, service, change.count);
+            transaction.flush_chain(&self.table, &service.draw());
+            self.draw(transaction, service, change.count);
         }
         match (change.before, change.count) {
             (0, 1..) => self.refuse(transaction, service, Transaction::delete_elements),
@@ -289,16 +301,16 @@ impl Balancer {
         if backends.list().is_empty() {
             self.refuse(transaction, service, Transaction::delete_elements);
         }
-        transaction.delete_chain(&self.table, &service.chain());
+        for chain in [service.chain(), service.draw()] {
+            transaction.delete_chain(&self.table, &chain);
+        }
         transaction.delete_set(&self.table, &service.map());
     }
 
-    /// The service's rule: none without backends.
-    fn add_rule(&self, transaction: &mut Transaction, service: &Service, count: u32) {
+    /// The rule that draws: none without backends, and what was drawn elsewhere then finds nothing.
+    fn draw(&self, transaction: &mut Transaction, service: &Service, count: u32) {
         if count > 0 {
-            let rule = Rule::new(self.table.family);
-            let rule = rule.random_destination(count, &service.map(), self.ipv6(), service.ports);
-            transaction.add_rule(&self.table, &service.chain(), &rule);
+            transaction.add_rule(&self.table, &service.draw(), &Rule::new(self.table.family).draw(count));
         }
     }
 

@@ -75,6 +75,7 @@ pub enum Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as nft(8) names them")]
 pub enum Meta {
+    Priority = 2,
     Mark = 3,
     Iifname = 6,
     Oifname = 7,
@@ -109,8 +110,10 @@ pub enum Expression {
     Payload { header: Header, offset: u32, length: u32, to: Register },
     /// Loads what is known of the packet.
     Meta { key: Meta, to: Register },
-    /// Sets the packet's mark, the only meta that skep sets.
+    /// Sets the packet's mark.
     SetMark { from: Register },
+    /// Sets the packet's priority for queueing.
+    SetPriority { from: Register },
     /// Loads what is known of the connection.
     Ct { key: Ct, to: Register },
     /// Sets the connection's mark.
@@ -160,7 +163,7 @@ impl Expression {
     fn name(&self) -> &'static str {
         match self {
             Self::Payload { .. } => "payload",
-            Self::Meta { .. } | Self::SetMark { .. } => "meta",
+            Self::Meta { .. } | Self::SetMark { .. } | Self::SetPriority { .. } => "meta",
             Self::Ct { .. } | Self::SetCtMark { .. } => "ct",
             Self::DestinationType { .. } => "fib",
             Self::Compare { .. } => "cmp",
@@ -188,10 +191,8 @@ impl Expression {
                 data.be32(NFTA_META_DREG, to.number());
                 data.be32(NFTA_META_KEY, *key as u32);
             }
-            Self::SetMark { from } => {
-                data.be32(NFTA_META_KEY, Meta::Mark as u32);
-                data.be32(NFTA_META_SREG, from.number());
-            }
+            Self::SetMark { from } => write_meta(data, Meta::Mark, *from),
+            Self::SetPriority { from } => write_meta(data, Meta::Priority, *from),
             Self::Ct { key, to } => {
                 data.be32(NFTA_CT_DREG, to.number());
                 data.be32(NFTA_CT_KEY, *key as u32);
@@ -283,6 +284,11 @@ impl Expression {
 
 fn write_value(data: &mut Writer<'_>, kind: u16, value: &Value) {
     data.nested(kind, |inner| inner.bytes(NFTA_DATA_VALUE, value.bytes()));
+}
+
+fn write_meta(data: &mut Writer<'_>, key: Meta, from: Register) {
+    data.be32(NFTA_META_KEY, key as u32);
+    data.be32(NFTA_META_SREG, from.number());
 }
 
 fn write_nat(data: &mut Writer<'_>, kind: u32, ipv6: bool, address: Register, port: Option<Register>) {

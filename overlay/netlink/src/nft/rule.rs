@@ -218,12 +218,32 @@ impl Rule {
 
     /// `dnat to numgen random mod <count> map @map`: one of the map's numbered targets, which are addresses of the given
     /// version, with a port or without. `count` must not be 0.
+    ///
+    /// The kernel looks at each element of a map when a rule with it is made, some 80 ns each. Where `count` changes often,
+    /// see [`Rule::draw`].
     pub fn random_destination(self, count: u32, map: &str, ipv6: bool, port: bool) -> Self {
+        self.with(Expression::Random { modulus: count, to: Register::FIRST }).numbered(map, ipv6, port)
+    }
+
+    /// `meta priority set numgen random mod <count>`: draws the number for a later rule, as values cannot be handed on
+    /// otherwise. Unlike a mark, a packet's priority changes nothing about where it goes.
+    pub fn draw(self, count: u32) -> Self {
+        self.with(Expression::Random { modulus: count, to: Register::FIRST })
+            .with(Expression::SetPriority { from: Register::FIRST })
+    }
+
+    /// `dnat to meta priority map @map`: the target that an earlier rule drew ([`Rule::draw`]).
+    pub fn drawn_destination(self, map: &str, ipv6: bool, port: bool) -> Self {
+        self.with(Expression::Meta { key: Meta::Priority, to: Register::FIRST }).numbered(map, ipv6, port)
+    }
+
+    /// Changes the destination to what a map has for the number in the first register.
+    fn numbered(self, map: &str, ipv6: bool, port: bool) -> Self {
         let address = Register::FIRST;
         let field = if ipv6 { Field::Ip6 } else { Field::Ip4 };
-        self.with(Expression::Random { modulus: count, to: address })
-            .with(Expression::Lookup { set: map.to_owned(), from: address, to: Some(address), absent: false })
-            .with(Expression::DestinationNat { ipv6, address, port: port.then(|| address.after(field.registers())) })
+        let port = port.then(|| address.after(field.registers()));
+        self.with(Expression::Lookup { set: map.to_owned(), from: address, to: Some(address), absent: false })
+            .with(Expression::DestinationNat { ipv6, address, port })
     }
 
     /// `dnat to …`, or `dnat to … : …`

@@ -211,7 +211,8 @@ fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
         let listed = one.place.ruleset();
         let family = if ipv6 { "dnat ip6 to" } else { "dnat ip to" };
         for meant in [
-            format!("{family} numgen random mod 2 map @backends_web"),
+            "meta priority set numgen random mod 2".to_owned(),
+            format!("{family} meta priority map @backends_web"),
             format!("{vip} . tcp . 80 : goto to_web"),
             "meta l4proto . th dport vmap @services".to_owned(),
             "daddr vmap @vips".to_owned(),
