@@ -78,7 +78,11 @@ fn a_leader_with_a_full_disk_hands_over_and_comes_back_by_itself() {
     lab.running("spread", 4, SOON);
     is_refused(&lab, full);
     let after = lab.upheavals();
-    assert_eq!((after.leaders, after.downs), (before.leaders + 1, before.downs), "one change of the leader, no node down");
+    assert_eq!(
+        (after.leaders, after.downs),
+        (before.leaders + 1, before.downs),
+        "one change of the leader, no node down"
+    );
     comes_back(&lab, full, 4);
 }
 
