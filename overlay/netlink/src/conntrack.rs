@@ -5,6 +5,7 @@
 //! after its time of grace is deleted here; its next packet is then balanced anew, or refused.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::NetlinkError;
@@ -76,6 +77,16 @@ impl Conntrack {
     /// Opens it in the calling thread's network namespace.
     pub fn open_here() -> Result<Self, NetlinkError> {
         Ok(Self { socket: Mutex::new(Socket::open(Protocol::Netfilter)?) })
+    }
+
+    /// Takes over the handle of another process, by its descriptor.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NetlinkError> {
+        Ok(Self { socket: Mutex::new(Socket::from_fd(fd, Protocol::Netfilter)?) })
+    }
+
+    /// The descriptor, to be handed to another process that takes over. Both must not use it at the same time.
+    pub fn try_clone_fd(&self) -> Result<OwnedFd, NetlinkError> {
+        self.socket().try_clone_fd()
     }
 
     /// How many entries there are, of all families.

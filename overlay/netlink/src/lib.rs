@@ -28,3 +28,6 @@ pub use error::NetlinkError;
 pub use namespace::{Inside, Namespace};
 pub use rtnetlink::{Changes, Rtnetlink};
 pub use types::{MacAddress, Prefix};
+
+#[cfg(test)]
+mod parse_test;

@@ -4,6 +4,7 @@
 //! [`value`] what sets and maps hold, [`balance`] is the one shape of load balancing that skep uses. What is meant is what
 //! `nft list ruleset` shows.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::NetlinkError;
@@ -88,6 +89,16 @@ impl Nft {
     /// Opens it in the calling thread's network namespace. For another, see [`crate::Namespace::enter`].
     pub fn open_here() -> Result<Self, NetlinkError> {
         Ok(Self { socket: Mutex::new(Socket::open(SocketProtocol::Netfilter)?) })
+    }
+
+    /// Takes over the handle of another process, by its descriptor.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NetlinkError> {
+        Ok(Self { socket: Mutex::new(Socket::from_fd(fd, SocketProtocol::Netfilter)?) })
+    }
+
+    /// The descriptor, to be handed to another process that takes over. Both must not use it at the same time.
+    pub fn try_clone_fd(&self) -> Result<OwnedFd, NetlinkError> {
+        self.socket().try_clone_fd()
     }
 
     /// Makes all changes of a transaction at once, or none. The same one can be committed in many namespaces.
@@ -175,7 +186,7 @@ fn kind(message: u16) -> u16 {
 }
 
 /// Reads an `NFT_MSG_NEWTABLE`; `None` for any other message and family.
-fn parse_table(message: Message<'_>) -> Result<Option<Table>, crate::message::Malformed> {
+pub(crate) fn parse_table(message: Message<'_>) -> Result<Option<Table>, crate::message::Malformed> {
     if message.kind != kind(NFT_MSG_NEWTABLE) {
         return Ok(None);
     }

@@ -3,6 +3,7 @@
 //! The changes themselves are in [`crate::link`], [`crate::address`], [`crate::route`], [`crate::rule`] and
 //! [`crate::neighbour`], each with the dump of what there is.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::NetlinkError;
@@ -61,6 +62,16 @@ impl Rtnetlink {
     /// Opens it in the calling thread's network namespace. For another, see [`crate::Namespace::enter`].
     pub fn open_here() -> Result<Self, NetlinkError> {
         Ok(Self { socket: Mutex::new(Socket::open(Protocol::Route)?) })
+    }
+
+    /// Takes over the handle of another process, by its descriptor.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NetlinkError> {
+        Ok(Self { socket: Mutex::new(Socket::from_fd(fd, Protocol::Route)?) })
+    }
+
+    /// The descriptor, to be handed to another process that takes over. Both must not use it at the same time.
+    pub fn try_clone_fd(&self) -> Result<OwnedFd, NetlinkError> {
+        self.socket().try_clone_fd()
     }
 
     /// Applies all changes.

@@ -100,14 +100,20 @@ pub struct Socket {
     scratch: Vec<u8>,
 }
 
+impl Protocol {
+    fn number(self) -> libc::c_int {
+        match self {
+            Self::Route => libc::NETLINK_ROUTE,
+            Self::Netfilter => libc::NETLINK_NETFILTER,
+            Self::Generic => libc::NETLINK_GENERIC,
+        }
+    }
+}
+
 impl Socket {
     /// Opens one in the calling thread's network namespace.
     pub fn open(protocol: Protocol) -> Result<Self, NetlinkError> {
-        let number = match protocol {
-            Protocol::Route => libc::NETLINK_ROUTE,
-            Protocol::Netfilter => libc::NETLINK_NETFILTER,
-            Protocol::Generic => libc::NETLINK_GENERIC,
-        };
+        let number = protocol.number();
         let failed = || NetlinkError::errno_of(format!("open a netlink socket ({protocol:?})"));
         // SAFETY: socket(2) with constants.
         let raw = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, number) };
@@ -123,6 +129,27 @@ impl Socket {
         let mut this = Self { socket, send_buffer: 0, scratch: Vec::new() };
         this.send_buffer = this.option(libc::SO_SNDBUF).map_err(failed())?;
         Ok(this)
+    }
+
+    /// Takes one that was opened by [`Socket::open`], in this process or another.
+    pub fn from_fd(socket: OwnedFd, protocol: Protocol) -> Result<Self, NetlinkError> {
+        let action = || format!("take over a netlink socket ({protocol:?})");
+        let mut this = Self { socket, send_buffer: 0, scratch: Vec::new() };
+        let is = |option: libc::c_int, wanted: libc::c_int| {
+            let found = this.option(option).map_err(NetlinkError::errno_of(action()))?;
+            Ok(found == usize::try_from(wanted).unwrap_or(usize::MAX))
+        };
+        if !is(libc::SO_DOMAIN, libc::AF_NETLINK)? || !is(libc::SO_PROTOCOL, protocol.number())? {
+            let problem = "the descriptor is another kind of socket".to_owned();
+            return Err(NetlinkError::Invalid { action: action(), problem });
+        }
+        this.send_buffer = this.option(libc::SO_SNDBUF).map_err(NetlinkError::errno_of(action()))?;
+        Ok(this)
+    }
+
+    /// Another descriptor of it.
+    pub fn try_clone_fd(&self) -> Result<OwnedFd, NetlinkError> {
+        self.socket.try_clone().map_err(NetlinkError::io("duplicate the descriptor of a netlink socket"))
     }
 
     /// Sends all messages, many at a time. The kernel goes on past one that it refuses; all refusals are returned.

@@ -63,6 +63,14 @@ impl Backends {
         Self::default()
     }
 
+    /// As they were numbered before ([`Backends::list`]), by a process that this one takes over from. One that is there
+    /// twice counts once.
+    pub fn numbered(list: &[Backend]) -> Self {
+        let mut this = Self::new();
+        this.change(list, &[]);
+        this
+    }
+
     /// In the order of their numbers.
     pub fn list(&self) -> &[Backend] {
         &self.numbered

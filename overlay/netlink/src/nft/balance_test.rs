@@ -81,6 +81,8 @@ proptest! {
             prop_assert!(change.clear.len() <= 2 * remove.len());
             prop_assert_eq!(usize::try_from(change.before).unwrap(), before);
         }
+        let taken_over = Backends::numbered(all.list());
+        prop_assert_eq!(taken_over.list(), all.list());
         let kept = backends(&[1, 2, 40]);
         map.apply(&all.become_these(&kept));
         prop_assert_eq!(all.list().len(), 3);

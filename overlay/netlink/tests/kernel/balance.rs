@@ -149,6 +149,13 @@ fn connections_spread_stay_and_drain() {
         assert_eq!(tally(20, || connect(&client, to).unwrap().1), HashMap::from([(4, 20)]));
         assert!(open.iter_mut().all(|(stream, name)| ask(stream).unwrap() == *name));
 
+        // Made afresh as a whole, as a process does that does not know what there is: nobody notices.
+        commit(&client, |transaction| {
+            balancer.create(transaction, None);
+            balancer.add_service(transaction, &service, &backends);
+        });
+        assert!(open.iter_mut().all(|(stream, name)| ask(stream).unwrap() == *name));
+
         // The rest of 2's connections end; the others do not.
         let conntrack = client.inside(|inside| inside.conntrack().unwrap());
         let twos = Filter { destination: Some(address), reply_source: Some(backend(2).address), ..Filter::default() };

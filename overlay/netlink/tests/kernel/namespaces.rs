@@ -1,10 +1,13 @@
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use skep_netlink::conntrack::Conntrack;
 use skep_netlink::link::LinkChange;
+use skep_netlink::nft::{Family, Nft, Table, Transaction};
 use skep_netlink::offload::Offload;
 use skep_netlink::sysctl::{Scope, Sysctl};
-use skep_netlink::{Changes, Inside, Namespace, NetlinkError};
+use skep_netlink::{Changes, Inside, Namespace, NetlinkError, Rtnetlink};
 
 use crate::lab::{Network, Place, root, text};
 
@@ -139,4 +142,32 @@ fn a_panic_inside_is_a_panic_outside() {
     changes.change_link("lo", &LinkChange { mtu: Some(1400), ..LinkChange::default() });
     place.rtnetlink.apply(&changes).unwrap();
     assert_eq!(place.rtnetlink.link("lo").unwrap().unwrap().mtu, 1400);
+}
+
+#[test]
+fn handles_are_handed_over() {
+    if !root() {
+        return;
+    }
+    fn is_shared<T: Send + Sync>(_: &T) {}
+    let place = Place::new();
+    is_shared(&place.namespace);
+    is_shared(&place.rtnetlink);
+    is_shared(&place.nft);
+    let conntrack = place.inside(|inside| inside.conntrack().unwrap());
+    is_shared(&conntrack);
+    // What a successor gets are descriptors. It is in another namespace, and the handles are not.
+    let (rtnetlink, nft) = (place.rtnetlink.try_clone_fd().unwrap(), place.nft.try_clone_fd().unwrap());
+    let wrong = Rtnetlink::from_fd(place.nft.try_clone_fd().unwrap()).unwrap_err();
+    assert!(text(&wrong).contains("another kind"), "{}", text(&wrong));
+    assert!(Nft::from_fd(place.namespace.as_fd().try_clone_to_owned().unwrap()).is_err());
+    let (rtnetlink, nft) = (Rtnetlink::from_fd(rtnetlink).unwrap(), Nft::from_fd(nft).unwrap());
+    let conntrack = Conntrack::from_fd(conntrack.try_clone_fd().unwrap()).unwrap();
+    assert_eq!(rtnetlink.links().unwrap().len(), 1);
+    let table = Table::new(Family::Ip, "mine");
+    let mut transaction = Transaction::new();
+    transaction.add_table(&table);
+    nft.commit(&transaction).unwrap();
+    assert_eq!(place.nft.tables().unwrap(), [table]);
+    assert_eq!(conntrack.count().unwrap(), 0);
 }
