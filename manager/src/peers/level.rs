@@ -26,7 +26,11 @@ pub(crate) async fn keep(store: Store) {
     let mut nodes = store.watch(Topic::Nodes);
     loop {
         let state = store.state();
-        let Some(cluster) = state.cluster() else { return nodes.changed().await };
+        let Some(cluster) = state.cluster() else {
+            // A new swarm's first write comes after the lead.
+            nodes.changed().await;
+            continue;
+        };
         if cluster.feature_level >= FEATURE_LEVEL {
             return;
         }
