@@ -1,10 +1,12 @@
 //! Prints what the network costs: time and CPU of a complete endpoint, of a backend that changes in 200 namespaces, and of
-//! tables of ten thousands. Needs root. `cargo run -p skep-netlink --example figures [endpoints] [changes] [neighbours]`
+//! tables of ten thousands. Needs root. `cargo run -p skep-netlink --example figures [endpoints] [changes]
+//! [connections] [neighbours]`
 //!
 //! CPU is the whole process's, in the kernel and outside; what the kernel does later on threads of its own is not in it.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,9 @@ fn main() {
         backend_changes(10);
         backend_changes(1000);
     }
+    if is_wanted("connections") {
+        connections();
+    }
     if is_wanted("neighbours") {
         neighbours();
     }
@@ -56,7 +61,7 @@ fn measure<T>(what: &str, times: u32, work: impl FnOnce() -> T) -> T {
 }
 
 fn backend(number: u32) -> Backend {
-    Backend { address: Ipv4Addr::from(0x0a05_0000 + number).into(), port: None }
+    Backend { address: Ipv4Addr::from(0x0a05_2000 + number).into(), port: None }
 }
 
 fn services(count: u32, backends: u32) -> Vec<(Service, Backends)> {
@@ -95,8 +100,8 @@ fn network() -> (Namespace, Rtnetlink) {
 
 /// What is kept of an endpoint.
 struct Endpoint {
-    _namespace: Namespace,
-    _rtnetlink: Rtnetlink,
+    namespace: Namespace,
+    rtnetlink: Rtnetlink,
     _nft: Nft,
     _conntrack: Conntrack,
     _dns: (std::net::UdpSocket, std::net::TcpListener),
@@ -134,7 +139,7 @@ fn endpoint(path: &Path, number: u32, network: &Rtnetlink, rules: &Transaction) 
         Ok((rtnetlink, nft, inside.conntrack()?, dns))
     };
     let (namespace, (rtnetlink, nft, conntrack, dns)) = Namespace::create::<_, NetlinkError>(path, setup)?;
-    Ok(Endpoint { _namespace: namespace, _rtnetlink: rtnetlink, _nft: nft, _conntrack: conntrack, _dns: dns })
+    Ok(Endpoint { namespace, rtnetlink, _nft: nft, _conntrack: conntrack, _dns: dns })
 }
 
 /// Removes the namespaces' paths also when something panics.
@@ -204,6 +209,59 @@ fn backend_changes(backends: u32) {
         let filter = Filter { reply_source: Some(backend(1).address), ..Filter::default() };
         places.iter().for_each(|(_, (_, conntrack))| assert_eq!(conntrack.delete(&filter).unwrap(), 0));
     });
+}
+
+/// A connection, a byte and a reset: to the server itself, and through VIPs with 1 and 1,000 backends, in turn.
+fn connections() {
+    const ROUNDS: u32 = 100;
+    const EACH: u32 = 100;
+    let (_namespace, network) = network();
+    let dir = std::env::temp_dir();
+    let paths = Paths((1..=2).map(|n| dir.join(format!("skep-netlink-figures-{}-c{n}", std::process::id()))).collect());
+    let all = services(1, 1).into_iter().chain(services(2, 1000).into_iter().skip(1)).collect::<Vec<_>>();
+    let rules = table(&all);
+    let make = |number: u32| endpoint(&paths.0[number as usize - 1], number, &network, &rules).unwrap();
+    let (server, client) = (make(1), make(2));
+    let mut addresses = Changes::new();
+    (0..1000).for_each(|number| addresses.add_address(2, Prefix::host(backend(number).address)));
+    server.rtnetlink.apply(&addresses).unwrap();
+    let any: std::net::SocketAddr = "0.0.0.0:80".parse().unwrap();
+    let listener = server.namespace.enter(|inside| inside.tcp(any)).unwrap();
+    std::thread::spawn(move || listener.incoming().flatten().for_each(|mut stream| drop(stream.write_all(b"x"))));
+    // A server that is reset has no connections left over, nor has the client.
+    let visit = |to: IpAddr| {
+        let work = move |_: &Inside| {
+            for _ in 0..EACH {
+                let mut stream = std::net::TcpStream::connect((to, 80)).unwrap();
+                stream.read_exact(&mut [0]).unwrap();
+                nix::sys::socket::setsockopt(
+                    &stream,
+                    nix::sys::socket::sockopt::Linger,
+                    &libc::linger { l_onoff: 1, l_linger: 0 },
+                )
+                .unwrap();
+            }
+            Ok::<_, NetlinkError>(())
+        };
+        client.namespace.enter(work).unwrap();
+    };
+    let targets: [(&str, IpAddr); 3] = [
+        ("the server itself", [10, 5, 1, 1].into()),
+        ("a VIP with 1 backend", [10, 5, 240, 0].into()),
+        ("a VIP with 1,000 backends", [10, 5, 240, 1].into()),
+    ];
+    // The best of many short rounds in turn: what others take of the machine is not in it.
+    let mut best = [Duration::MAX; 3];
+    for _ in 0..ROUNDS {
+        for ((_, to), best) in targets.iter().zip(&mut best) {
+            let started = Instant::now();
+            visit(*to);
+            *best = (*best).min(started.elapsed() / EACH);
+        }
+    }
+    for ((what, _), best) in targets.iter().zip(best) {
+        println!("{:<84} {:>9.3} ms wall", format!("connection to {what}, 1 byte, reset"), best.as_secs_f64() * 1e3);
+    }
 }
 
 fn neighbours() {

@@ -44,7 +44,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with the loopback up, runs `setup` inside, and then keeps it at `path`, where a plain file may
+    /// Makes a namespace with the loopback up, runs `setup` inside, and then keeps it at `path`, where an empty file may
     /// lie already. When anything fails, nothing is left of the namespace.
     ///
     /// # Errors
@@ -61,7 +61,16 @@ impl Namespace {
                 NetlinkError::Invalid { action: format!("make a network namespace at {shown}"), problem }.into()
             );
         }
-        fs::write(path, []).map_err(NetlinkError::io(format!("make the file {shown}")))?;
+        // Not truncated: what has something in it is no leftover of ours.
+        let file = fs::OpenOptions::new().append(true).create(true).open(path);
+        let length =
+            file.and_then(|file| file.metadata()).map_err(NetlinkError::io(format!("make the file {shown}")))?.len();
+        if length > 0 {
+            let problem = "there is a file with something in it".to_owned();
+            return Err(
+                NetlinkError::Invalid { action: format!("make a network namespace at {shown}"), problem }.into()
+            );
+        }
         let made = on_a_thread(|| {
             let inside = Inside::begin()?;
             let value = setup(&inside)?;

@@ -46,8 +46,8 @@ pub struct Vxlan {
     pub id: u32,
     /// Where tunnelled packets come from.
     pub local: Option<IpAddr>,
-    /// The device through which they go, in the namespace of the handle; packets that come in elsewhere are refused.
-    /// `None`: any.
+    /// The device through which they are sent, in the namespace of the handle; `None`: as the routes say. It says nothing
+    /// about where they may come in: the port is open on every device, and to refuse others takes a rule.
     pub device: Option<u32>,
     /// UDP port on all hosts.
     pub port: u16,

@@ -226,6 +226,12 @@ fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
         ] {
             assert!(listed.contains(&meant), "{meant}: {listed}");
         }
+        // Two services cannot have the same frontend; the second one leaves nothing behind.
+        let mut transaction = Transaction::new();
+        balancer.add_service(&mut transaction, &Service { name: "other".to_owned(), ..service.clone() }, &backends);
+        let error = one.place.nft.commit(&transaction).unwrap_err();
+        assert!(crate::lab::text(&error).starts_with("cannot add elements to set services in table ip"), "{error}");
+        assert_eq!(one.place.ruleset(), listed);
         commit(&one.place, |transaction| balancer.create(transaction, None));
         assert!(!one.place.ruleset().contains("web"), "made afresh");
         commit(&one.place, |transaction| balancer.add_service(transaction, &service, &Backends::new()));

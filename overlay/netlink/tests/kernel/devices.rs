@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use skep_netlink::address::Address;
 use skep_netlink::link::{Bridge, BridgePort, LinkChange, LinkKind, Macvlan, NewLink, Vxlan, VxlanFragment, VxlanLink};
+use skep_netlink::neighbour::{Neighbour, NeighbourChange::Put};
 use skep_netlink::route::{Route, Target};
 use skep_netlink::rule::RoutingRule;
 use skep_netlink::{Changes, MacAddress, Prefix};
@@ -105,60 +106,67 @@ fn vxlan_ends_up_elsewhere_than_its_tunnel() {
         return;
     }
     let underlay = Network::new();
-    let (host1, address1, _) = underlay.sandbox();
-    let (host2, address2, _) = underlay.sandbox();
-    let (overlay1, overlay2) = (Place::new(), Place::new());
-    let mac = |last| MacAddress([2, 0x42, 0, 0, 0, last]);
-    for (host, overlay, local, remote, number) in
-        [(&host1, &overlay1, address1, address2, 1), (&host2, &overlay2, address2, address1, 2)]
-    {
-        let vxlan = Vxlan {
-            local: Some(local),
-            ttl: Some(33),
-            fragment: VxlanFragment::Forbidden,
-            device: Some(2),
-            ..Vxlan::new(4097, 4790)
-        };
+    let hosts = [underlay.sandbox(), underlay.sandbox()];
+    for (id, ipv6) in [(4097, false), (4098, true)] {
+        let local = hosts.each_ref().map(|(_, v4, v6)| if ipv6 { *v6 } else { *v4 });
+        let overlays = [Place::new(), Place::new()];
+        tunnel(id, hosts.each_ref().map(|(host, ..)| host), &overlays, local);
+        reach(&overlays[0], &overlays[1], [10, 9, 0, 2].into());
+
+        let link = overlays[0].rtnetlink.link("vx0").unwrap().unwrap();
+        assert_eq!(link.vxlan, Some(VxlanLink { id, port: 4790, local: Some(local[0]) }));
+        assert_eq!((link.mtu, link.mac, link.parent_elsewhere), (1430, Some(mac(1)), true));
+        let shown = run(&overlays[0].namespace, "ip -d link show vx0");
+        let name = format!("id {id}");
+        for meant in
+            [&name, "dstport 4790", "nolearning", "ttl 33", "df set", "noudpcsum", "udp6zerocsumtx", "udp6zerocsumrx"]
+        {
+            assert!(shown.contains(meant), "{meant}: {shown}");
+        }
+        assert!(!shown.contains("gbp") && !shown.contains(" proxy"), "{shown}");
+        if !ipv6 {
+            // The same number cannot be used twice in one underlay: the error names the device and the reason.
+            let mut changes = Changes::new();
+            let again = Vxlan { device: Some(2), ..Vxlan::new(id, 4790) };
+            changes.add_link(&NewLink::new("vx1", LinkKind::Vxlan(again)));
+            let error = hosts[0].0.rtnetlink.apply(&changes).unwrap_err();
+            assert!(error.is_present());
+            let text = text(&error);
+            assert!(text.starts_with("cannot add vxlan device vx1: File exists (A VXLAN device"), "{text}");
+        }
+    }
+}
+
+fn mac(last: u8) -> MacAddress {
+    MacAddress([2, 0x42, 0, 0, 0, last])
+}
+
+/// Joins two overlays (10.9.0.1 and 10.9.0.2) through two hosts.
+fn tunnel(id: u32, hosts: [&Place; 2], overlays: &[Place; 2], local: [IpAddr; 2]) {
+    for (this, other, number) in [(0, 1, 1), (1, 0, 2)] {
+        let fragment = VxlanFragment::Forbidden;
+        let local_address = Some(local[this]);
+        let vxlan = Vxlan { local: local_address, ttl: Some(33), fragment, device: Some(2), ..Vxlan::new(id, 4790) };
         let mut changes = Changes::new();
         changes.add_link(&NewLink {
             index: Some(5),
-            mtu: Some(1450),
+            mtu: Some(1430),
             mac: Some(mac(number)),
             up: true,
-            namespace: Some(overlay.namespace.as_fd()),
+            namespace: Some(overlays[this].namespace.as_fd()),
             ..NewLink::new("vx0", LinkKind::Vxlan(vxlan))
         });
-        host.rtnetlink.apply(&changes).unwrap();
+        hosts[this].rtnetlink.apply(&changes).unwrap();
         let mut changes = Changes::new();
         changes.add_address(5, Prefix::new([10, 9, 0, number], 24).unwrap());
-        overlay.rtnetlink.apply(&changes).unwrap();
-        let other = 3 - number;
-        use skep_netlink::neighbour::{Neighbour, NeighbourChange::Put};
+        overlays[this].rtnetlink.apply(&changes).unwrap();
+        let to = 3 - number;
         let entries = [
-            Put(Neighbour::Tunnel { device: 5, mac: mac(other), remote }),
-            Put(Neighbour::Host { device: 5, address: [10, 9, 0, other].into(), mac: mac(other) }),
+            Put(Neighbour::Tunnel { device: 5, mac: mac(to), remote: local[other] }),
+            Put(Neighbour::Host { device: 5, address: [10, 9, 0, to].into(), mac: mac(to) }),
         ];
-        overlay.rtnetlink.change_neighbours(&entries).unwrap();
+        overlays[this].rtnetlink.change_neighbours(&entries).unwrap();
     }
-    reach(&overlay1, &overlay2, [10, 9, 0, 2].into());
-
-    let link = overlay1.rtnetlink.link("vx0").unwrap().unwrap();
-    assert_eq!(link.vxlan, Some(VxlanLink { id: 4097, port: 4790, local: Some(address1) }));
-    assert_eq!((link.mtu, link.mac, link.parent_elsewhere), (1450, Some(mac(1)), true));
-    let shown = run(&overlay1.namespace, "ip -d link show vx0");
-    for meant in
-        ["id 4097", "dstport 4790", "nolearning", "ttl 33", "df set", "noudpcsum", "udp6zerocsumtx", "udp6zerocsumrx"]
-    {
-        assert!(shown.contains(meant), "{meant}: {shown}");
-    }
-    assert!(!shown.contains("gbp") && !shown.contains(" proxy"), "{shown}");
-
-    // The same number cannot be used twice in one underlay: the error names the device and the reason.
-    let mut changes = Changes::new();
-    changes.add_link(&NewLink::new("vx1", LinkKind::Vxlan(Vxlan { device: Some(2), ..Vxlan::new(4097, 4790) })));
-    let error = host1.rtnetlink.apply(&changes).unwrap_err();
-    assert!(error.is_present());
-    assert!(text(&error).starts_with("cannot add vxlan device vx1: File exists (A VXLAN device"), "{}", text(&error));
 }
 
 #[test]

@@ -63,7 +63,10 @@ fn what_fails_leaves_nothing() {
     let failed = Namespace::create(&kept.0, |inside| inside.udp("192.0.2.1:53".parse().unwrap())).unwrap_err();
     assert!(text(&failed).contains("bind UDP 192.0.2.1:53"), "{}", text(&failed));
     assert!(!kept.0.exists());
-    // A plain file is what a crash leaves.
+    fs::write(&kept.0, "somebody's").unwrap();
+    assert!(Namespace::create(&kept.0, |_| Ok::<_, NetlinkError>(())).is_err());
+    assert_eq!(fs::read_to_string(&kept.0).unwrap(), "somebody's");
+    // An empty file is what a crash leaves.
     fs::write(&kept.0, []).unwrap();
     assert!(Namespace::open(&kept.0).is_err());
     Namespace::create(&kept.0, |_| Ok::<_, NetlinkError>(())).unwrap();
