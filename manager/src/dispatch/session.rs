@@ -292,7 +292,8 @@ impl Session {
 
     fn statuses(&self, batch: StatusBatch) -> WorkDone {
         let number = batch.batch;
-        let checked = statuses::check(&self.dispatcher.store().state(), self.node(), batch.statuses);
+        let store = self.dispatcher.store();
+        let checked = statuses::check(&store.state(), self.node(), batch.statuses, store.now());
         if checked.foreign > 0 || checked.malformed > 0 {
             let (foreign, malformed) = (checked.foreign, checked.malformed);
             warn!(node = %self.node(), foreign, malformed, "reports that the node cannot make are left out");
