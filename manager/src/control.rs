@@ -21,6 +21,9 @@ use crate::images::Registries;
 use crate::roles::Seen;
 use crate::store::Store;
 
+/// How often a write that asks for no version is made again when another one came between.
+const ATTEMPTS: u32 = 8;
+
 /// Serves every resource of the control API.
 #[derive(Clone)]
 pub(crate) struct Control {

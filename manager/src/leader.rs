@@ -111,9 +111,12 @@ pub(crate) async fn follow(parts: Parts) {
         match heard {
             Heard::Nobody => parts.store.peers().publish(None),
             Heard::Other(member) => {
-                let node = parts.store.peers().node(member.id);
+                let peers = parts.store.peers();
                 let Member { id: raft_id, address: addr } = member;
-                parts.store.peers().publish(Some(Leader { raft_id, node, addr, is_self: false }));
+                // An id's node never changes, and to find it takes a look at every node.
+                let known = peers.leader().borrow().clone().filter(|known| known.raft_id == raft_id);
+                let node = known.and_then(|known| known.node).or_else(|| peers.node(raft_id));
+                peers.publish(Some(Leader { raft_id, node, addr, is_self: false }));
             }
             Heard::Own if held.is_some() => {}
             Heard::Own => match take_lead(&parts, &now).await {

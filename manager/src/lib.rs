@@ -2,6 +2,7 @@
 //! dispatcher of nodes' sessions, the log broker, the certificate authority. Decisions are not made here.
 
 mod ca;
+mod callers;
 mod clock;
 mod control;
 pub mod dispatch;

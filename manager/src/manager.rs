@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::ca::CertificateAuthority;
 use crate::clock::Clock;
@@ -36,7 +36,7 @@ use crate::logs::LogBroker;
 use crate::machine::{FeedSlot, Machine};
 use crate::peers::level::FEATURE_LEVEL;
 use crate::peers::service::QuorumService;
-use crate::peers::{Peers, Serving, serve};
+use crate::peers::{Peers, Serving, seat, serve};
 use crate::sequencer;
 use crate::store::{Applied, Store};
 use crate::topic::Topic;
@@ -49,6 +49,8 @@ const ELECTION: Duration = Duration::from_secs(10);
 const HAND_OVER: Duration = Duration::from_secs(2);
 /// How long one question to the leader may take while a manager starts.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// Pause before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a removed node may still listen: its session says that it was removed.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -153,6 +155,7 @@ impl Manager {
         let store = Store::new(applied, submit, clock, peers);
         background.spawn(follow_denied(store.clone(), config.deny.clone()));
         background.spawn(leader::keep_clock(store.clone()));
+        background.spawn(follow_settings(store.clone(), Arc::clone(&raft)));
         let links = Arc::new(store.peers().clone());
         let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone(), links);
         background.spawn(dispatcher.clone().run());
@@ -204,9 +207,12 @@ impl Manager {
     pub async fn ready(&self) -> anyhow::Result<()> {
         let caught_up = async {
             loop {
-                if let Ok(version) = self.store.peers().read_version(CATCH_UP).await {
-                    return self.store.applied(version).await;
+                match self.store.peers().read_version(CATCH_UP).await {
+                    Ok(version) => return self.store.applied(version).await,
+                    // A refusal comes at once, and may be of this moment only.
+                    Err(error) => debug!(%error, "the leader does not say how far this manager has to catch up"),
                 }
+                tokio::time::sleep(ASK_AGAIN).await;
             }
         };
         tokio::select! {
@@ -217,24 +223,7 @@ impl Manager {
 
     /// Returns when this manager has ended by itself.
     pub async fn ended(&self) -> Ended {
-        let mut status = self.raft.status();
-        let mut was_member = false;
-        loop {
-            let now = status.borrow_and_update().clone();
-            if now.role == Role::Stopped {
-                return Ended::of(&now);
-            }
-            let members = &now.membership;
-            let is_member = members.voters.contains_key(&now.id) || members.learners.contains_key(&now.id);
-            // Before it is added, the log that it gets tells of the others only.
-            if was_member && !is_member {
-                return Ended::Removed;
-            }
-            was_member |= is_member;
-            if status.changed().await.is_err() {
-                return Ended::Failed("Raft has ended: see the log".to_owned());
-            }
-        }
+        ended(self.store.clone(), self.raft.status()).await
     }
 
     /// Opens the managers' port: every call that comes by it finds [`Self::routes`], and Raft's heartbeats have threads
@@ -276,6 +265,35 @@ impl Manager {
     }
 }
 
+/// Returns when the manager with this status has ended by itself.
+pub(crate) async fn ended(store: Store, status: watch::Receiver<Status>) -> Ended {
+    tokio::select! {
+        biased;
+        ended = raft_ended(status.clone()) => ended,
+        () = seat::lost(store, status) => Ended::Removed,
+    }
+}
+
+async fn raft_ended(mut status: watch::Receiver<Status>) -> Ended {
+    let mut was_member = false;
+    loop {
+        let now = status.borrow_and_update().clone();
+        if now.role == Role::Stopped {
+            return Ended::of(&now);
+        }
+        let members = &now.membership;
+        let is_member = members.voters.contains_key(&now.id) || members.learners.contains_key(&now.id);
+        // Before it is added, the log that it gets tells of the others only.
+        if was_member && !is_member {
+            return Ended::Removed;
+        }
+        was_member |= is_member;
+        if status.changed().await.is_err() {
+            return Ended::Failed("Raft has ended: see the log".to_owned());
+        }
+    }
+}
+
 impl Ended {
     fn of(status: &Status) -> Self {
         let why = status.stopped.as_deref().unwrap_or("Raft has ended").to_owned();
@@ -308,7 +326,7 @@ async fn recover(config: &ManagerConfig) -> anyhow::Result<()> {
 }
 
 /// The first transaction of a swarm: itself and its first manager.
-async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstrap) -> anyhow::Result<()> {
+pub(crate) async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstrap) -> anyhow::Result<()> {
     let cluster = Cluster {
         id: bootstrap.cluster,
         meta: Meta::default(),
@@ -348,6 +366,16 @@ fn check(state: &State, node: NodeId) -> anyhow::Result<()> {
         bail!("Raft's state does not know this node ({node}): it belongs to another node or swarm");
     }
     Ok(())
+}
+
+/// Keeps Raft's own settings as the swarm's say.
+async fn follow_settings(store: Store, raft: Arc<RaftNode<Machine>>) {
+    let mut cluster = store.watch(Topic::Cluster);
+    loop {
+        let bytes = store.state().cluster().map_or(0, |cluster| cluster.spec.snapshot_log_bytes);
+        raft.set_snapshot_after_bytes(u64::try_from(bytes).unwrap_or(0));
+        cluster.changed().await;
+    }
 }
 
 /// Keeps the deny list as the state says: a removed node's connections close, after a moment in which it is told why.

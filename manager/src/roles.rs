@@ -52,10 +52,19 @@ impl RoleManager {
         tasks.spawn(ask_renewals(store, dispatcher));
         Self { _tasks: tasks }
     }
+
+    /// Without nodes' sessions, so that nobody is asked to renew.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated<C: Consensus>(raft: Arc<C>, store: Store) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(manage(raft, store));
+        Self { _tasks: tasks }
+    }
 }
 
 async fn manage<C: Consensus>(raft: Arc<C>, store: Store) {
-    let since = Instant::now();
+    // tokio's clock, here and in `view`, as a simulation moves it by hand.
+    let since = tokio::time::Instant::now();
     let (mut nodes, mut status) = (store.watch(Topic::Nodes), raft.status());
     let mut told = BTreeMap::new();
     loop {
@@ -177,7 +186,7 @@ async fn ask_renewals(store: Store, dispatcher: Dispatcher) {
 /// Raft as this manager sees it. The leader hears the members itself; the others go by what the state says of their
 /// nodes: good enough to show and to refuse early, as the leader judges again before it acts. `unheard` is for how long a member that the leader never heard counts as silent.
 pub(crate) fn view(status: &Status, state: &State, unheard: Duration) -> RaftView {
-    let now = Instant::now();
+    let now = tokio::time::Instant::now().into_std();
     let there: BTreeMap<RaftId, bool> = if status.is_leader() {
         BTreeMap::new()
     } else {

@@ -235,9 +235,15 @@ impl Store {
             return Err(WriteError::NoLeader);
         }
         let (answer, answered) = oneshot::channel();
-        let stopped = || WriteError::Stopped("the sequencer has ended".to_owned());
-        self.submissions.send(Submission { transaction, answer }).await.map_err(|_| stopped())?;
-        match tokio::time::timeout(within, answered).await {
+        let deadline = Instant::now() + within;
+        let refuse = |why: &str| Err(WriteError::Stopped(why.to_owned()));
+        match tokio::time::timeout_at(deadline, self.submissions.send(Submission { transaction, answer })).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return refuse("the sequencer has ended"),
+            // It was not taken.
+            Err(_) => return refuse("too many writes wait for a quorum or the disk: try again in a moment"),
+        }
+        match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(WriteError::Unknown),
         }

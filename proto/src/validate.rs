@@ -7,7 +7,9 @@ mod health;
 mod mount;
 mod service;
 
-pub use cluster::{CERT_EXPIRY_MS, HEARTBEAT_MS, MAX_REVISION_HISTORY, MAX_TASK_HISTORY, cluster_spec};
+pub use cluster::{
+    CERT_EXPIRY_MS, HEARTBEAT_MS, MAX_REVISION_HISTORY, MAX_TASK_HISTORY, SNAPSHOT_LOG_BYTES, cluster_spec,
+};
 pub use container::{CAPABILITIES, capability, signal_number};
 pub use service::{MAX_REPLICAS, node_spec, replicas, service_spec};
 

@@ -2,7 +2,7 @@
 //! without a registry. Written as `docker save` archives.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,11 +64,17 @@ impl Image {
 /// Debian's static busybox with links for its applets.
 pub fn busybox(name: &str) -> Image {
     let root = RootFs::new();
-    root.copy("/bin/busybox", "/bin/busybox");
-    let applets = Command::new("/bin/busybox").arg("--list").output().expect("busybox-static is installed");
-    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
-        symlink("/bin/busybox", root.path(&format!("/bin/{applet}"))).expect("an applet is linked");
-    }
+    root.busybox();
+    Image::pack(name, root.dir.path(), &json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
+}
+
+/// The same, and `mib` of random bytes.
+pub fn big(name: &str, mib: usize) -> Image {
+    let root = RootFs::new();
+    root.busybox();
+    let mut bytes = File::open("/dev/urandom").expect("there is randomness").take((mib as u64) << 20);
+    let mut file = File::create(root.path("/bytes")).expect("a file is made");
+    std::io::copy(&mut bytes, &mut file).expect("a file is written");
     Image::pack(name, root.dir.path(), &json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
 }
 
@@ -128,6 +134,15 @@ impl RootFs {
 
     fn write(&self, inside: &str, text: &str) {
         fs::write(self.path(inside), text).expect("a file is written");
+    }
+
+    /// Debian's static busybox with links for its applets.
+    fn busybox(&self) {
+        self.copy("/bin/busybox", "/bin/busybox");
+        let applets = Command::new("/bin/busybox").arg("--list").output().expect("busybox-static is installed");
+        for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
+            symlink("/bin/busybox", self.path(&format!("/bin/{applet}"))).expect("an applet is linked");
+        }
     }
 
     fn copy(&self, from: &str, inside: &str) {

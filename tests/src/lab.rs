@@ -110,7 +110,7 @@ impl Lab {
         run(self.lab_command().args(args), None)
     }
 
-    fn lab_command(&self) -> Command {
+    pub(crate) fn lab_command(&self) -> Command {
         let mut command = Command::new(skep_binary());
         command.args(["lab", "--name", &self.name, "--lab-dir"]).arg(&self.dir);
         command
@@ -245,6 +245,11 @@ impl Lab {
             .as_u64()
             .filter(|pid| *pid > 0)
             .unwrap_or_else(|| panic!("task {task} has no process: {status:#}"))
+    }
+
+    /// How many hosts it has.
+    pub(crate) fn hosts(&self) -> u32 {
+        self.hosts
     }
 
     /// Directory of the lab.

@@ -3,12 +3,14 @@
 //!
 //! The tests run the real binary (`SKEP_BIN`, set by `make e2e`) as root; each lab has a name of its own.
 
+mod host;
 mod images;
 mod lab;
 mod registry;
 mod wait;
 
-pub use images::{Image, busybox, foreign, nginx, redis};
+pub use host::Upheavals;
+pub use images::{Image, big, busybox, foreign, nginx, redis};
 pub use lab::{IDLE, Lab, Output, Running, host_number, skep_binary};
 pub use registry::Registry;
 pub use wait::{alive, until, until_some};

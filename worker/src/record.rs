@@ -9,7 +9,9 @@
 //! neither the file's length nor the drive's cache. So fdatasync(2) follows it there.
 //!
 //! Keys: `m` + name for the agent's own facts, `t` + task id, `r` + service id + number, `s` + task id. A status is one
-//! byte (1: acknowledged by a manager) and the message.
+//! byte (1: acknowledged by a manager) and the message. Long values are cut into pieces (`pieces.rs`).
+
+mod pieces;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,9 +25,10 @@ use skep_proto::v1::{Managers, Revision, Task, TaskStatus};
 use tokio::sync::oneshot;
 
 use crate::assignments::{AssignmentSet, Changes, RevisionKey};
+use pieces::Change;
 
-/// Format of the record; raised when an older build could misread it.
-const FORMAT: u8 = 1;
+/// Format of the record; raised when an older build could misread it. Since 2, long values come in pieces.
+const FORMAT: u8 = 2;
 /// Memory that sled may keep pages in: the record is small and read once.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -102,7 +105,8 @@ enum Safe {
 }
 
 enum Command {
-    Apply(sled::Batch),
+    /// In one atomic batch.
+    Apply(Vec<Change>),
     /// Answered when all before it is safe.
     Flush(Safe, oneshot::Sender<Result<(), RecordError>>),
     Close,
@@ -150,9 +154,13 @@ impl Record {
             }
             None => {
                 db.insert(b"mnode", node.to_vec()).map_err(opened)?;
-                db.insert(b"mformat", &[FORMAT]).map_err(opened)?;
-                db.flush().map_err(opened)?;
             }
+        }
+        // Only now: another node's record, or a newer one, is left as it is. And only once: a full disk must not keep an
+        // agent from its containers.
+        if db.get(b"mformat").map_err(opened)?.as_deref() != Some(&[FORMAT][..]) {
+            db.insert(b"mformat", &[FORMAT]).map_err(opened)?;
+            db.flush().map_err(opened)?;
         }
         let file = File::open(path.join("db")).map_err(|error| opened(error.into()))?;
         let (commands, receiver) = mpsc::channel();
@@ -167,24 +175,25 @@ impl Record {
     /// Writes a message's changes, with the set they led to. A later agent finds them when it returns: only then may this
     /// one act.
     pub async fn assign(&self, changes: &Changes, set: &AssignmentSet, session_id: &[u8]) -> Result<(), RecordError> {
-        let mut batch = sled::Batch::default();
+        let mut batch: Vec<Change> = Vec::new();
         for id in &changes.put_tasks {
-            batch.insert(task_key(b't', *id), set.tasks()[id].encode_to_vec());
+            batch.push((task_key(b't', *id), Some(set.tasks()[id].encode_to_vec())));
         }
         for id in &changes.removed_tasks {
-            batch.remove(task_key(b't', *id));
+            batch.push((task_key(b't', *id), None));
         }
         for key in &changes.put_revisions {
             if let Some(revision) = set.revision(key) {
-                batch.insert(revision_key(key), revision.encode_to_vec());
+                batch.push((revision_key(key), Some(revision.encode_to_vec())));
             }
         }
         for key in &changes.removed_revisions {
-            batch.remove(revision_key(key));
+            batch.push((revision_key(key), None));
         }
         let resumable = set.is_recordable();
-        batch.insert(b"msession", if resumable { session_id } else { &[] });
-        batch.insert(b"msequence", &set.sequence().to_be_bytes());
+        let session_id = if resumable { session_id } else { &[] };
+        batch.push((b"msession".to_vec(), Some(session_id.to_vec())));
+        batch.push((b"msequence".to_vec(), Some(set.sequence().to_be_bytes().to_vec())));
         self.send(batch)?;
         self.flush(Safe::FromKill).await
     }
@@ -194,32 +203,23 @@ impl Record {
         let mut value = Vec::with_capacity(1 + status.encoded_len());
         value.push(u8::from(acknowledged));
         status.encode(&mut value).expect("a vector grows as needed");
-        let mut batch = sled::Batch::default();
-        batch.insert(task_key(b's', task), value);
         // A closed record means shutdown; the truth is found again at the next start.
-        let _ = self.send(batch);
+        let _ = self.send(vec![(task_key(b's', task), Some(value))]);
     }
 
     /// Drops a task that is neither assigned nor running.
     pub fn forget(&self, task: TaskId) {
-        let mut batch = sled::Batch::default();
-        batch.remove(task_key(b't', task));
-        batch.remove(task_key(b's', task));
-        let _ = self.send(batch);
+        let _ = self.send(vec![(task_key(b't', task), None), (task_key(b's', task), None)]);
     }
 
     /// Notes the managers to find again after a restart.
     pub fn managers(&self, managers: &Managers) {
-        let mut batch = sled::Batch::default();
-        batch.insert(b"mmanagers", managers.encode_to_vec());
-        let _ = self.send(batch);
+        let _ = self.send(vec![(b"mmanagers".to_vec(), Some(managers.encode_to_vec()))]);
     }
 
     /// Notes the boot that the record now speaks of. Durable when it returns.
     pub async fn boot(&self, boot_id: &str) -> Result<(), RecordError> {
-        let mut batch = sled::Batch::default();
-        batch.insert(b"mboot", boot_id.as_bytes());
-        self.send(batch)?;
+        self.send(vec![(b"mboot".to_vec(), Some(boot_id.as_bytes().to_vec()))])?;
         self.durable().await
     }
 
@@ -234,8 +234,8 @@ impl Record {
         answered.await.map_err(|_| RecordError::Closed)?
     }
 
-    fn send(&self, batch: sled::Batch) -> Result<(), RecordError> {
-        self.commands.send(Command::Apply(batch)).map_err(|_| RecordError::Closed)
+    fn send(&self, changes: Vec<Change>) -> Result<(), RecordError> {
+        self.commands.send(Command::Apply(changes)).map_err(|_| RecordError::Closed)
     }
 }
 
@@ -247,8 +247,8 @@ fn write_all(db: &sled::Db, file: &File, commands: &mpsc::Receiver<Command>) {
         let mut next = Some(first);
         while let Some(command) = next {
             match command {
-                Command::Apply(batch) => {
-                    if let Err(source) = db.apply_batch(batch) {
+                Command::Apply(changes) => {
+                    if let Err(source) = apply(db, changes) {
                         error.get_or_insert(Arc::new(source));
                     }
                 }
@@ -281,6 +281,14 @@ fn write_all(db: &sled::Db, file: &File, commands: &mpsc::Receiver<Command>) {
     }
 }
 
+fn apply(db: &sled::Db, changes: Vec<Change>) -> Result<(), sled::Error> {
+    let mut batch = sled::Batch::default();
+    for change in changes {
+        pieces::put(db, &mut batch, change)?;
+    }
+    db.apply_batch(batch)
+}
+
 fn flush(db: &sled::Db, file: &File, safe: Safe) -> Result<(), sled::Error> {
     db.flush()?;
     match safe {
@@ -303,7 +311,7 @@ fn damaged(key: &[u8]) -> RecordError {
 
 fn read(db: &sled::Db) -> Result<Recorded, RecordError> {
     let mut recorded = Recorded::default();
-    for entry in db.iter() {
+    for entry in pieces::whole(db) {
         let (key, value) = entry.map_err(|source| RecordError::Write(Arc::new(source)))?;
         let bad = || damaged(&key);
         match key.split_first() {
@@ -338,7 +346,7 @@ fn read_fact(recorded: &mut Recorded, name: &[u8], value: &[u8]) -> Option<Resul
         b"session" => recorded.session.session_id = value.to_vec(),
         b"sequence" => recorded.session.sequence = u64::from_be_bytes(value.try_into().ok()?),
         b"managers" => recorded.managers = Managers::decode(value).ok()?,
-        b"format" if value != [FORMAT] => {
+        b"format" if !matches!(value, [1..=FORMAT]) => {
             return Some(Err(RecordError::Format(value.first().copied().unwrap_or(0))));
         }
         b"node" | b"format" => {}
@@ -411,6 +419,39 @@ mod tests {
         drop(guard);
         let (_record, _guard, recorded) = Record::open(dir.path(), node).unwrap();
         assert!(recorded.tasks.is_empty() && recorded.statuses.is_empty() && recorded.revisions.is_empty());
+    }
+
+    #[tokio::test]
+    async fn values_of_any_length_come_in_pieces_that_sled_syncs() {
+        use skep_proto::v1::{ContainerSpec, TaskTemplate};
+        let dir = tempfile::tempdir().unwrap();
+        let service_id = ServiceId::new(2).to_vec();
+        let revision = |env_bytes: usize| {
+            let container = ContainerSpec { env: vec!["x".repeat(env_bytes)], ..ContainerSpec::default() };
+            let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
+            Revision { service_id: service_id.clone(), number: 3, template: Some(template), ..Revision::default() }
+        };
+        // Growing and shrinking; the second is a value that sled alone would write to an unsynced file.
+        for env_bytes in [10, 300_000, pieces::PIECE, 70_000, 1] {
+            let (record, guard, _) = Record::open(dir.path(), NodeId::new(7)).unwrap();
+            let mut set = AssignmentSet::default();
+            let item = AssignmentItem { item: Some(Item::Revision(revision(env_bytes))) };
+            let message = Assignments { complete: true, sequence: 1, put: vec![item], ..Assignments::default() };
+            let changes = set.apply(message).unwrap();
+            record.assign(&changes, &set, b"s").await.unwrap();
+            record.durable().await.unwrap();
+            drop(guard);
+            let blobs = std::fs::read_dir(dir.path().join("blobs")).map_or(0, Iterator::count);
+            assert_eq!(blobs, 0, "{env_bytes} bytes");
+            let (_record, _guard, recorded) = Record::open(dir.path(), NodeId::new(7)).unwrap();
+            assert_eq!(*recorded.revisions[&(ServiceId::new(2), 3)], revision(env_bytes));
+        }
+        let (record, guard, _) = Record::open(dir.path(), NodeId::new(7)).unwrap();
+        let gone = Changes { removed_revisions: vec![(ServiceId::new(2), 3)], ..Changes::default() };
+        record.assign(&gone, &AssignmentSet::default(), b"s").await.unwrap();
+        drop(guard);
+        let (_record, _guard, recorded) = Record::open(dir.path(), NodeId::new(7)).unwrap();
+        assert!(recorded.revisions.is_empty());
     }
 
     #[tokio::test]

@@ -14,13 +14,17 @@
 //!
 //! The published state only goes forward. A container is started at most once in a life.
 
+mod adopt;
+mod container;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use skep_proto::v1::{ContainerState, ContainerStatus, HealthState, TaskState, TaskStatus, TaskTemplate, WantedState};
 
-use crate::executor::{ContainerExit, Found, FoundTask, Started};
+use crate::executor::{ContainerExit, Started};
 use crate::health::{Check, CheckResult, Checked, Health};
+use container::{Container, Phase, exit_error};
 
 /// What the driver is to do. Each leads to the event of the same name, except `CancelPrepare`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,41 +103,6 @@ enum End {
     Rejected(String),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Waiting,
-    Starting,
-    /// `watched`: somebody waits for its end.
-    Running {
-        watched: bool,
-    },
-    Stopping,
-    /// It ran (`started`) or could not be started, and is over.
-    Over {
-        started: bool,
-    },
-    /// Never to be started in this life.
-    Skipped,
-}
-
-impl Phase {
-    fn is_over(self) -> bool {
-        matches!(self, Self::Over { .. } | Self::Skipped)
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Container {
-    essential: bool,
-    depends_on: Vec<usize>,
-    phase: Phase,
-    status: ContainerStatus,
-    /// Set while it runs, if it has a check.
-    health: Option<Health>,
-    /// Whether a check of it is under way.
-    checking: bool,
-}
-
 /// One task's life.
 #[derive(Debug, Clone)]
 pub struct Life {
@@ -185,87 +154,6 @@ impl Life {
             });
         }
         life
-    }
-
-    /// A task that an earlier agent drove: `recorded` is what it last wrote down (it may lag), `found` what is there.
-    pub fn adopt(
-        template: &TaskTemplate,
-        recorded: &TaskStatus,
-        found: &FoundTask,
-        same_boot: bool,
-        now_ms: i64,
-    ) -> Self {
-        let mut life = Self::new(template, now_ms);
-        if recorded.state() >= TaskState::Accepted {
-            life.state = recorded.state();
-            life.since_ms = recorded.since_ms;
-            life.message.clone_from(&recorded.message);
-            life.error.clone_from(&recorded.error);
-            life.host_lost = recorded.host_lost;
-        }
-        if life.state.is_terminal() {
-            life.containers.iter_mut().for_each(|container| container.phase = Phase::Skipped);
-            for status in &recorded.containers {
-                if let Some(container) = life.containers.iter_mut().find(|known| known.status.name == status.name) {
-                    container.status = status.clone();
-                }
-            }
-            return life;
-        }
-        if !found.is_empty() && life.state < TaskState::Starting {
-            life.enter(TaskState::Starting, now_ms);
-        }
-        for position in 0..life.containers.len() {
-            let name = life.containers[position].status.name.clone();
-            let known = recorded.containers.iter().find(|status| status.name == name);
-            life.adopt_container(position, known, found.get(&name), same_boot, now_ms);
-        }
-        life
-    }
-
-    fn adopt_container(
-        &mut self,
-        position: usize,
-        recorded: Option<&ContainerStatus>,
-        found: Option<&Found>,
-        same_boot: bool,
-        now_ms: i64,
-    ) {
-        let container = &mut self.containers[position];
-        if let Some(status) = recorded {
-            container.status = status.clone();
-        }
-        let had_started = recorded.is_some_and(|status| status.started_at_ms != 0);
-        let had_ended = recorded.is_some_and(|status| status.finished_at_ms != 0);
-        let must_have_run = container.essential && self.state >= TaskState::Running;
-        match found {
-            Some(Found::Running(started)) => {
-                // Told by two readings of a clock that may have been set in between; it only matters to a start period.
-                let age_ms = u64::try_from(now_ms.saturating_sub(started.started_at_ms)).unwrap_or(0);
-                container.run(started, Duration::from_millis(age_ms));
-            }
-            Some(Found::Exited(started, exit)) => {
-                if let Some(started) = started {
-                    container.run(started, Duration::ZERO);
-                }
-                self.exited(position, exit.clone(), same_boot, now_ms);
-            }
-            None if had_ended => {
-                let exit = ContainerExit {
-                    code: container.status.exit_code,
-                    oom_killed: container.status.oom_killed,
-                    finished_at_ms: container.status.finished_at_ms,
-                    lost: container.status.state() == ContainerState::Lost,
-                    reason: String::new(),
-                };
-                self.exited(position, exit, same_boot, now_ms);
-            }
-            None if had_started || must_have_run => {
-                let exit = ContainerExit { lost: true, ..ContainerExit::default() };
-                self.exited(position, exit, same_boot, now_ms);
-            }
-            None => {}
-        }
     }
 
     /// The published state.
@@ -628,39 +516,6 @@ enum Dependencies {
     Pending,
     /// That one will never run.
     Failed(usize),
-}
-
-impl Container {
-    fn run(&mut self, started: &Started, uptime: Duration) {
-        self.phase = Phase::Running { watched: false };
-        self.status.set_state(ContainerState::Running);
-        self.status.pid = started.pid;
-        self.status.container_id.clone_from(&started.container_id);
-        self.status.started_at_ms = started.started_at_ms;
-        self.health = started.check.clone().map(|check| Health::resume(check, &self.status, uptime));
-        if let Some(health) = &self.health {
-            health.tell(&mut self.status);
-        }
-    }
-}
-
-/// What an end says to the user. `None`: it is no error.
-fn exit_error(who: &str, exit: &ContainerExit) -> Option<String> {
-    if exit.lost {
-        return Some(format!("{who}: its monitor died, how it ended is not known"));
-    }
-    if exit.code == 0 && exit.reason.is_empty() {
-        return None;
-    }
-    let mut text = format!("{who}: non-zero exit ({})", exit.code);
-    if exit.oom_killed {
-        text.push_str(": out of memory, the kernel killed it for its memory limit");
-    }
-    if !exit.reason.is_empty() {
-        text.push_str(": ");
-        text.push_str(&exit.reason);
-    }
-    Some(text)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use skep_proto::v1::{ContainerSpec, HealthCheck};
 
 use super::*;
+use crate::executor::{Found, FoundTask};
 
 fn template(containers: &[(&str, bool, &[&str])]) -> TaskTemplate {
     TaskTemplate {

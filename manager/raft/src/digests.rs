@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::consensus::{Member, RaftId, StopCause};
 use crate::engine;
 use crate::network::{LeftBehind, Line};
+use crate::priority;
 use crate::shared::Shared;
 use crate::state_machine::Snapshot;
 use crate::transport::MessageKind;
@@ -49,7 +50,7 @@ impl Digests {
     pub(crate) fn compute(self: &Arc<Self>, index: u64, state: impl Snapshot) {
         let this = Arc::clone(self);
         let work = move || {
-            if let Some(digest) = state.digest() {
+            if let Some(digest) = priority::lowered(|| state.digest()) {
                 this.add(index, digest);
             }
         };

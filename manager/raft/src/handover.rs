@@ -3,7 +3,8 @@
 //! Voters refuse every vote during the leader's lease, so electing the target at once would only raise the term and let
 //! anyone win. So: take no proposals, wait until the target has the whole log, ask the others to hold their timers, stop
 //! the heartbeats, let the lease run out, and tell the target to start. With up to three voters the target and the
-//! leader's own vote are a quorum, and no lease has to run out but the leader's own, which is as old as its lead.
+//! leader's own vote are a quorum, and no lease has to run out but the leader's own, which is as old as its lead. A leader
+//! whose disk is full has no vote to give.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,12 +98,11 @@ impl HandOver {
         // A leader keeps a lease towards itself too: it runs from its election.
         let elected = self.shared.leads_since(&now.vote).unwrap_or_else(engine::now);
         let own_lease = elected + self.shared.timing.election_max + MARGIN;
-        if others.len() < SMALL_GROUP {
+        let votes = others.len() < SMALL_GROUP && !self.shared.space.is_full();
+        if votes {
             tokio::time::sleep_until(own_lease.min(deadline).into()).await;
         }
-        if others.len() < SMALL_GROUP
-            && let Some(leader) = self.elect(&target, &now.vote, deadline).await?
-        {
+        if votes && let Some(leader) = self.elect(&target, &now.vote, deadline).await? {
             return Ok(leader);
         }
         self.after_the_lease(&target, &others, &now.vote, deadline).await

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::engine;
 use crate::error::StartError;
 use crate::handover::HandOver;
 use crate::inbound::{HandleError, Inbound};
+use crate::members;
 use crate::network::{LeftBehind, Network};
 use crate::policy::Policy;
 use crate::priority;
@@ -36,6 +38,7 @@ use crate::store::snapshots::SnapshotStore;
 use crate::store::{self, Closed, Store};
 use crate::transport::{MessageKind, Transport};
 use crate::types::{LogId, Raft};
+use crate::wire::{self, Refusal};
 
 /// Threads of the engine's runtime: one for the core and its timers, one for the state machine.
 const THREADS: usize = 2;
@@ -72,6 +75,7 @@ pub(crate) struct Inner {
     pub(crate) status: Arc<watch::Sender<Status>>,
     pub(crate) barriers: mpsc::UnboundedSender<Waiting>,
     pub(crate) entry_limit: usize,
+    snapshot_after_bytes: Arc<AtomicU64>,
     inbound: Mutex<Option<Arc<Inbound>>>,
     running: Mutex<Option<Running>>,
     /// Whoever shuts down holds it; who comes later waits for it.
@@ -196,6 +200,19 @@ impl<M: StateMachine> RaftNode<M> {
         let answer = self.inner.handle.spawn(async move { inbound.handle(kind, message).await });
         answer.await.unwrap_or_else(|error| Err(HandleError::Stopped(error.to_string())))
     }
+
+    /// Makes snapshots after this many bytes of log from now on, whatever [`Limits`] say; 0: as they say.
+    pub fn set_snapshot_after_bytes(&self, bytes: u64) {
+        // The policy looks with the next entry, or in a few seconds.
+        self.inner.snapshot_after_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The answer to a message of one who was left behind by a recovery, and is to learn that. None: it was not.
+    pub fn answer_left_behind(&self, message: Bytes) -> Option<Bytes> {
+        let (head, _) = wire::open(message).ok()?;
+        let epoch = self.inner.shared.epoch();
+        (head.epoch < epoch).then(|| wire::refuse(Refusal::OldEpoch { epoch }))
+    }
 }
 
 /// Opens the directory and brings the engine up. Runs on the engine's runtime.
@@ -210,7 +227,7 @@ async fn start_engine<M: StateMachine>(
     let panicked = || StartError::Engine("opening the data directory panicked".to_owned());
     let (config, opened) = opening.ok_or_else(panicked)??;
     let Opened { store, closed, log, snapshots, machine, gauge, digests } = opened;
-    let space = Space::new(store.folder(), config.limits.free_bytes);
+    let space = Space::new(store.place(), config.limits.free_bytes);
     let shared = Arc::new(Shared::new(config.node_id, transport, config.timing.clone(), space, &store));
     let left_behind: LeftBehind = Arc::new(watch::channel(None).0);
     let network = Network {
@@ -234,9 +251,18 @@ async fn start_engine<M: StateMachine>(
     tokio::spawn(reads::run(raft.clone(), requests, config.timing.election_max, resumed));
     tokio::spawn(leave_behind(raft.clone(), Arc::clone(&shared), left_behind.subscribe()));
     tokio::spawn(digests::compare(raft.clone(), Arc::clone(&shared), left_behind, Arc::clone(&digests)));
+    tokio::spawn(members::finish_abandoned(raft.clone(), Arc::clone(&shared)));
     tokio::spawn(watch_space(hand_over.clone(), status.subscribe()));
     let limits: Limits = config.limits.clone();
-    let policy = Policy { raft: raft.clone(), log: log.clone(), gauge, limits, shared: Arc::clone(&shared) };
+    let snapshot_after_bytes = Arc::new(AtomicU64::new(0));
+    let policy = Policy {
+        raft: raft.clone(),
+        log: log.clone(),
+        gauge,
+        limits,
+        snapshot_after_bytes: Arc::clone(&snapshot_after_bytes),
+        shared: Arc::clone(&shared),
+    };
     tokio::spawn(policy.run(status.subscribe()));
     match &config.start {
         Start::Bootstrap { address } => {
@@ -255,6 +281,7 @@ async fn start_engine<M: StateMachine>(
         status,
         barriers,
         entry_limit: config.limits.entry_bytes,
+        snapshot_after_bytes,
         inbound: Mutex::new(Some(Arc::new(inbound))),
         running: Mutex::new(None),
         closing: tokio::sync::Mutex::new(()),

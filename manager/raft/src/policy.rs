@@ -1,6 +1,7 @@
 //! When to make a snapshot, and what of the log may go after it. One task of the Raft runtime.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -18,12 +19,15 @@ pub(crate) struct Policy {
     pub(crate) log: LogStore,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) limits: Limits,
+    /// Takes the place of the limit of bytes; 0: it does not.
+    pub(crate) snapshot_after_bytes: Arc<AtomicU64>,
     pub(crate) shared: Arc<Shared>,
 }
 
-/// Whether enough was applied since the newest snapshot.
-fn is_due(limits: &Limits, (bytes, changes): (u64, u64)) -> bool {
-    bytes >= limits.snapshot_after_bytes || changes >= limits.snapshot_after_changes
+/// Whether enough was applied since the newest snapshot. `set_bytes` takes the place of the limit, unless it is 0.
+fn is_due(limits: &Limits, set_bytes: u64, (bytes, changes): (u64, u64)) -> bool {
+    let most_bytes = if set_bytes == 0 { limits.snapshot_after_bytes } else { set_bytes };
+    bytes >= most_bytes || changes >= limits.snapshot_after_changes
 }
 
 /// After this long without an effect an order to the engine is given again.
@@ -64,7 +68,8 @@ impl Policy {
             {
                 return;
             }
-            if is_due(&self.limits, self.gauge.since_snapshot())
+            let set_bytes = self.snapshot_after_bytes.load(Ordering::Relaxed);
+            if is_due(&self.limits, set_bytes, self.gauge.since_snapshot())
                 && !self.shared.space.is_full()
                 && snapshot_after.give(newest, now)
                 && self.raft.trigger().snapshot().await.is_err()
@@ -85,9 +90,11 @@ mod tests {
     #[test]
     fn bytes_or_changes_make_a_snapshot_due() {
         let limits = Limits { snapshot_after_bytes: 100, snapshot_after_changes: 10, ..Limits::default() };
-        assert!(!is_due(&limits, (99, 9)));
-        assert!(is_due(&limits, (100, 0)));
-        assert!(is_due(&limits, (0, 10)));
+        assert!(!is_due(&limits, 0, (99, 9)));
+        assert!(is_due(&limits, 0, (100, 0)));
+        assert!(is_due(&limits, 0, (0, 10)));
+        assert!(!is_due(&limits, 200, (199, 9)));
+        assert!(is_due(&limits, 50, (50, 0)));
     }
 
     #[test]

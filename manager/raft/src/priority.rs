@@ -21,6 +21,19 @@ pub(crate) fn lower() {
     set(0);
 }
 
+/// Does work with the priority of ordinary work on a thread of Raft's, which has its own again afterwards.
+pub(crate) fn lowered<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: the call takes numbers only; PRIO_PROCESS with 0 means the calling thread.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    if nice >= 0 {
+        return work();
+    }
+    lower();
+    let done = work();
+    set(nice);
+    done
+}
+
 fn set(nice: libc::c_int) -> bool {
     // SAFETY: the call takes numbers only; PRIO_PROCESS with 0 means the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) == 0 }
@@ -41,6 +54,7 @@ mod tests {
         let raised = std::thread::spawn(|| {
             raise();
             let raised = nice();
+            assert_eq!((lowered(nice), nice()), (raised.max(0), raised));
             lower();
             (raised, nice())
         });

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use openraft::{BasicNode, CommittedLeaderId, EntryPayload};
 
 use crate::codec;
-use crate::config::{Config, Start};
+use crate::config::Config;
 use crate::error::{StartError, StoreError};
 use crate::store::Store;
 use crate::store::db::Batch;
@@ -35,8 +35,7 @@ pub struct Recovered {
 /// twice, it raises the epoch twice and does no harm.
 pub fn recover(config: &Config, address: &str) -> Result<Recovered, StartError> {
     config.check()?;
-    let kek = config.key_encryption_key.as_ref();
-    let (store, closed) = Store::open(&config.dir, config.node_id, &Start::Existing, kek, &config.limits)?;
+    let (store, closed) = Store::open_existing(config)?;
     let store = Arc::new(store);
     let snapshots = SnapshotStore::open(Arc::clone(&store))?;
     let log = LogStore::open(Arc::clone(&store), &config.limits)?;

@@ -13,7 +13,7 @@ use crate::consensus::{
     BarrierError, Committed, Consensus, Member, MembershipError, ProposeError, RaftId, Role, Status, TransferError,
 };
 use crate::engine;
-use crate::members::{self, Change, ChangeError};
+use crate::members::{self, Change, ChangeError, Making};
 use crate::node::{Inner, RaftNode};
 use crate::reads::Round;
 use crate::state_machine::StateMachine;
@@ -127,7 +127,7 @@ impl Inner {
             return async { Err(MembershipError::NotSupported(WHY)) }.boxed();
         }
         let inner = Arc::clone(self);
-        let task = self.handle.spawn(members::change(self.raft.clone(), change));
+        let task = self.handle.spawn(members::change(self.raft.clone(), change, Making::new(&self.shared)));
         async move {
             match tokio::time::timeout(timeout, task).await {
                 Ok(Ok(Ok(()))) => Ok(()),

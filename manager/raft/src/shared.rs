@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use crate::config::Timing;
 use crate::consensus::{RaftId, StopCause};
 use crate::engine;
+use crate::members::Changes;
 use crate::space::Space;
 use crate::store::Store;
 use crate::transport::Transport;
@@ -83,6 +84,8 @@ pub(crate) struct Shared {
     acks: Mutex<Acks>,
     ears: Mutex<Ears>,
     handing_over: AtomicBool,
+    /// Changes of membership that this node is making.
+    pub(crate) changes: Changes,
     /// Wakes the publisher of the status.
     pub(crate) news: Notify,
     store: Weak<Store>,
@@ -110,6 +113,7 @@ impl Shared {
             acks: Mutex::default(),
             ears: Mutex::new(Ears { leader: now, ever: false, stirred: now, held_until: None }),
             handing_over: AtomicBool::new(false),
+            changes: Changes::default(),
             news: Notify::new(),
             store: Arc::downgrade(store),
         }
@@ -201,8 +205,11 @@ impl Shared {
         quorum_time(voters, self.id, sent, now)
     }
 
-    /// A leader that no quorum has answered for this long takes no proposals: as long as it takes the others to elect
-    /// another one at the earliest.
+    /// A leader that no quorum has answered for this long gives up: it takes no proposals, and what runs because it leads
+    /// stops. Longer than the lease, so that a late answer stops nothing; the others may have another leader before, about
+    /// [`Timing::election_max`] after their last word from this one. So nothing may rely on it: proposals of a leader that
+    /// was replaced are never committed, and reads are confirmed, or younger than the shortest election
+    /// (`confirm_lead` of the manager).
     pub(crate) fn silence_limit(&self) -> Duration {
         self.timing.election_min + self.timing.election_max
     }

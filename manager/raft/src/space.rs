@@ -19,11 +19,29 @@ const OPEN_BYTES: u64 = 2 << 20;
 /// The limit on small file systems is this part of them.
 const SMALL: u64 = 16;
 
+/// Whose free space it is.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Folder(PathBuf),
+    #[cfg(feature = "sim")]
+    Memory(crate::sim::SimDisk),
+}
+
+impl Place {
+    /// Free bytes and size.
+    fn measure(&self) -> io::Result<(u64, u64)> {
+        match self {
+            Self::Folder(dir) => measure(dir),
+            #[cfg(feature = "sim")]
+            Self::Memory(disk) => Ok((disk.free(), u64::MAX)),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// None: nothing to look at.
-    dir: Option<PathBuf>,
+    place: Place,
     needed: u64,
     free: AtomicU64,
     full: AtomicBool,
@@ -37,19 +55,18 @@ fn measure(dir: &Path) -> io::Result<(u64, u64)> {
 }
 
 impl Space {
-    /// Watches over `dir`, of which `wanted` bytes are to stay free; less on a small file system.
-    pub(crate) fn new(dir: Option<PathBuf>, wanted: u64) -> Self {
-        let total = dir.as_deref().and_then(|dir| measure(dir).ok()).map_or(u64::MAX, |(_, total)| total);
+    /// Watches over a place, of which `wanted` bytes are to stay free; less on a small file system.
+    pub(crate) fn new(place: Place, wanted: u64) -> Self {
+        let total = place.measure().map_or(u64::MAX, |(_, total)| total);
         let needed = wanted.min(total / SMALL);
-        let space = Self { dir, needed, free: AtomicU64::new(u64::MAX), full: AtomicBool::new(false) };
+        let space = Self { place, needed, free: AtomicU64::new(u64::MAX), full: AtomicBool::new(false) };
         space.look();
         space
     }
 
     /// Looks, and answers whether it changed between enough and too little.
     pub(crate) fn look(&self) -> bool {
-        let Some(dir) = &self.dir else { return false };
-        let Ok((free, _)) = measure(dir) else { return false };
+        let Ok((free, _)) = self.place.measure() else { return false };
         self.free.store(free, Ordering::Relaxed);
         let was = self.is_full();
         // A quarter more before it counts as enough again, so that it does not flicker.

@@ -1,9 +1,11 @@
 //! The swarm: get, update, join tokens, doctor.
 
+use skep_core::apply::Refused;
 use skep_core::change::{Change, Op};
 use skep_core::object::Cluster;
 use skep_core::{codec, doctor};
-use skep_identity::{Caller, JoinToken, RootBundle, TokenSecret};
+use skep_identity::{JoinToken, RootBundle, TokenSecret};
+use skep_proto::id::RequestId;
 use skep_proto::v1::clusters_server::Clusters;
 use skep_proto::v1::{
     DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse, JoinTokenRequest, JoinTokenResponse,
@@ -14,12 +16,14 @@ use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::services::request_id;
-use super::{Control, read};
+use super::{ATTEMPTS, Control, read};
+use crate::callers;
+use crate::store::{WriteError, Written};
 
 #[tonic::async_trait]
 impl Clusters for Control {
     async fn get(&self, request: Request<GetClusterRequest>) -> Result<Response<GetClusterResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let managers = state.nodes().filter(|node| node.manager.is_some()).count();
         Ok(Response::new(GetClusterResponse {
@@ -31,7 +35,7 @@ impl Clusters for Control {
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Result<Response<JoinTokenResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let request = request.into_inner();
         let role = request.role();
         if request.rotate {
@@ -51,22 +55,18 @@ impl Clusters for Control {
     }
 
     async fn update(&self, request: Request<UpdateClusterRequest>) -> Result<Response<UpdateClusterResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let UpdateClusterRequest { spec, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("a cluster spec is needed"))?;
         validate::cluster_spec(&spec).map_err(IntoStatus::into_status)?;
-        let state = read::fresh(&self.store).await?;
-        let cluster = state.cluster().ok_or_else(no_cluster)?;
-        let version = if expect_version == 0 { cluster.meta.version } else { expect_version };
-        let changes = vec![Change::update(version, Op::PutCluster(Cluster { spec, ..Cluster::clone(cluster) }))];
-        let written =
-            self.store.write(request_id, cluster.id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        let respec = |cluster: &Cluster| Cluster { spec: spec.clone(), ..cluster.clone() };
+        let written = self.change_cluster(expect_version, request_id, respec).await?;
         Ok(Response::new(UpdateClusterResponse { version: written.version }))
     }
 
     async fn doctor(&self, request: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = self.store.state();
         // It looks at everything: not on a thread that serves others.
         let report = tokio::task::spawn_blocking(move || doctor::report(&state)).await;
@@ -76,18 +76,38 @@ impl Clusters for Control {
 
 impl Control {
     async fn rotate_token(&self, role: NodeRole, write: Option<skep_proto::v1::WriteOptions>) -> Result<(), Status> {
-        let state = read::fresh(&self.store).await?;
-        let cluster = state.cluster().ok_or_else(no_cluster)?;
-        let mut rotated = Cluster::clone(cluster);
-        match role {
-            NodeRole::Worker => rotated.worker_token_secret = rand::random(),
-            NodeRole::Manager => rotated.manager_token_secret = rand::random(),
-        }
-        let changes = vec![Change::update(cluster.meta.version, Op::PutCluster(rotated))];
-        let id = request_id(write)?;
-        let written = self.store.write(id, Vec::new(), changes).await.map_err(IntoStatus::into_status)?;
+        let secret = rand::random();
+        let rotate = |cluster: &Cluster| match role {
+            NodeRole::Worker => Cluster { worker_token_secret: secret, ..cluster.clone() },
+            NodeRole::Manager => Cluster { manager_token_secret: secret, ..cluster.clone() },
+        };
+        let written = self.change_cluster(0, request_id(write)?, rotate).await?;
         self.store.applied(written.version).await;
         Ok(())
+    }
+
+    /// Writes the swarm's object. With `expect_version` 0 it is tried again when another write (a manager that enters,
+    /// say) came between.
+    async fn change_cluster(
+        &self,
+        expect_version: u64,
+        request: Option<RequestId>,
+        change: impl Fn(&Cluster) -> Cluster,
+    ) -> Result<Written, Status> {
+        let mut attempts = 0;
+        loop {
+            let state = read::fresh(&self.store).await?;
+            let cluster = state.cluster().ok_or_else(no_cluster)?;
+            let version = if expect_version == 0 { cluster.meta.version } else { expect_version };
+            let changes = vec![Change::update(version, Op::PutCluster(change(cluster)))];
+            attempts += 1;
+            match self.store.write(request, cluster.id.to_vec(), changes).await {
+                Ok(written) => return Ok(written),
+                Err(WriteError::Refused(Refused::OutOfSequence { .. }))
+                    if expect_version == 0 && attempts < ATTEMPTS => {}
+                Err(error) => return Err(error.into_status()),
+            }
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use skep_core::change::{Change, Op};
 use skep_core::codec;
 use skep_core::object::{ImageName, Meta};
-use skep_identity::Caller;
 use skep_proto::v1::image_names_server::ImageNames;
 use skep_proto::v1::{
     ListImageNamesRequest, ListImageNamesResponse, PutImageNameRequest, PutImageNameResponse, RemoveImageNameRequest,
@@ -14,18 +13,19 @@ use tonic::{Request, Response, Status};
 use super::error::IntoStatus;
 use super::services::request_id;
 use super::{Control, read};
+use crate::callers;
 
 #[tonic::async_trait]
 impl ImageNames for Control {
     async fn list(&self, request: Request<ListImageNamesRequest>) -> Result<Response<ListImageNamesResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let names = state.image_names().map(|name| codec::image_name_to_wire(name)).collect();
         Ok(Response::new(ListImageNamesResponse { names, version: state.version() }))
     }
 
     async fn put(&self, request: Request<PutImageNameRequest>) -> Result<Response<PutImageNameResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let request = request.into_inner();
         let name = self.registries.parse(&request.name).map_err(IntoStatus::into_status)?;
         let digest = self.registries.parse(&format!("name@{}", request.digest)).map_err(IntoStatus::into_status)?;
@@ -57,7 +57,7 @@ impl ImageNames for Control {
         &self,
         request: Request<RemoveImageNameRequest>,
     ) -> Result<Response<RemoveImageNameResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let request = request.into_inner();
         let name = self.registries.parse(&request.name).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;

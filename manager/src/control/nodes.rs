@@ -8,7 +8,6 @@ use skep_core::change::{Change, Op};
 use skep_core::object::{Cluster, Node};
 use skep_core::roles::{self, DemotionRefused};
 use skep_core::store::State;
-use skep_identity::Caller;
 use skep_proto::id::{NodeId, RequestId};
 use skep_proto::v1::nodes_server::Nodes;
 use skep_proto::v1::{
@@ -20,13 +19,12 @@ use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::services::request_id;
-use super::{Control, read, summary};
+use super::{ATTEMPTS, Control, read, summary};
+use crate::callers;
 use crate::store::{WriteError, Written};
 use crate::topic::Topic;
 
 const PIECE: usize = 500;
-/// How often a write that asks for no version is made again when another one came between.
-const ATTEMPTS: u32 = 8;
 /// How long the removal of a manager waits until it is out of Raft.
 const OUT_OF_RAFT: Duration = Duration::from_secs(15);
 
@@ -35,7 +33,7 @@ impl Nodes for Control {
     type ListStream = read::Answers<ListNodesResponse>;
 
     async fn list(&self, request: Request<ListNodesRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let (version, seen) = (state.version(), self.seen(&state));
         let nodes = state.nodes().map(|node| summary::node(node, &seen)).collect();
@@ -43,7 +41,7 @@ impl Nodes for Control {
     }
 
     async fn get(&self, request: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let GetNodeRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let node = summary::node(self.find_node(&state, &reference)?, &self.seen(&state));
@@ -51,12 +49,12 @@ impl Nodes for Control {
     }
 
     async fn update(&self, request: Request<UpdateNodeRequest>) -> Result<Response<UpdateNodeResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let UpdateNodeRequest { reference, spec, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("a node spec is needed"))?;
         check_spec(&spec)?;
-        if let Some((id, version)) = first_answer(&read::fresh(&self.store).await?, request_id) {
+        if let Some((id, version)) = read::first_answer(&read::fresh(&self.store).await?, request_id) {
             return Ok(Response::new(UpdateNodeResponse { id, version }));
         }
         let respec = |node: &Node| Node { spec: Arc::new(spec.clone()), ..node.clone() };
@@ -65,11 +63,11 @@ impl Nodes for Control {
     }
 
     async fn remove(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let RemoveNodeRequest { reference, force, write } = request.into_inner();
         let request_id = request_id(write)?;
         let state = read::fresh(&self.store).await?;
-        if let Some((id, version)) = first_answer(&state, request_id) {
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             // The first try removed it: it is not to be found any more.
             return Ok(Response::new(RemoveNodeResponse { id, version, hostname: reference }));
         }
@@ -163,12 +161,6 @@ impl Control {
             )))
         })
     }
-}
-
-/// The answer that the first try of a request got: its object, and the version.
-fn first_answer(state: &State, request: Option<RequestId>) -> Option<(Vec<u8>, u64)> {
-    let first = state.request(request?)?;
-    Some((first.object_id.clone(), first.version))
 }
 
 /// A wish that this version knows in every part.

@@ -6,11 +6,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use skep_core::store::State;
+use skep_proto::id::RequestId;
 use skep_proto::v1::ReadOptions;
 use tokio_stream::Stream;
 use tonic::Status;
 
 use super::error::IntoStatus;
+use crate::peers::DISK_FULL;
 use crate::store::Store;
 
 /// How long a read waits for the version that it asks for.
@@ -28,6 +30,9 @@ pub(crate) async fn state(store: &Store, read: Option<ReadOptions>) -> Result<St
     if !allow_stale && !store.peers().is_led() && !store.peers().led_within(LEADER_PATIENCE).await {
         return Err(no_leader());
     }
+    if !allow_stale && store.peers().stands_still() {
+        return Err(Status::unavailable(DISK_FULL));
+    }
     tokio::time::timeout(VERSION_DEADLINE, store.applied(min_version)).await.map_err(|_| {
         Status::unavailable(format!("this manager has not seen version {min_version} yet: try again in a moment"))
     })?;
@@ -38,6 +43,13 @@ pub(crate) async fn state(store: &Store, read: Option<ReadOptions>) -> Result<St
 /// that writes begins with it.
 pub(crate) async fn fresh(store: &Store) -> Result<State, Status> {
     store.fresh().await.map_err(IntoStatus::into_status)
+}
+
+/// The answer that the first try of a write got: its object, and the version. In a fresh state: one that another manager
+/// took may not be applied here yet.
+pub(crate) fn first_answer(state: &State, request: Option<RequestId>) -> Option<(Vec<u8>, u64)> {
+    let first = state.request(request?)?;
+    Some((first.object_id.clone(), first.version))
 }
 
 /// Why a manager without a leader does not answer.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use skep_core::change::{Change, Op};
 use skep_core::object::Service;
 use skep_core::store::State;
-use skep_identity::Caller;
 use skep_proto::id::RequestId;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::services_server::Services;
@@ -25,6 +24,7 @@ use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::{Control, read, summary};
+use crate::callers;
 
 const PIECE: usize = 100;
 
@@ -33,7 +33,7 @@ impl Services for Control {
     type ListStream = read::Answers<ListServicesResponse>;
 
     async fn list(&self, request: Request<ListServicesRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let version = state.version();
         let services = state.services().map(|service| summary::service(&state, service)).collect();
@@ -42,7 +42,7 @@ impl Services for Control {
     }
 
     async fn get(&self, request: Request<GetServiceRequest>) -> Result<Response<GetServiceResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let GetServiceRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
@@ -51,12 +51,12 @@ impl Services for Control {
     }
 
     async fn create(&self, request: Request<CreateServiceRequest>) -> Result<Response<CreateServiceResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         self.create_service(request.into_inner()).await.map(Response::new)
     }
 
     async fn update(&self, request: Request<UpdateServiceRequest>) -> Result<Response<UpdateServiceResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         self.update_service(request.into_inner()).await.map(Response::new)
     }
 
@@ -64,7 +64,7 @@ impl Services for Control {
         &self,
         request: Request<RollbackServiceRequest>,
     ) -> Result<Response<RollbackServiceResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         self.roll_back_service(request.into_inner()).await.map(Response::new)
     }
 
@@ -72,7 +72,7 @@ impl Services for Control {
         &self,
         request: Request<ServiceHistoryRequest>,
     ) -> Result<Response<ServiceHistoryResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let ServiceHistoryRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
@@ -81,14 +81,14 @@ impl Services for Control {
     }
 
     async fn scale(&self, request: Request<ScaleServiceRequest>) -> Result<Response<ScaleServiceResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let ScaleServiceRequest { reference, replicas, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         validate::replicas(replicas).map_err(IntoStatus::into_status)?;
-        if let Some((id, version)) = self.answer_of_first_try(request_id) {
+        let state = read::fresh(&self.store).await?;
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             return Ok(Response::new(ScaleServiceResponse { id, version }));
         }
-        let state = read::fresh(&self.store).await?;
         let id = state.find_service(&reference).map_err(IntoStatus::into_status)?.id;
         let scale = |_: &State, service: &Service| scaled(service, replicas);
         let written = self.change_service(id, expect_version, request_id, scale).await?;
@@ -96,17 +96,13 @@ impl Services for Control {
     }
 
     async fn remove(&self, request: Request<RemoveServiceRequest>) -> Result<Response<RemoveServiceResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let RemoveServiceRequest { reference, write } = request.into_inner();
         let request_id = request_id(write)?;
         let state = read::fresh(&self.store).await?;
-        if let Some(first) = request_id.and_then(|id| state.request(id)) {
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             // The first try removed it: it is not to be found any more.
-            return Ok(Response::new(RemoveServiceResponse {
-                id: first.object_id.clone(),
-                version: first.version,
-                name: reference,
-            }));
+            return Ok(Response::new(RemoveServiceResponse { id, version, name: reference }));
         }
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
         let changes = vec![Change::update(service.meta.version, Op::RemoveService(service.id))];

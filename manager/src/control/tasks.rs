@@ -6,7 +6,6 @@ use std::sync::Arc;
 use skep_core::codec;
 use skep_core::object::Task;
 use skep_core::store::State;
-use skep_identity::Caller;
 use skep_proto::id::{IdError, NodeId, ServiceId, TaskId};
 use skep_proto::v1::tasks_server::Tasks;
 use skep_proto::v1::{GetTaskRequest, GetTaskResponse, ListTasksRequest, ListTasksResponse};
@@ -14,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::{Control, read, summary};
+use crate::callers;
 
 const PIECE: usize = 500;
 
@@ -22,7 +22,7 @@ impl Tasks for Control {
     type ListStream = read::Answers<ListTasksResponse>;
 
     async fn list(&self, request: Request<ListTasksRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let request = request.into_inner();
         let services = ids(&request.service_ids, ServiceId::from_wire)?;
         let nodes = ids(&request.node_ids, NodeId::from_wire)?;
@@ -37,7 +37,7 @@ impl Tasks for Control {
     }
 
     async fn get(&self, request: Request<GetTaskRequest>) -> Result<Response<GetTaskResponse>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
         let GetTaskRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let task = state.find_task(&reference).map_err(IntoStatus::into_status)?;

@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Control, read, summary};
+use crate::callers;
 use crate::topic::{Topic, TopicWatch};
 
 /// A burst of changes is sent at most this often.
@@ -31,7 +32,8 @@ impl Watch for Control {
     type WatchStream = read::Answers<WatchResponse>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(&self.store, &request)?;
+        let caller = Caller::of(&request)?.node_id();
         let selection = Selection::from_wire(&request.into_inner())?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let control = self.clone();
@@ -42,6 +44,10 @@ impl Watch for Control {
                 () = control.store.peers().forlorn() => {
                     // Nobody may listen any more.
                     let _ = sender.send(Err(read::no_leader())).await;
+                }
+                refused = callers::demoted(control.store.clone(), caller) => {
+                    // As above.
+                    let _ = sender.send(Err(refused)).await;
                 }
             }
         });

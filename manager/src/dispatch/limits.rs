@@ -34,11 +34,15 @@ pub(crate) const RELAY_QUEUE: usize = 64;
 pub(crate) const RELAY_BYTES: usize = 1 << 20;
 /// A new leader forgets, after this, the sessions of managers that have not come to it.
 pub(crate) const HOMES_KEPT: Duration = Duration::from_secs(3);
-/// How long the leader is waited for when it is asked who holds an image.
+/// How long the leader is waited for when it is asked who holds an image, and none is known here …
 pub(crate) const HOLDERS_WITHIN: Duration = Duration::from_secs(1);
+/// … and when some are: the leader only knows more of them.
+pub(crate) const MORE_HOLDERS_WITHIN: Duration = Duration::from_millis(100);
 
 /// The first message of a session must come within this.
 pub(crate) const REGISTER_WITHIN: Duration = Duration::from_secs(10);
+/// How long a node that reads nothing may take to hear why its session ends.
+pub(crate) const FAREWELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long the sets sent to a node are kept after its session ended, so that it can resume.
 pub(crate) const RESUME_WITHIN: Duration = Duration::from_secs(60);
 /// Sent sets kept for resuming: those between what the node acknowledged and the last one. They share their tasks.

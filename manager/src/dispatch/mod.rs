@@ -61,7 +61,7 @@ use self::cluster::ClusterView;
 use self::images::ImageIndex;
 pub use self::lead::DispatcherLead;
 use self::lead::Leading;
-use self::limits::{HOLDERS_WITHIN, RELAY_MESSAGE};
+use self::limits::{HOLDERS_WITHIN, MORE_HOLDERS_WITHIN, RELAY_MESSAGE};
 pub use self::links::{Alone, LeaderLink, ManagerLinks};
 pub(crate) use self::observe::{is_hostname, stored_role};
 use self::reach::{Reach, Route};
@@ -197,7 +197,7 @@ impl Dispatcher {
     }
 
     /// Nodes that say that they hold an image (digest of a manifest or index), by id. A hint, not a promise. Asks the
-    /// leader, a second at most; without it, the nodes of this manager.
+    /// leader, a second at most, or a tenth where some are known here; without it, the nodes of this manager.
     pub async fn holders(&self, digest: &str) -> Vec<NodeId> {
         let here = self.0.images.holders(digest);
         let LeaderLink::Other(leader) = self.0.links.leader() else { return here };
@@ -205,7 +205,8 @@ impl Dispatcher {
         let here = here.into_iter().filter(|node| self.0.sessions.connection(*node).is_some());
         let mut holders: BTreeSet<NodeId> = here.collect();
         let mut leader = RelayClient::new(leader);
-        let asked = timeout(HOLDERS_WITHIN, leader.holders(HoldersRequest { digest: digest.to_owned() }));
+        let within = if holders.is_empty() { HOLDERS_WITHIN } else { MORE_HOLDERS_WITHIN };
+        let asked = timeout(within, leader.holders(HoldersRequest { digest: digest.to_owned() }));
         match asked.await {
             Ok(Ok(answer)) => {
                 let nodes = answer.into_inner().node_ids;

@@ -70,16 +70,11 @@ impl Reach {
     pub(crate) fn update(&self, change: impl FnOnce(&mut Homes)) {
         let mut homes = self.0.homes.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut homes);
-        let moved: Vec<NodeId> = self
-            .0
-            .sessions
-            .open()
-            .filter(|(node, open)| self.has_left(&homes, *node, open.registered))
-            .map(|(node, _)| node)
-            .collect();
+        let open = self.0.sessions.open().map(|(node, open)| (node, open.registered));
+        let moved: Vec<_> = open.filter(|(node, registered)| self.has_left(&homes, *node, *registered)).collect();
         drop(homes);
-        for node in moved {
-            self.0.sessions.moved(node);
+        for (node, registered) in moved {
+            self.0.sessions.moved(node, registered);
         }
         self.0.sessions.notify();
     }

@@ -29,7 +29,9 @@ use tracing::{debug, info, warn};
 
 use super::cluster::{ClusterView, heartbeat_period_ms};
 use super::homes::Registered;
-use super::limits::{ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, PENDING_BATCHES, REGISTER_WITHIN};
+use super::limits::{
+    ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, FAREWELL_WITHIN, PENDING_BATCHES, REGISTER_WITHIN,
+};
 use super::number::{self, Sizes};
 use super::service::no_leader;
 use super::sessions::{Begun, Down, End};
@@ -116,8 +118,8 @@ impl Session {
             Over::Removed => info!(%node, "the session of a removed node has ended"),
             Over::Refused(status) => {
                 info!(%node, reason = status.message(), "the session has ended");
-                // An error: the node has hung up.
-                let _ = urgent.send(Err(status)).await;
+                // An error: the node has hung up, or reads nothing.
+                let _ = timeout(FAREWELL_WITHIN, urgent.send(Err(status))).await;
             }
         }
     }
@@ -235,8 +237,10 @@ impl Session {
                         UpMessage::Description(description) => self.described(description),
                         UpMessage::Images(held) => self.images(&held),
                         UpMessage::Goodbye(_) => {
-                            leaving = true;
-                            self.goodbye()
+                            if !std::mem::replace(&mut leaving, true) {
+                                self.goodbye();
+                            }
+                            None
                         }
                         UpMessage::Register(_) => {
                             return Status::invalid_argument("the session is registered already").into();
@@ -288,7 +292,8 @@ impl Session {
 
     fn statuses(&self, batch: StatusBatch) -> WorkDone {
         let number = batch.batch;
-        let checked = statuses::check(&self.dispatcher.store().state(), self.node(), batch.statuses);
+        let store = self.dispatcher.store();
+        let checked = statuses::check(&store.state(), self.node(), batch.statuses, store.now());
         if checked.foreign > 0 || checked.malformed > 0 {
             let (foreign, malformed) = (checked.foreign, checked.malformed);
             warn!(node = %self.node(), foreign, malformed, "reports that the node cannot make are left out");
@@ -323,17 +328,16 @@ impl Session {
     }
 
     /// The connection may be gone before this is stored, so it is stored apart.
-    fn goodbye(&self) -> Option<WorkDone> {
-        let store = self.dispatcher.store();
+    fn goodbye(&self) {
+        let (store, node) = (self.dispatcher.store(), self.node());
         let state = store.state();
-        let leaving = self.observe(observe::leaving(state.node(self.node())?, store.now()));
-        let node = self.node();
+        let Some(known) = state.node(node) else { return };
+        let leaving = self.observe(observe::leaving(known, store.now()));
         tokio::spawn(async move {
             if let Err(error) = leaving.await {
                 debug!(%node, %error, "cannot write down that a node is leaving");
             }
         });
-        None
     }
 
     fn observe(&self, change: Change) -> WorkDone {

@@ -197,9 +197,15 @@ impl Sessions {
         open.collect::<Vec<_>>().into_iter()
     }
 
-    /// Ends the session of a node that has a newer one at another manager.
-    pub(crate) fn moved(&self, node: NodeId) {
-        self.close(node, End::Replaced);
+    /// Ends the session of this registration: its node has a newer one at another manager. One that was registered here
+    /// since stays.
+    pub(crate) fn moved(&self, node: NodeId, registered: Registered) {
+        let mut table = self.lock();
+        if table.nodes.get(&node).is_some_and(|entry| entry.registered == registered) {
+            table.close(node, End::Replaced);
+        }
+        drop(table);
+        self.notify();
     }
 
     /// Wakes those who wait: sessions elsewhere came or went.
@@ -214,12 +220,17 @@ impl Sessions {
 
     /// Ends one node's session from here.
     pub(crate) fn close(&self, node: NodeId, why: End) {
-        self.close_where(why, |each| each == node);
+        self.lock().close(node, why);
+        self.notify();
     }
 
     /// Ends all sessions and forgets what was sent.
     pub(crate) fn close_all(&self, why: End) {
-        self.close_where(why, |_| true);
+        let mut table = self.lock();
+        let nodes: Vec<NodeId> = table.nodes.keys().copied().collect();
+        nodes.into_iter().for_each(|node| table.close(node, why));
+        drop(table);
+        self.notify();
     }
 
     /// Forgets the node altogether: it was removed.
@@ -238,24 +249,20 @@ impl Sessions {
         });
     }
 
-    fn close_where(&self, why: End, which: impl Fn(NodeId) -> bool) {
-        let mut table = self.lock();
-        let chosen: Vec<NodeId> = table.nodes.keys().copied().filter(|node| which(*node)).collect();
-        for node in chosen {
-            if let Some(Entry { line: Line::Open { end, .. }, .. }) = table.nodes.remove(&node) {
-                let _ = end.send(why);
-            }
-        }
-        drop(table);
-        self.0.changed.send_modify(|count| *count += 1);
-    }
-
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Table {
+    /// Ends a node's session and forgets what was sent.
+    fn close(&mut self, node: NodeId, why: End) {
+        if let Some(Entry { line: Line::Open { end, .. }, .. }) = self.nodes.remove(&node) {
+            // An error: it is ending by itself.
+            let _ = end.send(why);
+        }
+    }
+
     /// The node's entry, if that connection is still its own.
     fn of_connection(&mut self, node: NodeId, connection: u64) -> Option<&mut Entry> {
         let entry = self.nodes.get_mut(&node)?;
@@ -311,6 +318,18 @@ mod tests {
         assert!(down.try_recv().unwrap().is_ok());
         sessions.end(NODE, new.connection);
         assert_eq!(sessions.send(NODE, ack()), Err(NotConnected));
+    }
+
+    #[test]
+    fn a_node_that_has_come_back_from_elsewhere_stays() {
+        let sessions = Sessions::new();
+        let (urgent, _down) = mpsc::channel(1);
+        let later = Registered { version: 2, ..REGISTERED };
+        let mut begun = sessions.begin(NODE, later, None, urgent);
+        sessions.moved(NODE, REGISTERED);
+        assert_eq!(sessions.connection(NODE), Some(begun.connection));
+        sessions.moved(NODE, later);
+        assert_eq!((sessions.connection(NODE), begun.ended.try_recv()), (None, Ok(End::Replaced)));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What a node reports of its tasks, checked: only its own tasks, only the part that is the node's, nothing that would
-//! bloat the state. Pure. Used by sessions before a batch goes to the store.
+//! bloat the state, no times that cannot be. Pure. Used by sessions before a batch goes to the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 use skep_core::change::{Change, Op, TaskObserved};
 use skep_core::store::State;
 use skep_proto::id::{NodeId, TaskId};
-use skep_proto::v1::{self, TaskState, TaskStatus};
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{self, ContainerStatus, TaskState, TaskStatus};
 
 use super::limits::{CONTAINER_NAME_BYTES, ERROR_BYTES, MESSAGE_BYTES, STATUS_CONTAINERS};
 
@@ -22,9 +23,10 @@ pub(crate) struct Checked {
     pub(crate) malformed: usize,
 }
 
-/// Checks a batch that `node` sent. Of several reports on one task the one that is furthest on counts. Reports on tasks
-/// that the store no longer has are passed over: the node will be told to remove them.
-pub(crate) fn check(state: &State, node: NodeId, batch: Vec<v1::TaskObserved>) -> Checked {
+/// Checks a batch that `node` sent, at a moment of the swarm's clock. Of several reports on one task the one that is
+/// furthest on counts. Reports on tasks that the store no longer has are passed over: the node will be told to remove
+/// them.
+pub(crate) fn check(state: &State, node: NodeId, batch: Vec<v1::TaskObserved>, now: UnixMs) -> Checked {
     let mut checked = Checked::default();
     let mut latest: Vec<(TaskId, TaskStatus)> = Vec::with_capacity(batch.len());
     let mut place: HashMap<TaskId, usize> = HashMap::with_capacity(batch.len());
@@ -33,14 +35,14 @@ pub(crate) fn check(state: &State, node: NodeId, batch: Vec<v1::TaskObserved>) -
             checked.malformed += 1;
             continue;
         };
-        match state.task(task) {
+        let status = match state.task(task) {
             None => continue,
             Some(known) if known.node != Some(node) => {
                 checked.foreign += 1;
                 continue;
             }
-            Some(_) => {}
-        }
+            Some(known) => in_time(status, &known.status, now),
+        };
         match place.get(&task) {
             Some(&at) if latest[at].1.state <= status.state => latest[at].1 = status,
             Some(_) => {}
@@ -64,6 +66,29 @@ fn read(report: v1::TaskObserved) -> Option<(TaskId, TaskStatus)> {
     // What comes before is the loops', and nobody but the loops knows that a task is an orphan.
     let says = state.belongs_to_node() && state != TaskState::Orphaned;
     says.then_some((task, status))
+}
+
+/// A node's clock may be wrong by any amount; the swarm's is what everything is measured by. So a moment that is news lies
+/// between the task's last one and now, and one that is known stays what it is.
+fn in_time(mut status: TaskStatus, known: &TaskStatus, now: UnixMs) -> TaskStatus {
+    let earliest = known.since_ms.min(now.0);
+    let set_right = |told: &mut i64, stored: i64| match (*told, stored) {
+        // It has not happened.
+        (0, _) => {}
+        (_, 0) => *told = (*told).clamp(earliest, now.0),
+        (_, stored) => *told = stored,
+    };
+    set_right(&mut status.since_ms, if status.state == known.state { known.since_ms } else { 0 });
+    for container in &mut status.containers {
+        let same = |stored: &&ContainerStatus| {
+            (&stored.name, &stored.container_id) == (&container.name, &container.container_id)
+        };
+        let (started, finished) =
+            known.containers.iter().find(same).map_or((0, 0), |stored| (stored.started_at_ms, stored.finished_at_ms));
+        set_right(&mut container.started_at_ms, started);
+        set_right(&mut container.finished_at_ms, finished);
+    }
+    status
 }
 
 /// The status without what is not the node's, and no longer than a status may be.
@@ -91,11 +116,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use skep_core::object::{Meta, RevisionKey, Slot, Task};
     use skep_proto::id::ServiceId;
-    use skep_proto::v1::{ContainerStatus, Refusal, WantedState};
+    use skep_proto::v1::{Refusal, WantedState};
 
     use super::*;
 
     const ME: NodeId = NodeId::new(1);
+    const NOW: UnixMs = UnixMs(10_000);
 
     fn state() -> State {
         let mut state = State::default();
@@ -141,7 +167,7 @@ mod tests {
     #[test]
     fn a_node_reports_on_its_own_tasks_only() {
         let batch = vec![report(1, TaskState::Running), report(3, TaskState::Failed), report(7, TaskState::Running)];
-        let checked = check(&state(), ME, batch);
+        let checked = check(&state(), ME, batch, NOW);
         assert_eq!(stored(&checked), [(1, ME, TaskState::Running)]);
         assert_eq!((checked.foreign, checked.malformed), (1, 0));
     }
@@ -154,7 +180,7 @@ mod tests {
             report(2, TaskState::Failed),
             report(2, TaskState::Running),
         ];
-        let checked = check(&state(), ME, batch);
+        let checked = check(&state(), ME, batch, NOW);
         let expected = [(2, ME, TaskState::Failed), (1, ME, TaskState::Accepted)];
         assert_eq!(stored(&checked), expected);
     }
@@ -169,7 +195,7 @@ mod tests {
         empty.status = None;
         let loops = report(1, TaskState::Pending);
         let orphan = report(1, TaskState::Orphaned);
-        let checked = check(&state(), ME, vec![bad_id, unknown, empty, loops, orphan]);
+        let checked = check(&state(), ME, vec![bad_id, unknown, empty, loops, orphan], NOW);
         assert!(checked.changes.is_empty());
         assert_eq!(checked.malformed, 5);
     }
@@ -182,7 +208,7 @@ mod tests {
         status.refusals = vec![Refusal::default()];
         status.containers = vec![ContainerStatus::default(); STATUS_CONTAINERS + 1];
         status.containers[0].name = "x".repeat(CONTAINER_NAME_BYTES + 1);
-        let checked = check(&state(), ME, vec![report]);
+        let checked = check(&state(), ME, vec![report], NOW);
         let Op::ObserveTask(observed) = &checked.changes[0].op else {
             panic!("not a report");
         };
@@ -190,5 +216,42 @@ mod tests {
         assert!(observed.status.refusals.is_empty());
         assert_eq!(observed.status.containers.len(), STATUS_CONTAINERS);
         assert_eq!(observed.status.containers[0].name.len(), CONTAINER_NAME_BYTES);
+    }
+
+    #[test]
+    fn times_of_a_clock_that_is_off_are_set_right() {
+        let known = TaskStatus { state: TaskState::Starting.into(), since_ms: 9_000, ..TaskStatus::default() };
+        let container = |started_at_ms, finished_at_ms| ContainerStatus {
+            name: "main".to_owned(),
+            container_id: "one".to_owned(),
+            started_at_ms,
+            finished_at_ms,
+            ..ContainerStatus::default()
+        };
+        let told = |state: TaskState, since_ms, container| TaskStatus {
+            state: state.into(),
+            since_ms,
+            containers: vec![container],
+            ..TaskStatus::default()
+        };
+        let times = |status: &TaskStatus| {
+            let container = &status.containers[0];
+            (status.since_ms, container.started_at_ms, container.finished_at_ms)
+        };
+        for (off, expected) in
+            [(0, (9_700, 9_600, 0)), (3_600_000, (10_000, 10_000, 0)), (-3_600_000, (9_000, 9_000, 0))]
+        {
+            let status = told(TaskState::Running, 9_700 + off, container(9_600 + off, 0));
+            assert_eq!(times(&in_time(status, &known, NOW)), expected, "off by {off}");
+        }
+        // A clock that steps between two reports: what is known stays.
+        let known = told(TaskState::Running, 9_700, container(9_600, 0));
+        let again = told(TaskState::Running, 9_700, container(9_600, 0));
+        assert_eq!(times(&in_time(again, &known, UnixMs(20_000))), (9_700, 9_600, 0));
+        let ended = told(TaskState::Failed, 15_000 + 3_600_000, container(9_600, 15_000 + 3_600_000));
+        assert_eq!(times(&in_time(ended, &known, UnixMs(15_001))), (15_001, 9_600, 15_001));
+        // Told late, of a time when no manager was there.
+        let ended = told(TaskState::Complete, 12_000, container(9_600, 11_900));
+        assert_eq!(times(&in_time(ended, &known, UnixMs(90_000))), (12_000, 9_600, 11_900));
     }
 }

@@ -34,6 +34,7 @@ use tonic::{Request, Response, Status};
 pub(crate) use self::streams::LogStreams;
 
 use self::select::Selection;
+use crate::callers;
 use crate::control::read::no_leader;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::reach::Reach;
@@ -119,7 +120,8 @@ impl Logs for LogBroker {
     type ReadStream = ReceiverStream<Result<LogBatch, Status>>;
 
     async fn read(&self, request: Request<ReadLogsRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        Caller::of(&request)?.require_operator()?;
+        callers::operator(self.dispatcher.store(), &request)?;
+        let caller = Caller::of(&request)?.node_id();
         let request = request.into_inner();
         let selection = self.selection(&request)?;
         let permit = Arc::clone(&self.readers)
@@ -139,14 +141,18 @@ impl Logs for LogBroker {
         tokio::spawn(async move {
             let _permit = permit;
             // Whoever leaves takes the whole reader along: its streams are closed and the nodes told.
-            let peers = reader.store.peers().clone();
+            let store = reader.store.clone();
             let read = async { if follow { follow::run(reader).await } else { once::run(reader).await } };
             tokio::select! {
                 () = out.closed() => {}
                 _ = read => {}
-                () = peers.forlorn() => {
+                () = store.peers().forlorn() => {
                     // Nobody may listen any more.
                     let _ = out.send(Err(no_leader())).await;
+                }
+                refused = callers::demoted(store.clone(), caller) => {
+                    // As above.
+                    let _ = out.send(Err(refused)).await;
                 }
             }
         });

@@ -26,7 +26,11 @@ pub(crate) async fn keep(store: Store) {
     let mut nodes = store.watch(Topic::Nodes);
     loop {
         let state = store.state();
-        let Some(cluster) = state.cluster() else { return nodes.changed().await };
+        let Some(cluster) = state.cluster() else {
+            // A new swarm's first write comes after the lead.
+            nodes.changed().await;
+            continue;
+        };
         if cluster.feature_level >= FEATURE_LEVEL {
             return;
         }
@@ -53,7 +57,7 @@ async fn lowest(state: &State, peers: &Peers) -> Option<u32> {
             continue;
         }
         let mut client = QuorumClient::new(peers.channel(manager.raft_id, &manager.addr));
-        let asked = tokio::time::timeout(DEADLINE, client.describe(DescribeRequest {})).await;
+        let asked = tokio::time::timeout(DEADLINE, client.describe(DescribeRequest::default())).await;
         lowest = lowest.min(asked.ok()?.ok()?.into_inner().feature_level);
     }
     Some(lowest)

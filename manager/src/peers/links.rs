@@ -95,6 +95,8 @@ impl Links {
             #[cfg(feature = "sim")]
             Way::Simulated(connect) => connect(addr),
         };
+        // Managers that are gone leave their channels behind; new channels come seldom.
+        open.retain(|(other, _), link| link.node.is_none() || *other == id || self.node(*other).is_some());
         open.insert((id, lane), Link { addr: addr.to_owned(), node, channel: channel.clone() });
         channel
     }

@@ -7,6 +7,7 @@
 //! | `ask.rs` | calls to the leader: submit, read version |
 //! | `rounds.rs` | questions at the same time are one |
 //! | `enter.rs` | how a node becomes a manager, both sides |
+//! | `seat.rs` | whether it still is one, when it hears no leader |
 //! | `service.rs` | what this manager answers others (`managers.proto`) |
 //! | `serve.rs` | the managers' port, on threads of its own |
 //! | `level.rs` | the feature level that all managers have |
@@ -22,6 +23,7 @@ pub(crate) mod level;
 mod links;
 pub(crate) mod recovery;
 mod rounds;
+pub(crate) mod seat;
 pub(crate) mod serve;
 pub(crate) mod service;
 #[cfg(test)]
@@ -51,6 +53,10 @@ use crate::store::{Applied, WriteError};
 /// An election is over sooner, also when it is tried twice; and whoever a removed manager serves is to hear of it within
 /// two seconds of its last heartbeat, of which Raft takes three quarters of one to notice.
 const LEADER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a manager that [stands still](Peers::stands_still) answers nobody.
+pub(crate) const DISK_FULL: &str = "the disk of this manager's data directory is full, so it follows no changes: make \
+                                    space, and it goes on by itself; until then ask another manager";
 
 /// The manager that leads, as this one knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,16 +196,33 @@ impl Peers {
         let _ = self.0.raft.set(Arc::downgrade(raft));
     }
 
+    /// Raft's state and every change of it; `None` until it runs.
+    pub(crate) fn raft_status(&self) -> Option<watch::Receiver<skep_raft::Status>> {
+        Some(self.0.raft.get()?.upgrade()?.status())
+    }
+
+    /// Whether this manager takes no entries because its disk is full: its state stands still while the others' moves on.
+    pub(crate) fn stands_still(&self) -> bool {
+        !self.leads() && self.raft_status().is_some_and(|status| status.borrow().disk_full)
+    }
+
     /// Makes sure that this manager leads and nobody else does, or did since its state was what it is: a leader that the
     /// others replace learns that later than their first write.
     pub(crate) async fn confirm_lead(&self) -> Result<(), WriteError> {
         if !self.leads() {
             return Err(WriteError::NoLeader);
         }
+        #[cfg(feature = "sim")]
+        if skep_raft::sim::has_bug(skep_raft::sim::Bug::TrustsLead) {
+            return Ok(());
+        }
         let Some(raft) = self.0.raft.get() else { return Ok(()) };
         let raft = raft.upgrade().ok_or(WriteError::NoLeader)?;
         let now = tokio::time::Instant::now().into_std();
-        let silent = raft.status().borrow().millis_since_quorum_ack(now);
+        let status = raft.status();
+        // A hand-over waits for no lease: the next leader may write already.
+        let silent = Some(status.borrow()).filter(|status| !status.handing_over);
+        let silent = silent.and_then(|status| status.millis_since_quorum_ack(now));
         if silent.is_some_and(|silent| u128::from(silent) <= LEASE.as_millis()) {
             return Ok(());
         }
@@ -234,6 +257,9 @@ impl Peers {
         const PAUSE: Duration = Duration::from_millis(50);
         const DEADLINE: Duration = Duration::from_secs(2);
         let give_up = tokio::time::Instant::now() + patience;
+        if self.stands_still() {
+            return Err(WriteError::Stopped(DISK_FULL.to_owned()));
+        }
         let mut leader = self.leader();
         loop {
             leader.mark_unchanged();

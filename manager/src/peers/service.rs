@@ -21,7 +21,8 @@ use tracing::info;
 use super::ask::MESSAGE_BYTES;
 use super::enter::{self, Entry, Refusal};
 use super::level::FEATURE_LEVEL;
-use super::{Route, wire};
+use super::{Leader, Route, wire};
+use crate::callers;
 use crate::machine::Machine;
 use crate::store::{Store, WRITE_DEADLINE, WriteError, Written};
 
@@ -46,6 +47,15 @@ impl QuorumService {
         QuorumServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)
+    }
+
+    /// Whether Raft's messages of this node are not for this group: the state says that it is no manager, and this
+    /// manager hears one that is. While it hears none it may itself be behind, and the sender be made a manager since:
+    /// then Raft alone judges.
+    fn is_stranger(&self, sender: NodeId) -> bool {
+        let is_known = |leader: &Leader| leader.node.is_some_and(|node| node != sender);
+        self.store.peers().leader().borrow().as_ref().is_some_and(is_known)
+            && callers::is_demoted(&self.store.state(), sender)
     }
 
     /// Gives a node its Raft id. Only on the leader.
@@ -74,8 +84,12 @@ impl QuorumService {
 #[tonic::async_trait]
 impl Quorum for QuorumService {
     async fn step(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
-        Caller::of(&request)?.require_manager()?;
+        let sender = Caller::of(&request)?.require_manager()?.node_id;
         let RaftMessage { kind: number, bytes } = request.into_inner();
+        if self.is_stranger(sender) {
+            let bytes = self.raft.answer_left_behind(bytes.into()).ok_or_else(|| callers::refusal(sender))?;
+            return Ok(Response::new(RaftMessage { kind: number, bytes: bytes.into() }));
+        }
         let kind = u8::try_from(number).ok().and_then(MessageKind::from_u8).ok_or_else(|| {
             Status::unimplemented("this manager does not know this kind of message: upgrade skep on it")
         })?;
@@ -87,7 +101,7 @@ impl Quorum for QuorumService {
     }
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
-        Caller::of(&request)?.require_manager()?;
+        callers::manager(&self.store, &request)?;
         let mut transactions = codec::decode_entry(&request.into_inner().entry)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (Some(transaction), None) = (transactions.pop(), transactions.pop()) else {
@@ -101,7 +115,7 @@ impl Quorum for QuorumService {
         &self,
         request: Request<ReadVersionRequest>,
     ) -> Result<Response<ReadVersionResponse>, Status> {
-        Caller::of(&request)?.require_manager()?;
+        callers::manager(&self.store, &request)?;
         let confirmed = self.store.peers().confirm_lead().await;
         confirmed.map_err(|_| Status::unavailable("this manager does not lead: ask the leader"))?;
         let (version, now_ms) = (self.store.state().version(), self.store.now().0);
@@ -109,10 +123,14 @@ impl Quorum for QuorumService {
     }
 
     async fn enter(&self, request: Request<EnterRequest>) -> Result<Response<EnterResponse>, Status> {
+        // Whether it may become one is decided by the leader, for whom this manager only asks.
         let caller = Caller::of(&request)?.require_manager()?.node_id;
-        let request = request.into_inner();
-        let on_behalf = NodeId::from_wire_opt(&request.node_id)
+        let on_behalf = NodeId::from_wire_opt(&request.get_ref().node_id)
             .map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
+        if on_behalf.is_some() {
+            callers::manager(&self.store, &request)?;
+        }
+        let request = request.into_inner();
         let node = on_behalf.unwrap_or(caller);
         match (self.store.peers().route(), on_behalf) {
             (Route::Here, _) => self.let_in(node, &request.addr, request.feature_level).await.map(Response::new),
@@ -128,9 +146,18 @@ impl Quorum for QuorumService {
     }
 
     async fn describe(&self, request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        Caller::of(&request)?.require_manager()?;
-        let version = self.store.state().version();
-        Ok(Response::new(DescribeResponse { feature_level: FEATURE_LEVEL, version }))
+        // One that is a manager no longer asks, too: it is to learn that here.
+        let node = Caller::of(&request)?.require_manager()?.node_id;
+        let state = match request.get_ref().caller {
+            true => self.store.fresh().await.map_err(|error| Status::unavailable(error.to_string()))?,
+            false => self.store.state(),
+        };
+        let raft_id = || state.node(node).and_then(|node| node.manager.as_ref()).map_or(0, |manager| manager.raft_id);
+        Ok(Response::new(DescribeResponse {
+            feature_level: FEATURE_LEVEL,
+            version: state.version(),
+            caller_raft_id: request.get_ref().caller.then(raft_id),
+        }))
     }
 }
 

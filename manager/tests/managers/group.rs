@@ -5,29 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use skep_core::change::{Change, Op};
 use skep_core::object::{ImageName, Meta, Node, NodeStatus};
-use skep_identity::ca::{DEFAULT_NODE_VALIDITY, NodeGrant, RootCa};
+use skep_identity::ca::RootCa;
 use skep_identity::transport::{ChannelOptions, channel};
-use skep_identity::{Anonymous, ClientTls, Credentials, DenyList, Expected, LiveCredentials, NodeKey, Role, ServerTls};
-use skep_manager::images::{Name, Registries, RemoteImage, ResolveError};
+use skep_identity::{Anonymous, ClientTls, DenyList, Expected, LiveCredentials, Role, ServerTls};
 use skep_manager::peers::{self, Serving};
 use skep_manager::store::{Store, WriteError, Written};
 use skep_manager::{Bootstrap, FIRST_RAFT_ID, Manager, ManagerConfig, ManagerStart};
 use skep_proto::id::{ClusterId, NodeId, RequestId};
-use skep_proto::v1::{ClusterSpec, NodeRole, NodeSpec, RegistryAuth};
+use skep_proto::v1::{ClusterSpec, NodeRole, NodeSpec};
 use tokio::net::TcpListener;
 use tonic::transport::Channel;
 
-/// Fails the test instead of hanging it.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(Duration::from_secs(30), future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what}: not within 30 s"),
-    }
-}
+pub(crate) use crate::common::soon;
+use crate::common::{NoRegistries, signed};
 
 /// Waits for a condition that nobody announces.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -37,22 +29,6 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         }
     })
     .await;
-}
-
-struct NoRegistries;
-
-impl Registries for NoRegistries {
-    fn parse(&self, reference: &str) -> Result<Name, ResolveError> {
-        Err(ResolveError::Invalid(reference.to_owned()))
-    }
-
-    fn resolve(
-        &self,
-        reference: String,
-        _auth: Option<RegistryAuth>,
-    ) -> BoxFuture<'static, Result<RemoteImage, ResolveError>> {
-        async move { Err(ResolveError::Unavailable(reference)) }.boxed()
-    }
 }
 
 /// A host that is a manager, running or not.
@@ -265,11 +241,4 @@ pub(crate) async fn create(store: &Store, name: &str) -> Result<Written, WriteEr
     let image = ImageName { name: name.into(), meta: Meta::default(), digest: "d".into(), platforms: Vec::new() };
     let request = RequestId::new(rand::random());
     store.write(Some(request), name.as_bytes().to_vec(), vec![Change::create(Op::PutImageName(image))]).await
-}
-
-fn signed(ca: &RootCa, node_id: NodeId, role: Role) -> Credentials {
-    let key = NodeKey::generate().unwrap();
-    let grant = NodeGrant { node_id, role, validity: DEFAULT_NODE_VALIDITY };
-    let issued = ca.issue(&key.signing_request().unwrap(), &grant, SystemTime::now()).unwrap();
-    Credentials::new(key, &issued.chain_pem, ca.bundle()).unwrap()
 }

@@ -2,18 +2,26 @@
 
 use skep_proto::id::NodeId;
 use skep_proto::v1::nodes_client::NodesClient;
+use skep_proto::v1::quorum_client::QuorumClient;
+use skep_proto::v1::relay_client::RelayClient;
+use skep_proto::v1::watch_client::WatchClient;
 use skep_proto::v1::{
-    GetNodeRequest, NodeRole, NodeSpec, ReadOptions, RemoveNodeRequest, UpdateNodeRequest, UpdateNodeResponse,
+    GetNodeRequest, HoldersRequest, NodeRole, NodeSpec, RaftMessage, ReadOptions, ReadVersionRequest,
+    RemoveNodeRequest, UpdateNodeRequest, UpdateNodeResponse, WatchRequest,
 };
 use tonic::{Code, Status};
 
 use crate::group::{Group, Host, create, soon, until};
 
-async fn demote(by: &Host, node: NodeId) -> Result<UpdateNodeResponse, Status> {
-    let spec = Some(NodeSpec { role: NodeRole::Worker.into(), ..NodeSpec::default() });
+async fn wish(by: &Host, node: NodeId, role: NodeRole) -> Result<UpdateNodeResponse, Status> {
+    let spec = Some(NodeSpec { role: role.into(), ..NodeSpec::default() });
     let request = UpdateNodeRequest { reference: node.to_string(), spec, ..UpdateNodeRequest::default() };
     let mut nodes = NodesClient::new(by.channel());
-    Ok(soon("demote", nodes.update(request)).await?.into_inner())
+    Ok(soon("another role", nodes.update(request)).await?.into_inner())
+}
+
+async fn demote(by: &Host, node: NodeId) -> Result<UpdateNodeResponse, Status> {
+    wish(by, node, NodeRole::Worker).await
 }
 
 async fn remove(by: &Host, node: NodeId, force: bool) -> Result<(), Status> {
@@ -84,5 +92,54 @@ async fn the_quorum_is_kept_while_a_dead_manager_is_removed() {
         until("it is denied", || host.store().state().is_denied(dead)).await;
     }
     create(&other.store(), "after").await.unwrap();
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_manager_s_certificate_is_a_worker_s_until_it_is_promoted_again() {
+    let group = Group::start(3).await;
+    let (leader, follower) = (group.leader_index().await, group.follower_index().await);
+    let other = (0..3).find(|index| ![leader, follower].contains(index)).unwrap();
+    let (by, old) = (&group.hosts[leader], &group.hosts[follower]);
+    let get = || GetNodeRequest { reference: old.id.to_string(), ..GetNodeRequest::default() };
+    // With its old certificate, by connections of before.
+    let channels = [by, &group.hosts[other]].map(|host| old.channel_to(host.addr));
+    let mut watches = Vec::new();
+    for channel in &channels {
+        let watch = WatchRequest { nodes: true, ..WatchRequest::default() };
+        watches.push(soon("watch", WatchClient::new(channel.clone()).watch(watch)).await.unwrap().into_inner());
+    }
+    demote(by, old.id).await.unwrap();
+    for host in [by, &group.hosts[other]] {
+        let state = || host.store().state().node(old.id).unwrap().manager.is_none();
+        until("it is no manager", state).await;
+    }
+    for mut watch in watches {
+        let ended = soon("the watch ends", async {
+            loop {
+                if let Err(status) = watch.message().await {
+                    return status;
+                }
+            }
+        });
+        assert_eq!(ended.await.code(), Code::PermissionDenied);
+    }
+    for channel in &channels {
+        let refused = soon("get", NodesClient::new(channel.clone()).get(get())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+        assert!(refused.message().contains("no manager any more"), "{refused:?}");
+        let mut quorum = QuorumClient::new(channel.clone());
+        let asked = soon("read version", quorum.read_version(ReadVersionRequest {})).await.unwrap_err();
+        assert_eq!(asked.code(), Code::PermissionDenied, "{asked:?}");
+        let step = RaftMessage { kind: 4, bytes: Vec::new() };
+        let step = soon("step", quorum.step(step)).await.unwrap_err();
+        assert_eq!(step.code(), Code::PermissionDenied, "{step:?}");
+        let mut relay = RelayClient::new(channel.clone());
+        let asked = soon("holders", relay.holders(HoldersRequest::default())).await.unwrap_err();
+        assert_eq!(asked.code(), Code::PermissionDenied, "{asked:?}");
+    }
+    // The wish alone makes it one again: it has to enter, and is given the log.
+    wish(by, old.id, NodeRole::Manager).await.unwrap();
+    soon("get", NodesClient::new(channels[0].clone()).get(get())).await.unwrap();
     group.stop().await;
 }

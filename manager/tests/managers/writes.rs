@@ -14,12 +14,12 @@ use skep_proto::v1::clusters_client::ClustersClient;
 use skep_proto::v1::nodes_client::NodesClient;
 use skep_proto::v1::quorum_client::QuorumClient;
 use skep_proto::v1::{
-    DescribeRequest, GetClusterRequest, GetNodeRequest, NodeRole, RaftMessage, ReadOptions, ReadVersionRequest,
-    SubmitRequest,
+    ClusterSpec, DescribeRequest, GetClusterRequest, GetNodeRequest, NodeRole, RaftMessage, ReadOptions,
+    ReadVersionRequest, SubmitRequest, UpdateClusterRequest,
 };
 use tonic::Code;
 
-use crate::group::{Group, create, soon};
+use crate::group::{Group, create, soon, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_followers_write_is_the_leaders_and_is_read_at_once_everywhere() {
@@ -49,6 +49,30 @@ async fn a_followers_write_is_the_leaders_and_is_read_at_once_everywhere() {
     for host in &group.hosts {
         let retried = host.store().write(Some(request), b"other".to_vec(), changes()).await.unwrap();
         assert_eq!((retried.version, &retried.object_id), (first.version, &first.object_id));
+    }
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_manager_makes_a_snapshot_after_as_much_log_as_the_swarm_says() {
+    let group = Group::start(3).await;
+    let spec = ClusterSpec { snapshot_log_bytes: 1 << 20, ..ClusterSpec::default() };
+    let request = UpdateClusterRequest { spec: Some(spec), ..UpdateClusterRequest::default() };
+    let leader = group.leader().await;
+    soon("settings", ClustersClient::new(leader.channel()).update(request)).await.unwrap();
+    assert!(leader.manager().raft_status().borrow().snapshot.is_none());
+    for number in 0..12 {
+        let image = ImageName {
+            name: format!("web:{number}"),
+            meta: Meta::default(),
+            digest: "d".repeat(100 << 10),
+            platforms: Vec::new(),
+        };
+        leader.store().write(None, Vec::new(), vec![Change::create(Op::PutImageName(image))]).await.unwrap();
+    }
+    for host in &group.hosts {
+        let status = host.manager().raft_status();
+        until("it has made one", || status.borrow().snapshot.is_some()).await;
     }
     group.stop().await;
 }
@@ -125,7 +149,7 @@ async fn only_managers_speak_to_managers() {
     denied(quorum.step(RaftMessage { kind: 1, bytes: Vec::new() }).await.unwrap_err());
     denied(quorum.submit(SubmitRequest { entry: Vec::new() }).await.unwrap_err());
     denied(quorum.read_version(ReadVersionRequest {}).await.unwrap_err());
-    denied(quorum.describe(DescribeRequest {}).await.unwrap_err());
+    denied(quorum.describe(DescribeRequest::default()).await.unwrap_err());
     denied(peers::enter(worker.channel_to(addr.parse().unwrap()), "10.0.0.7:2377").await.unwrap_err());
 
     // A manager's certificate alone does not make one: an operator must want it, at an address that others reach.

@@ -90,6 +90,13 @@ impl Follower {
         Agent::connect_by(&member.channel_to(self.addr), hostname).await
     }
 
+    /// A node that has joined and has its session here.
+    async fn node(&self, swarm: &Swarm) -> (Member, Agent) {
+        let host = swarm.join("host2").await;
+        let agent = self.connect(&host, "host2").await;
+        (host, agent)
+    }
+
     async fn until(&self, what: &str, wanted: impl Fn(&Dispatcher) -> bool) {
         soon(what, async {
             while !wanted(&self.dispatcher) {
@@ -137,8 +144,7 @@ async fn stays_ready(swarm: &Swarm, id: NodeId, time: Duration) {
 async fn a_session_at_a_follower_is_a_session() {
     let swarm = Swarm::start().await;
     let follower = Follower::start(&swarm, 2).await;
-    let host = swarm.join("host2").await;
-    let mut agent = follower.connect(&host, "host2").await;
+    let (host, mut agent) = follower.node(&swarm).await;
     assert_eq!(swarm.node(host.id).status.state, NodeState::Ready, "registered means written down");
     let web = swarm.create_service("web", DIGEST, 2).await;
     agent.until("two tasks", |tasks| tasks.len() == 2).await;
@@ -160,8 +166,7 @@ async fn a_session_at_a_follower_is_a_session() {
 async fn a_session_resumes_at_the_same_manager_only() {
     let swarm = Swarm::start().await;
     let (one, two) = (Follower::start(&swarm, 2).await, Follower::start(&swarm, 3).await);
-    let host = swarm.join("host2").await;
-    let mut agent = one.connect(&host, "host2").await;
+    let (host, mut agent) = one.node(&swarm).await;
     swarm.create_service("web", DIGEST, 2).await;
     agent.until("two tasks", |tasks| tasks.len() == 2).await;
     let (session, sequence) = (agent.registered.session_id.clone(), agent.sequence);
@@ -213,8 +218,7 @@ async fn a_node_has_one_session_in_the_swarm() {
 async fn a_manager_that_hears_no_leader_ends_its_sessions() {
     let swarm = Swarm::start().await;
     let follower = Follower::start(&swarm, 2).await;
-    let host = swarm.join("host2").await;
-    let mut agent = follower.connect(&host, "host2").await;
+    let (host, mut agent) = follower.node(&swarm).await;
     let cut = Instant::now();
     follower.cut();
     assert_eq!(agent.end().await.unwrap().code(), Code::Unavailable);
@@ -238,8 +242,7 @@ async fn a_manager_that_hears_no_leader_ends_its_sessions() {
 async fn a_short_loss_of_the_relay_loses_no_node() {
     let swarm = Swarm::start().await;
     let follower = Follower::start(&swarm, 2).await;
-    let host = swarm.join("host2").await;
-    let mut agent = follower.connect(&host, "host2").await;
+    let (host, mut agent) = follower.node(&swarm).await;
     for _ in 0..3 {
         follower.cut();
         // Two heartbeats' time; the grace is three.
@@ -338,6 +341,28 @@ impl Logs {
     }
 }
 
+/// Two followers; the logs' node has its session at the first, and the second knows that.
+struct LogsAtOne {
+    swarm: Swarm,
+    one: Follower,
+    two: Follower,
+    host: Member,
+    agent: Agent,
+    logs: Logs,
+}
+
+impl LogsAtOne {
+    async fn start() -> Self {
+        let swarm = Swarm::start().await;
+        let (one, two) = (Follower::start(&swarm, 2).await, Follower::start(&swarm, 3).await);
+        two.knows(&one);
+        let (host, mut agent) = one.node(&swarm).await;
+        let logs = Logs::of(&swarm, &mut agent).await;
+        two.until("it knows where the node is", |dispatcher| dispatcher.is_connected(host.id)).await;
+        Self { swarm, one, two, host, agent, logs }
+    }
+}
+
 /// The next line, and what was said before it.
 async fn next_line(stream: &mut Streaming<LogBatch>) -> (i64, Vec<String>) {
     soon("a line", async {
@@ -355,13 +380,7 @@ async fn next_line(stream: &mut Streaming<LogBatch>) -> (i64, Vec<String>) {
 
 #[tokio::test]
 async fn logs_are_read_at_any_manager() {
-    let swarm = Swarm::start().await;
-    let (one, two) = (Follower::start(&swarm, 2).await, Follower::start(&swarm, 3).await);
-    two.knows(&one);
-    let host = swarm.join("host2").await;
-    let mut agent = one.connect(&host, "host2").await;
-    let logs = Logs::of(&swarm, &mut agent).await;
-    two.until("it knows where the node is", |dispatcher| dispatcher.is_connected(host.id)).await;
+    let LogsAtOne { swarm, one, two, host: _host, mut agent, logs } = LogsAtOne::start().await;
     for at in [&one, &two] {
         let mut stream = logs.read(at, false).await;
         let request = agent.log_request().await;
@@ -393,13 +412,7 @@ async fn logs_are_read_at_any_manager() {
 
 #[tokio::test]
 async fn following_goes_with_the_node_to_another_manager() {
-    let swarm = Swarm::start().await;
-    let (one, two) = (Follower::start(&swarm, 2).await, Follower::start(&swarm, 3).await);
-    two.knows(&one);
-    let host = swarm.join("host2").await;
-    let mut agent = one.connect(&host, "host2").await;
-    let logs = Logs::of(&swarm, &mut agent).await;
-    two.until("it knows where the node is", |dispatcher| dispatcher.is_connected(host.id)).await;
+    let LogsAtOne { swarm, one: _one, two, host, mut agent, logs } = LogsAtOne::start().await;
     let mut stream = logs.read(&two, true).await;
     let request = agent.log_request().await;
     let (chunks, answered) = agent.publish();

@@ -191,7 +191,7 @@ async fn the_swarm_s_settings_are_checked_and_take_effect() {
     }
     let version = swarm.state().cluster().unwrap().meta.version;
     let snapshots = ClusterSpec { snapshot_log_bytes: 1, ..ClusterSpec::default() };
-    assert_eq!(clusters.update(request(snapshots, 0)).await.unwrap_err().code(), Code::Unimplemented);
+    assert_eq!(clusters.update(request(snapshots, 0)).await.unwrap_err().code(), Code::InvalidArgument);
 
     let updated = clusters.update(request(with_heartbeat(250), version)).await.unwrap().into_inner();
     assert_eq!(swarm.state().cluster().unwrap().meta.version, updated.version);
@@ -201,6 +201,15 @@ async fn the_swarm_s_settings_are_checked_and_take_effect() {
         _ => None,
     };
     agent.wait_for("the new period", told).await;
+    // Several at once that expect no version all come true.
+    let at_once = (251..255).map(|ms| {
+        let mut clusters = clusters.clone();
+        let request = request(with_heartbeat(ms), 0);
+        async move { clusters.update(request).await }
+    });
+    for updated in futures::future::join_all(at_once).await {
+        updated.unwrap();
+    }
     // Keys and tokens are not touched.
     let issued = swarm.join("host3").await;
     assert!(swarm.state().node(issued.id).is_some());

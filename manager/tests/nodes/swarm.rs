@@ -2,20 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use skep_core::change::{Change, Op};
 use skep_core::object::{Meta, Node, Revision, Service, Task};
 use skep_core::store::State;
-use skep_identity::ca::{DEFAULT_NODE_VALIDITY, NodeGrant, RootCa};
+use skep_identity::ca::RootCa;
 use skep_identity::transport::{AcceptLimits, ChannelOptions, Keepalive, channel, incoming, server};
 use skep_identity::{
     Anonymous, ClientTls, Credentials, DenyList, Expected, JoinToken, LiveCredentials, NodeKey, Role, ServerTls,
     TokenSecret,
 };
-use skep_manager::images::{Name, Registries, RemoteImage, ResolveError};
 use skep_manager::store::Store;
 use skep_manager::{Bootstrap, Manager, ManagerConfig, ManagerStart};
 use skep_proto::id::{ClusterId, NodeId, ServiceId};
@@ -23,8 +20,8 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    ClusterSpec, ContainerSpec, IssueRequest, IssueResponse, NodeSpec, RegistryAuth, ReplicatedMode, RestartPolicy,
-    ServiceSpec, TaskTemplate,
+    ClusterSpec, ContainerSpec, IssueRequest, IssueResponse, NodeSpec, ReplicatedMode, RestartPolicy, ServiceSpec,
+    TaskTemplate,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -32,36 +29,14 @@ use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::Channel;
 
+pub(crate) use crate::common::soon;
+use crate::common::{NoRegistries, signed};
+
 pub(crate) const MANAGER: NodeId = NodeId::new(1);
 pub(crate) const WORKER_SECRET: [u8; 16] = [7; 16];
 pub(crate) const MANAGER_SECRET: [u8; 16] = [8; 16];
 /// Short enough for tests that wait for silence, long enough for a busy machine.
 const HEARTBEAT_MS: i64 = 300;
-
-/// Fails the test instead of hanging it.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(Duration::from_secs(20), future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what}: not within 20 s"),
-    }
-}
-
-/// Registries that no test needs.
-struct NoRegistries;
-
-impl Registries for NoRegistries {
-    fn parse(&self, reference: &str) -> Result<Name, ResolveError> {
-        Err(ResolveError::Invalid(reference.to_owned()))
-    }
-
-    fn resolve(
-        &self,
-        reference: String,
-        _auth: Option<RegistryAuth>,
-    ) -> BoxFuture<'static, Result<RemoteImage, ResolveError>> {
-        async move { Err(ResolveError::Unavailable(reference)) }.boxed()
-    }
-}
 
 pub(crate) struct Swarm {
     pub(crate) ca: RootCa,
@@ -248,13 +223,6 @@ impl Swarm {
     pub(crate) fn tasks(&self, service: ServiceId) -> Vec<Arc<Task>> {
         self.state().tasks_of_service(service).cloned().collect()
     }
-}
-
-fn signed(ca: &RootCa, node_id: NodeId, role: Role) -> Credentials {
-    let key = NodeKey::generate().unwrap();
-    let grant = NodeGrant { node_id, role, validity: DEFAULT_NODE_VALIDITY };
-    let issued = ca.issue(&key.signing_request().unwrap(), &grant, SystemTime::now()).unwrap();
-    Credentials::new(key, &issued.chain_pem, ca.bundle()).unwrap()
 }
 
 pub(crate) fn member_channel(credentials: &LiveCredentials, addr: SocketAddr) -> Channel {

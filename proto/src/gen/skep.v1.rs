@@ -276,7 +276,7 @@ pub struct ClusterSpec {
     /// Session heartbeat of a node. Default 1000.
     #[prost(int64, tag = "2")]
     pub heartbeat_period_ms: i64,
-    /// Bytes of log after which a snapshot is made. Default 64 MiB.
+    /// Bytes of log after which a snapshot is made. Default 64 MiB (0 in the wire), at least 1 MiB, at most 4 GiB.
     #[prost(int64, tag = "3")]
     pub snapshot_log_bytes: i64,
     /// Life of node certificates. Default 90 days, at least 1 hour.
@@ -3123,7 +3123,7 @@ pub struct ServiceSummary {
     /// Its current revision.
     #[prost(message, optional, tag = "2")]
     pub revision: ::core::option::Option<Revision>,
-    /// Tasks in state RUNNING.
+    /// Tasks in state RUNNING that are wanted to run: not those that are to stop, nor what a lost node may still run.
     #[prost(uint64, tag = "3")]
     pub running: u64,
     /// Tasks wanted: replicas, or nodes that fit a global service.
@@ -8541,7 +8541,12 @@ pub struct EnterResponse {
     pub raft_id: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DescribeRequest {}
+pub struct DescribeRequest {
+    /// Also say which Raft id the swarm's state has for the caller's node. Fails with UNAVAILABLE while no leader confirms
+    /// that state.
+    #[prost(bool, tag = "1")]
+    pub caller: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeResponse {
     /// Feature level of the build.
@@ -8550,6 +8555,9 @@ pub struct DescribeResponse {
     /// Applied store version.
     #[prost(uint64, tag = "2")]
     pub version: u64,
+    /// If it was asked for: the caller's Raft id; 0: its node is no member, or not yet. Absent: not said.
+    #[prost(uint64, optional, tag = "3")]
+    pub caller_raft_id: ::core::option::Option<u64>,
 }
 /// Generated client implementations.
 pub mod quorum_client {
@@ -8713,7 +8721,8 @@ pub mod quorum_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Quorum", "Enter"));
             self.inner.unary(req, path, codec).await
         }
-        /// What this manager is and has: for the leader, which compares managers.
+        /// What this manager is and has: for the leader, which compares managers; and what the swarm knows of the caller, for a
+        /// manager that hears no leader any more.
         pub async fn describe(
             &mut self,
             request: impl tonic::IntoRequest<super::DescribeRequest>,
@@ -8773,7 +8782,8 @@ pub mod quorum_server {
             &self,
             request: tonic::Request<super::EnterRequest>,
         ) -> std::result::Result<tonic::Response<super::EnterResponse>, tonic::Status>;
-        /// What this manager is and has: for the leader, which compares managers.
+        /// What this manager is and has: for the leader, which compares managers; and what the swarm knows of the caller, for a
+        /// manager that hears no leader any more.
         async fn describe(
             &self,
             request: tonic::Request<super::DescribeRequest>,

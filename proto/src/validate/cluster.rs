@@ -12,6 +12,8 @@ pub const CERT_EXPIRY_MS: std::ops::RangeInclusive<i64> = HOUR_MS..=10 * 365 * 2
 pub const MAX_TASK_HISTORY: i32 = 1_000;
 /// Revisions kept for each service, at most.
 pub const MAX_REVISION_HISTORY: i32 = 1_000;
+/// Least and most log after which a snapshot is made, in bytes: a snapshot costs a walk over the state, a start the log.
+pub const SNAPSHOT_LOG_BYTES: std::ops::RangeInclusive<i64> = (1 << 20)..=(4 << 30);
 const HOUR_MS: i64 = 3600 * 1000;
 
 /// Checks the settings of a swarm.
@@ -32,8 +34,9 @@ pub fn cluster_spec(spec: &ClusterSpec) -> Result<(), Invalid> {
         let message = format!("must be 0 to {MAX_REVISION_HISTORY}, but is {}", spec.revision_history_limit);
         return Err(Invalid::new("revision_history_limit", message));
     }
-    if spec.snapshot_log_bytes != 0 {
-        return Err(Invalid::new("snapshot_log_bytes", "not supported yet: it is 64 MiB"));
+    if spec.snapshot_log_bytes != 0 && !SNAPSHOT_LOG_BYTES.contains(&spec.snapshot_log_bytes) {
+        let message = format!("must be between 1 MiB and 4 GiB, but is {} bytes", spec.snapshot_log_bytes);
+        return Err(Invalid::new("snapshot_log_bytes", message));
     }
     labels("labels", &spec.labels)
 }
@@ -52,15 +55,17 @@ mod tests {
     #[test]
     fn defaults_and_the_ends_of_every_range_are_valid() {
         assert_eq!(cluster_spec(&ClusterSpec::default()), Ok(()));
-        for (heartbeat_period_ms, node_cert_expiry_ms, task_history_limit, revision_history_limit) in [
-            (*HEARTBEAT_MS.start(), *CERT_EXPIRY_MS.start(), -1, 1),
-            (*HEARTBEAT_MS.end(), *CERT_EXPIRY_MS.end(), MAX_TASK_HISTORY, MAX_REVISION_HISTORY),
+        let (least, most) = (*SNAPSHOT_LOG_BYTES.start(), *SNAPSHOT_LOG_BYTES.end());
+        for (heartbeat_period_ms, node_cert_expiry_ms, task_history_limit, revision_history_limit, bytes) in [
+            (*HEARTBEAT_MS.start(), *CERT_EXPIRY_MS.start(), -1, 1, least),
+            (*HEARTBEAT_MS.end(), *CERT_EXPIRY_MS.end(), MAX_TASK_HISTORY, MAX_REVISION_HISTORY, most),
         ] {
             let spec = ClusterSpec {
                 heartbeat_period_ms,
                 node_cert_expiry_ms,
                 task_history_limit,
                 revision_history_limit,
+                snapshot_log_bytes: bytes,
                 ..ClusterSpec::default()
             };
             assert_eq!(cluster_spec(&spec), Ok(()));
@@ -77,7 +82,9 @@ mod tests {
         assert!(refused(|spec| spec.node_cert_expiry_ms = i64::MAX).contains("10 years"));
         assert!(refused(|spec| spec.task_history_limit = -2).starts_with("task_history_limit: must be -1"));
         assert!(refused(|spec| spec.revision_history_limit = -1).starts_with("revision_history_limit: "));
-        assert!(refused(|spec| spec.snapshot_log_bytes = 1 << 20).contains("not supported yet"));
+        for bad in [1, (1 << 20) - 1, (4 << 30) + 1, -1] {
+            assert!(refused(|spec| spec.snapshot_log_bytes = bad).contains("between 1 MiB and 4 GiB"));
+        }
         assert!(refused(|spec| spec.labels = [(String::new(), "x".into())].into()).starts_with("labels: "));
     }
 }

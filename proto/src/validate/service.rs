@@ -93,7 +93,18 @@ fn task_template(template: &TaskTemplate) -> Result<(), Invalid> {
     if let Some(placement) = &template.placement {
         placement_rules(placement)?;
     }
+    name_servers(template)?;
     hosts(&template.hosts)
+}
+
+fn name_servers(template: &TaskTemplate) -> Result<(), Invalid> {
+    let servers = template.dns.as_ref().map_or(&[][..], |dns| &dns.nameservers);
+    match servers.iter().enumerate().find(|(_, server)| server.parse::<std::net::IpAddr>().is_err()) {
+        Some((index, server)) => {
+            Err(Invalid::new(format!("dns.nameservers[{index}]"), format!("{server:?} is not an IP address")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Every named container exists, and the order has no cycle.

@@ -44,6 +44,7 @@ fn name(name: &str, content: String) -> Op {
 struct Write {
     question: Question,
     object: Vec<u8>,
+    request: u128,
 }
 
 impl Write {
@@ -52,7 +53,8 @@ impl Write {
         let groups = vec![Group(vec![change])];
         let transaction =
             Transaction { request: Some(request), groups, object_id: object.clone(), ..Transaction::default() };
-        Self { question: Question::Write(codec::encode_entry(&[transaction])), object }
+        let request = request.value();
+        Self { question: Question::Write(codec::encode_entry(&[transaction])), object, request }
     }
 }
 
@@ -111,6 +113,10 @@ impl Client {
         self.manager
     }
 
+    fn is_recovered(&self) -> bool {
+        self.world.history.borrow().recovery.is_some()
+    }
+
     async fn read(&mut self) -> Option<Vec<Stored>> {
         let manager = self.choose_manager();
         let from = self.world.now();
@@ -145,6 +151,7 @@ impl Client {
         let create = Write::new(self.request(), &name_of, Change::create(name(&name_of, String::new())));
         let remove = Write::new(self.request(), &name_of, Change::any(Op::RemoveImageName(name_of.clone())));
         let (created, mut same) = self.insist(&create).await;
+        let created_at = self.world.now();
         let (mut removed, mut repeated) = (None, None);
         if matches!(created, Outcome::Done(_)) {
             removed = Some(self.insist(&remove).await.0);
@@ -157,14 +164,21 @@ impl Client {
         self.world.note(|| {
             format!("client {} created {name_of}: {created:?}, removed: {removed:?}, again: {repeated:?}", self.number)
         });
-        let once = Once { name: name_of, created, removed, repeated, other_object: !same };
+        let (request, ended_at) = (create.request, self.world.now());
+        let once =
+            Once { name: name_of, request, created, created_at, ended_at, removed, repeated, other_object: !same };
         self.world.history.borrow_mut().onces.push(once);
     }
 
     /// Tries until the result is known, or patience ends. Also answers whether the object named is the right one.
     async fn insist(&mut self, write: &Write) -> (Outcome, bool) {
         let mut may_have_happened = false;
+        let recovered = self.is_recovered();
         for _ in 0..self.rng.gen_range(1..8) {
+            if self.is_recovered() != recovered {
+                // The versions that it goes by are of the lost managers.
+                break;
+            }
             let (manager, wait) = (self.choose_manager(), self.rng.gen_range(WAIT));
             let asked = self.world.now();
             let answer = gate::ask(&wire::host(manager), &write.question, wait).await;
@@ -179,7 +193,7 @@ impl Client {
                 // The state has moved on, for every later try, too.
                 Ok(Answer::Refused(_)) => return (Outcome::Never, true),
                 Ok(Answer::NoLeader | Answer::Stopped(_)) | Err(Lost::NeverSent) => {}
-                Ok(Answer::Unknown | Answer::Names { .. }) | Err(Lost::OnTheWay) => may_have_happened = true,
+                Ok(_) | Err(Lost::OnTheWay) => may_have_happened = true,
             }
             let pause = self.rng.gen_range(RETRY);
             tokio::time::sleep(pause).await;

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skep_core::codec;
+use skep_manager::sim::{Certificate, NodeApi};
 use skep_manager::store::{Store, WriteError};
+use skep_proto::id::NodeId;
+use skep_proto::v1::NodeRole;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use turmoil::net::{TcpListener, TcpStream};
 
@@ -24,6 +27,14 @@ pub(crate) enum Question {
     Write(Vec<u8>),
     /// What is stored, with everything that was acknowledged before.
     Read,
+    /// A node joins the swarm, to be a manager.
+    Join(u128),
+    /// What a node's certificate says.
+    Certificate(u128),
+    /// A node is to be a manager, or a worker.
+    SetRole(u128, bool),
+    /// A node is to be removed.
+    Remove(u128),
 }
 
 /// An image name: its version and its content.
@@ -32,12 +43,30 @@ pub(crate) type Stored = (String, u64, String);
 /// What a manager answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    Written { version: u64, object_id: Vec<u8> },
-    Names { version: u64, names: Vec<Stored> },
+    Written {
+        version: u64,
+        object_id: Vec<u8>,
+    },
+    Names {
+        version: u64,
+        names: Vec<Stored>,
+    },
+    /// What was asked about a node is done.
+    Done,
+    Certificate(Told),
     Refused(String),
     NoLeader,
     Unknown,
     Stopped(String),
+}
+
+/// See [`Certificate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Told {
+    None,
+    Worker,
+    Manager,
+    Denied,
 }
 
 /// Why there is no answer.
@@ -50,23 +79,32 @@ pub(crate) enum Lost {
 }
 
 /// Answers clients until the host ends.
-pub(crate) async fn serve(store: Store) -> turmoil::Result {
+pub(crate) async fn serve(store: Store, nodes: NodeApi) -> turmoil::Result {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
-        let store = store.clone();
+        let (store, nodes) = (store.clone(), nodes.clone());
         tokio::task::spawn_local(async move {
             // The client sees that its connection ended.
-            let _ = answer(stream, &store).await;
+            let _ = answer(stream, &store, &nodes).await;
         });
     }
 }
 
-async fn answer(mut stream: TcpStream, store: &Store) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, store: &Store, nodes: &NodeApi) -> io::Result<()> {
     let question = receive(&mut stream).await?;
     let answer = match serde_json::from_slice(&question)? {
         Question::Write(entry) => write(store, &entry).await,
         Question::Read => read(store).await,
+        Question::Join(node) => nodes.join(NodeId::new(node)).await.map_or_else(refusal, |()| Answer::Done),
+        Question::Certificate(node) => {
+            nodes.certificate(NodeId::new(node)).await.map_or_else(refusal, |told| Answer::Certificate(told.into()))
+        }
+        Question::SetRole(node, is_manager) => {
+            let role = if is_manager { NodeRole::Manager } else { NodeRole::Worker };
+            nodes.set_role(NodeId::new(node), role).await.map_or_else(node_refusal, |()| Answer::Done)
+        }
+        Question::Remove(node) => nodes.remove(NodeId::new(node)).await.map_or_else(node_refusal, |()| Answer::Done),
     };
     send(&mut stream, &answer).await
 }
@@ -97,6 +135,25 @@ fn refusal(error: WriteError) -> Answer {
         WriteError::NoLeader => Answer::NoLeader,
         WriteError::Unknown => Answer::Unknown,
         WriteError::Stopped(why) => Answer::Stopped(why),
+    }
+}
+
+/// Of the node API: whether the state does not allow it, or it may be tried again.
+fn node_refusal(status: tonic::Status) -> Answer {
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Unknown => Answer::NoLeader,
+        _ => Answer::Refused(status.message().to_owned()),
+    }
+}
+
+impl From<Certificate> for Told {
+    fn from(certificate: Certificate) -> Self {
+        match certificate {
+            Certificate::None => Self::None,
+            Certificate::Worker => Self::Worker,
+            Certificate::Manager => Self::Manager,
+            Certificate::Denied => Self::Denied,
+        }
     }
 }
 

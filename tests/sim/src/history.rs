@@ -1,6 +1,9 @@
 //! What clients saw. Written by `client.rs`, judged by `oracle.rs`. Times are simulated microseconds of the one true clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What managers hold: names with their content.
+pub(crate) type Held = BTreeMap<String, String>;
 
 /// Simulated microseconds since the start.
 pub(crate) type Micros = u64;
@@ -44,7 +47,13 @@ pub(crate) struct Read {
 #[derive(Clone, Debug)]
 pub(crate) struct Once {
     pub(crate) name: String,
+    /// The creation's request id.
+    pub(crate) request: u128,
     pub(crate) created: Outcome,
+    /// When the creation's outcome was known.
+    pub(crate) created_at: Micros,
+    /// When everything about it was.
+    pub(crate) ended_at: Micros,
     /// `None`: it was not tried.
     pub(crate) removed: Option<Outcome>,
     /// `None`: it was not tried.
@@ -53,12 +62,25 @@ pub(crate) struct Once {
     pub(crate) other_object: bool,
 }
 
+/// A recovery from a lost quorum: what the one manager had on its disk, at the moment when it was made the only one. What
+/// was acknowledged before and is not in it was known to lost managers only.
+#[derive(Clone, Debug)]
+pub(crate) struct Recovery {
+    pub(crate) at: Micros,
+    /// Names with their content.
+    pub(crate) kept: Held,
+    /// Requests whose answers it remembers.
+    pub(crate) requests: BTreeSet<u128>,
+}
+
 /// Everything.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub(crate) appends: Vec<Append>,
     pub(crate) reads: Vec<Read>,
     pub(crate) onces: Vec<Once>,
+    /// At most one in a run.
+    pub(crate) recovery: Option<Recovery>,
 }
 
 /// The words of a stored list.

@@ -1,5 +1,6 @@
 //! A manager's host: starts the manager on its disk, serves the others and the clients. A crash of the host drops all of
-//! this; the next start goes on from the disk.
+//! this; the next start goes on from the disk. Around the manager it does what the daemon does with its seat: it joins,
+//! asks to be let in, ends the manager when Raft or the certificate say so, and opens it again when its disk was full.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,16 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_manager::sim::SimManager;
-use skep_raft::{Config, Consensus, Member, Start};
+use skep_manager::{Ended, peers};
+use skep_raft::{Config, Consensus, RaftId, Start, StartError, StoreError};
 use tokio::sync::watch;
 
-use crate::world::{Running, World};
-use crate::{gate, wire};
+use crate::agent::{self, Agent};
+use crate::gate;
+use crate::gate::Told;
+use crate::wire;
+use crate::world::{Phase, Running, Seat, World};
 
-/// The manager that makes the group.
+/// The manager that makes the swarm.
 const FIRST: u64 = 1;
-/// How long one step of forming the group may take.
-const STEP: Duration = Duration::from_secs(5);
+/// Bytes that are to stay free on a disk: less than [`Config`]'s, as nothing here is large.
+pub(crate) const FREE_BYTES: u64 = 16 << 10;
+/// Pause before a seat is opened again, as the daemon's first one.
+const AGAIN: Duration = Duration::from_secs(1);
+/// An operator needs so long to let a node leave, and join again.
+const OPERATOR: Duration = Duration::from_millis(700);
 
 thread_local! {
     /// The manager of each host's runtime.
@@ -46,39 +55,125 @@ pub(crate) fn wall_us() -> i64 {
     truth + wrong.unwrap_or(0)
 }
 
-/// The host's software.
-pub(crate) async fn run(id: u64, world: Rc<World>) -> turmoil::Result {
-    HOSTS.with_borrow_mut(|hosts| hosts.insert(tokio::runtime::Handle::current().id(), id));
-    let disk = world.disks[&id].clone();
-    let is_new = !disk.holds_a_node();
-    let start = match (is_new, id) {
-        (false, _) => Start::Existing,
-        (true, FIRST) => Start::Bootstrap { address: wire::address(FIRST) },
-        (true, _) => Start::Join,
-    };
-    let mut config = Config::new("/simulated", id, start);
-    config.sim_disk = Some(disk);
+/// What a manager on this host is started with.
+pub(crate) fn config(world: &World, host: u64, raft_id: RaftId, start: Start) -> Config {
+    let mut config = Config::new("/simulated", raft_id, start);
+    config.sim_disk = Some(world.seat(host, |seat| seat.disk.clone()));
     // Small, so that snapshots, purges and comparisons happen often.
     config.limits.snapshot_after_changes = 60;
     config.limits.keep_entries = 20;
     config.limits.snapshot_chunk_bytes = 4 << 10;
     config.limits.digest_every = 8;
-    let manager = SimManager::start(config, &wire::address(id), wire::connect(world.refuses)).await?;
-    world.note(|| format!("manager {id} runs"));
-    let (raft, store) = (manager.raft().clone(), manager.store().clone());
+    config.limits.free_bytes = FREE_BYTES;
+    config
+}
+
+/// The host's software.
+pub(crate) async fn run(id: u64, world: Rc<World>) -> turmoil::Result {
+    HOSTS.with_borrow_mut(|hosts| hosts.insert(tokio::runtime::Handle::current().id(), id));
+    let agent = Agent::new(Rc::clone(&world), id);
+    let (raft_id, start) = match world.seat(id, |seat| (seat.raft_id, seat.disk.holds_a_node(), seat.returns)) {
+        (Some(raft_id), true, _) => (raft_id, Start::Existing),
+        (Some(raft_id), false, true) => (raft_id, Start::Join),
+        _ if id == FIRST && world.phase() == Phase::Forming => {
+            (skep_manager::FIRST_RAFT_ID, Start::Bootstrap { address: wire::address(id) })
+        }
+        _ => (enter(&agent, &world, id).await, Start::Join),
+    };
+    let founds = matches!(start, Start::Bootstrap { .. });
+    let node = world.seat(id, |seat| {
+        seat.raft_id = Some(raft_id);
+        seat.disk.set_flush_delay(world.usual_sync(id));
+        seat.node
+    });
+    let config = config(&world, id, raft_id, start);
+    let manager = match SimManager::start(config, node, &wire::address(id), wire::connect(world.refuses)).await {
+        Ok(manager) => manager,
+        Err(error) if is_disk_full(&error) => {
+            world.note(|| format!("manager {id} does not start: {error:#}"));
+            return reopen(&world, id, AGAIN).await;
+        }
+        Err(error) => return Err(error.into()),
+    };
+    world.note(|| format!("manager {id} runs as {raft_id}"));
+    let (raft, store, nodes) = (manager.raft(), manager.store().clone(), manager.nodes());
     let hand_over = watch::channel(None).0;
     tokio::task::spawn_local(hand_overs(raft.clone(), hand_over.subscribe()));
-    let running = Running { store: store.clone(), status: raft.status(), hand_over };
+    let running = Running { raft_id, store: store.clone(), status: raft.status(), hand_over };
     world.running.borrow_mut().insert(id, Rc::new(running));
-    if is_new && id == FIRST {
-        let others = 2..=world.managers;
-        tokio::task::spawn_local(async move { form(&*raft, others).await });
+    if founds {
+        manager.make_swarm(node, &wire::address(id)).await?;
     }
-    tokio::select! {
+    let why = tokio::select! {
         biased;
-        ended = wire::serve(manager.routes()) => ended,
-        ended = gate::serve(store) => ended,
+        ended = manager.ended() => Why::Ended(ended),
+        told = agent.is_no_manager() => Why::Told(told),
+        ended = wire::serve(Rc::clone(&world), store.clone(), manager.routes()) => return ended,
+        ended = gate::serve(store, nodes) => return ended,
+    };
+    world.note(|| format!("manager {id} ends: {why:?}"));
+    world.running.borrow_mut().remove(&id);
+    raft.shutdown().await;
+    after(&world, id, why).await
+}
+
+/// Why a manager ends.
+#[derive(Debug)]
+enum Why {
+    Ended(Ended),
+    Told(Told),
+}
+
+/// What the daemon, or its operator, does about a manager that has ended.
+async fn after(world: &World, id: u64, why: Why) -> turmoil::Result {
+    match why {
+        Why::Ended(Ended::DiskFull(_)) if world.seat(id, |seat| seat.tight) => reopen(world, id, AGAIN).await,
+        Why::Ended(Ended::Removed) | Why::Told(Told::Worker | Told::None | Told::Manager) => {
+            world.seat(id, Seat::give_up);
+            reopen(world, id, Duration::ZERO).await
+        }
+        Why::Ended(Ended::LeftBehind(_)) if world.history.borrow().recovery.is_some() => {
+            world.seat(id, |seat| seat.leave(id));
+            reopen(world, id, OPERATOR).await
+        }
+        Why::Told(Told::Denied) => {
+            world.seat(id, |seat| seat.leave(id));
+            reopen(world, id, OPERATOR).await
+        }
+        Why::Ended(ended) => {
+            world.wrong.borrow_mut().push(format!("manager {id} stopped by itself: {ended:?}"));
+            std::future::pending().await
+        }
     }
+}
+
+/// The host's software is started again after a while.
+async fn reopen(world: &World, id: u64, pause: Duration) -> turmoil::Result {
+    let at = world.now() + u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+    world.seat(id, |seat| seat.reopen = Some(at));
+    std::future::pending().await
+}
+
+/// Joins, waits until the node is to be a manager, and asks for its Raft id.
+async fn enter(agent: &Agent, world: &World, id: u64) -> RaftId {
+    let connect = wire::connect(world.refuses);
+    loop {
+        let manager = agent.become_manager().await;
+        let entered = peers::enter(connect(&wire::address(manager)), &wire::address(id)).await;
+        world.note(|| format!("host {id} asked manager {manager} to be let in: {entered:?}"));
+        if let Ok(raft_id) = entered {
+            world.entered.set(world.entered.get() + 1);
+            return raft_id;
+        }
+        tokio::time::sleep(agent::PAUSE).await;
+    }
+}
+
+fn is_disk_full(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let refused = matches!(cause.downcast_ref(), Some(StartError::Store(StoreError::DiskFull { .. })));
+        refused || cause.downcast_ref::<std::io::Error>().is_some_and(|it| it.kind() == std::io::ErrorKind::StorageFull)
+    })
 }
 
 /// Hands the lead over when asked to. It may fail; the leader then leads on.
@@ -88,19 +183,5 @@ async fn hand_overs(raft: Arc<dyn Consensus<Response = Vec<u64>>>, mut asked: wa
         if let Some(within) = within {
             let _ = raft.transfer_leadership(None, within).await;
         }
-    }
-}
-
-/// Takes the others in, one after the other, each step until it succeeds.
-async fn form(raft: &dyn Consensus<Response = Vec<u64>>, others: std::ops::RangeInclusive<u64>) {
-    for id in others {
-        let member = || Member { id, address: wire::address(id) };
-        while raft.add_learner(member(), STEP).await.is_err() {}
-        let mut status = raft.status();
-        let caught_up = status.wait_for(|now| now.matched.get(&id).is_some_and(|upto| *upto >= now.last_applied));
-        if caught_up.await.is_err() {
-            return;
-        }
-        while raft.promote(id, STEP).await.is_err() {}
     }
 }

@@ -3,6 +3,8 @@
 //!     skep-sim --seeds 200 [--from 0] [--jobs 2]
 //!     skep-sim --seed 17 [--trace]
 //!
+//! `--forget N`, `--swallow 1`, `--lose N` and `--return 1` plant bugs (`skep_sim::Lies`): then it must fail.
+//!
 //! Each seed has a process of its own, so that it repeats exactly, and a panic that ends the process takes no other with
 //! it.
 #![allow(clippy::print_stdout, reason = "it is a command")]
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use skep_sim::{Options, Report, run};
+use skep_sim::{Lies, Options, Report, run};
 
 /// Of what is wrong with a seed so much is printed.
 const LINES: usize = 8;
@@ -51,7 +53,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
             "--jobs" => args.jobs = usize::try_from(number()?).unwrap_or(1).max(1),
             "--seed" => (args.from, args.mode) = (number()?, Mode::One),
             "--child" => (args.from, args.mode) = (number()?, Mode::Child),
-            "--forget" => args.options.forgets = number()?,
+            "--forget" => args.options.lies.forgets = number()?,
+            "--swallow" => args.options.lies.swallows = number()? > 0,
+            "--lose" => args.options.lies.loses = number()?,
+            "--return" => args.options.lies.returns = number()? > 0,
             "--trace" => args.options.trace = true,
             other => return Err(format!("unknown argument {other:?}")),
         }
@@ -111,7 +116,7 @@ fn many(args: &Args) -> Vec<Report> {
     let sum = |of: fn(&Report) -> usize| reports.iter().map(of).sum::<usize>();
     println!(
         "{} seeds from {}: {} wrong; {} writes acknowledged, {} unknown, {} reads, {} leaders, {} crashes, \
-         {:.0} simulated s in {:.1} s",
+         {} let in, {} full disks, {} recoveries, {:.0} simulated s in {:.1} s",
         reports.len(),
         args.from,
         reports.iter().filter(|report| !report.wrong.is_empty()).count(),
@@ -120,6 +125,9 @@ fn many(args: &Args) -> Vec<Report> {
         sum(|it| it.reads),
         sum(|it| it.leaders),
         sum(|it| it.crashes),
+        sum(|it| it.entered),
+        sum(|it| it.full),
+        sum(|it| it.recoveries),
         reports.iter().map(|it| it.simulated.as_secs_f64()).sum::<f64>(),
         begun.elapsed().as_secs_f64(),
     );
@@ -133,7 +141,12 @@ fn child(seed: u64, options: Options) -> Report {
         Ok(path) => Command::new(path),
         Err(error) => return failed(format!("cannot find this program: {error}")),
     };
-    command.args(["--child", &seed.to_string(), "--forget", &options.forgets.to_string()]);
+    let Lies { forgets, swallows, loses, returns } = options.lies;
+    let lies = [("--forget", forgets), ("--swallow", swallows.into()), ("--lose", loses), ("--return", returns.into())];
+    command.args(["--child", &seed.to_string()]);
+    for (lie, number) in lies {
+        command.args([lie, &number.to_string()]);
+    }
     let output = match command.output() {
         Ok(output) => output,
         Err(error) => return failed(format!("cannot start a process: {error}")),

@@ -47,6 +47,24 @@ pub(crate) enum Fault {
     ClockStep { who: Who, seconds: i64 },
     /// The leader is told to hand over.
     HandOver,
+    /// So many bytes are free on a disk, until somebody makes space.
+    FullDisk { who: Who, room: u64, lasts: Duration },
+    /// An operator demotes a manager.
+    Demote { who: Who },
+    /// An operator removes a manager's node by force; its host joins again as another node.
+    Remove { who: Who },
+    /// An operator promotes a node, whatever it is.
+    Promote { who: Who },
+    /// All hosts stop. The disks of so many are lost; one of the others recovers the swarm, and whoever else there is comes
+    /// back with what it had.
+    Lose { survivor: u64, disks: usize, unsynced: Unsynced },
+}
+
+/// What a seed's storm has beside what every one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kinds {
+    members: bool,
+    disks: bool,
 }
 
 /// Everything that a seed decides beforehand.
@@ -76,6 +94,8 @@ impl Plan {
         let refuses = rng.gen_bool(0.5);
         let latency = millis(&mut rng, 2..21);
         let sync = (0..managers).map(|_| millis(&mut rng, 0..8)).collect();
+        let kinds = Kinds { members: rng.gen_bool(0.5), disks: rng.gen_bool(0.4) };
+        let lose = rng.gen_bool(0.15).then(|| millis(&mut rng, 2000..6000));
         let mut faults = Vec::new();
         // From a calm storm to one in which nothing ever rests.
         let pause = rng.gen_range(300..2500);
@@ -83,11 +103,19 @@ impl Plan {
         loop {
             at += millis(&mut rng, 0..2 * pause);
             if at >= STORM {
-                return Self { managers, clients, refuses, latency, sync, faults };
+                break;
             }
-            let fault = fault(&mut rng, managers);
+            let fault = fault(&mut rng, managers, kinds);
             faults.push((at, fault));
         }
+        if let Some(at) = lose {
+            let survivor = rng.gen_range(1..=managers);
+            // Of those that are left one recovers, and at most one comes back: never a majority without it.
+            let disks = usize::try_from(managers).unwrap_or_default() - rng.gen_range(1..3);
+            faults.push((at, Fault::Lose { survivor, disks, unsynced: unsynced(&mut rng) }));
+            faults.sort_by_key(|(at, _)| *at);
+        }
+        Self { managers, clients, refuses, latency, sync, faults }
     }
 }
 
@@ -103,8 +131,15 @@ fn some(rng: &mut StdRng, managers: u64) -> Vec<u64> {
     all
 }
 
-fn fault(rng: &mut StdRng, managers: u64) -> Fault {
+fn fault(rng: &mut StdRng, managers: u64, kinds: Kinds) -> Fault {
+    if kinds.members && rng.gen_bool(0.35) {
+        return members(rng, managers);
+    }
     let lasts = millis(rng, 100..4000);
+    if kinds.disks && rng.gen_bool(0.2) {
+        // Below the bytes that are to stay free, and some above, which writes soon use up.
+        return Fault::FullDisk { who: who(rng, managers), room: rng.gen_range(0..40 << 10), lasts };
+    }
     match rng.gen_range(0..100) {
         0..14 => Fault::Cut { side: some(rng, managers), lasts },
         14..28 => Fault::CutLeader { lasts },
@@ -117,6 +152,16 @@ fn fault(rng: &mut StdRng, managers: u64) -> Fault {
         85..90 => Fault::Lag { longest: millis(rng, 30..150), lasts },
         90..95 => Fault::ClockStep { who: who(rng, managers), seconds: rng.gen_range(-3600..3600) },
         _ => Fault::HandOver,
+    }
+}
+
+fn members(rng: &mut StdRng, managers: u64) -> Fault {
+    let who = who(rng, managers);
+    match rng.gen_range(0..10) {
+        0..4 => Fault::Demote { who },
+        4..6 => Fault::Remove { who },
+        // Nobody leads as a worker: chosen among all hosts.
+        _ => Fault::Promote { who: Who::This(rng.gen_range(1..=managers)) },
     }
 }
 
@@ -141,7 +186,7 @@ mod tests {
         assert_eq!(Plan::new(7).faults, Plan::new(7).faults);
         let all: Vec<Fault> = (0..100).flat_map(|seed| Plan::new(seed).faults).map(|(_, fault)| fault).collect();
         let kinds: std::collections::HashSet<_> = all.iter().map(std::mem::discriminant).collect();
-        assert_eq!(kinds.len(), 9);
+        assert_eq!(kinds.len(), 14);
         assert!((0..100).any(|seed| Plan::new(seed).managers == 5));
     }
 }

@@ -1,26 +1,28 @@
 //! Runs one seed: builds the hosts, lets things go wrong, heals everything, and asks the oracle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use skep_raft::{Membership, RaftId};
 
 use crate::client::Client;
 use crate::faults::Faults;
-use crate::history::History;
+use crate::history::{Held, History};
 use crate::host;
-use crate::oracle::{self, Held};
+use crate::operator;
+use crate::oracle;
 use crate::plan::{Plan, STORM};
 use crate::watch::Watch;
 use crate::wire;
-use crate::world::{Phase, World};
+use crate::world::{Phase, Running, World};
 
 /// How long the managers may take to form their group.
 const FORMING: Duration = Duration::from_secs(15);
 /// How long they may take to agree and take writes after everything was healed.
-const HEALING: Duration = Duration::from_secs(15);
+const HEALING: Duration = Duration::from_secs(90);
 /// How long clients may take to give up what they are doing.
 const CLIENTS: Duration = Duration::from_secs(40);
 /// Pause between two looks at whether the managers agree.
@@ -28,11 +30,25 @@ const LOOK: Duration = Duration::from_millis(50);
 /// When the simulated world begins: 2025-01-01.
 const EPOCH: Duration = Duration::from_secs(1_735_689_600);
 
+/// Planted bugs, each of which the simulation must notice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lies {
+    /// A crash takes this many log entries that were synced.
+    pub forgets: u64,
+    /// A full disk throws writes away, and answers that they are done.
+    pub swallows: bool,
+    /// A recovery from a lost quorum takes this many log entries that were there.
+    pub loses: u64,
+    /// A manager whose files were lost comes back under its old id in Raft: a voter that forgot its log and its votes
+    /// still counts.
+    pub returns: bool,
+}
+
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// A crash takes this many log entries that were synced: a disk that lies.
-    pub forgets: u64,
+    /// What is planted.
+    pub lies: Lies,
     /// Print what happens.
     pub trace: bool,
 }
@@ -56,6 +72,12 @@ pub struct Report {
     pub leaders: usize,
     /// Crashes of a host.
     pub crashes: usize,
+    /// How often a manager was let in: each had another id in Raft.
+    pub entered: usize,
+    /// How often a disk was full.
+    pub full: usize,
+    /// Recoveries from a lost quorum.
+    pub recoveries: usize,
     /// Simulated time.
     pub simulated: Duration,
 }
@@ -74,20 +96,35 @@ pub fn run(seed: u64, options: Options) -> Report {
         Err(panic) => vec![format!("panicked: {}", text_of(&*panic))],
     };
     wrong.append(&mut driver.watch.wrong);
+    wrong.append(&mut world.wrong.borrow_mut());
     wrong.extend(driver.judgement.take().unwrap_or_default());
     for line in &wrong {
         world.note(|| format!("WRONG: {line}"));
     }
     let trace_hash = world.trace_hash();
     let (leaders, crashes, simulated) = (driver.watch.leaders(), driver.faults.crashes, driver.sim.elapsed());
+    let (entered, full) = (world.entered.get(), driver.faults.full);
     if panicked {
         // It is not fit to be dropped: what panicked would panic again, and abort.
         std::mem::forget(driver);
     }
     let history = world.history.take();
     let (acknowledged, unknown) = history.count();
-    let reads = history.reads.len();
-    Report { seed, trace_hash, wrong, acknowledged, unknown, reads, leaders, crashes, simulated }
+    let (reads, recoveries) = (history.reads.len(), usize::from(history.recovery.is_some()));
+    Report {
+        seed,
+        trace_hash,
+        wrong,
+        acknowledged,
+        unknown,
+        reads,
+        leaders,
+        crashes,
+        entered,
+        full,
+        recoveries,
+        simulated,
+    }
 }
 
 fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
@@ -128,7 +165,9 @@ impl Driver {
         }
         let shared = Rc::clone(&world);
         sim.host("probe", move || probe(Rc::clone(&shared)));
-        let faults = Faults::new(Rc::clone(&world), plan, options.forgets);
+        let shared = Rc::clone(&world);
+        sim.host("operator", move || operator::run(Rc::clone(&shared)));
+        let faults = Faults::new(Rc::clone(&world), plan, options.lies);
         Self { sim, world, faults, watch: Watch::default(), judgement: None }
     }
 
@@ -137,6 +176,7 @@ impl Driver {
         self.sim.step().map_err(|error| format!("a host ended: {error}"))?;
         self.world.set_now(self.sim.elapsed());
         self.watch.look(&self.world);
+        self.faults.reopen(&mut self.sim);
         Ok(())
     }
 
@@ -146,7 +186,7 @@ impl Driver {
             let running = world.running.borrow();
             let complete = running.values().filter(|it| {
                 let now = it.status.borrow();
-                now.membership.voters.len() as u64 == world.managers && !now.membership.changing && now.hears_leader
+                is_complete(&now.membership, &running) && now.hears_leader
             });
             complete.count() as u64 == world.managers
         })?;
@@ -164,6 +204,8 @@ impl Driver {
         while self.world.busy.get() > 0 && self.sim.elapsed() < clients_end {
             self.step()?;
         }
+        self.until("the managers do not agree when the clients are done", HEALING, |world| agreed(world).is_some())?;
+        self.world.enter(Phase::Probe);
         self.until("a manager takes no write after everything was healed", HEALING, |world| {
             world.probed.borrow().is_some()
         })?;
@@ -189,18 +231,29 @@ impl Driver {
             }
         }
         let running = self.world.running.borrow();
+        let demoted = self.world.demoted.borrow();
         let states: Vec<String> = running.iter().map(|(id, it)| format!("{id}: {:?}", it.status.borrow())).collect();
-        Err(format!("{why_not}: {}", states.join("; ")))
+        Err(format!("{why_not}: demoted {demoted:?}; {}", states.join("; ")))
     }
+}
+
+/// Whether these members are the managers that run: all vote, and nobody else counts.
+fn is_complete(members: &Membership, running: &BTreeMap<u64, Rc<Running>>) -> bool {
+    let ids: BTreeSet<RaftId> = running.values().map(|manager| manager.raft_id).collect();
+    members.voters.keys().copied().collect::<BTreeSet<_>>() == ids && members.learners.is_empty() && !members.changing
 }
 
 /// What all managers hold, if all run, follow one leader, and hold the same.
 fn agreed(world: &World) -> Option<Held> {
+    if !world.is_ordered() {
+        return None;
+    }
     let running = world.running.borrow();
     let mut states = BTreeMap::new();
     for (id, manager) in running.iter() {
         let status = manager.status.borrow();
-        if !status.hears_leader || status.last_applied != status.last_log {
+        let is_settled = status.hears_leader && !status.disk_full && status.last_applied == status.last_log;
+        if !is_settled || !is_complete(&status.membership, &running) {
             return None;
         }
         states.insert(*id, (status.last_applied, manager.store.state()));
@@ -227,7 +280,7 @@ async fn client(world: Rc<World>, number: u64) -> turmoil::Result {
 
 /// Writes at every manager once the clients are done.
 async fn probe(world: Rc<World>) -> turmoil::Result {
-    while world.phase() != Phase::Rest || world.busy.get() > 0 {
+    while world.phase() != Phase::Probe {
         tokio::time::sleep(LOOK).await;
     }
     let mut client = Client::new(Rc::clone(&world), u64::MAX / 2);

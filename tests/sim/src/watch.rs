@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skep_raft::{RaftId, Role};
+use skep_raft::{RaftId, Role, StopCause};
 
 use crate::world::World;
 
@@ -41,9 +41,13 @@ impl Watch {
                 format!("manager {id}: {role:?} term {term} leader {leader:?} quorum {quorum} applied {applied:?} version {version}")
             });
             if status.role == Role::Leader {
-                self.led.insert((status.term, *id));
+                self.led.insert((status.term, manager.raft_id));
             }
-            if let Some(why) = &status.stopped {
+            // What the host's daemon does about these, or does not, is judged there.
+            let passing = [StopCause::DiskFull, StopCause::LeftBehind, StopCause::ShutDown];
+            if let Some(why) = &status.stopped
+                && !status.stop_cause.is_some_and(|cause| passing.contains(&cause))
+            {
                 self.wrong.push(format!("manager {id} stopped by itself ({:?}): {why}", status.stop_cause));
             }
         }

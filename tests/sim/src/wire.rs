@@ -1,8 +1,10 @@
 //! The managers' port in the simulated network: tonic over turmoil's TCP, with the product's keepalive and deadlines.
-//! Every connection counts as a manager's, as there is no TLS here.
+//! Every connection counts as that of the calling host's node, and as a manager's, as there is no TLS here. Nodes that were
+//! removed are refused.
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -11,12 +13,15 @@ use hyper_util::rt::TokioIo;
 use skep_identity::transport::{self, Caller, ChannelOptions, ConnectionInfo, Keepalive};
 use skep_identity::{PeerIdentity, Role};
 use skep_manager::sim::Connect;
+use skep_manager::store::Store;
 use skep_proto::id::{ClusterId, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use turmoil::net::{TcpListener, TcpStream};
+
+use crate::world::World;
 
 /// The managers' port.
 const PORT: u16 = 2377;
@@ -68,26 +73,51 @@ fn channel(host: String, refuses: bool) -> Channel {
         .connect_with_connector_lazy(connector)
 }
 
+/// The node at the other end of a connection.
+fn caller(world: &World, ip: std::net::IpAddr) -> Option<NodeId> {
+    let host = turmoil::reverse_lookup(ip)?.strip_prefix('m')?.parse().ok()?;
+    Some(world.seat(host, |seat| seat.node))
+}
+
 /// Serves until the host ends.
-pub(crate) async fn serve(routes: Routes) -> turmoil::Result {
+pub(crate) async fn serve(world: Rc<World>, store: Store, routes: Routes) -> turmoil::Result {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
-    let incoming = futures::stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
-        Some((accepted, listener))
+    let admit = move |(stream, from): (TcpStream, std::net::SocketAddr)| match caller(&world, from.ip()) {
+        Some(node) if !store.state().is_denied(node) => Some(Accepted { stream, node }),
+        _ => None,
+    };
+    // The connections' tasks are to be free of the world, which is this thread's alone.
+    let (sender, accepted) = tokio::sync::mpsc::unbounded_channel();
+    tokio::task::spawn_local(async move {
+        loop {
+            let connection = listener.accept().await.map(&admit);
+            if let Some(connection) = connection.transpose()
+                && sender.send(connection).is_err()
+            {
+                return;
+            }
+        }
+    });
+    let incoming = futures::stream::unfold(accepted, |mut accepted| async {
+        let next = accepted.recv().await?;
+        Some((next, accepted))
     });
     transport::server(Keepalive::MANAGERS).add_routes(routes).serve_with_incoming(incoming).await?;
     Ok(())
 }
 
 /// A connection that says who calls.
-struct Accepted(TcpStream);
+struct Accepted {
+    stream: TcpStream,
+    node: NodeId,
+}
 
 impl Connected for Accepted {
     type ConnectInfo = ConnectionInfo;
 
     fn connect_info(&self) -> ConnectionInfo {
         let peer = PeerIdentity {
-            node_id: NodeId::new(1),
+            node_id: self.node,
             role: Role::Manager,
             cluster_id: ClusterId::new(1),
             not_after: SystemTime::UNIX_EPOCH,
@@ -98,20 +128,20 @@ impl Connected for Accepted {
 
 impl AsyncRead for Accepted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Accepted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -21,7 +21,7 @@ use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::pull::PullError;
 use crate::reference::{Reference, ReferenceError};
-use crate::store::{BlobError, ImageRecord, Pin, Store, StoreError, StoredBlob, blocking};
+use crate::store::{BlobError, ImageRecord, LayerError, Pin, Store, StoreError, StoredBlob, blocking};
 
 /// Most members of an archive; each becomes a file.
 const MAX_MEMBERS: usize = 100_000;
@@ -92,6 +92,20 @@ pub enum LoadError {
     /// The disk.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl LoadError {
+    /// Set where this node is to blame (a full disk, a damaged store), not the archive.
+    pub fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error)
+            | Self::Blob { source: BlobError::Store(error), .. }
+            | Self::Image(PullError::Store(error))
+            | Self::Image(PullError::Blob(BlobError::Store(error)))
+            | Self::Image(PullError::Layer(LayerError::Store(error))) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// One entry of Docker's `manifest.json`.

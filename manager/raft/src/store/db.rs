@@ -153,14 +153,12 @@ impl Db {
         if let Engine::Memory(disk) = &self.engine {
             let (upto, delay) = disk.newest();
             if delay.is_zero() {
-                disk.flush(upto);
-                return done(Ok(()));
+                return done(disk.flush(upto));
             }
             let disk = disk.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                disk.flush(upto);
-                done(Ok(()));
+                done(disk.flush(upto));
             });
             return;
         }
@@ -174,8 +172,7 @@ impl Db {
     pub(crate) fn flush_and_wait(&self) -> Result<(), StoreError> {
         #[cfg(feature = "sim")]
         if let Engine::Memory(disk) = &self.engine {
-            disk.flush(disk.newest().0);
-            return Ok(());
+            return disk.flush(disk.newest().0).map_err(StoreError::io("flush database", &self.path));
         }
         let (sender, answer) = mpsc::sync_channel(1);
         self.flush(move |result| {

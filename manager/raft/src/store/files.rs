@@ -113,10 +113,7 @@ impl Sink {
         match self {
             Self::File(buffer) => buffer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all(),
             #[cfg(feature = "sim")]
-            Self::Memory(disk, path, bytes) => {
-                disk.put(path, bytes);
-                Ok(())
-            }
+            Self::Memory(disk, path, bytes) => disk.put(path, bytes),
         }
     }
 }

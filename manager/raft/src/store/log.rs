@@ -118,6 +118,12 @@ impl LogStore {
         let _ = self.inner.sweep.send(self.state().first());
     }
 
+    /// Every entry.
+    #[cfg(feature = "sim")]
+    pub(crate) fn all(&self) -> Result<Vec<Entry>, StoreError> {
+        self.read(0..u64::MAX)
+    }
+
     fn read(&self, range: Range<u64>) -> Result<Vec<Entry>, StoreError> {
         let range = {
             let state = self.state();

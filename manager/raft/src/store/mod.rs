@@ -33,7 +33,7 @@ use crate::disk;
 use crate::error::StoreError;
 use crate::keys;
 use crate::lock::DirLock;
-use crate::space;
+use crate::space::{self, Place};
 use db::Db;
 use files::Files;
 use floor::Floor;
@@ -135,18 +135,33 @@ impl Store {
     pub(crate) fn open_configured(config: &Config) -> Result<(Self, Closed), StoreError> {
         #[cfg(feature = "sim")]
         if let Some(disk) = &config.sim_disk {
-            return Self::open_simulated(config, disk);
+            return Self::open_simulated(config, &config.start, disk);
         }
         let kek = config.key_encryption_key.as_ref();
         Self::open(&config.dir, config.node_id, &config.start, kek, &config.limits)
     }
 
+    /// As [`Self::open_configured`], whatever `config.start` says: the state must be there.
+    pub(crate) fn open_existing(config: &Config) -> Result<(Self, Closed), StoreError> {
+        #[cfg(feature = "sim")]
+        if let Some(disk) = &config.sim_disk {
+            return Self::open_simulated(config, &Start::Existing, disk);
+        }
+        let kek = config.key_encryption_key.as_ref();
+        Self::open(&config.dir, config.node_id, &Start::Existing, kek, &config.limits)
+    }
+
     /// The same content with the same checks, but for keys, floor and lock, which belong to real disks.
     #[cfg(feature = "sim")]
-    fn open_simulated(config: &Config, disk: &crate::sim::SimDisk) -> Result<(Self, Closed), StoreError> {
+    fn open_simulated(
+        config: &Config,
+        start: &Start,
+        disk: &crate::sim::SimDisk,
+    ) -> Result<(Self, Closed), StoreError> {
+        disk.check_room()?;
         disk.crash();
         let dir = Path::new("/simulated");
-        let existing = matches!(config.start, Start::Existing);
+        let existing = matches!(start, Start::Existing);
         match (existing, disk.holds_a_node()) {
             (true, false) => return Err(StoreError::Empty { dir: dir.to_owned() }),
             (false, true) => return Err(StoreError::NotEmpty { dir: dir.to_owned() }),
@@ -169,7 +184,7 @@ impl Store {
 
     /// Marks a directory just made as complete.
     pub(crate) fn finish_creation(&self) -> Result<(), StoreError> {
-        if self.folder().is_none() {
+        if self.lock.is_none() {
             return Ok(());
         }
         disk::remove(&self.dir.join("initializing"))?;
@@ -200,9 +215,13 @@ impl Store {
         Ok(())
     }
 
-    /// The folder to look at for free space; None if there is none.
-    pub(crate) fn folder(&self) -> Option<PathBuf> {
-        self.lock.is_some().then(|| self.dir.clone())
+    /// Where to look for free space.
+    pub(crate) fn place(&self) -> Place {
+        match &self.files {
+            Files::Folder(_) => Place::Folder(self.dir.clone()),
+            #[cfg(feature = "sim")]
+            Files::Memory(disk) => Place::Memory(disk.clone()),
+        }
     }
 
     pub(crate) fn snapshots_dir(&self) -> PathBuf {

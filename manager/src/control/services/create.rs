@@ -23,9 +23,8 @@ impl Control {
         let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
         validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;
-        if let Some(first) = request_id.and_then(|id| state.request(id)) {
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             // The first try took the name; nor does its retry need a registry.
-            let (id, version) = (first.object_id.clone(), first.version);
             return Ok(CreateServiceResponse { id, version, warnings: Vec::new() });
         }
         name_is_free(&state, &spec.name)?;

@@ -1,10 +1,11 @@
 //! `Services.Rollback` and `Services.History`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skep_core::change::Change;
 use skep_core::codec;
-use skep_core::object::{RevisionKey, Service};
+use skep_core::object::{Revision, RevisionKey, Service, Task};
 use skep_core::orchestrate::{self, RollOut};
 use skep_core::store::State;
 use skep_proto::time::UnixMs;
@@ -23,11 +24,11 @@ impl Control {
     ) -> Result<RollbackServiceResponse, Status> {
         let RollbackServiceRequest { reference, to_revision, expect_version, write } = request;
         let request_id = request_id(write)?;
-        if let Some((id, version)) = self.answer_of_first_try(request_id) {
+        let state = read::fresh(&self.store).await?;
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             let revision = self.revision_of(&id);
             return Ok(RollbackServiceResponse { id, version, revision });
         }
-        let state = read::fresh(&self.store).await?;
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
         check_version(service, expect_version)?;
         // Which one is "the one before" is decided once: a retry after the updater's write must not move on.
@@ -82,16 +83,15 @@ fn rolled_back(state: &State, service: &Service, to: u64, now: UnixMs) -> Result
 
 /// The kept revisions, newest first, with how they are used.
 pub(super) fn history(state: &State, service: &Service) -> Vec<RevisionSummary> {
-    let summary = |revision: &Arc<skep_core::object::Revision>| {
-        let number = revision.key.number;
-        let runs = |task: &&Arc<skep_core::object::Task>| {
-            task.revision == revision.key && task.state == TaskState::Running && task.wanted.wants_to_run()
-        };
-        RevisionSummary {
-            revision: Some(codec::revision_to_wire(revision)),
-            running: state.tasks_of_service(service.id).filter(runs).count() as u64,
-            current: number == service.revision,
-        }
+    let mut running: BTreeMap<u64, u64> = BTreeMap::new();
+    let runs = |task: &&Arc<Task>| task.state == TaskState::Running && task.wanted.wants_to_run();
+    for task in state.tasks_of_service(service.id).filter(runs) {
+        *running.entry(task.revision.number).or_default() += 1;
+    }
+    let summary = |revision: &Arc<Revision>| RevisionSummary {
+        revision: Some(codec::revision_to_wire(revision)),
+        running: running.get(&revision.key.number).copied().unwrap_or(0),
+        current: revision.key.number == service.revision,
     };
     state.revisions_of(service.id).rev().map(summary).collect()
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use skep_core::change::{Group, Op, Transaction};
-use skep_core::object::{Meta, Revision};
+use skep_core::object::Meta;
 use skep_proto::id::ServiceId;
 use skep_proto::v1::{ContainerSpec, ServiceSpec, TaskTemplate};
 

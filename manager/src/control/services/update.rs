@@ -20,11 +20,8 @@ use super::create::new_credential;
 use super::images::Login;
 use super::{request_id, resolved_ports};
 use crate::control::error::IntoStatus;
-use crate::control::{Control, read};
+use crate::control::{ATTEMPTS, Control, read};
 use crate::store::{WriteError, Written};
-
-/// How often a write that asks for no version is made again when another one came between.
-const ATTEMPTS: u32 = 8;
 
 impl Control {
     pub(super) async fn update_service(&self, request: UpdateServiceRequest) -> Result<UpdateServiceResponse, Status> {
@@ -33,7 +30,7 @@ impl Control {
         let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
         validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;
-        if let Some((id, version)) = self.answer_of_first_try(request_id) {
+        if let Some((id, version)) = read::first_answer(&state, request_id) {
             let revision = self.revision_of(&id);
             return Ok(UpdateServiceResponse { id, version, warnings: Vec::new(), revision });
         }
@@ -68,6 +65,10 @@ impl Control {
         let mut attempts = 0;
         loop {
             let state = read::fresh(&self.store).await?;
+            if let Some((object_id, version)) = read::first_answer(&state, request) {
+                // The first try has come true while this one was being decided on.
+                return Ok(Written { version, object_id, refused: Vec::new() });
+            }
             let gone = || Status::not_found(format!("service {id} was removed meanwhile"));
             let service = state.service(id).ok_or_else(gone)?;
             check_version(service, expect_version)?;
@@ -84,13 +85,6 @@ impl Control {
                 Err(error) => return Err(error.into_status()),
             }
         }
-    }
-
-    /// The answer that the first try of a request got: its object, and the version.
-    pub(super) fn answer_of_first_try(&self, request: Option<RequestId>) -> Option<(Vec<u8>, u64)> {
-        let state = self.store.state();
-        let first = state.request(request?)?;
-        Some((first.object_id.clone(), first.version))
     }
 
     /// The current revision of a service; 0 where it is gone.

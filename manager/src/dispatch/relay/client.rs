@@ -14,6 +14,7 @@ use tracing::{debug, info};
 
 use super::{from_home, ids, to_session};
 use crate::dispatch::homes::Open;
+use crate::dispatch::images::ImageIndex;
 use crate::dispatch::limits::{
     LEADERLESS, RELAY_BYTES, RELAY_EVERY, RELAY_MESSAGE, RELAY_NEWS_EVERY, RELAY_QUEUE, RELAY_RETRY,
 };
@@ -131,13 +132,16 @@ impl Teller {
         };
         self.told = open;
         self.send(first)?;
-        self.tell_images(dispatcher)
+        self.tell_images(&dispatcher.0.images)
     }
 
-    fn tell_images(&self, dispatcher: &Dispatcher) -> Result<(), Status> {
+    /// As many as half of the queue takes; the others with the next message.
+    fn tell_images(&self, untold: &ImageIndex) -> Result<(), Status> {
         let mut images = Vec::new();
         let mut bytes = 0;
-        while let Some((node, digests)) = dispatcher.0.images.next_untold() {
+        while self.up.capacity() > self.up.max_capacity() / 2
+            && let Some((node, digests)) = untold.next_untold()
+        {
             bytes += digests.iter().map(String::len).sum::<usize>();
             images.push(RelayedImages { node_id: node.to_vec(), digests });
             if bytes >= RELAY_BYTES {
@@ -154,5 +158,33 @@ impl Teller {
     fn send(&self, message: RelayUp) -> Result<(), Status> {
         // A leader that reads nothing is as good as none: the next stream begins with everything.
         self.up.try_send(message).map_err(|_| Status::unavailable("the leader does not read what it is told"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use skep_proto::v1::HeldImages;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn more_images_than_the_queue_takes_are_told_in_turns() {
+        let images = ImageIndex::default();
+        for node in 1..=6_u128 {
+            let digest = |number: u128| format!("sha256:{:064x}", node << 32 | number);
+            let held = HeldImages { complete: true, added: (0..10_000).map(digest).collect(), removed: Vec::new() };
+            assert_eq!(images.update(NodeId::new(node), &held), 0);
+        }
+        let (up, mut queue) = mpsc::channel(2);
+        let teller = Teller { up, told: BTreeMap::new(), first: false };
+        let mut told = 0;
+        for _ in 0..6 {
+            teller.tell_images(&images).unwrap();
+            while let Ok(message) = queue.try_recv() {
+                told += message.images.len();
+            }
+        }
+        assert_eq!((told, images.next_untold()), (6, None));
     }
 }

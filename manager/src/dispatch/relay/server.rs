@@ -3,8 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::Stream;
-use skep_identity::Caller;
+use futures::{Stream, StreamExt as _};
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::relay_server::Relay;
 use skep_proto::v1::{HeldImages, HoldersRequest, HoldersResponse, LogChunk, NodeLogsRequest, RelayDown, RelayUp};
@@ -15,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::{Order, from_session, ids, to_home};
+use crate::callers;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::homes::{Home, Homes};
 use crate::dispatch::lead::Leading;
@@ -29,7 +29,7 @@ impl Relay for Dispatcher {
     type NodeLogsStream = Pin<Box<dyn Stream<Item = Result<LogChunk, Status>> + Send>>;
 
     async fn link(&self, request: Request<Streaming<RelayUp>>) -> Result<Response<Self::LinkStream>, Status> {
-        let manager = Caller::of(&request)?.require_manager()?.node_id;
+        let manager = callers::manager(self.store(), &request)?.node_id;
         let leading = self.leading().ok_or_else(not_leading)?;
         let (down, messages) = mpsc::channel(DOWN_QUEUE);
         let (number, orders) = leading.begin_link(manager);
@@ -39,21 +39,22 @@ impl Relay for Dispatcher {
     }
 
     async fn holders(&self, request: Request<HoldersRequest>) -> Result<Response<HoldersResponse>, Status> {
-        Caller::of(&request)?.require_manager()?;
+        callers::manager(self.store(), &request)?;
         self.leading().ok_or_else(not_leading)?;
         let holders = self.0.images.holders(&request.into_inner().digest);
         Ok(Response::new(HoldersResponse { node_ids: holders.into_iter().map(NodeId::to_vec).collect() }))
     }
 
     async fn node_logs(&self, request: Request<NodeLogsRequest>) -> Result<Response<Self::NodeLogsStream>, Status> {
-        Caller::of(&request)?.require_manager()?;
+        let caller = callers::manager(self.store(), &request)?.node_id;
         let bad_id = |error| Status::invalid_argument(format!("{error}"));
         let request = request.into_inner();
         let node = NodeId::from_wire(&request.node_id).map_err(bad_id)?;
         let tasks = request.task_ids.iter().map(|id| TaskId::from_wire(id)).collect::<Result<Vec<_>, _>>();
         let options = request.options.unwrap_or_default();
         let chunks = self.log_streams().serve(node, &tasks.map_err(bad_id)?, options)?;
-        Ok(Response::new(Box::pin(chunks)))
+        let demoted = Box::pin(callers::demoted(self.store().clone(), Some(caller)));
+        Ok(Response::new(Box::pin(chunks.take_until(demoted))))
     }
 }
 
@@ -89,6 +90,9 @@ impl Link {
                 _ = tick.tick() => {
                     if !self.leading.has_link(self.manager, self.number) {
                         break "it has another link".to_owned();
+                    }
+                    if callers::is_demoted(&self.dispatcher.store().state(), self.manager) {
+                        break "it is no manager any more".to_owned();
                     }
                     if self.down.is_closed() {
                         break "it has hung up".to_owned();

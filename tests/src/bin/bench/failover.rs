@@ -1,5 +1,5 @@
-//! What a swarm of three managers and two workers survives, and how fast: a killed leader, a host without power, and a
-//! rolling update. skep alone: a Swarm of five daemons is no part of `make bench`.
+//! What a swarm of three managers and two workers survives, and how fast: many containers at the leader (`load.rs`), a
+//! killed leader, a host without power, and a rolling update. skep alone: a Swarm of five daemons is no part of `make bench`.
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use serde_json::Value;
 use skep_tests::{IDLE, Lab, host_number};
 
 use crate::command::wait_for;
+use crate::load;
 use crate::metric::{self, Selection};
 use crate::report::Report;
 use crate::run::Run;
@@ -26,6 +27,9 @@ pub(crate) fn measure(run: &Run, selection: &Selection, report: &mut Report) -> 
     let managers = MANAGERS.to_string();
     let lab = Lab::at(run.lab_name(), run.lab_dir(), NODES, &["--managers", &managers]);
     lab.load_busybox();
+    if selection.has_any(&[&metric::START_200_ON_LEADER, &metric::UPHEAVALS_200_ON_LEADER]) {
+        load::measure(&lab, report)?;
+    }
     if selection.has(&metric::UPDATE_10) {
         report.add(&metric::UPDATE_10, rolling_update(&lab)?, None)?;
     }
@@ -44,7 +48,7 @@ pub(crate) fn measure(run: &Run, selection: &Selection, report: &mut Report) -> 
 }
 
 /// Tasks of a service that are wanted and run, where `counts` says so.
-fn running(lab: &Lab, service: &str, counts: impl Fn(&Value) -> bool) -> usize {
+pub(crate) fn running(lab: &Lab, service: &str, counts: impl Fn(&Value) -> bool) -> usize {
     let text = |task: &Value, field: &str| task[field].as_str().unwrap_or_default().to_owned();
     let runs = |task: &&Value| {
         text(task, "DesiredState") == "Running" && text(task, "CurrentState").starts_with("Running") && counts(task)

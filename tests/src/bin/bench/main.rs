@@ -15,6 +15,7 @@ mod contest;
 mod engine_api;
 mod failover;
 mod host_process;
+mod load;
 mod metric;
 mod report;
 mod run;

@@ -36,9 +36,14 @@ pub(crate) const LEADER_LOST: Metric = metric("failover.leader_lost.tasks_elsewh
 pub(crate) const WORKER_LOST: Metric = metric("failover.worker_lost.tasks_elsewhere.seconds", "s");
 /// Ten replicas updated one at a time, until the tenth new one runs.
 pub(crate) const UPDATE_10: Metric = metric("update.10_replicas.seconds", "s");
+/// From the start of `service create` until 200 containers run on the leader's node, in a swarm of three managers.
+pub(crate) const START_200_ON_LEADER: Metric = metric("start.200_on_leader.seconds", "s");
+/// Leaders that changed and nodes that went down meanwhile.
+pub(crate) const UPHEAVALS_200_ON_LEADER: Metric = metric("start.200_on_leader.upheavals", "");
 
 /// Those that a swarm of several managers is needed for.
-pub(crate) const FAILOVER: &[&Metric] = &[&UPDATE_10, &LEADER_KILLED, &LEADER_LOST, &WORKER_LOST];
+pub(crate) const FAILOVER: &[&Metric] =
+    &[&START_200_ON_LEADER, &UPHEAVALS_200_ON_LEADER, &UPDATE_10, &LEADER_KILLED, &LEADER_LOST, &WORKER_LOST];
 
 /// Those that a running orchestrator is needed for.
 pub(crate) const CONTAINERS: &[&Metric] =
@@ -55,6 +60,8 @@ pub(crate) const ALL: &[&Metric] = &[
     &STOP_50,
     &MEMORY_CONTAINER,
     &MEMORY_IDLE,
+    &START_200_ON_LEADER,
+    &UPHEAVALS_200_ON_LEADER,
     &UPDATE_10,
     &LEADER_KILLED,
     &LEADER_LOST,

@@ -1,0 +1,288 @@
+//! Real connections through VIPs and published ports.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use skep_netlink::conntrack::Filter;
+use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Service, Transaction, Transport};
+use skep_netlink::sysctl::Sysctl;
+
+use crate::lab::{Network, Place, root};
+
+const LONG: Duration = Duration::from_secs(5);
+
+/// A backend that says its name to whoever connects, and again for every byte; over UDP for every datagram.
+struct Server {
+    place: Place,
+    v4: IpAddr,
+    v6: IpAddr,
+}
+
+impl Server {
+    fn new(network: &Network, name: u8, port: u16) -> Self {
+        let (place, v4, v6) = network.sandbox();
+        for address in [v4, v6] {
+            let (tcp, udp) = place.inside(|inside| {
+                (inside.tcp((address, port).into()).unwrap(), inside.udp((address, port).into()).unwrap())
+            });
+            // These threads end with the test's process.
+            std::thread::spawn(move || serve_tcp(&tcp, name));
+            std::thread::spawn(move || serve_udp(&udp, name));
+        }
+        Self { place, v4, v6 }
+    }
+
+    fn backend(&self, ipv6: bool, port: Option<u16>) -> Backend {
+        Backend { address: if ipv6 { self.v6 } else { self.v4 }, port }
+    }
+}
+
+fn serve_tcp(listener: &TcpListener, name: u8) {
+    for connection in listener.incoming() {
+        let mut connection = connection.unwrap();
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while connection.write_all(&[name]).is_ok() && connection.read_exact(&mut byte).is_ok() {}
+        });
+    }
+}
+
+fn serve_udp(socket: &UdpSocket, name: u8) {
+    let mut buffer = [0; 16];
+    while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+        let _ = socket.send_to(&[name], from);
+    }
+}
+
+/// A connection, and who answered.
+fn connect(place: &Place, to: SocketAddr) -> std::io::Result<(TcpStream, u8)> {
+    let mut stream = place.inside(move |_| TcpStream::connect_timeout(&to, LONG))?;
+    stream.set_read_timeout(Some(LONG))?;
+    let mut byte = [0];
+    stream.read_exact(&mut byte)?;
+    Ok((stream, byte[0]))
+}
+
+/// Who answers on a connection that is open.
+fn ask(stream: &mut TcpStream) -> std::io::Result<u8> {
+    let mut byte = [0];
+    stream.write_all(&byte)?;
+    stream.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
+
+/// Who answers a datagram.
+fn datagram(place: &Place, to: SocketAddr) -> std::io::Result<u8> {
+    let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let socket = place.inside(move |inside| inside.udp((any, 0).into()).unwrap());
+    socket.set_read_timeout(Some(LONG))?;
+    socket.connect(to)?;
+    socket.send(b"?")?;
+    let mut byte = [0];
+    socket.recv(&mut byte)?;
+    Ok(byte[0])
+}
+
+/// How often each of `count` answers came.
+fn tally(count: usize, mut one: impl FnMut() -> u8) -> HashMap<u8, usize> {
+    let mut tally = HashMap::new();
+    (0..count).for_each(|_| *tally.entry(one()).or_default() += 1);
+    tally
+}
+
+/// Of 120 connections to 3 backends, fewer than 15 on one has a chance of 1 in 100 million.
+fn is_spread(tally: &HashMap<u8, usize>, names: &[u8]) {
+    assert_eq!(tally.len(), names.len(), "{tally:?}");
+    assert!(names.iter().all(|name| tally.get(name).is_some_and(|count| *count >= 15)), "{tally:?}");
+}
+
+fn commit(place: &Place, fill: impl FnOnce(&mut Transaction)) {
+    let mut transaction = Transaction::new();
+    fill(&mut transaction);
+    place.nft.commit(&transaction).unwrap();
+}
+
+const VIPS: [(bool, &str); 2] = [(false, "10.5.200.1"), (true, "fd05::c8:1")];
+
+fn web(frontends: &[Frontend], ports: bool) -> Service {
+    Service { name: "web".to_owned(), frontends: frontends.to_vec(), ports }
+}
+
+#[test]
+fn connections_spread_stay_and_drain() {
+    if !root() {
+        return;
+    }
+    let network = Network::new();
+    let servers: Vec<Server> = (1..=4).map(|name| Server::new(&network, name, 80)).collect();
+    let (client, ..) = network.sandbox();
+    for (ipv6, vip) in VIPS {
+        let (balancer, address) = (Balancer::sandbox("skep", ipv6), vip.parse::<IpAddr>().unwrap());
+        let to = SocketAddr::new(address, 80);
+        let service = web(&[Frontend::Address(address)], false);
+        let backend = |name: usize| servers[name - 1].backend(ipv6, None);
+        let mut backends = Backends::new();
+        backends.change(&[backend(1), backend(2), backend(3)], &[]);
+        commit(&client, |transaction| {
+            balancer.create(transaction, None);
+            balancer.add_service(transaction, &service, &backends);
+        });
+        let mut open = Vec::new();
+        let tcp = tally(120, || {
+            let (stream, name) = connect(&client, to).unwrap();
+            open.push((stream, name));
+            name
+        });
+        is_spread(&tcp, &[1, 2, 3]);
+        is_spread(&tally(120, || datagram(&client, to).unwrap()), &[1, 2, 3]);
+
+        // 2 drains, 4 comes: who is connected stays connected, also to 2; new ones go elsewhere.
+        let change = backends.change(&[backend(4)], &[backend(2)]);
+        commit(&client, |transaction| balancer.change_backends(transaction, &service, &change));
+        assert!(open.iter_mut().all(|(stream, name)| ask(stream).unwrap() == *name));
+        is_spread(&tally(120, || connect(&client, to).unwrap().1), &[1, 3, 4]);
+        let change = backends.change(&[], &[backend(1), backend(3)]);
+        assert_eq!((change.before, change.count), (3, 1));
+        commit(&client, |transaction| balancer.change_backends(transaction, &service, &change));
+        assert_eq!(tally(20, || connect(&client, to).unwrap().1), HashMap::from([(4, 20)]));
+        assert!(open.iter_mut().all(|(stream, name)| ask(stream).unwrap() == *name));
+
+        // Made afresh as a whole, as a process does that does not know what there is: nobody notices.
+        commit(&client, |transaction| {
+            balancer.create(transaction, None);
+            balancer.add_service(transaction, &service, &backends);
+        });
+        assert!(open.iter_mut().all(|(stream, name)| ask(stream).unwrap() == *name));
+
+        // The rest of 2's connections end; the others do not.
+        let conntrack = client.inside(|inside| inside.conntrack().unwrap());
+        let twos = Filter { destination: Some(address), reply_source: Some(backend(2).address), ..Filter::default() };
+        let tcp_only = Filter { protocol: Some(Transport::Tcp.number()), ..twos };
+        let before = conntrack.count().unwrap();
+        let expected = tcp[&2];
+        assert_eq!(conntrack.list(&tcp_only).unwrap().len(), expected);
+        assert!(conntrack.delete(&twos).unwrap() > expected, "datagrams' entries too");
+        assert!(conntrack.count().unwrap() < before && conntrack.list(&twos).unwrap().is_empty());
+        for (stream, name) in &mut open {
+            stream.set_read_timeout(Some(Duration::from_millis(if *name == 2 { 50 } else { 5000 }))).unwrap();
+            assert_eq!(ask(stream).is_ok(), *name != 2);
+        }
+
+        // Without backends connections are refused at once; with one again they work; without the service they are not
+        // redirected.
+        let change = backends.change(&[], &[backend(4)]);
+        commit(&client, |transaction| balancer.change_backends(transaction, &service, &change));
+        let started = std::time::Instant::now();
+        let refused = connect(&client, to).unwrap_err();
+        assert!(started.elapsed() < Duration::from_millis(900), "refused by its first packet");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{vip} {}", client.ruleset());
+        assert_eq!(datagram(&client, to).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+        let change = backends.become_these(&[backend(3)]);
+        commit(&client, |transaction| balancer.change_backends(transaction, &service, &change));
+        assert_eq!(connect(&client, to).unwrap().1, 3);
+        // Removed while it has backends, and while it has none.
+        let change = backends.become_these(&[]);
+        commit(&client, |transaction| balancer.change_backends(transaction, &service, &change));
+        commit(&client, |transaction| balancer.remove_service(transaction, &service, &backends));
+        let listed = client.ruleset();
+        assert!(!listed.contains("web") && !listed.contains("elements") && listed.contains("map vips"), "{listed}");
+        commit(&client, |transaction| transaction.remove_table(&balancer.table));
+    }
+}
+
+#[test]
+fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
+    if !root() {
+        return;
+    }
+    let network = Network::new();
+    let (one, two) = (Server::new(&network, 1, 8080), Server::new(&network, 2, 8080));
+    for (ipv6, vip) in VIPS {
+        let (balancer, address) = (Balancer::sandbox("skep", ipv6), vip.parse::<IpAddr>().unwrap());
+        let mut backends = Backends::new();
+        backends.change(&[one.backend(ipv6, Some(8080)), two.backend(ipv6, Some(8080))], &[]);
+        let service = web(&[Frontend::Port(address, Transport::Tcp, 80)], true);
+        commit(&one.place, |transaction| {
+            balancer.create(transaction, None);
+            balancer.add_service(transaction, &service, &backends);
+        });
+        let to = SocketAddr::new(address, 80);
+        // From a backend: also to itself.
+        is_spread(&tally(60, || connect(&one.place, to).unwrap().1), &[1, 2]);
+        // Other ports and protocols of the address are not the service's.
+        let rest = Duration::from_millis(100);
+        let other = SocketAddr::new(address, 81);
+        assert!(one.place.inside(move |_| TcpStream::connect_timeout(&other, rest)).is_err());
+        let listed = one.place.ruleset();
+        let family = if ipv6 { "dnat ip6 to" } else { "dnat ip to" };
+        for meant in [
+            "meta priority set numgen random mod 2".to_owned(),
+            format!("{family} meta priority map @backends_web"),
+            format!("{vip} . tcp . 80 : goto to_web"),
+            "meta l4proto . th dport vmap @services".to_owned(),
+            "daddr vmap @vips".to_owned(),
+        ] {
+            assert!(listed.contains(&meant), "{meant}: {listed}");
+        }
+        // Two services cannot have the same frontend; the second one leaves nothing behind.
+        let mut transaction = Transaction::new();
+        balancer.add_service(&mut transaction, &Service { name: "other".to_owned(), ..service.clone() }, &backends);
+        let error = one.place.nft.commit(&transaction).unwrap_err();
+        assert!(crate::lab::text(&error).starts_with("cannot add elements to set services in table ip"), "{error}");
+        assert_eq!(one.place.ruleset(), listed);
+        commit(&one.place, |transaction| balancer.create(transaction, None));
+        assert!(!one.place.ruleset().contains("web"), "made afresh");
+        commit(&one.place, |transaction| balancer.add_service(transaction, &service, &Backends::new()));
+        assert_eq!(connect(&one.place, to).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        commit(&one.place, |transaction| transaction.remove_table(&balancer.table));
+    }
+}
+
+/// A host with the network's bridge: clients outside, the host itself, and a container reach a published port.
+#[test]
+fn a_published_port_leads_into_the_network() {
+    if !root() {
+        return;
+    }
+    let (outside, network) = (Network::new(), Network::new());
+    let servers = [Server::new(&network, 1, 8080), Server::new(&network, 2, 8080)];
+    let (client, ..) = outside.sandbox();
+    let host = &network.place;
+    // The host's leg in the outer network, which is another 10.5: so the client knows the host as 10.6.0.1.
+    crate::lab::join(host, &outside.place, &client);
+    let sysctls = [
+        (Sysctl::Ipv4Forward, "1"),
+        (Sysctl::Ipv6Forward, "1"),
+        // Or the backends' own connections are redirected within the bridge, and get lost.
+        (Sysctl::BridgeCallIptables, "0"),
+        (Sysctl::BridgeCallIp6tables, "0"),
+    ];
+    host.inside(|inside| inside.write_sysctls(&sysctls).unwrap());
+    for (ipv6, address) in [(false, "10.6.0.1"), (true, "fd06::1")] {
+        let balancer = Balancer::ingress("skep-ingress", ipv6);
+        let published = [Frontend::Published(Transport::Tcp, 80), Frontend::Published(Transport::Udp, 53)];
+        let service = web(&published, true);
+        let mut backends = Backends::new();
+        backends.change(&servers.each_ref().map(|server| server.backend(ipv6, Some(8080))), &[]);
+        commit(host, |transaction| {
+            balancer.create(transaction, Some("br0"));
+            balancer.add_service(transaction, &service, &backends);
+        });
+        let address = address.parse::<IpAddr>().unwrap();
+        let to = SocketAddr::new(address, 80);
+        is_spread(&tally(60, || connect(&client, to).unwrap().1), &[1, 2]);
+        is_spread(&tally(60, || datagram(&client, SocketAddr::new(address, 53)).unwrap()), &[1, 2]);
+        is_spread(&tally(60, || connect(host, to).unwrap().1), &[1, 2]);
+        // A backend through its own host, back to itself too.
+        is_spread(&tally(60, || connect(&servers[0].place, to).unwrap().1), &[1, 2]);
+        let listed = host.ruleset();
+        for meant in [
+            "fib daddr type local meta l4proto . th dport vmap @published",
+            r#"oifname "br0" ct status dnat masquerade"#,
+        ] {
+            assert!(listed.contains(meant), "{meant}: {listed}");
+        }
+    }
+}
