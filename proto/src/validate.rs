@@ -5,10 +5,12 @@ mod cluster;
 mod container;
 mod health;
 mod mount;
+pub mod network;
 mod service;
 
-pub use cluster::{CERT_EXPIRY_MS, HEARTBEAT_MS, MAX_REVISION_HISTORY, MAX_TASK_HISTORY, cluster_spec};
+pub use cluster::{CERT_EXPIRY_MS, HEARTBEAT_MS, MAX_REVISION_HISTORY, MAX_TASK_HISTORY, cluster_fixed, cluster_spec};
 pub use container::{CAPABILITIES, capability, signal_number};
+pub use network::network_spec;
 pub use service::{MAX_REPLICAS, node_spec, replicas, service_spec};
 
 use std::collections::{BTreeMap, HashSet};
