@@ -5,12 +5,15 @@ mod cluster;
 mod container;
 mod health;
 mod mount;
+pub mod network;
 mod service;
 
 pub use cluster::{
-    CERT_EXPIRY_MS, HEARTBEAT_MS, MAX_REVISION_HISTORY, MAX_TASK_HISTORY, SNAPSHOT_LOG_BYTES, cluster_spec,
+    CERT_EXPIRY_MS, HEARTBEAT_MS, MAX_REVISION_HISTORY, MAX_TASK_HISTORY, SNAPSHOT_LOG_BYTES, cluster_fixed,
+    cluster_spec,
 };
 pub use container::{CAPABILITIES, capability, signal_number};
+pub use network::network_spec;
 pub use service::{MAX_REPLICAS, node_spec, replicas, service_spec};
 
 use std::collections::{BTreeMap, HashSet};

@@ -1,4 +1,19 @@
 //! Decisions about networks: which subnet and VNI a new one gets, the addresses of services, tasks and nodes, published
 //! ports, and who is where for the nodes' tables. Pure; called by the control API, the scheduler and the dispatcher.
 
+mod addresses;
+pub mod endpoint;
+mod make;
+mod nodes;
+mod pools;
 pub mod table;
+mod vni;
+
+pub use addresses::{Addresses, Cursors, NoAddress, given_range};
+pub use endpoint::{Endpoint, EndpointError};
+pub use make::{INGRESS_NAME, NetworkError, ingress_spec, make, make_ingress};
+pub use nodes::{concerns as concerns_nodes, plan as plan_nodes};
+pub use pools::{DEFAULT_POOL, DEFAULT_SUBNET_LENGTH, Pools};
+
+#[cfg(test)]
+mod network_test;

@@ -14,6 +14,7 @@ use skep_core::codec::decode_entry;
 use skep_core::doctor;
 use skep_core::head::{Head, Submitted};
 use skep_core::ids::Ids;
+use skep_core::network::Cursors;
 use skep_core::object::{Cluster, Meta, Node, NodeStatus, Revision, RevisionKey, Service};
 use skep_core::orchestrate::{self, RollOut};
 use skep_core::schedule::{self, Ledger};
@@ -200,7 +201,7 @@ impl Swarm {
         let plan = orchestrate::due(&self.state(), self.now);
         acted |= self.carry_out(plan);
         let state = self.state();
-        let plan = schedule::plan(&state, &Ledger::of(&state), self.now, 7);
+        let plan = schedule::plan(&state, &Ledger::of(&state), &mut Cursors::default(), self.now, 7);
         self.carry_out(plan) | acted
     }
 

@@ -1,9 +1,15 @@
-//! Places pending tasks: `schedule::plan`, with the ledger of reservations kept by events.
+//! Places pending tasks: `schedule::plan`, with the ledger of reservations kept by events; and gives nodes what they need
+//! on networks. It is the only writer of tasks' and nodes' addresses, so they do not race; where the last address of each
+//! network was is kept here.
+
+use std::sync::Arc;
 
 use skep_core::change::Plan;
 use skep_core::event::Event;
+use skep_core::network::{self, Cursors};
+use skep_core::object::{Node, Service};
 use skep_core::schedule::{self, Ledger};
-use skep_core::store::{ObjectKey, State};
+use skep_core::store::{Object, ObjectKey, State};
 use skep_proto::time::UnixMs;
 
 use super::Loop;
@@ -13,7 +19,10 @@ use super::orchestrator::as_task;
 #[derive(Default)]
 pub(super) struct Scheduler {
     ledger: Ledger,
+    cursors: Cursors,
     dirty: bool,
+    /// Whether a node may lack something.
+    nodes_dirty: bool,
 }
 
 impl Loop for Scheduler {
@@ -32,21 +41,55 @@ impl Loop for Scheduler {
                 let is_new = before.is_none() && after.is_some();
                 self.dirty |= frees || is_new;
             }
-            ObjectKey::Node(_) => self.dirty = true,
+            ObjectKey::Node(_) => {
+                self.dirty = true;
+                self.nodes_dirty |=
+                    network::concerns_nodes(as_node(event.before.as_ref()), as_node(event.after.as_ref()));
+            }
+            // A virtual address may have become free.
+            ObjectKey::Service(_) => {
+                let addresses = |object| as_service(object).map_or(&[][..], |service| &service.virtual_addresses);
+                self.dirty |= addresses(event.before.as_ref()) != addresses(event.after.as_ref());
+            }
+            ObjectKey::Network(_) => {
+                self.cursors.prune(state);
+                self.dirty = true;
+                self.nodes_dirty = true;
+            }
             _ => {}
         }
     }
 
     fn look_at_all(&mut self, state: &State) {
         self.ledger = Ledger::of(state);
+        self.cursors.prune(state);
         self.dirty = true;
+        self.nodes_dirty = true;
     }
 
     fn plan(&mut self, state: &State, now: UnixMs) -> Plan {
         // Progress of a pending task (its explanation) comes back as an event and must not wake another pass.
-        if !std::mem::take(&mut self.dirty) {
-            return Plan::default();
+        let mut plan = match std::mem::take(&mut self.dirty) {
+            true => schedule::plan(state, &self.ledger, &mut self.cursors, now, rand::random()),
+            false => Plan::default(),
+        };
+        if std::mem::take(&mut self.nodes_dirty) {
+            plan.groups.extend(network::plan_nodes(state, &mut self.cursors).groups);
         }
-        schedule::plan(state, &self.ledger, now, rand::random())
+        plan
+    }
+}
+
+fn as_node(object: Option<&Object>) -> Option<&Arc<Node>> {
+    match object {
+        Some(Object::Node(node)) => Some(node),
+        _ => None,
+    }
+}
+
+fn as_service(object: Option<&Object>) -> Option<&Service> {
+    match object {
+        Some(Object::Service(service)) => Some(service),
+        _ => None,
     }
 }

@@ -6,7 +6,7 @@ use skep_proto::v1::group_refusal::Kind;
 use skep_proto::v1::{GroupRefusal, RefusedGroup};
 
 /// The fixed words that refusals are made of. One of a later version reads as the first.
-const WORDS: [&str; 31] = [
+const WORDS: [&str; 32] = [
     "part",
     "tcp",
     "udp",
@@ -28,6 +28,7 @@ const WORDS: [&str; 31] = [
     "its place is a node, but not its node",
     "a start at 0 means none",
     "subnets",
+    "addresses",
     "VNI",
     "settings",
     "an overlay has a VNI, and no other network",

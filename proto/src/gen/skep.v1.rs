@@ -509,7 +509,7 @@ pub struct TaskTemplate {
     /// Stored credential for the images; set by the manager, never by a client. Empty: none.
     #[prost(bytes = "vec", tag = "10")]
     pub credential_id: ::prost::alloc::vec::Vec<u8>,
-    /// Networks it attaches to; with any, `network_mode` must be NONE (the zero value).
+    /// Networks it attaches to; with any, `network_mode` must be the zero value.
     #[prost(message, repeated, tag = "11")]
     pub networks: ::prost::alloc::vec::Vec<NetworkAttachment>,
 }
@@ -9190,6 +9190,13 @@ pub struct SwarmInitRequest {
     /// the addresses must be empty.
     #[prost(bool, tag = "7")]
     pub force_new_cluster: bool,
+    /// `ClusterSpec.address_pools`, `subnet_length`, `data_path_port`: fixed from then on.
+    #[prost(string, repeated, tag = "8")]
+    pub address_pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "9")]
+    pub subnet_length: u32,
+    #[prost(uint32, tag = "10")]
+    pub data_path_port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

@@ -2,13 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::{Invalid, container, duplicate, labels, name, not_negative, placeholders};
+use super::{Invalid, container, duplicate, labels, name, network, not_negative, placeholders};
 use crate::constraint::{Constraint, parse_spread};
 use crate::v1::service_spec::Mode;
-use crate::v1::{
-    EndpointSpec, FailureAction, NetworkMode, NodeSpec, Placement, PublishMode, RestartPolicy, ServiceSpec,
-    TaskTemplate, UpdatePolicy,
-};
+use crate::v1::{FailureAction, NodeSpec, Placement, RestartPolicy, ServiceSpec, TaskTemplate, UpdatePolicy};
 
 /// Replicas that one service may have.
 pub const MAX_REPLICAS: u64 = 100_000;
@@ -41,8 +38,8 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), Invalid> {
     {
         return Err(Invalid::new("placement.max_replicas_per_node", "cannot be used with mode global"));
     }
-    let host_network = template.network_mode() == NetworkMode::Host;
-    endpoint(spec.endpoint.as_ref(), host_network)
+    network::attachments(spec, template)?;
+    network::endpoint(spec.endpoint.as_ref(), template.network_mode())
 }
 
 /// Checks a number of replicas.
@@ -172,41 +169,11 @@ fn hosts(hosts: &[String]) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn endpoint(endpoint: Option<&EndpointSpec>, host_network: bool) -> Result<(), Invalid> {
-    let ports = endpoint.map_or(&[][..], |endpoint| &endpoint.ports);
-    let mut seen = HashSet::new();
-    for (index, port) in ports.iter().enumerate() {
-        let field = |name: &str| format!("endpoint.ports[{index}].{name}");
-        if !(1..=65535).contains(&port.target_port) {
-            return Err(Invalid::new(field("target_port"), format!("must be 1 to 65535, not {}", port.target_port)));
-        }
-        if port.published_port > 65535 {
-            let message = format!("must be at most 65535, not {}", port.published_port);
-            return Err(Invalid::new(field("published_port"), message));
-        }
-        if port.mode() == PublishMode::Ingress {
-            return Err(Invalid::new(field("mode"), "not supported yet: ports published by the routing mesh"));
-        }
-        if !host_network {
-            let message = "not supported yet: published ports without the host's network (`--network host`)";
-            return Err(Invalid::new(field("mode"), message));
-        }
-        if port.published_port != 0 && port.published_port != port.target_port {
-            let message = "with the host's network the published port is the one the container listens on";
-            return Err(Invalid::new(field("published_port"), message));
-        }
-        if !seen.insert((port.protocol, port.target_port)) {
-            return Err(Invalid::new(field("target_port"), format!("port {} is published twice", port.target_port)));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::v1::{ContainerSpec, GlobalMode, PortSpec, ReplicatedMode};
+    use crate::v1::{ContainerSpec, GlobalMode, ReplicatedMode};
 
     fn valid() -> ServiceSpec {
         let container = ContainerSpec { name: "main".into(), image: "busybox".into(), ..ContainerSpec::default() };
@@ -275,13 +242,5 @@ mod tests {
         });
         assert!(message.contains("circle"), "{message}");
         assert!(refused(|spec| template(spec).containers[0].depends_on = vec!["no".into()]).contains("no container"));
-    }
-
-    #[test]
-    fn ingress_ports_are_not_supported_yet() {
-        let port = PortSpec { target_port: 80, ..PortSpec::default() };
-        let message =
-            refused(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() }));
-        assert!(message.contains("not supported yet"), "{message}");
     }
 }

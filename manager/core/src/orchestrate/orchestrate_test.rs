@@ -15,6 +15,7 @@ use crate::example::{
     with_service,
 };
 use crate::ids::Ids;
+use crate::network::Cursors;
 use crate::object::{Slot, Task};
 use crate::schedule::{self, Ledger};
 use crate::store::{ObjectKey, State};
@@ -43,7 +44,7 @@ impl World {
                 0 => plan(&self.state, self.service, self.now, &mut ids),
                 1 => due(&self.state, self.now),
                 2 => update(&self.state, self.service, self.now, &mut ids),
-                3 => schedule::plan(&self.state, &Ledger::of(&self.state), self.now, 1),
+                3 => schedule::plan(&self.state, &Ledger::of(&self.state), &mut Cursors::default(), self.now, 1),
                 _ => reap(&self.state, self.service, self.now),
             };
             changes += plan.groups.len();

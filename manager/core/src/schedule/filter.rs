@@ -10,6 +10,7 @@ use skep_proto::v1::{Availability, NodeState, PortSpec, Protocol, Refusal};
 
 use super::ledger::{Load, reserved_by};
 use super::matching;
+use crate::network::NoAddress;
 use crate::object::{Node, Revision};
 
 /// Why a node cannot take a task. The order is that of the checks.
@@ -48,27 +49,42 @@ impl fmt::Display for Reason {
 
 /// Reasons with the number of nodes each excludes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Refusals(BTreeMap<Reason, u32>);
+pub struct Refusals {
+    by_node: BTreeMap<Reason, u32>,
+    /// What keeps the task from every node, and how many there are.
+    everywhere: Option<(NoAddress, u32)>,
+}
 
 impl Refusals {
     /// One more node is excluded by `reason`.
     pub fn count(&mut self, reason: Reason) {
-        *self.0.entry(reason).or_default() += 1;
+        *self.by_node.entry(reason).or_default() += 1;
+    }
+
+    /// No address for the task: no node can take it, whichever of the `nodes` it is.
+    pub fn everywhere(reason: NoAddress, nodes: usize) -> Self {
+        let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+        Self { by_node: BTreeMap::new(), everywhere: Some((reason, nodes)) }
     }
 
     /// For the task's status.
     pub fn to_wire(&self) -> Vec<Refusal> {
-        self.0.iter().map(|(reason, nodes)| Refusal { reason: reason.to_string(), nodes: *nodes }).collect()
+        let everywhere = self.everywhere.iter().map(|(reason, nodes)| (reason.to_string(), *nodes));
+        let by_node = self.by_node.iter().map(|(reason, nodes)| (reason.to_string(), *nodes));
+        everywhere.chain(by_node).map(|(reason, nodes)| Refusal { reason, nodes }).collect()
     }
 }
 
 impl fmt::Display for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
+        if let Some((reason, _)) = &self.everywhere {
+            return reason.fmt(f);
+        }
+        if self.by_node.is_empty() {
             return f.write_str("no suitable node: the swarm has no nodes");
         }
         f.write_str("no suitable node: ")?;
-        for (index, (reason, nodes)) in self.0.iter().enumerate() {
+        for (index, (reason, nodes)) in self.by_node.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
             write!(f, "{separator}{reason} on {nodes} {}", if *nodes == 1 { "node" } else { "nodes" })?;
         }

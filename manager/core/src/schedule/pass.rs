@@ -2,11 +2,12 @@
 //! then a heap hands out nodes: O(m + n log m) for n tasks and m nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use skep_proto::constraint::{Key, parse_spread};
-use skep_proto::id::NodeId;
+use skep_proto::id::{NetworkId, NodeId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{Protocol, TaskState, TaskStatus};
 
@@ -16,7 +17,8 @@ use super::matching::value_of;
 use super::spread::{Offer, Rank, Spread, Try};
 use crate::change::{Change, Op, Plan};
 use crate::ids::mix;
-use crate::object::{Revision, RevisionKey, Task};
+use crate::network::{Addresses, Cursors, NoAddress};
+use crate::object::{NetworkAddresses, Revision, RevisionKey, Task};
 use crate::store::State;
 
 /// A node where this many tasks of a revision failed within [`FAILURE_WINDOW`] is asked last. Swarm's numbers.
@@ -25,7 +27,9 @@ const FAILURE_WINDOW: Duration = Duration::from_secs(300);
 
 /// Places what can be placed, and tells the rest why not. Stable: without a change of the state the second plan is
 /// empty. `seed` decides ties.
-pub fn plan(state: &State, ledger: &Ledger, now: UnixMs, seed: u64) -> Plan {
+///
+/// A task gets its addresses with its node: `cursors` say which were given last, and move on.
+pub fn plan(state: &State, ledger: &Ledger, cursors: &mut Cursors, now: UnixMs, seed: u64) -> Plan {
     let mut plan = Plan::default();
     let mut groups: BTreeMap<RevisionKey, Vec<&Arc<Task>>> = BTreeMap::new();
     for task in state.pending_tasks().filter(|task| task.state == TaskState::Pending) {
@@ -34,7 +38,7 @@ pub fn plan(state: &State, ledger: &Ledger, now: UnixMs, seed: u64) -> Plan {
     if groups.is_empty() {
         return plan;
     }
-    let mut pass = Pass::new(state, ledger, now, seed);
+    let mut pass = Pass::new(state, ledger, cursors, now, seed);
     for (key, tasks) in groups {
         // A task whose revision is gone is going itself.
         if let Some(revision) = state.revision(key) {
@@ -50,25 +54,27 @@ struct Pass<'a> {
     seed: u64,
     candidates: Vec<Candidate<'a>>,
     by_node: BTreeMap<NodeId, usize>,
+    addresses: Addresses<'a>,
 }
 
 impl<'a> Pass<'a> {
-    fn new(state: &'a State, ledger: &Ledger, now: UnixMs, seed: u64) -> Self {
+    fn new(state: &'a State, ledger: &Ledger, cursors: &'a mut Cursors, now: UnixMs, seed: u64) -> Self {
         let candidates: Vec<Candidate<'a>> =
             state.nodes().map(|node| Candidate::new(node, ledger.load(node.id), taken_ports(state, node.id))).collect();
         let by_node = candidates.iter().enumerate().map(|(index, candidate)| (candidate.node.id, index)).collect();
-        Self { state, now, seed, candidates, by_node }
+        Self { state, now, seed, candidates, by_node, addresses: Addresses::new(state, cursors) }
     }
 
     fn place_group(&mut self, revision: &Revision, tasks: &[&Arc<Task>], plan: &mut Plan) {
         let needs = Needs::new(revision, tasks.first().map_or(&[], |task| &task.ports));
         let mut of_service = self.service_counts(revision.key);
         let (bound, free): (Vec<_>, Vec<_>) = tasks.iter().copied().partition(|task| task.node.is_some());
+        let wanted = Wanted::of(self.state, revision);
         for task in bound {
-            self.place_bound(task, &needs, &mut of_service, plan);
+            self.place_bound(task, &needs, &wanted, &mut of_service, plan);
         }
         if !free.is_empty() {
-            self.place_free(&free, &needs, &mut of_service, revision, plan);
+            self.place_free(&free, &needs, &wanted, &mut of_service, revision, plan);
         }
     }
 
@@ -100,21 +106,36 @@ impl<'a> Pass<'a> {
     }
 
     /// A global service's task: its node is given, only the fit is checked.
-    fn place_bound(&mut self, task: &Arc<Task>, needs: &Needs<'_>, of_service: &mut [u64], plan: &mut Plan) {
+    fn place_bound(
+        &mut self,
+        task: &Arc<Task>,
+        needs: &Needs<'_>,
+        wanted: &Wanted,
+        of_service: &mut [u64],
+        plan: &mut Plan,
+    ) {
         let Some(index) = task.node.and_then(|node| self.by_node.get(&node).copied()) else {
             return;
         };
         let candidate = &mut self.candidates[index];
-        match needs.check_node(candidate.node).and_then(|()| needs.check_room(candidate, of_service[index])) {
-            Ok(()) => {
+        if let Err(reason) =
+            needs.check_node(candidate.node).and_then(|()| needs.check_room(candidate, of_service[index]))
+        {
+            let mut refusals = Refusals::default();
+            refusals.count(reason);
+            plan.push(explain(task, &refusals, self.now).into_iter().collect());
+            return;
+        }
+        match wanted.find(&mut self.addresses) {
+            Ok(networks) => {
                 needs.occupy(candidate);
                 of_service[index] += 1;
                 let node = candidate.node.id;
-                plan.push(vec![assign(task, node, self.now)]);
+                networks.iter().for_each(|one| self.addresses.take(one));
+                plan.push(vec![assign(task, node, networks, self.now)]);
             }
             Err(reason) => {
-                let mut refusals = Refusals::default();
-                refusals.count(reason);
+                let refusals = Refusals::everywhere(reason, 1);
                 plan.push(explain(task, &refusals, self.now).into_iter().collect());
             }
         }
@@ -124,6 +145,7 @@ impl<'a> Pass<'a> {
         &mut self,
         tasks: &[&Arc<Task>],
         needs: &Needs<'_>,
+        wanted: &Wanted,
         of_service: &mut [u64],
         revision: &Revision,
         plan: &mut Plan,
@@ -133,6 +155,15 @@ impl<'a> Pass<'a> {
         let seed = self.seed;
         let mut tasks = tasks.iter();
         for task in tasks.by_ref() {
+            let networks = match wanted.find(&mut self.addresses) {
+                Ok(networks) => networks,
+                Err(reason) => {
+                    // The others hear the same: a look costs little.
+                    let refusals = Refusals::everywhere(reason, self.candidates.len());
+                    plan.push(explain(task, &refusals, self.now).into_iter().collect());
+                    continue;
+                }
+            };
             let candidates = &mut self.candidates;
             let picked = spread.pick(&mut |index| {
                 let candidate = &mut candidates[index];
@@ -153,7 +184,8 @@ impl<'a> Pass<'a> {
                 plan.push(explain(task, &refusals, self.now).into_iter().collect());
                 break;
             };
-            plan.push(vec![assign(task, self.candidates[index].node.id, self.now)]);
+            networks.iter().for_each(|one| self.addresses.take(one));
+            plan.push(vec![assign(task, self.candidates[index].node.id, networks, self.now)]);
         }
         // Every node is full: the rest hear the same reasons.
         for task in tasks {
@@ -205,9 +237,31 @@ fn tie(seed: u64, index: usize) -> u64 {
     mix(seed ^ mix(index as u64))
 }
 
-fn assign(task: &Arc<Task>, node: NodeId, now: UnixMs) -> Change {
+/// Networks that each task of a revision needs an address of.
+struct Wanted(Vec<(NetworkId, Vec<IpAddr>)>);
+
+impl Wanted {
+    /// Those that it attaches to, with its fixed addresses there, then the routing mesh's where the service publishes.
+    fn of(state: &State, revision: &Revision) -> Self {
+        let attachments = revision.template.networks.iter().filter_map(|one| {
+            let fixed = one.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+            Some((NetworkId::from_wire(&one.network_id).ok()?, fixed))
+        });
+        let publishes =
+            state.service(revision.key.service).is_some_and(|service| service.ingress_ports().next().is_some());
+        let mesh = state.ingress_network().filter(|_| publishes).map(|network| (network.id, Vec::new()));
+        Self(attachments.chain(mesh).collect())
+    }
+
+    fn find(&self, addresses: &mut Addresses<'_>) -> Result<Vec<NetworkAddresses>, NoAddress> {
+        self.0.iter().map(|(network, fixed)| addresses.find(*network, fixed)).collect()
+    }
+}
+
+fn assign(task: &Arc<Task>, node: NodeId, networks: Vec<NetworkAddresses>, now: UnixMs) -> Change {
     let status = TaskStatus { state: TaskState::Assigned.into(), since_ms: now.0, ..TaskStatus::default() };
-    let assigned = Task { node: Some(node), state: TaskState::Assigned, status: Arc::new(status), ..Task::clone(task) };
+    let (node, state, status) = (Some(node), TaskState::Assigned, Arc::new(status));
+    let assigned = Task { node, state, status, networks, ..Task::clone(task) };
     Change::update(task.meta.version, Op::PutTask(assigned))
 }
 

@@ -7,6 +7,7 @@ use skep_proto::v1::{NodeState, Placement, PortSpec, Protocol, PublishMode, Task
 
 use super::{Ledger, plan};
 use crate::example::{START, carry_out, node, replicated, reserve_memory, set_node, swarm, with_service};
+use crate::network::Cursors;
 use crate::object::{Service, Task};
 use crate::store::State;
 use crate::{ids::Ids, orchestrate};
@@ -14,9 +15,9 @@ use crate::{ids::Ids, orchestrate};
 fn place(state: &mut State, service: ServiceId) {
     let made = orchestrate::plan(state, service, START, &mut Ids::new(1));
     carry_out(state, &made, START);
-    let placed = plan(state, &Ledger::of(state), START, 1);
+    let placed = plan(state, &Ledger::of(state), &mut Cursors::default(), START, 1);
     carry_out(state, &placed, START);
-    assert_eq!(plan(state, &Ledger::of(state), START, 2).groups, [], "stable");
+    assert_eq!(plan(state, &Ledger::of(state), &mut Cursors::default(), START, 2).groups, [], "stable");
 }
 
 fn on(state: &State, number: u128) -> usize {
@@ -119,7 +120,7 @@ fn a_node_where_the_revision_keeps_failing_is_asked_last() {
     for seed in 0..8 {
         let mut trial = state.clone();
         trial.put(fresh.clone());
-        let placed = plan(&trial, &Ledger::of(&trial), START, seed);
+        let placed = plan(&trial, &Ledger::of(&trial), &mut Cursors::default(), START, seed);
         carry_out(&mut trial, &placed, START);
         assert_eq!(trial.task(fresh.id).unwrap().node, Some(NodeId::new(2)));
     }

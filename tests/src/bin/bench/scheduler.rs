@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use skep_core::change::{Op, Plan};
 use skep_core::object::{Meta, Node, NodeStatus, Revision, Service, Slot, Task};
+use skep_core::network::Cursors;
 use skep_core::schedule::{Ledger, plan};
 use skep_core::store::State;
 use skep_proto::id::{NodeId, ServiceId, TaskId};
@@ -34,7 +35,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     let mut seconds = Vec::new();
     for seed in 0..ROUNDS {
         let started = Instant::now();
-        let plan = plan(&state, &ledger, NOW, seed);
+        let plan = plan(&state, &ledger, &mut Cursors::default(), NOW, seed);
         seconds.push(started.elapsed().as_secs_f64());
         check(&plan)?;
     }

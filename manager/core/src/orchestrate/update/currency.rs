@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use skep_proto::id::NetworkId;
 use skep_proto::v1::{PortSpec, TaskState, TaskTemplate};
 
 use crate::object::{Revision, Service, Task};
@@ -19,6 +20,8 @@ pub(in crate::orchestrate) struct Currency<'a> {
     needs: Option<Needs<'a>>,
     credential: &'a [u8],
     ports: Vec<PortSpec>,
+    /// The routing mesh's network, where the service publishes ports by it.
+    mesh: Option<NetworkId>,
 }
 
 impl<'a> Currency<'a> {
@@ -37,6 +40,7 @@ impl<'a> Currency<'a> {
             needs: current.map(|current| Needs::new(current, &[])),
             credential: current.map_or(&[], |current| &current.template.credential_id),
             ports: make::host_ports(service),
+            mesh: service.ingress_ports().next().and_then(|_| Some(state.ingress_network()?.id)),
         }
     }
 
@@ -57,16 +61,30 @@ impl<'a> Currency<'a> {
         // From READY on it has its image, and no use for a credential.
         let can_pull = task.state >= TaskState::Ready || credential() == Some(self.credential);
         let fits = task.node.and_then(|node| self.state.node(node)).is_none_or(|node| needs.check_place(node).is_ok());
-        can_pull && fits && task.ports == self.ports
+        can_pull && fits && task.ports == self.ports && self.is_in_mesh(task)
     }
 }
 
-/// Whether both templates make the same containers.
+impl Currency<'_> {
+    /// Whether the task can be reached by the ports that the routing mesh publishes, or will be.
+    fn is_in_mesh(&self, task: &Task) -> bool {
+        let placed = task.state >= TaskState::Assigned;
+        match self.mesh.filter(|_| placed) {
+            Some(mesh) => task.networks.iter().any(|one| one.network == mesh),
+            None => true,
+        }
+    }
+}
+
+/// Whether both templates make the same containers. Aliases are the service's: they ask nothing of its tasks.
 fn run_the_same(a: &Revision, b: &Revision) -> bool {
-    let essence = |template: &TaskTemplate| TaskTemplate {
-        placement: None,
-        credential_id: Vec::new(),
-        ..TaskTemplate::clone(template)
+    let essence = |template: &TaskTemplate| {
+        let mut essence = TaskTemplate { placement: None, credential_id: Vec::new(), ..TaskTemplate::clone(template) };
+        for attachment in &mut essence.networks {
+            attachment.name.clear();
+            attachment.aliases.clear();
+        }
+        essence
     };
     a.template == b.template || essence(&a.template) == essence(&b.template)
 }

@@ -9,6 +9,7 @@ use super::begin::{RollOut, begin};
 use super::policy::Policy;
 use super::survey::{Place, Survey};
 use crate::change::{Change, Op};
+use crate::network::{Endpoint, endpoint};
 use crate::object::{RevisionKey, Service, Task};
 use crate::store::State;
 
@@ -36,9 +37,20 @@ pub(super) fn failed(
             let number = service.update.as_ref().map_or(0, |update| update.from_revision);
             match state.revision(RevisionKey { service: service.id, number }) {
                 Some(target) => {
+                    // Its networks may be others, or gone.
+                    let seed = now.0.cast_unsigned();
+                    let back = match endpoint::resolve(state, &service.spec, &target.template, Some(service), seed) {
+                        Ok(Endpoint { ports, virtual_addresses }) => {
+                            Service { ports, virtual_addresses, ..Service::clone(service) }
+                        }
+                        Err(error) => {
+                            let message = format!("update paused {because}: it cannot be rolled back: {error}");
+                            return Some(paused(service, UpdateState::Paused, message, now));
+                        }
+                    };
                     let message = format!("update rolled back {because}");
                     let kind = RollOut::Rollback { copied_from: number, message };
-                    Some(begin(state, Service::clone(service), Arc::clone(&target.template), kind, now))
+                    Some(begin(state, back, Arc::clone(&target.template), kind, now))
                 }
                 // The reaper keeps it; somebody else did not.
                 None => {

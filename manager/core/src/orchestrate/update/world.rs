@@ -19,6 +19,7 @@ use crate::change::{Change, Group, Op, Plan, TaskObserved, Transaction};
 use crate::doctor;
 use crate::example::{START, change_service, swarm, with_service};
 use crate::ids::Ids;
+use crate::network::Cursors;
 use crate::object::{RevisionKey, Service, Task};
 use crate::orchestrate;
 use crate::schedule::{self, Ledger};
@@ -91,7 +92,8 @@ impl World {
             assert_eq!(again.groups, vec![], "applied once, the plan is empty but for the update's own state");
         }
         groups += self.carry_out(orchestrate::due(&self.state, self.now));
-        groups += self.carry_out(schedule::plan(&self.state, &Ledger::of(&self.state), self.now, 1));
+        groups +=
+            self.carry_out(schedule::plan(&self.state, &Ledger::of(&self.state), &mut Cursors::default(), self.now, 1));
         groups += self.carry_out(orchestrate::reap(&self.state, self.service, self.now));
         if groups > 0 {
             self.assert_whole();
