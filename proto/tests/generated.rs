@@ -40,6 +40,8 @@ fn generated_code_is_up_to_date() {
         .build_transport(false)
         // Sorted maps: the same object always has the same bytes (state digests, revisions compared by encoding).
         .btree_map(".")
+        // Shared between the sessions that it is sent to.
+        .bytes(".skep.v1.SessionDown.network")
         .skip_debug(SECRET)
         .out_dir(out.path())
         .compile_fds(descriptors)

@@ -2229,9 +2229,10 @@ pub mod session_down {
         /// Nodes that were removed from the swarm: nobody speaks with them any more.
         #[prost(message, tag = "10")]
         Denied(super::Denied),
-        /// Of the networks that the node's tasks are on.
-        #[prost(message, tag = "11")]
-        Network(super::NetworkTable),
+        /// Of the networks that the node's tasks are on: an encoded NetworkTable. On the wire it is that message itself; it is
+        /// bytes so that a manager encodes it once for all nodes.
+        #[prost(bytes, tag = "11")]
+        Network(::prost::bytes::Bytes),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2350,7 +2351,8 @@ pub struct NetworkTable {
     /// The version that this difference applies to. 0 with `complete`.
     #[prost(uint64, tag = "3")]
     pub applies_to: u64,
-    /// The version after it: the store's at its newest change.
+    /// The version after it: the store's at its newest change, plus 2^40 for each recovery from a lost quorum. It names the
+    /// same content at every manager, and only rises.
     #[prost(uint64, tag = "4")]
     pub version: u64,
     /// The last message of this version.
@@ -7778,6 +7780,9 @@ pub struct RelayUp {
     /// Nodes whose held images changed, each with all of them.
     #[prost(message, repeated, tag = "5")]
     pub images: ::prost::alloc::vec::Vec<RelayedImages>,
+    /// Nodes whose applied network tables changed, each with all of them.
+    #[prost(message, repeated, tag = "6")]
+    pub networks: ::prost::alloc::vec::Vec<RelayedNetworks>,
 }
 /// A session that is open at the sender.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -7794,6 +7799,14 @@ pub struct RelayedSession {
     /// it.
     #[prost(int64, tag = "4")]
     pub registered_at_ms: i64,
+}
+/// How far a node is with its network tables.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RelayedNetworks {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    pub applied: ::prost::alloc::vec::Vec<AppliedVersion>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayedImages {
