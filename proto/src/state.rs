@@ -15,9 +15,9 @@ impl TaskState {
 }
 
 impl WantedState {
-    /// Whether the task is to exist and run, now or soon.
+    /// Whether the task is to exist and run, now or soon. One that drains still runs, but is on its way out.
     pub fn wants_to_run(self) -> bool {
-        matches!(self, Self::Ready | Self::Running | Self::Draining)
+        matches!(self, Self::Ready | Self::Running)
     }
 
     /// Whether the task is to stop.

@@ -1,6 +1,7 @@
 //! From what users want to which tasks there are: the loops that create, replace, stop and reap tasks. Each is a plan
 //! function of the state, keyed by what changed; drivers in `manager` run them on the leader. Pure.
 
+mod drain;
 mod fit;
 mod global;
 mod make;
@@ -9,6 +10,7 @@ mod replicated;
 mod restart;
 mod update;
 
+pub use drain::{DRAIN_FOR, Drained, drained};
 pub use reap::plan as reap;
 pub use restart::due;
 pub use update::{RollOut, begin as begin_roll_out, plan as update};
@@ -19,6 +21,7 @@ use skep_proto::v1::{WantedState, service_spec::Mode};
 
 use crate::change::Plan;
 use crate::ids::Ids;
+use crate::object::Task;
 use crate::store::State;
 
 /// Brings one service's tasks to what its spec wants: creates, replaces and stops. A service that is gone has all of
@@ -26,8 +29,9 @@ use crate::store::State;
 pub fn plan(state: &State, service: ServiceId, now: UnixMs, ids: &mut Ids) -> Plan {
     let mut plan = Plan::default();
     let Some(service) = state.service(service) else {
-        for task in state.tasks_of_service(service).filter(|task| task.wanted != WantedState::Remove) {
-            plan.push(vec![make::want(task, WantedState::Remove)]);
+        let stopping = |task: &Task| matches!(task.wanted, WantedState::Draining | WantedState::Remove);
+        for task in state.tasks_of_service(service).filter(|task| !stopping(task)) {
+            plan.push(vec![drain::stop(state, task, WantedState::Remove)]);
         }
         return plan;
     };

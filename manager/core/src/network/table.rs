@@ -43,6 +43,13 @@ pub enum Touched {
     Row(NetworkId, RowKey),
 }
 
+/// The number of a store version in tables. It rises also over a recovery from a lost quorum, after which store versions
+/// may come again with another content.
+pub fn version(state: &State, at: u64) -> u64 {
+    let epoch = state.cluster().map_or(0, |cluster| cluster.recovery_epoch);
+    (epoch << 40).saturating_add(at)
+}
+
 /// One row as the state has it. `None`: there is no such row.
 pub fn row(state: &State, network: NetworkId, key: RowKey) -> Option<Row> {
     let network = state.network(network)?;

@@ -10,7 +10,7 @@ use skep_proto::v1::{NodeState, WantedState};
 
 use super::reap::ORPHAN_AFTER;
 use super::update::{self, Currency};
-use super::{make, replicated};
+use super::{drain, make, replicated};
 use crate::change::Plan;
 use crate::ids::Ids;
 use crate::object::{Node, Service, Slot, Task};
@@ -31,7 +31,7 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
             continue;
         };
         match task.wanted {
-            WantedState::Remove => {}
+            WantedState::Draining | WantedState::Remove => {}
             wanted if wanted.wants_to_run() => live.entry(node).or_default().push(task),
             // Its end was judged by the restart policy (and held), rather than asked for.
             _ if update::ended_by_itself(task.state) && currency.runs_the_same(task) => {
@@ -42,11 +42,11 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
     }
     for (node_id, tasks) in &live {
         match state.node(*node_id) {
-            None => plan.push(tasks.iter().map(|task| make::want(task, WantedState::Remove)).collect()),
+            None => plan.push(tasks.iter().map(|task| drain::stop(state, task, WantedState::Remove)).collect()),
             Some(node) if node.status.state == NodeState::Down => {
                 let until = node.status.since.plus(ORPHAN_AFTER);
                 if now >= until {
-                    plan.push(tasks.iter().map(|task| make::want(task, WantedState::Shutdown)).collect());
+                    plan.push(tasks.iter().map(|task| drain::stop(state, task, WantedState::Shutdown)).collect());
                 } else {
                     plan.wake_by(until);
                 }

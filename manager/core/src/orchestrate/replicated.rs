@@ -9,6 +9,7 @@ use skep_proto::id::NodeId;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{TaskState, WantedState};
 
+use super::drain;
 use super::fit::{self, Stay};
 use super::make;
 use super::restart::{self, Verdict};
@@ -33,7 +34,8 @@ pub(super) fn plan(state: &State, service: &Service, replicas: u64, now: UnixMs,
             continue;
         };
         match task.wanted {
-            WantedState::Remove => {}
+            // One that drains is replaced already, or its place is given up.
+            WantedState::Draining | WantedState::Remove => {}
             wanted if wanted.wants_to_run() => slots.entry(number).or_default().live.push(task),
             _ => slots.entry(number).or_default().stopped.push(task),
         }
@@ -50,7 +52,7 @@ pub(super) fn plan(state: &State, service: &Service, replicas: u64, now: UnixMs,
     for number in &removed {
         if let Some(slot) = slots.remove(number) {
             let all = slot.live.iter().chain(&slot.stopped);
-            plan.push(all.map(|task| make::want(task, WantedState::Remove)).collect());
+            plan.push(all.map(|task| drain::stop(state, task, WantedState::Remove)).collect());
         }
     }
     for (number, slot) in &slots {
@@ -116,7 +118,7 @@ pub(super) fn tend(
     // More of a kind are left behind only by a bug or an older build.
     let stays = |task: &Task| task.id == keep.id || beside.is_some_and(|beside| beside.id == task.id);
     let surplus = live.iter().filter(|task| !stays(task));
-    let mut changes: Vec<Change> = surplus.map(|task| make::want(task, WantedState::Shutdown)).collect();
+    let mut changes: Vec<Change> = surplus.map(|task| drain::stop(state, task, WantedState::Shutdown)).collect();
     let replacement = if keep.state.is_terminal() {
         changes.push(make::want(keep, WantedState::Shutdown));
         match restart::judge(state, service, keep, now) {
@@ -140,7 +142,7 @@ pub(super) fn tend(
                 None
             }
             Stay::No => {
-                changes.push(make::want(keep, WantedState::Shutdown));
+                changes.push(drain::stop(state, keep, WantedState::Shutdown));
                 match slot {
                     Slot::Replica(_) => Some(make::new_task(service, ids.task(), slot, now)),
                     // A global service's loop makes a new one when the node fits again.

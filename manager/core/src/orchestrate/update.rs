@@ -33,7 +33,7 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::{TaskState, UpdateOrder, UpdateState, WantedState};
 
 use super::fit::{self, Stay};
-use super::make;
+use super::{drain, make};
 use crate::change::{Change, Plan};
 use crate::ids::Ids;
 use crate::object::{Service, Slot, Task};
@@ -156,7 +156,7 @@ impl Updater<'_, '_> {
                 Some(_) => self.hand_over(&place, older),
                 None if place.tried => {}
                 None if self.is_out_of_place(older, &needs) => {
-                    self.plan.push(vec![make::want(older, WantedState::Shutdown)]);
+                    self.plan.push(vec![drain::stop(self.state, older, WantedState::Shutdown)]);
                 }
                 None if is_running => {
                     in_flight += 1;
@@ -176,7 +176,7 @@ impl Updater<'_, '_> {
     fn hand_over(&mut self, place: &Place<'_>, older: &Arc<Task>) {
         match place.serves_from(&self.policy, self.now) {
             Some(at) if at > self.now => self.plan.wake_by(at),
-            Some(_) => self.plan.push(vec![make::want(older, WantedState::Shutdown)]),
+            Some(_) => self.plan.push(vec![drain::stop(self.state, older, WantedState::Shutdown)]),
             None => {}
         }
     }
@@ -193,7 +193,7 @@ impl Updater<'_, '_> {
         let changes = match self.policy.order {
             UpdateOrder::StopFirst => {
                 let next = self.successor(place, older, WantedState::Ready);
-                vec![make::want(older, WantedState::Shutdown), next]
+                vec![drain::stop(self.state, older, WantedState::Shutdown), next]
             }
             UpdateOrder::StartFirst => vec![self.successor(place, older, WantedState::Running)],
         };
@@ -205,7 +205,7 @@ impl Updater<'_, '_> {
         let must_wait = place.stopping || older.occupies_node();
         let wanted = if must_wait { WantedState::Ready } else { WantedState::Running };
         let next = self.successor(place, older, wanted);
-        self.plan.push(vec![make::want(older, WantedState::Shutdown), next]);
+        self.plan.push(vec![drain::stop(self.state, older, WantedState::Shutdown), next]);
     }
 
     /// A task of the current revision for the place of an older one. It follows `older`, or whom that one followed if it

@@ -251,5 +251,5 @@ fn may_run(state: &State, task: &Task) -> bool {
 
 /// Whether a task that is to stop still may run in this place: a new one then waits for it.
 pub(in crate::orchestrate) fn predecessor_runs(state: &State, service: ServiceId, slot: Slot) -> bool {
-    state.tasks_in_slot(service, slot).any(|task| task.wanted.wants_to_stop() && may_run(state, task))
+    state.tasks_in_slot(service, slot).any(|task| !task.wanted.wants_to_run() && may_run(state, task))
 }
