@@ -1,7 +1,16 @@
-//! The networks of hosts. So far: the network namespaces that tasks' containers share ([`sandbox`]).
+//! The networks of hosts: the namespaces that tasks' containers share ([`sandbox`]), and `skep netd` ([`netd`]), which joins
+//! them to networks, answers names and balances connections.
 //!
-//! Used by the worker. Never talks to managers, never decides what is to exist.
+//! The agent uses the sandboxes, and drives netd over its socket. Never talks to managers, never decides what is to exist.
+//!
+//! Start reading at [`table`] (what the managers say), [`plan`] (what that means for this host), [`network`], [`endpoint`]
+//! and [`host`] (the kernel), and [`netd`] (the process).
 
+pub mod endpoint;
+pub mod host;
+pub mod netd;
+pub mod network;
+pub mod plan;
 pub mod sandbox;
 pub mod table;
 

@@ -32,6 +32,18 @@ pub struct Table {
     pub peers: OrdMap<NodeId, Arc<Peer>>,
 }
 
+impl Table {
+    /// All of it as a change, for what begins with nothing.
+    pub fn all(&self) -> TableChange {
+        self.since(&Self::default())
+    }
+
+    /// What changed since an older one.
+    pub fn since(&self, older: &Self) -> TableChange {
+        change::between(older, self)
+    }
+}
+
 /// A task on the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -63,6 +75,8 @@ pub struct Peer {
     pub endpoint: v1::FabricEndpoint,
     /// Its number in the mesh; 0: it has none yet.
     pub fabric_number: u32,
+    /// Its own addresses on this network; on the routing mesh's only.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A table that follows the managers' messages.

@@ -43,7 +43,11 @@ pub(super) fn merge(table: &mut Table, message: &v1::NetworkTable) -> Result<(),
         table.services.insert(id(&row.service_id, "service_id", ServiceId::from_wire)?, Arc::new(service(row)?));
     }
     for row in &message.put_peers {
-        let peer = Peer { endpoint: row.endpoint.clone().unwrap_or_default(), fabric_number: row.fabric_number };
+        let peer = Peer {
+            endpoint: row.endpoint.clone().unwrap_or_default(),
+            fabric_number: row.fabric_number,
+            addresses: addresses(&row.addresses)?,
+        };
         table.peers.insert(id(&row.node_id, "node_id", NodeId::from_wire)?, Arc::new(peer));
     }
     for gone in &message.remove_endpoints {

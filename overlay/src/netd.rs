@@ -1,0 +1,161 @@
+//! `skep netd`: keeps this host's networks as the managers' tables say, for the agent that drives it over a unix socket.
+//!
+//! Whatever happens to it, packets go on: it makes the kernel do the work, and only a call of `Shutdown` takes anything
+//! down. Work on one network waits for that network only; the kernel is talked to on threads that may block.
+
+mod attach;
+mod define;
+mod process;
+mod service;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use skep_netlink::NetlinkError;
+use skep_proto::id::{IdError, NetworkId, NodeId, TaskId};
+use skep_proto::v1;
+use tokio::sync::Notify;
+
+use crate::host::Host;
+use crate::network::{self, NetworkError};
+use crate::plan::mtu::MtuError;
+use crate::sandbox::{SandboxError, Sandboxes};
+use crate::table::TableError;
+use state::NetworkState;
+
+pub use process::{Options, StartError, run};
+
+/// Why something could not be done; the text is for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum NetdError {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A network could not be made.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A sandbox could not be made or removed.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A table could not be taken.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The network's MTU makes no sense here.
+    #[error(transparent)]
+    Mtu(#[from] MtuError),
+    /// The name server cannot serve a sandbox.
+    #[error(transparent)]
+    Names(#[from] skep_dns::ServerError),
+    /// An id in a request.
+    #[error("the request names no {0}")]
+    Id(&'static str, #[source] IdError),
+    /// A request that makes no sense, or something that is missing here: a sentence.
+    #[error("{0}")]
+    Refused(String),
+    /// What skep does not do yet.
+    #[error("not supported yet: {0}")]
+    Unsupported(String),
+    /// A file of a sandbox.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Who this host is.
+#[derive(Clone, Debug, Default)]
+struct Config {
+    node: Option<NodeId>,
+    request: v1::ConfigureRequest,
+}
+
+/// What is attached, as it was asked for.
+#[derive(Clone, Debug)]
+struct Attached {
+    request: v1::AttachRequest,
+    response: v1::AttachResponse,
+    /// Its networks, in order.
+    networks: Vec<NetworkId>,
+}
+
+/// Everything that netd keeps. Locks are taken in the order of the fields, each network's own after all of them but
+/// the host's.
+struct Netd {
+    dir: PathBuf,
+    instance: String,
+    sandboxes: Sandboxes,
+    names: skep_dns::Server,
+    runtime: tokio::runtime::Handle,
+    stop: Notify,
+    /// Held by whoever works on a task.
+    tasks: Mutex<BTreeMap<TaskId, Arc<Mutex<()>>>>,
+    config: RwLock<Config>,
+    attached: Mutex<BTreeMap<TaskId, Attached>>,
+    networks: Mutex<BTreeMap<NetworkId, Arc<Mutex<NetworkState>>>>,
+    /// Numbers of ways out that are taken.
+    indices: Mutex<BTreeSet<u16>>,
+    /// Addresses of sandboxes on the host's own bridge, by their last 16 bits.
+    leases: Mutex<BTreeMap<TaskId, u16>>,
+    host: Host,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Netd {
+    fn config(&self) -> Config {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn networks_dir(&self) -> PathBuf {
+        self.dir.join("networks")
+    }
+
+    fn network_dir(&self, id: NetworkId) -> PathBuf {
+        self.networks_dir().join(id.to_string())
+    }
+
+    /// The state of a network, made where there is none.
+    fn network(&self, id: NetworkId) -> Arc<Mutex<NetworkState>> {
+        let state = || Arc::new(Mutex::new(NetworkState::new(id)));
+        Arc::clone(lock(&self.networks).entry(id).or_insert_with(state))
+    }
+
+    /// All networks that it knows.
+    fn all_networks(&self) -> Vec<Arc<Mutex<NetworkState>>> {
+        lock(&self.networks).values().cloned().collect()
+    }
+
+    /// A number for a network's way out: the one it has had, or a free one.
+    fn take_index(&self, id: NetworkId) -> Result<u16, NetdError> {
+        if let Some(index) = network::index_of(&self.network_dir(id)) {
+            lock(&self.indices).insert(index);
+            return Ok(index);
+        }
+        let mut taken = lock(&self.indices);
+        let Some(index) = (0..network::INDICES).find(|index| !taken.contains(index)) else {
+            return Err(NetdError::Refused("this host has no addresses left for ways out of networks".to_owned()));
+        };
+        taken.insert(index);
+        Ok(index)
+    }
+
+    /// Finds what an earlier netd has left: numbers and addresses that must not be given again.
+    fn find_taken(&self) {
+        for entry in fs::read_dir(self.networks_dir()).into_iter().flatten().flatten() {
+            lock(&self.indices).extend(network::index_of(&entry.path()));
+        }
+        self.find_leases();
+    }
+}

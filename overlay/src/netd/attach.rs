@@ -1,0 +1,302 @@
+//! Sandboxes: attached to their networks, and detached.
+//!
+//! One task is worked on at a time by one caller; every step may be found done already. Runs on threads that may block.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use skep_dns::{Origin, Upstream, View};
+use skep_netlink::{Inside, Namespace};
+use skep_proto::cidr::{address_from_wire, address_to_wire};
+use skep_proto::id::{NetworkId, TaskId};
+use skep_proto::v1;
+
+use super::define::{self, LOCAL};
+use super::{Attached, Netd, NetdError, lock};
+use crate::endpoint::{self, Wanted};
+use crate::network::remove_link;
+use crate::plan::ingress::Port;
+use crate::plan::mac_of;
+
+/// File with a sandbox's address on the host's own bridge, in its folder.
+const LEASE: &str = "local-address";
+/// Port of name servers.
+const DNS: u16 = 53;
+
+/// The name of a sandbox's device on a network's bridge.
+fn device(task: TaskId) -> String {
+    let id: String = task.to_string().chars().take(12).collect();
+    format!("v-{id}")
+}
+
+/// An endpoint of the request, read.
+struct Endpoint {
+    id: NetworkId,
+    definition: Arc<v1::Network>,
+    addresses: Vec<IpAddr>,
+}
+
+impl Netd {
+    /// Makes a sandbox with all its endpoints, or finds it made.
+    pub(super) fn attach(&self, request: v1::AttachRequest) -> Result<v1::AttachResponse, NetdError> {
+        let task = TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))?;
+        let turn = Arc::clone(lock(&self.tasks).entry(task).or_default());
+        let _turn = lock(&turn);
+        let before = lock(&self.attached).get(&task).cloned();
+        if let Some(before) = before.filter(|before| before.request == request)
+            && Namespace::open(&self.sandboxes.net(&task.to_string())).is_ok()
+        {
+            return Ok(before.response);
+        }
+        let fresh = Namespace::open(&self.sandboxes.net(&task.to_string())).is_err();
+        let endpoints = self.endpoints(task, &request)?;
+        let made = self.attach_all(task, &request, &endpoints);
+        if made.is_err() && fresh {
+            let networks: Vec<NetworkId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
+            // The first error is the one to tell.
+            let _ = self.detach_from(task, &networks);
+        }
+        made
+    }
+
+    fn attach_all(
+        &self,
+        task: TaskId,
+        request: &v1::AttachRequest,
+        endpoints: &[Endpoint],
+    ) -> Result<v1::AttachResponse, NetdError> {
+        self.sandboxes.make(&task.to_string())?;
+        let path = self.sandboxes.net(&task.to_string());
+        let name = device(task);
+        let mut wanted = Vec::new();
+        for each in endpoints {
+            wanted.push(self.endpoint(task, each, &name)?);
+        }
+        self.runtime.block_on(self.names.remove(&task.to_string()));
+        let opened = endpoint::ensure(&path, &wanted, !endpoints.is_empty())?;
+        let nft = Arc::new(opened.nft);
+        let mut ports: Vec<Port> = request.host_ports.iter().filter_map(Port::of).collect();
+        for each in endpoints {
+            let network = self.network(each.id);
+            let mut state = lock(&network);
+            state.join(task, &nft)?;
+            let way_out = !define::internal(&each.definition) && !define::ingress(&each.definition);
+            let address = each.addresses.iter().copied().find(|address| way_out && address.is_ipv4());
+            if let Some(address) = address {
+                let these = std::mem::take(&mut ports).into_iter().map(|port| (port, address)).collect();
+                state.join_ports(self, task, these)?;
+            }
+        }
+        if !ports.is_empty() {
+            let problem = "ports of mode host take a network with a way out, and the task is on none".to_owned();
+            return Err(NetdError::Refused(problem));
+        }
+        let response = v1::AttachResponse {
+            namespace_path: path.to_string_lossy().into_owned(),
+            addresses: endpoints.first().map_or_else(Vec::new, |first| {
+                first.addresses.iter().map(|address| address_to_wire(*address)).collect()
+            }),
+            name_server: opened.sockets.is_some(),
+        };
+        let networks = endpoints.iter().map(|endpoint| endpoint.id).collect();
+        let attached = Attached { request: request.clone(), response: response.clone(), networks };
+        if let Some((udp, tcp)) = opened.sockets {
+            self.names.add(&task.to_string(), udp, tcp, self.view(task, &attached))?;
+        }
+        lock(&self.attached).insert(task, attached);
+        Ok(response)
+    }
+
+    fn endpoints(&self, task: TaskId, request: &v1::AttachRequest) -> Result<Vec<Endpoint>, NetdError> {
+        if request.endpoints.is_empty() && request.local_bridge {
+            let addresses = vec![self.lease(task)?];
+            return Ok(vec![Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses }]);
+        }
+        let read = |endpoint: &v1::SandboxEndpoint| {
+            let definition = endpoint.network.clone().unwrap_or_default();
+            let id = NetworkId::from_wire(&definition.id).map_err(|source| NetdError::Id("network", source))?;
+            let addresses: Vec<IpAddr> =
+                endpoint.addresses.iter().filter_map(|bytes| address_from_wire(bytes)).collect();
+            Ok(Endpoint { id, definition: Arc::new(definition), addresses })
+        };
+        request.endpoints.iter().map(read).collect()
+    }
+
+    /// Makes the network be there for the task, and says what its end is to be.
+    fn endpoint<'a>(&'a self, task: TaskId, each: &Endpoint, name: &str) -> Result<Wanted<'a>, NetdError> {
+        let network = self.network(each.id);
+        let mut state = lock(&network);
+        if state.definition.is_none() {
+            state.define(&each.definition)?;
+        }
+        state.holders.insert(task);
+        state.ensure_live(self)?;
+        let subnets = define::subnets(&each.definition)?;
+        let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
+        for address in &each.addresses {
+            let Some((prefix, gateway)) = define::place(&subnets, *address) else {
+                let network = define::name(&each.definition);
+                return Err(NetdError::Refused(format!("{address} is in no subnet of network {network}")));
+            };
+            addresses.push(prefix);
+            gateways.extend(gateway.filter(|_| !define::internal(&each.definition)));
+        }
+        let Some(mac) = mac_of(&each.addresses) else {
+            let network = define::name(&each.definition);
+            return Err(NetdError::Refused(format!("the task has no address on network {network}")));
+        };
+        let (plug, unplug): (Plug<'a>, Unplug<'a>) = match state.live.clone() {
+            Some(live) => {
+                let (name, again, other) = (name.to_owned(), name.to_owned(), Arc::clone(&live));
+                let plug = move |inner: &str, sandbox: &Namespace| live.plug(&name, inner, mac, sandbox);
+                (Box::new(plug), Box::new(move || other.unplug(&again)))
+            }
+            None => {
+                let Some(parent) = define::option(&each.definition, "parent").map(str::to_owned) else {
+                    let network = define::name(&each.definition);
+                    return Err(NetdError::Refused(format!("macvlan network {network} has no option `parent`")));
+                };
+                let plug =
+                    move |inner: &str, sandbox: &Namespace| self.host.plug_macvlan(&parent, inner, mac, sandbox);
+                (Box::new(plug), Box::new(|| Ok(())))
+            }
+        };
+        Ok(Wanted { addresses, mac, gateways, plug, unplug })
+    }
+
+    /// Removes a sandbox. Idempotent.
+    pub(super) fn detach(&self, request: &v1::DetachRequest) -> Result<(), NetdError> {
+        let task = TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))?;
+        let turn = Arc::clone(lock(&self.tasks).entry(task).or_default());
+        let result = {
+            let _turn = lock(&turn);
+            let networks = lock(&self.attached).get(&task).map(|attached| attached.networks.clone());
+            match networks {
+                Some(networks) => self.detach_from(task, &networks),
+                None => self.detach_found(task),
+            }
+        };
+        drop(turn);
+        lock(&self.tasks).retain(|id, turn| *id != task || Arc::strong_count(turn) > 1);
+        result
+    }
+
+    fn detach_from(&self, task: TaskId, networks: &[NetworkId]) -> Result<(), NetdError> {
+        self.runtime.block_on(self.names.remove(&task.to_string()));
+        for id in networks {
+            let network = self.network(*id);
+            lock(&network).leave(self, task, &device(task))?;
+        }
+        lock(&self.leases).remove(&task);
+        self.sandboxes.remove(&task.to_string())?;
+        lock(&self.attached).remove(&task);
+        Ok(())
+    }
+
+    /// Removes a sandbox that an earlier netd made: nobody knows what networks it is on.
+    fn detach_found(&self, task: TaskId) -> Result<(), NetdError> {
+        let found = fs::read_dir(self.networks_dir()).into_iter().flatten().flatten();
+        for dir in found.map(|entry| entry.path()) {
+            let Ok(id) = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default().parse::<NetworkId>() else {
+                continue;
+            };
+            if let Ok(namespace) = Namespace::open(&dir.join("net")) {
+                remove_link(&namespace.enter(Inside::rtnetlink)?, &device(task))?;
+                if namespace.enter(Inside::rtnetlink)?.links()?.iter().any(|link| link.name.starts_with("v-")) {
+                    continue;
+                }
+            }
+            let network = self.network(id);
+            lock(&network).tidy(self)?;
+        }
+        lock(&self.leases).remove(&task);
+        self.sandboxes.remove(&task.to_string())?;
+        Ok(())
+    }
+
+    /// What the sandbox's name server sees.
+    fn view(&self, task: TaskId, attached: &Attached) -> View {
+        let (mut networks, mut names, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
+        let mut way_out = false;
+        for id in &attached.networks {
+            let network = self.network(*id);
+            let state = lock(&network);
+            let Some(definition) = &state.definition else { continue };
+            way_out |= !define::internal(definition);
+            if define::ingress(definition) || *id == LOCAL {
+                continue;
+            }
+            networks.extend(state.names.clone());
+            if let Some(row) = state.followed.current().endpoints.get(&task) {
+                names.extend(row.names.iter().filter(|name| !names.contains(*name)).cloned().collect::<Vec<_>>());
+                addresses.extend(row.addresses.iter().copied());
+            }
+        }
+        let dns = attached.request.dns.clone().unwrap_or_default();
+        let servers: Vec<SocketAddr> = dns
+            .nameservers
+            .iter()
+            .filter_map(|server| server.parse::<IpAddr>().ok())
+            .map(|server| SocketAddr::new(server, DNS))
+            .collect();
+        let upstream = match (servers.is_empty(), way_out) {
+            (false, _) => {
+                Upstream::servers(&servers, Origin::Namespace(attached.response.namespace_path.clone().into()))
+            }
+            (true, true) => Upstream::Host,
+            (true, false) => Upstream::None,
+        };
+        View::new(networks).own(&names, &addresses).search(&dns.search).options(&dns.options).upstream(upstream)
+    }
+
+    /// Brings a sandbox's own names up to date.
+    pub(super) fn refresh_names(&self, task: TaskId) {
+        let attached = lock(&self.attached).get(&task).cloned();
+        if let Some(attached) = attached {
+            self.names.update(&task.to_string(), self.view(task, &attached));
+        }
+    }
+
+    /// An address on the host's own bridge: the one that the task has, or a free one.
+    fn lease(&self, task: TaskId) -> Result<IpAddr, NetdError> {
+        let address = |last: u16| IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 29, 0, 0)) + u32::from(last)));
+        let mut leases = lock(&self.leases);
+        let last = match leases.get(&task) {
+            Some(last) => *last,
+            None => {
+                let taken: std::collections::BTreeSet<u16> = leases.values().copied().collect();
+                let Some(last) = (2..u16::MAX).find(|last| !taken.contains(last)) else {
+                    return Err(NetdError::Refused("the host's own bridge has no free address".to_owned()));
+                };
+                leases.insert(task, last);
+                last
+            }
+        };
+        drop(leases);
+        let dir = self.sandboxes.make(&task.to_string())?;
+        let path = dir.join(LEASE);
+        fs::write(&path, last.to_string()).map_err(|source| NetdError::File { action: "write", path, source })?;
+        Ok(address(last))
+    }
+
+    /// Finds the addresses that sandboxes of an earlier netd have.
+    pub(super) fn find_leases(&self) {
+        let read = |dir: &Path| fs::read_to_string(dir.join(LEASE)).ok()?.trim().parse::<u16>().ok();
+        for name in self.found_sandboxes() {
+            if let (Ok(task), Some(last)) = (name.parse::<TaskId>(), read(&self.sandboxes.dir(&name))) {
+                lock(&self.leases).insert(task, last);
+            }
+        }
+    }
+
+    /// The names of all sandboxes that there are.
+    pub(super) fn found_sandboxes(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.sandboxes.dir("")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+}
+
+type Plug<'a> = Box<dyn Fn(&str, &Namespace) -> Result<(), skep_netlink::NetlinkError> + Send + Sync + 'a>;
+type Unplug<'a> = Box<dyn Fn() -> Result<(), skep_netlink::NetlinkError> + Send + Sync + 'a>;

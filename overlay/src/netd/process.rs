@@ -1,0 +1,169 @@
+//! The process: one of its kind on a host, listening on a socket that only root may open. SIGTERM ends it, and leaves all
+//! that the kernel does as it is.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+
+use nix::fcntl::{Flock, FlockArg};
+use skep_netlink::NetlinkError;
+use skep_proto::v1::netd_server::NetdServer;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use super::service::Service;
+use super::{Netd, define};
+use crate::host::Host;
+use crate::sandbox::{SandboxError, Sandboxes};
+
+/// Bytes of a request at most: a table of ten thousands of endpoints in one message.
+const LARGEST_REQUEST: usize = 64 << 20;
+/// Threads that talk to the kernel: more would only wait for each other there.
+const BLOCKING_THREADS: usize = 64;
+
+/// What netd is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder of what it keeps while it and its networks live: networks' namespaces and its lock.
+    pub dir: PathBuf,
+    /// Socket file to listen on.
+    pub socket: PathBuf,
+    /// Folder of the sandboxes, as the agent knows it.
+    pub sandboxes: PathBuf,
+    /// The host's name servers.
+    pub resolv_conf: PathBuf,
+}
+
+/// Why netd did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another one works in this folder.
+    #[error("another netd runs in {}", .0.display())]
+    Taken(PathBuf),
+    /// A file or the socket.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// A folder of namespaces.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The kernel's networking.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The process itself.
+    #[error("cannot {0}")]
+    Process(&'static str, #[source] io::Error),
+    /// The server.
+    #[error("the server failed")]
+    Server(#[from] tonic::transport::Error),
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
+    let path = path.to_owned();
+    move |source| StartError::File { action, path, source }
+}
+
+/// Runs until SIGTERM, or until it was told to take everything down.
+///
+/// # Errors
+/// [`StartError`]; then nothing was changed.
+pub fn run(options: Options) -> Result<(), StartError> {
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::Process("start threads", error))?;
+    let result = runtime.block_on(serve(options, runtime.handle().clone()));
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), StartError> {
+    let Options { dir, socket, sandboxes, resolv_conf } = options;
+    fs::create_dir_all(&dir).map_err(file("make", &dir))?;
+    let dir = dir.canonicalize().map_err(file("find", &dir))?;
+    let _lock = take(&dir)?;
+    // In memory, and shared, as sandboxes are.
+    Sandboxes::open(&dir.join("networks"))?;
+    let instance = instance(&dir);
+    let netd = Arc::new(Netd {
+        instance: instance.clone(),
+        sandboxes: Sandboxes::open(&sandboxes)?,
+        names: skep_dns::Server::new(runtime.clone(), resolv_conf),
+        runtime,
+        stop: Notify::new(),
+        tasks: Mutex::default(),
+        config: RwLock::default(),
+        attached: Mutex::default(),
+        networks: Mutex::default(),
+        indices: Mutex::default(),
+        leases: Mutex::default(),
+        host: Host::open(&instance)?,
+        dir,
+    });
+    netd.find_taken();
+    let listener = listen(&socket)?;
+    let mut term = signal(SignalKind::terminate()).map_err(|error| StartError::Process("wait for signals", error))?;
+    let ended = Arc::clone(&netd);
+    let stop = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            () = ended.stop.notified() => {}
+        }
+    };
+    tracing::info!(pid = std::process::id(), bridge = define::LOCAL_SUBNET, "netd listens on {}", socket.display());
+    let calls = NetdServer::new(Service(netd)).max_decoding_message_size(LARGEST_REQUEST);
+    tonic::transport::Server::builder()
+        .add_service(calls)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await?;
+    let _ = fs::remove_file(&socket);
+    Ok(())
+}
+
+/// Makes sure that this is the only one. Held until the process ends.
+fn take(dir: &Path) -> Result<Flock<File>, StartError> {
+    let path = dir.join("lock");
+    let lock = File::create(&path).map_err(file("make", &path))?;
+    Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| StartError::Taken(dir.to_owned()))
+}
+
+/// Listens on a socket of mode 0600, in place of one that a dead netd left: the lock says that nobody else listens.
+fn listen(path: &Path) -> Result<UnixListener, StartError> {
+    let hidden = path.with_extension("new");
+    let _ = fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden).map_err(file("listen on", path))?;
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600)).map_err(file("protect", path))?;
+    fs::rename(&hidden, path).map_err(file("put in place", path))?;
+    Ok(listener)
+}
+
+/// A short name that no other netd on this machine has: of its folder (FNV-1a).
+fn instance(dir: &Path) -> String {
+    let hash = dir.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{:012x}", hash & 0xffff_ffff_ffff)
+}
+
+/// Each sandbox has some: sockets of netlink and of its name server.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where it is refused, the limit is what it was.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

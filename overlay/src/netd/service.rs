@@ -1,0 +1,213 @@
+//! The calls of the agent, each on a thread that may block; of several networks at the same time.
+
+use std::sync::Arc;
+
+use skep_proto::id::{NetworkId, NodeId};
+use skep_proto::v1;
+use skep_proto::v1::netd_server::Netd as Calls;
+use tonic::{Request, Response, Status};
+
+use super::{Netd, NetdError, lock};
+use crate::table::TableError;
+
+/// What answers the socket.
+pub(super) struct Service(pub(super) Arc<Netd>);
+
+/// An error with all its reasons, in one line.
+fn text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(reason) = next {
+        let reason_text = reason.to_string();
+        if !text.ends_with(&reason_text) {
+            text = format!("{text}: {reason_text}");
+        }
+        next = reason.source();
+    }
+    text
+}
+
+fn status(error: NetdError) -> Status {
+    let text = text(&error);
+    tracing::warn!("{text}");
+    match error {
+        NetdError::Id(..) => Status::invalid_argument(text),
+        NetdError::Refused(_) | NetdError::Mtu(_) => Status::failed_precondition(text),
+        NetdError::Unsupported(_) => Status::unimplemented(text),
+        _ => Status::internal(text),
+    }
+}
+
+/// Runs what may block.
+async fn block<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(format!("netd failed: {error}")))
+}
+
+impl Service {
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Netd) -> Result<T, NetdError> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let netd = Arc::clone(&self.0);
+        block(move || work(&netd)).await?.map(Response::new).map_err(status)
+    }
+}
+
+impl Netd {
+    /// Takes the messages of one network. Returns its version, and what could not be done.
+    fn apply_network(
+        &self,
+        id: NetworkId,
+        messages: &[v1::NetworkTable],
+    ) -> (v1::AppliedVersion, Option<v1::NetworkFault>) {
+        let network = self.network(id);
+        let mut fault = None;
+        let mut touched = Vec::new();
+        let mut state = lock(&network);
+        for message in messages {
+            match state.apply(self, message) {
+                Ok(tasks) => touched.extend(tasks),
+                Err(error) => {
+                    let needs_complete = matches!(error, NetdError::Table(TableError::Gap { .. }));
+                    let error = text(&error);
+                    tracing::warn!(network = %id, "{error}");
+                    fault = Some(v1::NetworkFault { network_id: id.to_vec(), error, needs_complete });
+                    if needs_complete {
+                        break;
+                    }
+                }
+            }
+        }
+        let version = state.followed.current().version;
+        let forgotten = version == 0 && state.holders.is_empty() && state.live.is_none();
+        drop(state);
+        if forgotten && fault.is_none() {
+            lock(&self.networks).remove(&id);
+        }
+        for task in touched {
+            self.refresh_names(task);
+        }
+        (v1::AppliedVersion { object_id: id.to_vec(), version }, fault)
+    }
+
+    fn configure(&self, request: v1::ConfigureRequest) -> Result<v1::ConfigureResponse, NetdError> {
+        let node = NodeId::from_wire_opt(&request.node_id).map_err(|source| NetdError::Id("node", source))?;
+        let changed = {
+            let mut config = self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let changed = config.request != request;
+            config.node = node;
+            config.request = request;
+            changed
+        };
+        if changed {
+            for network in self.all_networks() {
+                let mut state = lock(&network);
+                if let Err(error) = state.reconfigure(self) {
+                    // It is tried again with the network's next table, whose answer says so.
+                    tracing::warn!(network = %state.id, "{}", text(&error));
+                }
+            }
+        }
+        Ok(v1::ConfigureResponse::default())
+    }
+
+    fn state(&self) -> v1::NetdStateResponse {
+        let mut networks = Vec::new();
+        for network in self.all_networks() {
+            let state = lock(&network);
+            let version = state.followed.current().version;
+            if version > 0 {
+                networks.push(v1::AppliedVersion { object_id: state.id.to_vec(), version });
+            }
+        }
+        v1::NetdStateResponse {
+            networks,
+            sandboxes: lock(&self.attached).keys().map(|task| task.to_vec()).collect(),
+            engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            notes: vec!["encrypted overlays are not supported yet".to_owned()],
+        }
+    }
+
+    fn shutdown(&self) -> Result<(), NetdError> {
+        for name in self.names.ids() {
+            self.runtime.block_on(self.names.remove(&name));
+        }
+        lock(&self.attached).clear();
+        for network in self.all_networks() {
+            let mut state = lock(&network);
+            state.holders.clear();
+            state.members.clear();
+            state.take_down(self)?;
+        }
+        lock(&self.networks).clear();
+        for entry in std::fs::read_dir(self.networks_dir()).into_iter().flatten().flatten() {
+            crate::network::remove(&entry.path())?;
+        }
+        self.sandboxes.clone().close()?;
+        crate::sandbox::Sandboxes::open(&self.networks_dir())?.close()?;
+        self.host.close()?;
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Calls for Service {
+    async fn state(&self, _: Request<v1::NetdStateRequest>) -> Result<Response<v1::NetdStateResponse>, Status> {
+        self.call(|netd| Ok(netd.state())).await
+    }
+
+    async fn configure(
+        &self,
+        request: Request<v1::ConfigureRequest>,
+    ) -> Result<Response<v1::ConfigureResponse>, Status> {
+        let request = request.into_inner();
+        self.call(move |netd| netd.configure(request)).await
+    }
+
+    async fn apply(
+        &self,
+        request: Request<v1::ApplyTablesRequest>,
+    ) -> Result<Response<v1::ApplyTablesResponse>, Status> {
+        let mut of_network: std::collections::BTreeMap<NetworkId, Vec<v1::NetworkTable>> = Default::default();
+        for table in request.into_inner().tables {
+            let id = NetworkId::from_wire(&table.network_id)
+                .map_err(|source| status(NetdError::Id("network", source)))?;
+            of_network.entry(id).or_default().push(table);
+        }
+        let work = of_network.into_iter().map(|(id, messages)| {
+            let netd = Arc::clone(&self.0);
+            block(move || netd.apply_network(id, &messages))
+        });
+        let mut response = v1::ApplyTablesResponse::default();
+        for done in futures::future::join_all(work).await {
+            let (applied, fault) = done?;
+            response.applied.push(applied);
+            response.faults.extend(fault);
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
+        let request = request.into_inner();
+        self.call(move |netd| netd.attach(request)).await
+    }
+
+    async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
+        let request = request.into_inner();
+        self.call(move |netd| netd.detach(&request).map(|()| v1::DetachResponse {})).await
+    }
+
+    async fn mesh(&self, _: Request<v1::MeshRequest>) -> Result<Response<v1::MeshResponse>, Status> {
+        Ok(Response::new(v1::MeshResponse { device: "none".to_owned(), peers: Vec::new() }))
+    }
+
+    async fn shutdown(
+        &self,
+        _: Request<v1::NetdShutdownRequest>,
+    ) -> Result<Response<v1::NetdShutdownResponse>, Status> {
+        let answer = self.call(|netd| netd.shutdown().map(|()| v1::NetdShutdownResponse {})).await?;
+        self.0.stop.notify_one();
+        Ok(answer)
+    }
+}

@@ -1,0 +1,387 @@
+//! One network on this host: its table, the plans made from it, and what of it is in the kernel.
+//!
+//! Everything here happens under the network's own lock, on threads that may block.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use skep_netlink::NetlinkError;
+use skep_netlink::nft::{Frontend, Nft, Transaction, Transport};
+use skep_proto::cidr::address_from_wire;
+use skep_proto::id::{NetworkId, TaskId};
+use skep_proto::v1;
+
+use super::{Netd, NetdError, define};
+use crate::network::{self, LiveNetwork, PORT};
+use crate::plan::balance::{Balance, Kind};
+use crate::plan::forwarding::Forwarding;
+use crate::plan::ingress::Port;
+use crate::plan::names;
+use crate::table::{FollowedTable, TableChange};
+
+/// A sandbox on the network.
+pub(super) struct Member {
+    pub(super) nft: Arc<Nft>,
+    /// Its rules are not as they should be.
+    stale: bool,
+}
+
+/// A network on this host.
+pub(super) struct NetworkState {
+    pub(super) id: NetworkId,
+    pub(super) definition: Option<Arc<v1::Network>>,
+    pub(super) followed: FollowedTable,
+    pub(super) names: Option<Arc<skep_dns::Network>>,
+    balances: Vec<Balance>,
+    ingress: Option<Balance>,
+    forwarding: Option<Forwarding>,
+    forwarding_own: Option<skep_proto::id::NodeId>,
+    pub(super) live: Option<Arc<LiveNetwork>>,
+    index: Option<u16>,
+    /// Tasks that are being attached or are.
+    pub(super) holders: BTreeSet<TaskId>,
+    pub(super) members: BTreeMap<TaskId, Member>,
+    /// Published in mode host, with the address of the task.
+    pub(super) host_ports: BTreeMap<TaskId, Vec<(Port, IpAddr)>>,
+    /// What the host hands on to the routing mesh.
+    served: BTreeSet<(Transport, u16)>,
+    /// The kernel is not as the plans say.
+    dirty: bool,
+    dropped: bool,
+}
+
+impl NetworkState {
+    pub(super) fn new(id: NetworkId) -> Self {
+        Self {
+            id,
+            definition: None,
+            followed: FollowedTable::default(),
+            names: None,
+            balances: Vec::new(),
+            ingress: None,
+            forwarding: None,
+            forwarding_own: None,
+            live: None,
+            index: None,
+            holders: BTreeSet::new(),
+            members: BTreeMap::new(),
+            host_ports: BTreeMap::new(),
+            served: BTreeSet::new(),
+            dirty: false,
+            dropped: false,
+        }
+    }
+
+    /// Its name in devices' names.
+    fn short(&self, netd: &Netd) -> String {
+        if self.id == define::LOCAL { netd.instance.clone() } else { self.id.to_string().chars().take(12).collect() }
+    }
+
+    /// Takes the definition where it has none yet, and makes the plans for it.
+    pub(super) fn define(&mut self, network: &Arc<v1::Network>) -> Result<(), NetdError> {
+        let subnets = define::subnets(network)?;
+        if self.names.is_none() {
+            let pairs: Vec<(IpAddr, u8)> =
+                subnets.iter().map(|subnet| (subnet.prefix.network(), subnet.prefix.length)).collect();
+            self.names = Some(skep_dns::Network::new(define::name(network), &pairs));
+            let table = format!("skep-{}", self.id);
+            for ipv6 in [false, true] {
+                if subnets.iter().any(|subnet| subnet.prefix.address.is_ipv6() == ipv6) {
+                    self.balances.push(Balance::new(Kind::Addresses, &table, ipv6));
+                }
+            }
+            if define::ingress(network) {
+                self.ingress = Some(Balance::new(Kind::Ports, "skep-ingress", false));
+            }
+        }
+        self.definition = Some(Arc::clone(network));
+        Ok(())
+    }
+
+    /// Takes a table's message and makes everything follow it. Returns the tasks here whose own rows changed.
+    pub(super) fn apply(&mut self, netd: &Netd, message: &v1::NetworkTable) -> Result<Vec<TaskId>, NetdError> {
+        if message.dropped {
+            self.dropped = true;
+            return self.tidy(netd).map(|()| Vec::new());
+        }
+        self.dropped = false;
+        let Some(change) = self.followed.take(self.id, message)? else {
+            self.repair(netd)?;
+            return Ok(Vec::new());
+        };
+        if let Some(network) = self.followed.current().network.clone() {
+            self.define(&network)?;
+        }
+        if let Some(zone) = &self.names {
+            let table = self.followed.current();
+            match change.endpoints.len() + change.services.len() > 1000 {
+                true => zone.replace(names::whole(table)),
+                false => zone.change(|zone| names::change(zone, &change)),
+            }
+        }
+        let balanced = self.balance(&change);
+        let forwarded = self.forward(netd, &change);
+        let published = self.publish(netd, &change);
+        self.dirty = forwarded.is_err() || published.is_err() || self.dirty;
+        balanced?;
+        forwarded?;
+        published?;
+        self.repair(netd)?;
+        Ok(change.endpoints.keys().filter(|task| self.holders.contains(task)).copied().collect())
+    }
+
+    /// One transaction for each family, worked out once, in every sandbox.
+    fn balance(&mut self, change: &TableChange) -> Result<(), NetdError> {
+        let table = self.followed.current();
+        let mut first = Ok(());
+        for balance in &mut self.balances {
+            let transaction = balance.change(table, change);
+            if transaction.is_empty() {
+                continue;
+            }
+            for member in self.members.values_mut().filter(|member| !member.stale) {
+                if let Err(error) = member.nft.commit(&transaction) {
+                    member.stale = true;
+                    first = first.and(Err(error.into()));
+                }
+            }
+        }
+        first
+    }
+
+    fn forward(&mut self, netd: &Netd, change: &TableChange) -> Result<(), NetdError> {
+        let Some(own) = netd.config().node else { return Ok(()) };
+        let table = self.followed.current();
+        let changes = match &mut self.forwarding {
+            Some(forwarding) if self.forwarding_own == Some(own) => forwarding.change(table, change, PORT),
+            _ => {
+                let mut forwarding = Forwarding::new(own);
+                let _ = forwarding.change(table, &table.all(), PORT);
+                self.forwarding = Some(forwarding);
+                self.forwarding_own = Some(own);
+                return self.sync_neighbours();
+            }
+        };
+        match &self.live {
+            Some(live) if self.is_overlay() => Ok(live.change_neighbours(&changes)?),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_neighbours(&self) -> Result<(), NetdError> {
+        match (&self.live, &self.forwarding) {
+            (Some(live), Some(forwarding)) if self.is_overlay() => {
+                Ok(live.sync_neighbours(forwarding.entries(PORT))?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_overlay(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.wanted().port != network::OverlayPort::Local)
+    }
+
+    /// The routing mesh.
+    fn publish(&mut self, netd: &Netd, change: &TableChange) -> Result<(), NetdError> {
+        let Some(mut ingress) = self.ingress.take() else { return Ok(()) };
+        let transaction = ingress.change(self.followed.current(), change);
+        self.ingress = Some(ingress);
+        if self.live.is_none() {
+            if self.is_wanted() {
+                self.ensure_live(netd)?;
+            }
+            return Ok(());
+        }
+        if !transaction.is_empty()
+            && let Some(live) = &self.live
+        {
+            live.nft().commit(&transaction)?;
+        }
+        self.serve(netd)
+    }
+
+    /// Hands published ports that have backends to the mesh.
+    fn serve(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        let (Some(ingress), Some(index)) = (&self.ingress, self.index) else { return Ok(()) };
+        let port = |frontend| match frontend {
+            Frontend::Published(transport, port) => Some((transport, port)),
+            _ => None,
+        };
+        let served: BTreeSet<(Transport, u16)> = ingress.served().filter_map(port).collect();
+        let put: Vec<_> = served.iter().map(|port| (*port, index)).collect();
+        let gone: Vec<_> = self.served.difference(&served).copied().collect();
+        netd.host.publish(&put, &gone)?;
+        self.served = served;
+        Ok(())
+    }
+
+    /// Whether the network has to be there.
+    fn is_wanted(&self) -> bool {
+        let published = || self.followed.current().services.values().any(|service| !service.ports.is_empty());
+        !self.holders.is_empty() || (!self.dropped && self.ingress.is_some() && published())
+    }
+
+    /// Makes the network's namespace, or makes it right, with all that is planned for it.
+    pub(super) fn ensure_live(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        let Some(definition) = self.definition.clone() else { return Ok(()) };
+        let spec = definition.spec.as_ref();
+        if spec.is_some_and(|spec| spec.driver() == v1::NetworkDriver::Macvlan) {
+            return Ok(());
+        }
+        if self.index.is_none() && !define::internal(&definition) {
+            self.index = Some(netd.take_index(self.id)?);
+        }
+        let config = netd.config();
+        let underlay = |address| Ok(netd.host.underlay_mtu(address)?);
+        let wanted = define::wanted(&definition, &config, self.short(netd), self.index, underlay);
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                self.release_index(netd);
+                return Err(error);
+            }
+        };
+        if !self.dirty && self.live.as_ref().is_some_and(|live| *live.wanted() == wanted) {
+            return Ok(());
+        }
+        if self.index.is_some() {
+            netd.host.forward()?;
+        }
+        self.live = Some(Arc::new(LiveNetwork::ensure(&netd.network_dir(self.id), &wanted, &netd.host)?));
+        self.dirty = true;
+        if self.forwarding.is_none() || self.forwarding_own != config.node {
+            self.forward(netd, &TableChange::default())?;
+        }
+        self.sync_neighbours()?;
+        if let (Some(live), Some(ingress)) = (&self.live, &self.ingress) {
+            let own = config.request.ingress_addresses.iter().find_map(|bytes| address_from_wire(bytes));
+            live.nft().commit(&ingress.whole(None))?;
+            live.source_ingress(own.filter(IpAddr::is_ipv4))?;
+        }
+        self.publish_host_ports(netd)?;
+        self.serve(netd)?;
+        self.dirty = false;
+        Ok(())
+    }
+
+    /// Follows a changed configuration of this host, where the network is there.
+    pub(super) fn reconfigure(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        if self.live.is_some() || self.is_wanted() { self.ensure_live(netd) } else { Ok(()) }
+    }
+
+    /// Tries again what failed before, and takes over what an earlier netd left.
+    fn repair(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        let left = self.live.is_none() && self.definition.is_some() && network::is_there(&netd.network_dir(self.id));
+        if left || self.dirty {
+            self.ensure_live(netd)?;
+        }
+        let stale: Vec<TaskId> = self.members.iter().filter(|(_, member)| member.stale).map(|(id, _)| *id).collect();
+        for task in stale {
+            let whole: Vec<Transaction> = self.balances.iter().map(|balance| balance.whole(None)).collect();
+            if let Some(member) = self.members.get_mut(&task) {
+                for transaction in &whole {
+                    member.nft.commit(transaction)?;
+                }
+                member.stale = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the balancing into a sandbox, and keeps it up to date from now on.
+    pub(super) fn join(&mut self, task: TaskId, nft: &Arc<Nft>) -> Result<(), NetlinkError> {
+        for balance in &self.balances {
+            nft.commit(&balance.whole(None))?;
+        }
+        self.members.insert(task, Member { nft: Arc::clone(nft), stale: false });
+        Ok(())
+    }
+
+    /// Publishes ports of a task on this host.
+    pub(super) fn join_ports(
+        &mut self,
+        netd: &Netd,
+        task: TaskId,
+        ports: Vec<(Port, IpAddr)>,
+    ) -> Result<(), NetdError> {
+        let old = self.host_ports.remove(&task).unwrap_or_default();
+        if old.is_empty() && ports.is_empty() {
+            return Ok(());
+        }
+        let gone: Vec<_> = old.iter().map(|(port, _)| (port.transport, port.published)).collect();
+        if !ports.is_empty() {
+            self.host_ports.insert(task, ports);
+        }
+        // Inside first: what the host hands on must be known there.
+        self.publish_host_ports(netd)?;
+        let kept = self.taken();
+        let gone: Vec<_> = gone.into_iter().filter(|port| !kept.contains(port)).collect();
+        netd.host.publish(&[], &gone)?;
+        Ok(())
+    }
+
+    fn taken(&self) -> BTreeSet<(Transport, u16)> {
+        self.host_ports.values().flatten().map(|(port, _)| (port.transport, port.published)).collect()
+    }
+
+    fn publish_host_ports(&self, netd: &Netd) -> Result<(), NetdError> {
+        let (Some(live), Some(index)) = (&self.live, self.index) else { return Ok(()) };
+        live.publish(self.host_ports.values().flatten().map(|(port, address)| (port, *address)))?;
+        let put: Vec<_> = self.taken().into_iter().map(|port| (port, index)).collect();
+        netd.host.publish(&put, &[])?;
+        Ok(())
+    }
+
+    /// Forgets a sandbox; the network goes with the last.
+    pub(super) fn leave(&mut self, netd: &Netd, task: TaskId, device: &str) -> Result<(), NetdError> {
+        if let Some(live) = &self.live {
+            live.unplug(device)?;
+        }
+        self.members.remove(&task);
+        self.join_ports(netd, task, Vec::new())?;
+        self.holders.remove(&task);
+        self.tidy(netd)
+    }
+
+    /// Removes the network where nothing needs it any more.
+    pub(super) fn tidy(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        if self.is_wanted() {
+            return Ok(());
+        }
+        // Of sandboxes that an earlier netd made and nobody has claimed yet.
+        if let Some(live) = &self.live
+            && live.has_sandboxes()?
+        {
+            return Ok(());
+        }
+        self.take_down(netd)
+    }
+
+    /// Removes all of it from the kernel.
+    pub(super) fn take_down(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        let mut gone: Vec<_> = self.served.iter().copied().collect();
+        gone.extend(self.taken());
+        netd.host.publish(&[], &gone)?;
+        self.served.clear();
+        match self.live.take() {
+            Some(live) => live.remove()?,
+            None => network::remove(&netd.network_dir(self.id))?,
+        }
+        self.release_index(netd);
+        self.dirty = false;
+        if self.dropped {
+            // What is known of it goes too: the next table comes whole.
+            *self = Self { holders: std::mem::take(&mut self.holders), ..Self::new(self.id) };
+        }
+        Ok(())
+    }
+
+    fn release_index(&mut self, netd: &Netd) {
+        if self.live.is_none()
+            && let Some(index) = self.index.take()
+        {
+            super::lock(&netd.indices).remove(&index);
+        }
+    }
+}

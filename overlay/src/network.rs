@@ -1,0 +1,426 @@
+//! A network on this host: a namespace with a bridge, the way to other hosts (a VXLAN device), and the way out (a pair of
+//! devices to the host).
+//!
+//! Driven by [`crate::netd`], under the network's own lock, on threads that may block. What is there already is left as it
+//! is, and what is wrong is made right, so that a netd that was killed anywhere goes on. Never touches sandboxes.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use skep_netlink::link::{Bridge, LinkChange, LinkKind, NewLink, Vxlan, VxlanLink};
+use skep_netlink::neighbour::{Neighbour, NeighbourChange};
+use skep_netlink::nft::{
+    BaseChain, ChainType, ConnectionState, Family, Hook, Nft, Rule, Table, Transaction, Verdict,
+};
+use skep_netlink::route::Route;
+use skep_netlink::sysctl::{Scope, Sysctl};
+use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
+
+use crate::host::Host;
+use crate::plan;
+use crate::plan::ingress::Port;
+
+/// The bridge's number in its namespace.
+pub const BRIDGE: u32 = 2;
+/// The number of the overlay's port.
+pub const PORT: u32 = 3;
+/// The number of the way out.
+const OUT: u32 = 4;
+/// File of the namespace in the network's folder.
+const NET: &str = "net";
+/// File with the network's index on this host.
+const INDEX: &str = "index";
+/// Networks with a way out that a host can have: a pair of addresses each, of 169.254.0.0/16.
+pub const INDICES: u16 = 1 << 15;
+
+/// Why a network cannot be made or changed on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A file of netd's folder.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How frames of a network reach other hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverlayPort {
+    /// A VXLAN device on the underlay.
+    Vxlan {
+        /// The network's number.
+        vni: u32,
+        /// This host's address.
+        local: IpAddr,
+        /// UDP port on all hosts.
+        port: u16,
+    },
+    /// Not at all: each host has its own.
+    Local,
+}
+
+/// What a network is to be on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Names its devices in the host's namespace: 12 characters at most, of no other network.
+    pub short: String,
+    /// Addresses of the bridge with their subnets; the first is the one that it sends from.
+    pub addresses: Vec<Prefix>,
+    /// The bridge's Ethernet address.
+    pub mac: MacAddress,
+    /// Largest packet.
+    pub mtu: u32,
+    /// The way to other hosts.
+    pub port: OverlayPort,
+    /// The number of its way out; `None`: internal.
+    pub out: Option<u16>,
+}
+
+impl Wanted {
+    fn ipv6(&self) -> bool {
+        self.addresses.iter().any(|prefix| prefix.address.is_ipv6())
+    }
+}
+
+/// A network's namespace with what is open in it.
+#[derive(Debug)]
+pub struct LiveNetwork {
+    dir: PathBuf,
+    wanted: Wanted,
+    namespace: Namespace,
+    rtnetlink: Rtnetlink,
+    nft: Nft,
+}
+
+/// The addresses of the two ends of a way out: the host's and the network's.
+pub fn out_addresses(index: u16) -> (Ipv4Addr, Ipv4Addr) {
+    let base = u32::from(Ipv4Addr::new(169, 254, 0, 0)) + 2 * u32::from(index % INDICES);
+    (Ipv4Addr::from(base), Ipv4Addr::from(base + 1))
+}
+
+/// The name of a network's device in the host's namespace.
+pub fn out_name(short: &str) -> String {
+    format!("sk-{short}")
+}
+
+/// The index that a network in the folder has had, if it has one.
+pub fn index_of(dir: &Path) -> Option<u16> {
+    fs::read_to_string(dir.join(INDEX)).ok()?.trim().parse().ok()
+}
+
+/// Whether there is a namespace of a network in the folder.
+pub fn is_there(dir: &Path) -> bool {
+    Namespace::open(&dir.join(NET)).is_ok()
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NetworkError {
+    let path = path.to_owned();
+    move |source| NetworkError::File { action, path, source }
+}
+
+impl LiveNetwork {
+    /// Makes the network, or finds it and makes it right. When it fails, what was newly made is gone again.
+    pub fn ensure(dir: &Path, wanted: &Wanted, host: &Host) -> Result<Self, NetworkError> {
+        fs::create_dir_all(dir).map_err(file("make", dir))?;
+        if let Some(index) = wanted.out {
+            let path = dir.join(INDEX);
+            fs::write(&path, index.to_string()).map_err(file("write", &path))?;
+        }
+        let path = dir.join(NET);
+        let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, inside.nft()?));
+        let (namespace, (rtnetlink, nft), fresh) = match Namespace::open(&path) {
+            Ok(namespace) => {
+                let handles = namespace.enter(open)?;
+                (namespace, handles, false)
+            }
+            Err(_) => {
+                let setup = |inside: &Inside| {
+                    prepare(inside, wanted)?;
+                    open(inside)
+                };
+                let (namespace, handles) = Namespace::create(&path, setup)?;
+                (namespace, handles, true)
+            }
+        };
+        let this = Self { dir: dir.to_owned(), wanted: wanted.clone(), namespace, rtnetlink, nft };
+        match this.complete(host) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                if fresh {
+                    // The first error is the one to tell.
+                    let _ = this.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds what is missing, and replaces what is wrong.
+    fn complete(&self, host: &Host) -> Result<(), NetworkError> {
+        let wanted = &self.wanted;
+        let links = self.rtnetlink.links()?;
+        let find = |name: &str| links.iter().find(|link| link.name == name);
+        let mut changes = Changes::new();
+        let bridge = find("br0");
+        if bridge.is_none() {
+            let kind = LinkKind::Bridge(Bridge::default());
+            changes.add_link(&NewLink {
+                index: Some(BRIDGE),
+                mtu: Some(wanted.mtu),
+                mac: Some(wanted.mac),
+                up: true,
+                ..NewLink::new("br0", kind)
+            });
+        } else if bridge.is_some_and(|link| link.mac != Some(wanted.mac) || link.mtu != wanted.mtu || !link.up) {
+            let mac = Some(wanted.mac);
+            changes.change_link(
+                BRIDGE,
+                &LinkChange { mac, mtu: Some(wanted.mtu), up: Some(true), ..LinkChange::default() },
+            );
+        }
+        let found = match bridge {
+            Some(_) => self.rtnetlink.addresses()?,
+            None => Vec::new(),
+        };
+        let ours = || found.iter().filter(|address| address.device == BRIDGE && !is_link_local(address.prefix.address));
+        let there: Vec<Prefix> = ours().map(|address| address.prefix).collect();
+        if there != wanted.addresses {
+            for prefix in &there {
+                changes.delete_address(BRIDGE, *prefix);
+            }
+            for prefix in &wanted.addresses {
+                changes.add_address(BRIDGE, *prefix);
+            }
+        }
+        self.rtnetlink.apply(&changes)?;
+        let port = find("overlay");
+        if let OverlayPort::Vxlan { vni, local, port: number } = wanted.port {
+            let right = VxlanLink { id: vni, port: number, local: Some(local) };
+            if port.is_none_or(|link| link.vxlan != Some(right) || link.mtu != wanted.mtu || link.master.is_none()) {
+                if port.is_some() {
+                    let mut changes = Changes::new();
+                    changes.delete_link(PORT);
+                    self.rtnetlink.apply(&changes)?;
+                }
+                self.add_vxlan(host, Vxlan { local: Some(local), proxy: true, ..Vxlan::new(vni, number) })?;
+            }
+        }
+        if let Some(index) = wanted.out {
+            self.complete_out(host, index, find("out0").is_some())?;
+        }
+        self.nft.commit(&self.rules())?;
+        Ok(())
+    }
+
+    /// The device is made in the host's namespace, where its tunnel stays, and lies in the network's.
+    fn add_vxlan(&self, host: &Host, vxlan: Vxlan) -> Result<(), NetlinkError> {
+        let mut changes = Changes::new();
+        changes.add_link(&NewLink {
+            index: Some(PORT),
+            mtu: Some(self.wanted.mtu),
+            namespace: Some(self.namespace.as_fd()),
+            ..NewLink::new("overlay", LinkKind::Vxlan(vxlan))
+        });
+        host.rtnetlink().apply(&changes)?;
+        let mut changes = Changes::new();
+        changes.change_link(PORT, &LinkChange { master: Some(BRIDGE), up: Some(true), ..LinkChange::default() });
+        self.rtnetlink.apply(&changes)
+    }
+
+    fn complete_out(&self, host: &Host, index: u16, there: bool) -> Result<(), NetlinkError> {
+        let name = out_name(&self.wanted.short);
+        let (outer, inner) = out_addresses(index);
+        let prefix = |address: Ipv4Addr| Prefix { address: address.into(), length: 31 };
+        if there {
+            // Both ends live and die together; the addresses were given right after.
+            host.ensure_address(&name, prefix(outer))?;
+        } else {
+            host.remove_link(&name)?;
+            let peer = NewLink { namespace: Some(host.namespace().as_fd()), ..NewLink::new(&name, LinkKind::Peer) };
+            let mut changes = Changes::new();
+            let kind = LinkKind::Veth(Box::new(peer));
+            changes.add_link(&NewLink { index: Some(OUT), up: true, ..NewLink::new("out0", kind) });
+            self.rtnetlink.apply(&changes)?;
+            host.ensure_address(&name, prefix(outer))?;
+        }
+        let mut changes = Changes::new();
+        if !self.rtnetlink.addresses()?.iter().any(|address| address.prefix == prefix(inner)) {
+            changes.add_address(OUT, prefix(inner));
+        }
+        changes.replace_route(&Route::gateway(Prefix::DEFAULT_V4, outer.into()));
+        self.rtnetlink.apply(&changes)
+    }
+
+    /// The way out, and that nothing comes in but replies and what was published.
+    fn rules(&self) -> Transaction {
+        let mut transaction = Transaction::new();
+        let table = Table::new(Family::Ip, "skep");
+        if self.wanted.out.is_none() {
+            transaction.remove_table(&table);
+            return transaction;
+        }
+        transaction.reset_table(&table);
+        transaction.add_base_chain(&table, "out", BaseChain::new(ChainType::Nat, Hook::Postrouting, 100));
+        transaction.add_base_chain(&table, "in", BaseChain::new(ChainType::Filter, Hook::Forward, 0));
+        let rule = || Rule::new(Family::Ip);
+        transaction.add_rule(&table, "out", &rule().output_device("out0").masquerade());
+        let known = ConnectionState::ESTABLISHED.or(ConnectionState::RELATED);
+        let from_host = || rule().input_device("out0");
+        transaction.add_rule(&table, "in", &from_host().state(known).verdict(Verdict::Accept));
+        transaction.add_rule(&table, "in", &from_host().was_redirected().verdict(Verdict::Accept));
+        transaction.add_rule(&table, "in", &from_host().verdict(Verdict::Drop));
+        transaction
+    }
+
+    /// What it was made as.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// nftables in it.
+    pub fn nft(&self) -> &Nft {
+        &self.nft
+    }
+
+    /// Plugs a sandbox in: a pair of devices, `name` on the bridge and `inner` in the sandbox, which is down still.
+    pub fn plug(&self, name: &str, inner: &str, mac: MacAddress, sandbox: &Namespace) -> Result<(), NetlinkError> {
+        let mtu = Some(self.wanted.mtu);
+        let namespace = Some(sandbox.as_fd());
+        let peer = NewLink { mtu, mac: Some(mac), namespace, ..NewLink::new(inner, LinkKind::Peer) };
+        let mut changes = Changes::new();
+        let kind = LinkKind::Veth(Box::new(peer));
+        changes.add_link(&NewLink { mtu, master: Some(BRIDGE), up: true, ..NewLink::new(name, kind) });
+        self.rtnetlink.apply(&changes)
+    }
+
+    /// Removes a sandbox's pair of devices. Idempotent.
+    pub fn unplug(&self, name: &str) -> Result<(), NetlinkError> {
+        remove_link(&self.rtnetlink, name)
+    }
+
+    /// Whether any sandbox is plugged in.
+    pub fn has_sandboxes(&self) -> Result<bool, NetlinkError> {
+        Ok(self.rtnetlink.links()?.iter().any(|link| link.master == Some(BRIDGE) && link.index != PORT))
+    }
+
+    /// Changes entries for other hosts' endpoints.
+    pub fn change_neighbours(&self, changes: &[NeighbourChange]) -> Result<(), NetlinkError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.rtnetlink.change_neighbours(changes)
+    }
+
+    /// Makes the entries for other hosts' endpoints these.
+    pub fn sync_neighbours(&self, wanted: impl Iterator<Item = Neighbour>) -> Result<(), NetlinkError> {
+        let of_port = |entry: &Neighbour| match *entry {
+            Neighbour::Host { device, .. } | Neighbour::Tunnel { device, .. } => device == PORT,
+            Neighbour::Port { .. } => false,
+        };
+        let found = self.rtnetlink.neighbours()?.into_iter().filter(of_port);
+        self.change_neighbours(&plan::forwarding::difference(found, wanted))
+    }
+
+    /// Leads published ports of mode host on to their tasks; replaces what was said before.
+    pub fn publish<'a>(&self, ports: impl Iterator<Item = (&'a Port, IpAddr)>) -> Result<(), NetlinkError> {
+        let table = Table::new(Family::Ip, "skep-ports");
+        let mut transaction = Transaction::new();
+        transaction.reset_table(&table);
+        transaction.add_base_chain(&table, "in", BaseChain::new(ChainType::Nat, Hook::Prerouting, -100));
+        for (port, address) in ports {
+            let rule = Rule::new(Family::Ip).input_device("out0").local_destination();
+            let rule = rule.destination_port(port.transport, port.published);
+            transaction.add_rule(&table, "in", &rule.destination_nat(address, Some(port.target)));
+        }
+        self.nft.commit(&transaction)
+    }
+
+    /// Leads replies of the routing mesh's backends back to this host.
+    pub fn source_ingress(&self, address: Option<IpAddr>) -> Result<(), NetlinkError> {
+        let table = Table::new(Family::Ip, "skep-source");
+        let mut transaction = Transaction::new();
+        transaction.reset_table(&table);
+        transaction.add_base_chain(&table, "out", BaseChain::new(ChainType::Nat, Hook::Postrouting, 90));
+        let rule = Rule::new(Family::Ip).output_device("br0").was_redirected();
+        let rule = match address {
+            Some(address) => rule.source_nat(address),
+            None => rule.masquerade(),
+        };
+        transaction.add_rule(&table, "out", &rule);
+        self.nft.commit(&transaction)
+    }
+
+    /// Removes it with all that is in it.
+    pub fn remove(&self) -> Result<(), NetworkError> {
+        // Not left to the namespace's end: that comes later, and a VXLAN's number would be taken until then.
+        for name in ["overlay", "out0", "br0"] {
+            remove_link(&self.rtnetlink, name)?;
+        }
+        remove_dir(&self.dir)
+    }
+}
+
+/// Removes the network in a folder, whatever it was.
+pub fn remove(dir: &Path) -> Result<(), NetworkError> {
+    if let Ok(namespace) = Namespace::open(&dir.join(NET)) {
+        let rtnetlink = namespace.enter(Inside::rtnetlink)?;
+        for name in ["overlay", "out0", "br0"] {
+            remove_link(&rtnetlink, name)?;
+        }
+    }
+    remove_dir(dir)
+}
+
+fn remove_dir(dir: &Path) -> Result<(), NetworkError> {
+    Namespace::remove(&dir.join(NET))?;
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes a device. Idempotent.
+pub fn remove_link(rtnetlink: &Rtnetlink, name: &str) -> Result<(), NetlinkError> {
+    let mut changes = Changes::new();
+    changes.delete_link(name);
+    match rtnetlink.apply(&changes) {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// The sysctls of a new network's namespace.
+fn prepare(inside: &Inside, wanted: &Wanted) -> Result<(), NetlinkError> {
+    let forward = if wanted.out.is_some() { "1" } else { "0" };
+    let mut sysctls = vec![
+        (Sysctl::Ipv4Forward, forward),
+        (Sysctl::RpFilter(Scope::All), "0"),
+        (Sysctl::RpFilter(Scope::Default), "0"),
+    ];
+    if !wanted.ipv6() {
+        sysctls.push((Sysctl::DisableIpv6(Scope::Default), "1"));
+    }
+    // There where a kernel has br_netfilter: nftables would see each packet twice.
+    for sysctl in [Sysctl::BridgeCallIptables, Sysctl::BridgeCallIp6tables] {
+        if inside.sysctl(&sysctl).is_ok() {
+            sysctls.push((sysctl, "0"));
+        }
+    }
+    inside.write_sysctls(&sysctls)
+}

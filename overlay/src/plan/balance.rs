@@ -1,0 +1,172 @@
+//! Which connections go to which backends: the virtual addresses of a network's services in each sandbox, or the published
+//! ports of the routing mesh on each host. Follows the network's table; a change costs what it touches.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Service, Transaction};
+use skep_proto::id::{ServiceId, TaskId};
+
+use crate::plan::ingress;
+use crate::table::{self, Table, TableChange};
+
+/// What is balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Virtual addresses, within a sandbox.
+    Addresses,
+    /// Published ports, at the host's ingress.
+    Ports,
+}
+
+/// The balancing of one network for one address family. The same transaction is for every namespace that has it.
+#[derive(Clone, Debug)]
+pub struct Balance {
+    kind: Kind,
+    ipv6: bool,
+    balancer: Balancer,
+    /// Serving tasks of each service, with their address of this family.
+    serving: HashMap<ServiceId, BTreeMap<TaskId, IpAddr>>,
+    /// By service, what it has in the kernel.
+    held: BTreeMap<ServiceId, Vec<Held>>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    service: Service,
+    /// Where the containers listen; `None`: at the port that is connected to.
+    target: Option<u16>,
+    backends: Backends,
+}
+
+impl Balance {
+    /// Without services. `table`: the name of the nftables table.
+    pub fn new(kind: Kind, table: &str, ipv6: bool) -> Self {
+        let balancer = match kind {
+            Kind::Addresses => Balancer::sandbox(table, ipv6),
+            Kind::Ports => Balancer::ingress(table, ipv6),
+        };
+        Self { kind, ipv6, balancer, serving: HashMap::new(), held: BTreeMap::new() }
+    }
+
+    /// Follows a change that led to `table`. Returns what is to be changed in each namespace that has the table.
+    pub fn change(&mut self, table: &Table, change: &TableChange) -> Transaction {
+        let mut touched: BTreeSet<ServiceId> = change.services.keys().copied().collect();
+        for (task, (old, new)) in &change.endpoints {
+            for row in [old, new].into_iter().flatten() {
+                touched.insert(row.service);
+            }
+            if let Some(row) = old {
+                self.forget(row.service, *task);
+            }
+            if let Some(row) = new
+                && let Some(address) = self.address(row)
+            {
+                self.serving.entry(row.service).or_default().insert(*task, address);
+            }
+        }
+        let mut transaction = Transaction::new();
+        // What goes first frees addresses and ports for what comes.
+        let mut come = Vec::new();
+        for id in touched {
+            let wanted = table.services.get(&id).map(|row| self.wanted(id, row)).unwrap_or_default();
+            let mut held = self.held.remove(&id).unwrap_or_default();
+            held.retain(|held| {
+                let stays = wanted.iter().any(|(service, target)| *service == held.service && *target == held.target);
+                if !stays {
+                    self.balancer.remove_service(&mut transaction, &held.service, &held.backends);
+                }
+                stays
+            });
+            come.push((id, wanted, held));
+        }
+        for (id, wanted, mut held) in come {
+            for (service, target) in wanted {
+                let backends = self.backends(id, target);
+                match held.iter_mut().find(|held| held.service == service) {
+                    Some(held) => {
+                        let change = held.backends.become_these(&backends);
+                        if !change.is_empty() {
+                            self.balancer.change_backends(&mut transaction, &service, &change);
+                        }
+                    }
+                    None => {
+                        let backends = Backends::numbered(&backends);
+                        self.balancer.add_service(&mut transaction, &service, &backends);
+                        held.push(Held { service, target, backends });
+                    }
+                }
+            }
+            if !held.is_empty() {
+                self.held.insert(id, held);
+            }
+        }
+        transaction
+    }
+
+    /// Makes all of it afresh in a namespace, in place of what may be there. Replies to connections through the device
+    /// `masquerade_to` come back to its address (ingress only).
+    pub fn whole(&self, masquerade_to: Option<&str>) -> Transaction {
+        let mut transaction = Transaction::new();
+        self.balancer.create(&mut transaction, masquerade_to);
+        for held in self.held.values().flatten() {
+            self.balancer.add_service(&mut transaction, &held.service, &held.backends);
+        }
+        transaction
+    }
+
+    /// Where connections go, by what they look like: for tests and for people.
+    pub fn backends_of(&self, frontend: Frontend) -> Option<&[Backend]> {
+        let held = self.held.values().flatten().find(|held| held.service.frontends.contains(&frontend))?;
+        Some(held.backends.list())
+    }
+
+    /// Everything that has a backend: what the host has to hand on to the ingress.
+    pub fn served(&self) -> impl Iterator<Item = Frontend> + '_ {
+        let served = self.held.values().flatten().filter(|held| !held.backends.list().is_empty());
+        served.flat_map(|held| held.service.frontends.iter().copied())
+    }
+
+    fn forget(&mut self, service: ServiceId, task: TaskId) {
+        if let Some(tasks) = self.serving.get_mut(&service) {
+            tasks.remove(&task);
+            if tasks.is_empty() {
+                self.serving.remove(&service);
+            }
+        }
+    }
+
+    fn address(&self, row: &table::Endpoint) -> Option<IpAddr> {
+        row.addresses.iter().copied().find(|address| row.serving && address.is_ipv6() == self.ipv6)
+    }
+
+    fn backends(&self, service: ServiceId, port: Option<u16>) -> Vec<Backend> {
+        let tasks = self.serving.get(&service);
+        tasks.into_iter().flat_map(BTreeMap::values).map(|address| Backend { address: *address, port }).collect()
+    }
+
+    /// What a service is to have, with the port that its containers listen on.
+    fn wanted(&self, id: ServiceId, row: &table::Service) -> Vec<(Service, Option<u16>)> {
+        match self.kind {
+            Kind::Addresses => {
+                let own = row.virtual_addresses.iter().filter(|address| address.is_ipv6() == self.ipv6);
+                let frontends: Vec<Frontend> = own.map(|address| Frontend::Address(*address)).collect();
+                if frontends.is_empty() {
+                    return Vec::new();
+                }
+                vec![(Service { name: id.to_string(), frontends, ports: false }, None)]
+            }
+            Kind::Ports => {
+                let service = |port: ingress::Port| {
+                    let frontends = vec![port.frontend()];
+                    (Service { name: port.name(), frontends, ports: true }, Some(port.target))
+                };
+                ingress::ports(row).into_iter().map(service).collect()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "balance_test.rs"]
+mod tests;

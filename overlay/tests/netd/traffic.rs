@@ -1,0 +1,113 @@
+//! Tasks on two hosts talk, find each other, and are kept apart.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::lab::*;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn tasks_on_two_hosts_talk_by_name_and_are_balanced() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let hosts = [lab.host(1), lab.host(2)];
+    let net = network(5, |_| {});
+    let mut table = whole(&net, 1);
+    let vip = Ipv4Addr::new(10, 5, 0, 2);
+    table.put_services = vec![service(9, "web", vip, Vec::new())];
+    table.put_peers = vec![peer(1), peer(2)];
+    let addresses = [ip("10.5.1.1"), ip("10.5.1.2")];
+    table.put_endpoints = vec![endpoint(1, 1, 9, addresses[0], true), endpoint(2, 2, 9, addresses[1], true)];
+    let one = hosts[0].attach(&attach_request(1, &[(&net, addresses[0])]));
+    for host in &hosts {
+        host.follow(&[table.clone()]);
+    }
+    let two = hosts[1].attach(&attach_request(2, &[(&net, addresses[1])]));
+    for (number, sandbox) in [&one, &two].into_iter().enumerate() {
+        serve(sandbox, 80, &format!("task{}", number + 1));
+    }
+    assert!(ping(&one, "10.5.1.2") && ping(&two, "10.5.1.1") && ping(&one, "10.5.0.1"));
+    assert_eq!(resolve(&one, "web"), [vip]);
+    assert_eq!(resolve(&two, "task1"), [Ipv4Addr::new(10, 5, 1, 1)]);
+    let service = SocketAddr::from((vip, 80));
+    let answers: BTreeSet<String> = (0..40).map(|_| who(&one, service).unwrap()).collect();
+    assert_eq!(answers.len(), 2, "{answers:?}");
+    assert_eq!(who_udp(&one, SocketAddr::from((addresses[1], 80))).unwrap(), "task2");
+    assert!(who_udp(&two, service).is_ok());
+
+    // A backend that goes gets no new connections, and keeps its open ones.
+    let mut open: Vec<_> = (0..40).map(|_| connect(&one, service).unwrap()).collect();
+    let before: Vec<String> = open.iter_mut().map(|stream| ask(stream).unwrap()).collect();
+    let mut change = difference(&net, 2);
+    change.put_endpoints = vec![endpoint(2, 2, 9, addresses[1], false)];
+    for host in &hosts {
+        host.follow(&[change.clone()]);
+    }
+    let after: Vec<String> = open.iter_mut().map(|stream| ask(stream).unwrap()).collect();
+    assert_eq!(before, after);
+    assert!(before.contains(&"task2".to_owned()));
+    for _ in 0..20 {
+        assert_eq!(who(&one, service).unwrap(), "task1");
+    }
+    // Its own names still lead to itself.
+    assert_eq!((resolve(&two, "task2").len(), resolve(&one, "task2").len()), (1, 0));
+    // A gap is told.
+    let response = hosts[0].apply(&[difference(&net, 7)]);
+    assert!(response.faults[0].needs_complete);
+    assert_eq!(response.applied[0].version, 2);
+}
+
+#[test]
+fn networks_are_apart_and_internal_ones_have_no_way_out() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.host(1);
+    let (open, inner) = (network(5, |_| {}), network(6, |spec| spec.internal = true));
+    let one = host.attach(&attach_request(1, &[(&open, ip("10.5.1.1"))]));
+    let two = host.attach(&attach_request(2, &[(&inner, ip("10.6.1.1"))]));
+    let both = host.attach(&attach_request(3, &[(&inner, ip("10.6.1.2")), (&open, ip("10.5.1.2"))]));
+    assert!(ping(&both, "10.5.1.1") && ping(&both, "10.6.1.1"));
+    assert!(!ping(&one, "10.6.1.1") && !ping(&two, "10.5.1.1"));
+    assert!(ping(&one, "10.77.0.100") && ping(&both, "10.77.0.100"));
+    assert!(!ping(&two, "10.77.0.100"));
+    let local = lab_local(&host);
+    assert!(ping(&local, "10.77.0.100") && !ping(&local, "10.5.1.1"));
+    let alone = host.attach(&attach_request(8, &[]));
+    assert!(!ping(&alone, "10.77.0.100") && ping(&alone, "127.0.0.1"));
+}
+
+fn lab_local(host: &Host<'_>) -> skep_netlink::Namespace {
+    host.attach(&skep_proto::v1::AttachRequest { local_bridge: true, ..attach_request(4, &[]) })
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_leaves_nothing() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.host(1);
+    let refused = |net: &skep_proto::v1::Network, address: &str, text: &str| {
+        let error = host.try_attach(&attach_request(1, &[(net, ip(address))])).unwrap_err();
+        assert!(error.message().contains(text), "{error}");
+        for folder in ["networks", "sandboxes"] {
+            assert_eq!(std::fs::read_dir(host.dir.join(folder)).unwrap().count(), 0, "{text}: {folder}");
+        }
+    };
+    refused(&network(5, |_| {}), "10.9.1.1", "in no subnet");
+    refused(&network(5, |spec| spec.options.clear()), "10.5.1.1", "not supported yet: encrypted");
+    let large = |spec: &mut skep_proto::v1::NetworkSpec| drop(spec.options.insert("mtu".into(), "1500".into()));
+    refused(&network(5, large), "10.5.1.1", "1450 bytes at most");
+    let macvlan = |spec: &mut skep_proto::v1::NetworkSpec| {
+        spec.driver = skep_proto::v1::NetworkDriver::Macvlan.into();
+        spec.options.insert("parent".into(), "eth7".into());
+    };
+    refused(&network(5, macvlan), "10.5.1.1", "no such device");
+}
