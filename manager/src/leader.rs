@@ -57,7 +57,7 @@ struct LoopsThread {
 }
 
 impl LoopsThread {
-    fn start(store: Store, slot: FeedSlot) -> anyhow::Result<Self> {
+    fn start(store: Store, dispatcher: Dispatcher, slot: FeedSlot) -> anyhow::Result<Self> {
         let (feed, fed) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         // Before the thread takes its first snapshot: what is applied after that must reach it.
@@ -65,7 +65,7 @@ impl LoopsThread {
         let this = Self { slot };
         std::thread::Builder::new()
             .name("skep-loops".to_owned())
-            .spawn(move || runtime.block_on(loops::run(store, fed)))
+            .spawn(move || runtime.block_on(loops::run(store, dispatcher, fed)))
             .context("cannot start the loops' thread")?;
         Ok(this)
     }
@@ -180,7 +180,7 @@ async fn finish_recovery(parts: &Parts, status: &Status) -> anyhow::Result<()> {
 
 fn start(parts: &Parts, store: &Store, work: &Work) -> anyhow::Result<Leadership> {
     let Work { dispatcher, feed } = work;
-    let loops = LoopsThread::start(store.clone(), Arc::clone(feed))?;
+    let loops = LoopsThread::start(store.clone(), dispatcher.clone(), Arc::clone(feed))?;
     let mut duties = JoinSet::new();
     duties.spawn(level::keep(store.clone()));
     let roles = RoleManager::start(Arc::clone(&parts.raft), store.clone(), dispatcher.clone());

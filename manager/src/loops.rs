@@ -4,6 +4,7 @@
 //! All loops share one thread of their own: plans neither wait for nor hold up the rest of the manager. While a write
 //! is under way, events gather; one round then handles them together.
 
+mod drainer;
 mod orchestrator;
 mod reaper;
 mod restarter;
@@ -11,6 +12,7 @@ mod scheduler;
 mod services;
 mod updater;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use skep_core::change::{Group, Plan};
@@ -20,6 +22,7 @@ use skep_proto::time::UnixMs;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use crate::dispatch::Dispatcher;
 use crate::store::{Store, WriteError};
 
 /// Every loop looks at everything this often, though no event asks for it.
@@ -32,6 +35,8 @@ const RETRY: Duration = Duration::from_millis(200);
 /// will not take, and must not cost a processor.
 const REFUSED_MIN: Duration = Duration::from_millis(2);
 const REFUSED_MAX: Duration = Duration::from_secs(5);
+/// How long nodes' applied versions gather before those who wait for them look.
+const APPLIED_GATHER: Duration = Duration::from_millis(5);
 
 /// One loop: notes what changed, and plans for that.
 trait Loop: Send {
@@ -43,21 +48,29 @@ trait Loop: Send {
     fn look_at_all(&mut self, state: &State);
     /// What to do for what was noted. Clears the notes.
     fn plan(&mut self, state: &State, now: UnixMs) -> Plan;
+    /// Whether it is to be asked again when nodes have applied more of their network tables.
+    fn waits_for_nodes(&self) -> bool {
+        false
+    }
 }
+
+type Loops = [Box<dyn Loop>; 6];
 
 /// What the state machine tells the loops of an applied entry.
 pub(crate) struct Feed {
-    pub(crate) events: Vec<Event>,
+    pub(crate) events: Arc<[Event]>,
 }
 
 /// Runs the loops until `feed` ends, which is when leadership is lost.
-pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
-    let mut loops: [Box<dyn Loop>; 5] = [
+pub(crate) async fn run(store: Store, dispatcher: Dispatcher, mut feed: mpsc::UnboundedReceiver<Feed>) {
+    let mut applied = dispatcher.applied_tables().watch();
+    let mut loops: Loops = [
         Box::new(orchestrator::Orchestrator::default()),
         Box::new(updater::Updater::default()),
         Box::new(restarter::Restarter::default()),
         Box::new(scheduler::Scheduler::default()),
         Box::new(reaper::Reaper::default()),
+        Box::new(drainer::Drainer::new(dispatcher)),
     ];
     let mut full_pass = tokio::time::interval(FULL_PASS);
     let mut wake_at: Option<UnixMs> = None;
@@ -79,6 +92,11 @@ pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
                 let state = store.state();
                 loops.iter_mut().for_each(|each| each.look_at_all(&state));
             }
+            // Of many nodes at once.
+            Ok(()) = applied.changed(), if loops.iter().any(|each| each.waits_for_nodes()) => {
+                tokio::time::sleep(APPLIED_GATHER).await;
+                applied.mark_unchanged();
+            }
             () = due => {}
         }
         wake_at = round(&mut loops, &store, &mut refused_in_a_row).await;
@@ -86,10 +104,10 @@ pub(crate) async fn run(store: Store, mut feed: mpsc::UnboundedReceiver<Feed>) {
 }
 
 /// Hands on everything that has gathered.
-fn take_note(loops: &mut [Box<dyn Loop>; 5], first: Feed, feed: &mut mpsc::UnboundedReceiver<Feed>, state: &State) {
+fn take_note(loops: &mut Loops, first: Feed, feed: &mut mpsc::UnboundedReceiver<Feed>, state: &State) {
     let mut next = Some(first);
     while let Some(fed) = next {
-        for event in &fed.events {
+        for event in &*fed.events {
             loops.iter_mut().for_each(|each| each.note(event, state));
         }
         next = feed.try_recv().ok();
@@ -97,7 +115,7 @@ fn take_note(loops: &mut [Box<dyn Loop>; 5], first: Feed, feed: &mut mpsc::Unbou
 }
 
 /// One plan of each loop, one write. Returns when to look again though nothing changes.
-async fn round(loops: &mut [Box<dyn Loop>; 5], store: &Store, refused_in_a_row: &mut u32) -> Option<UnixMs> {
+async fn round(loops: &mut Loops, store: &Store, refused_in_a_row: &mut u32) -> Option<UnixMs> {
     let (state, now) = (store.state(), store.now());
     let mut wake_at: Option<UnixMs> = None;
     let mut groups: Vec<Group> = Vec::new();

@@ -36,6 +36,8 @@ impl Machine {
     fn publish(&self, events: Vec<Event>) {
         let topics = watch::topics(&events, &self.state);
         self.applied.publish(self.state.clone(), topics);
+        let events: Arc<[Event]> = events.into();
+        self.applied.tell(&events, &self.state, false);
         let feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(feed) = feed.as_ref() {
             // The loops are ending: what they miss now they find at their next start.
@@ -80,6 +82,8 @@ impl StateMachine for Machine {
         self.state = codec::read_snapshot(from).map_err(FatalError::new)?;
         self.clock.at_least(latest_write(&self.state));
         self.applied.replace(self.state.clone());
+        let nothing: Arc<[Event]> = Arc::new([]);
+        self.applied.tell(&nothing, &self.state, true);
         *self.feed.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use skep_core::apply::Refused;
 use skep_core::change::{Change, Group, Transaction};
+use skep_core::event::Event;
 use skep_core::store::State;
 use skep_proto::id::RequestId;
 use skep_proto::time::UnixMs;
@@ -67,6 +68,18 @@ pub struct Applied {
     state: Arc<Mutex<State>>,
     version: watch::Sender<u64>,
     topics: Topics,
+    followers: Arc<Mutex<Vec<mpsc::UnboundedSender<Fed>>>>,
+}
+
+/// What was applied at once.
+#[derive(Clone)]
+pub struct Fed {
+    /// What changed, in order.
+    pub events: Arc<[Event]>,
+    /// The state after it.
+    pub state: State,
+    /// Anything may have changed: the state came as a whole.
+    pub replaced: bool,
 }
 
 /// The handle.
@@ -82,7 +95,7 @@ impl Applied {
     /// Starts from a state.
     pub(crate) fn new(state: State) -> Self {
         let version = watch::channel(state.version()).0;
-        Self { state: Arc::new(Mutex::new(state)), version, topics: Topics::default() }
+        Self { state: Arc::new(Mutex::new(state)), version, topics: Topics::default(), followers: Arc::default() }
     }
 
     /// The present state; O(1).
@@ -109,6 +122,13 @@ impl Applied {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
         self.version.send_replace(version);
         self.topics.wake_all(version);
+    }
+
+    /// Tells those who follow every event. Comes after the state is published.
+    pub(crate) fn tell(&self, events: &Arc<[Event]>, state: &State, replaced: bool) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        let fed = || Fed { events: Arc::clone(events), state: state.clone(), replaced };
+        followers.retain(|follower| follower.send(fed()).is_ok());
     }
 
     /// Starts waiting for a part of the state.
@@ -158,6 +178,13 @@ impl Store {
     /// Starts waiting for a part of the state. Take the snapshot after this call.
     pub fn watch(&self, topic: Topic) -> TopicWatch {
         self.applied.watch(topic)
+    }
+
+    /// Follows every event from now on. Take the snapshot after this call; events that it shows already may come again.
+    pub(crate) fn follow(&self) -> mpsc::UnboundedReceiver<Fed> {
+        let (feed, fed) = mpsc::unbounded_channel();
+        self.applied.followers.lock().unwrap_or_else(PoisonError::into_inner).push(feed);
+        fed
     }
 
     /// Returns when `version` is applied here.

@@ -55,6 +55,11 @@ pub(crate) const DIFFERENCE_BYTES: usize = 1 << 20;
 /// Size of a complete set, which a node applies as a whole: half of what nodes take in one message (64 MiB).
 pub(crate) const COMPLETE_BYTES: usize = 32 << 20;
 
+/// Size of one message of a network's table, about: each of many sessions may have one of them half sent.
+pub(crate) const TABLE_BYTES: usize = 256 << 10;
+/// Networks that a node can say to have tables of; the others it gets whole.
+pub(crate) const NODE_NETWORKS: usize = 4096;
+
 /// Acknowledgements and requests on their way to one node; a node that reads none of them is not worth more memory.
 pub(crate) const URGENT_QUEUE: usize = 256;
 /// Assignment messages on their way to one node: the next one waits for the network, and is then up to date.

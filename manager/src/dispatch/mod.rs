@@ -13,6 +13,7 @@
 //! | `relay/`, `links.rs` | between managers: what this one tells the leader, what the leader tells it |
 //! | `bond.rs` | whether a leader is heard, so that sessions may stand |
 //! | `homes.rs`, `reach.rs` | where nodes have their sessions, and the way there |
+//! | `networks.rs` | the tables of networks that nodes hear, and how far they are with them |
 //! | `images.rs`, `sources.rs` | who holds which image; where to fetch one |
 //! | `cluster.rs`, `limits.rs` | what all sessions are told; every bound |
 //!
@@ -29,6 +30,7 @@ mod images;
 mod lead;
 pub(crate) mod limits;
 mod links;
+pub(crate) mod networks;
 mod number;
 mod observe;
 mod pulse;
@@ -45,13 +47,16 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use skep_core::network::table;
+use skep_core::orchestrate::Drained;
+use skep_core::store::State;
 use skep_identity::LiveCredentials;
-use skep_proto::id::NodeId;
+use skep_proto::id::{NetworkId, NodeId};
 use skep_proto::v1::dispatch_server::DispatchServer;
 use skep_proto::v1::logs_server::{Logs, LogsServer};
 use skep_proto::v1::relay_client::RelayClient;
 use skep_proto::v1::relay_server::RelayServer;
-use skep_proto::v1::{HoldersRequest, RenewCertificate, session_down};
+use skep_proto::v1::{HoldersRequest, NetworkDriver, RenewCertificate, session_down};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
@@ -63,6 +68,8 @@ pub use self::lead::DispatcherLead;
 use self::lead::Leading;
 use self::limits::{HOLDERS_WITHIN, MORE_HOLDERS_WITHIN, RELAY_MESSAGE};
 pub use self::links::{Alone, LeaderLink, ManagerLinks};
+use self::networks::AppliedTables;
+pub use self::networks::{Follower, NetworkTables};
 pub(crate) use self::observe::{is_hostname, stored_role};
 use self::reach::{Reach, Route};
 use self::relay::Order;
@@ -88,6 +95,8 @@ struct Shared {
     credentials: LiveCredentials,
     links: Arc<dyn ManagerLinks>,
     images: ImageIndex,
+    networks: NetworkTables,
+    applied: AppliedTables,
     sessions: Sessions,
     reach: Reach,
     logs: LogStreams,
@@ -111,6 +120,8 @@ impl Dispatcher {
             me,
             logs: LogStreams::new(reach.clone()),
             reports: Reports::start(store.clone()),
+            networks: NetworkTables::new(store.state()),
+            applied: AppliedTables::new(),
             store,
             credentials,
             links,
@@ -149,6 +160,7 @@ impl Dispatcher {
             bond::watch(self.clone()),
             keep_view(self.clone()),
             keep_homes(self.clone()),
+            self.0.networks.clone().run(self.0.store.clone()),
             sweep(self.clone()),
         );
     }
@@ -234,6 +246,28 @@ impl Dispatcher {
         &self.0.logs
     }
 
+    /// Which versions of network tables nodes have applied; of all nodes while this manager leads.
+    pub(crate) fn applied_tables(&self) -> &AppliedTables {
+        &self.0.applied
+    }
+
+    /// How far the connected nodes are that hold a network's table, as far as this manager, which leads, was told.
+    pub(crate) fn drained(&self, state: &State, network: NetworkId) -> Drained {
+        // A node without an end in the mesh takes no part in overlays, the routing mesh's among them.
+        let is_overlay = state.network(network).is_some_and(|network| network.spec.driver() == NetworkDriver::Overlay);
+        let takes_part = |node: NodeId| {
+            let description = state.node(node).and_then(|node| node.description.as_ref());
+            !is_overlay || description.is_some_and(|description| description.fabric.is_some())
+        };
+        let members = table::members(state, network).into_iter().filter(|node| takes_part(*node));
+        let mut connected = members.filter(|node| self.is_connected(*node)).peekable();
+        if connected.peek().is_none() {
+            return Drained::NoNode;
+        }
+        let lowest = connected.map(|node| self.0.applied.version(node, network)).min().flatten();
+        lowest.map_or(Drained::Unknown, Drained::All)
+    }
+
     /// A node said something here: the leader hears of it, at once or with the next message.
     fn heard(&self, node: NodeId) {
         match self.leading() {
@@ -313,5 +347,7 @@ async fn sweep(dispatcher: Dispatcher) {
         dispatcher.0.sessions.sweep(Instant::now());
         let state = dispatcher.0.store.state();
         dispatcher.0.images.retain(|node| state.node(node).is_some());
+        dispatcher.0.applied.retain(|node| state.node(node).is_some());
+        dispatcher.0.networks.sweep();
     }
 }

@@ -8,11 +8,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use skep_core::assign::AssignmentSet;
 use skep_core::change::Change;
+use skep_core::network::table::networks_of_node;
 use skep_identity::PeerIdentity;
 use skep_proto::id::{NodeId, SessionId};
 use skep_proto::v1;
@@ -32,6 +34,7 @@ use super::homes::Registered;
 use super::limits::{
     ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, FAREWELL_WITHIN, PENDING_BATCHES, REGISTER_WITHIN,
 };
+use super::networks::Follower;
 use super::number::{self, Sizes};
 use super::service::no_leader;
 use super::sessions::{Begun, Down, End};
@@ -58,6 +61,7 @@ struct Registration {
     registered: Registered,
     /// What the node is told of the swarm at first.
     told: ClusterView,
+    tables: Follower,
 }
 
 /// How a session comes to its end.
@@ -133,7 +137,7 @@ impl Session {
         &self,
         up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
     ) -> Result<Registration, Over> {
-        let Register { description, session_id, sequence, .. } = first(up).await?;
+        let Register { description, session_id, sequence, networks } = first(up).await?;
         let description = observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let session = SessionId::from_wire_opt(&session_id)
             .map_err(|error| Status::invalid_argument(format!("the session id: {error}")))?;
@@ -158,7 +162,9 @@ impl Session {
         // Nothing is waited for from here to `serve`, so that what begins is ended.
         let registered = Registered { version: stored.version, at: store.now() };
         let begun = self.dispatcher.sessions().begin(self.node(), registered, resume, self.urgent.clone());
-        Ok(Registration { begun, registered, told })
+        self.dispatcher.0.applied.update(self.node(), &networks);
+        let tables = self.dispatcher.0.networks.follow(self.node(), &networks);
+        Ok(Registration { begun, registered, told, tables })
     }
 
     /// The state does not know the node: it was removed, or this manager is behind.
@@ -176,7 +182,8 @@ impl Session {
         registration: Registration,
         up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send,
     ) -> Over {
-        let Registration { begun: Begun { session, connection, resumed, ended }, registered, told } = registration;
+        let Registration { begun, registered, told, tables } = registration;
+        let Begun { session, connection, resumed, ended } = begun;
         if self.dispatcher.reach().is_superseded(self.node(), registered) {
             return end_status(End::Replaced).into();
         }
@@ -194,7 +201,7 @@ impl Session {
             biased;
             why = ended => end_status(why.unwrap_or(End::Stopping)).into(),
             over = self.read(connection, up) => over,
-            over = self.assign(connection, resumed, told) => over,
+            over = self.assign(connection, resumed, told, tables) => over,
         }
     }
 
@@ -281,6 +288,7 @@ impl Session {
         // A node that does not read its acknowledgements has enough of them.
         let _ = self.urgent.try_send(Ok(SessionDown { message: Some(ack) }));
         self.dispatcher.sessions().applied(self.node(), connection, heartbeat.applied_sequence);
+        self.dispatcher.0.applied.update(self.node(), &heartbeat.networks);
 
         let node = state.node(self.node())?;
         if leaving || node.status.state == NodeState::Ready {
@@ -349,13 +357,21 @@ impl Session {
 
     /// Sends the node's set, then what changes in it: the first change at once, a burst of them together.
     /// `told` is what it knows of the swarm, but for the nodes that are out.
-    async fn assign(&self, connection: u64, resumed: Option<(u64, Arc<AssignmentSet>)>, mut told: ClusterView) -> Over {
+    async fn assign(
+        &self,
+        connection: u64,
+        resumed: Option<(u64, Arc<AssignmentSet>)>,
+        mut told: ClusterView,
+        mut tables: Follower,
+    ) -> Over {
         let store = self.dispatcher.store();
         let mut own = store.watch(Topic::Node(self.node()));
         let mut view = self.dispatcher.0.view.subscribe();
         // Whatever came since the registration is news.
         view.mark_changed();
         let mut sent = resumed;
+        // What it is to run, not only its networks.
+        let mut is_changed = true;
         let all = denied(true, &BTreeSet::new(), &told.denied);
         if let Err(over) = self.tell(DownMessage::Denied(all)).await {
             return over;
@@ -366,13 +382,20 @@ impl Session {
             if state.node(self.node()).is_none() {
                 return self.removed().await;
             }
-            let set = Arc::new(AssignmentSet::of(&state, self.node()));
+            // A task's networks come before it, and go after it.
+            let needed = networks_of_node(&state, self.node());
+            let news = tables.news(&state, &needed).await;
+            if let Err(over) = self.send_tables(news).await {
+                return over;
+            }
+            let set = is_changed.then(|| Arc::new(AssignmentSet::of(&state, self.node())));
             drop(state);
-            let messages = match &sent {
-                None => number::complete(set.complete(), SIZES),
-                Some((sequence, old)) => number::difference(old.difference(&set), *sequence, SIZES),
+            let messages = match (&sent, &set) {
+                (_, None) => Vec::new(),
+                (None, Some(set)) => number::complete(set.complete(), SIZES),
+                (Some((sequence, old)), Some(set)) => number::difference(old.difference(set), *sequence, SIZES),
             };
-            if let Some(last) = messages.last().map(|message| message.sequence) {
+            if let Some((last, set)) = messages.last().map(|message| message.sequence).zip(set) {
                 if !self.dispatcher.sessions().sending(self.node(), connection, last, &set) {
                     return end_status(End::Replaced).into();
                 }
@@ -381,8 +404,13 @@ impl Session {
                     return over;
                 }
             }
+            if let Err(over) = self.send_tables(tables.gone(&needed)).await {
+                return over;
+            }
+            is_changed = false;
             tokio::select! {
-                () = own.changed() => {}
+                () = own.changed() => is_changed = true,
+                () = tables.changed() => {}
                 changed = view.changed() => {
                     if changed.is_err() {
                         return end_status(End::Stopping).into();
@@ -405,6 +433,14 @@ impl Session {
         }
         if told.denied != now.denied {
             self.tell(DownMessage::Denied(denied(false, &told.denied, &now.denied))).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_tables(&self, messages: Vec<Bytes>) -> Result<(), Over> {
+        for message in messages {
+            let message = SessionDown { message: Some(DownMessage::Network(message)) };
+            self.bulk.send(Ok(message)).await.map_err(|_| Over::Gone)?;
         }
         Ok(())
     }

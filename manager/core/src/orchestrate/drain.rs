@@ -80,9 +80,7 @@ pub fn drained(
 fn end(state: &State, task: &Task) -> WantedState {
     let is_gone = state.service(task.service()).is_none();
     let keeps_record = match task.slot {
-        Slot::Replica(_) => {
-            state.tasks_in_slot(task.service(), task.slot).any(|other| other.wanted.wants_to_run())
-        }
+        Slot::Replica(_) => state.tasks_in_slot(task.service(), task.slot).any(|other| other.wanted.wants_to_run()),
         Slot::Node(_) => !task.state.is_terminal(),
     };
     if is_gone || !keeps_record { WantedState::Remove } else { WantedState::Shutdown }

@@ -29,7 +29,8 @@ fn running(mode: Mode, attached: bool) -> (State, ServiceId) {
     state.put(network(1, "front", "10.1.0.0/24", false));
     let id = with_service(&mut state, mode, |template| {
         if attached {
-            let front = NetworkAttachment { network_id: FRONT.to_vec(), name: "front".to_owned(), ..Default::default() };
+            let front =
+                NetworkAttachment { network_id: FRONT.to_vec(), name: "front".to_owned(), ..Default::default() };
             template.networks = vec![front];
         }
     });

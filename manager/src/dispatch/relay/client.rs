@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use skep_proto::id::NodeId;
 use skep_proto::v1::relay_client::RelayClient;
-use skep_proto::v1::{RelayDown, RelayUp, RelayedImages, RenewCertificate, session_down};
+use skep_proto::v1::{RelayDown, RelayUp, RelayedImages, RelayedNetworks, RenewCertificate, session_down};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,6 +18,7 @@ use crate::dispatch::images::ImageIndex;
 use crate::dispatch::limits::{
     LEADERLESS, RELAY_BYTES, RELAY_EVERY, RELAY_MESSAGE, RELAY_NEWS_EVERY, RELAY_QUEUE, RELAY_RETRY,
 };
+use crate::dispatch::networks::AppliedTables;
 use crate::dispatch::sessions::End;
 use crate::dispatch::{Dispatcher, LeaderLink};
 
@@ -65,7 +66,9 @@ async fn link(dispatcher: &Dispatcher, leader: Channel) -> Result<(), Status> {
     let mut down = opened?.into_inner();
     let mut teller = Teller { up, told: BTreeMap::new(), first: true };
     dispatcher.0.images.untell(dispatcher.sessions().open().map(|(node, _)| node));
+    dispatcher.0.applied.untell(dispatcher.sessions().open().map(|(node, _)| node));
     let mut news = dispatcher.sessions().watch();
+    let mut applied = dispatcher.0.applied.watch();
     let mut tick = interval(RELAY_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = Instant::now();
@@ -84,9 +87,17 @@ async fn link(dispatcher: &Dispatcher, leader: Channel) -> Result<(), Status> {
                 teller.tell(dispatcher)?;
                 last = Instant::now();
             }
+            // Somebody may wait for it.
+            _ = changed_after(&mut applied, last + RELAY_NEWS_EVERY) => {
+                teller.tell(dispatcher)?;
+                last = Instant::now();
+            }
         }
     }
 }
+
+/// About the size of a node or of one of its versions in a message.
+const APPLIED_BYTES: usize = 32;
 
 /// Returns when something changed, but not before `earliest`.
 async fn changed_after(news: &mut tokio::sync::watch::Receiver<u64>, earliest: Instant) {
@@ -129,10 +140,32 @@ impl Teller {
             closed: closed.map(|node| node.to_vec()).collect(),
             heard: dispatcher.take_heard().into_iter().map(|node| node.to_vec()).collect(),
             images: Vec::new(),
+            networks: Vec::new(),
         };
         self.told = open;
         self.send(first)?;
+        self.tell_applied(&dispatcher.0.applied)?;
         self.tell_images(&dispatcher.0.images)
+    }
+
+    /// As many as half of the queue takes; the others with the next message.
+    fn tell_applied(&self, untold: &AppliedTables) -> Result<(), Status> {
+        let mut networks = Vec::new();
+        let mut entries = 0;
+        while self.up.capacity() > self.up.max_capacity() / 2
+            && let Some((node, applied)) = untold.next_untold()
+        {
+            entries += applied.len() + 1;
+            networks.push(RelayedNetworks { node_id: node.to_vec(), applied });
+            if entries >= RELAY_BYTES / APPLIED_BYTES {
+                self.send(RelayUp { networks: std::mem::take(&mut networks), ..RelayUp::default() })?;
+                entries = 0;
+            }
+        }
+        match networks.is_empty() {
+            true => Ok(()),
+            false => self.send(RelayUp { networks, ..RelayUp::default() }),
+        }
     }
 
     /// As many as half of the queue takes; the others with the next message.

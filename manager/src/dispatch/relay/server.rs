@@ -132,6 +132,10 @@ impl Link {
                 opened.for_each(|(node, open)| homes.opened(node, Home { manager, open }));
             });
         }
+        for networks in &message.networks {
+            let Ok(node) = NodeId::from_wire(&networks.node_id) else { continue };
+            self.dispatcher.0.applied.update(node, &networks.applied);
+        }
         for images in &message.images {
             let Ok(node) = NodeId::from_wire(&images.node_id) else { continue };
             let held = HeldImages { complete: true, added: images.digests.clone(), removed: Vec::new() };
