@@ -102,7 +102,8 @@ impl Host {
         for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
             transaction.add_base_chain(table, chain, BaseChain::new(ChainType::Nat, hook, -100));
             // The host's own loopback cannot be routed: connections to it are not for us.
-            let not_loopback = rule().destination_not(Prefix { address: Ipv4Addr::new(127, 0, 0, 0).into(), length: 8 });
+            let not_loopback =
+                rule().destination_not(Prefix { address: Ipv4Addr::new(127, 0, 0, 0).into(), length: 8 });
             transaction.add_rule(table, chain, &not_loopback.local_destination().verdict_of(&key, "published"));
         }
         let mut indices: Vec<u16> = ports.values().copied().collect();

@@ -132,6 +132,15 @@ impl Netd {
         Arc::clone(lock(&self.networks).entry(id).or_insert_with(state))
     }
 
+    /// Forgets a network of which there is nothing to know.
+    fn forget(&self, network: &Arc<Mutex<NetworkState>>, id: NetworkId) {
+        let mut networks = lock(&self.networks);
+        // Handles are only given out under this lock: with none but the map's and the caller's, nobody is about to use it.
+        if Arc::strong_count(network) == 2 && lock(network).is_empty() {
+            networks.remove(&id);
+        }
+    }
+
     /// All networks that it knows.
     fn all_networks(&self) -> Vec<Arc<Mutex<NetworkState>>> {
         lock(&self.networks).values().cloned().collect()

@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 
 use skep_netlink::link::{Bridge, LinkChange, LinkKind, NewLink, Vxlan, VxlanLink};
 use skep_netlink::neighbour::{Neighbour, NeighbourChange};
-use skep_netlink::nft::{
-    BaseChain, ChainType, ConnectionState, Family, Hook, Nft, Rule, Table, Transaction, Verdict,
-};
+use skep_netlink::nft::{BaseChain, ChainType, ConnectionState, Family, Hook, Nft, Rule, Table, Transaction, Verdict};
 use skep_netlink::route::Route;
 use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
@@ -312,7 +310,7 @@ impl LiveNetwork {
 
     /// Whether any sandbox is plugged in.
     pub fn has_sandboxes(&self) -> Result<bool, NetlinkError> {
-        Ok(self.rtnetlink.links()?.iter().any(|link| link.master == Some(BRIDGE) && link.index != PORT))
+        plugged(&self.rtnetlink)
     }
 
     /// Changes entries for other hosts' endpoints.
@@ -370,6 +368,18 @@ impl LiveNetwork {
         }
         remove_dir(&self.dir)
     }
+}
+
+/// Whether any sandbox is plugged into the network in a folder, where there is one.
+pub fn has_sandboxes(dir: &Path) -> Result<bool, NetlinkError> {
+    match Namespace::open(&dir.join(NET)) {
+        Ok(namespace) => plugged(&namespace.enter(Inside::rtnetlink)?),
+        Err(_) => Ok(false),
+    }
+}
+
+fn plugged(rtnetlink: &Rtnetlink) -> Result<bool, NetlinkError> {
+    Ok(rtnetlink.links()?.iter().any(|link| link.master == Some(BRIDGE) && link.index != PORT))
 }
 
 /// Removes the network in a folder, whatever it was.

@@ -158,8 +158,7 @@ impl Netd {
                     let network = define::name(&each.definition);
                     return Err(NetdError::Refused(format!("macvlan network {network} has no option `parent`")));
                 };
-                let plug =
-                    move |inner: &str, sandbox: &Namespace| self.host.plug_macvlan(&parent, inner, mac, sandbox);
+                let plug = move |inner: &str, sandbox: &Namespace| self.host.plug_macvlan(&parent, inner, mac, sandbox);
                 (Box::new(plug), Box::new(|| Ok(())))
             }
         };
@@ -188,9 +187,9 @@ impl Netd {
         for id in networks {
             let network = self.network(*id);
             lock(&network).leave(self, task, &device(task))?;
+            self.forget(&network, *id);
         }
-        lock(&self.leases).remove(&task);
-        self.sandboxes.remove(&task.to_string())?;
+        self.remove_sandbox(task)?;
         lock(&self.attached).remove(&task);
         Ok(())
     }
@@ -204,15 +203,27 @@ impl Netd {
             };
             if let Ok(namespace) = Namespace::open(&dir.join("net")) {
                 remove_link(&namespace.enter(Inside::rtnetlink)?, &device(task))?;
-                if namespace.enter(Inside::rtnetlink)?.links()?.iter().any(|link| link.name.starts_with("v-")) {
-                    continue;
-                }
             }
             let network = self.network(id);
             lock(&network).tidy(self)?;
+            self.forget(&network, id);
+        }
+        self.remove_sandbox(task)?;
+        Ok(())
+    }
+
+    /// Removes a sandbox's devices, also those that no network of ours has the other end of, and its folder.
+    fn remove_sandbox(&self, task: TaskId) -> Result<(), NetdError> {
+        let name = task.to_string();
+        // Processes may hold the namespace for a while yet.
+        if let Ok(namespace) = Namespace::open(&self.sandboxes.net(&name)) {
+            let rtnetlink = namespace.enter(Inside::rtnetlink)?;
+            for link in rtnetlink.links()?.iter().filter(|link| link.name.starts_with("eth")) {
+                remove_link(&rtnetlink, &link.name)?;
+            }
         }
         lock(&self.leases).remove(&task);
-        self.sandboxes.remove(&task.to_string())?;
+        self.sandboxes.remove(&name)?;
         Ok(())
     }
 

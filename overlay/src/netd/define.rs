@@ -32,11 +32,8 @@ pub(super) struct Subnet {
 /// The definition of the host's own bridge.
 pub(super) fn local() -> v1::Network {
     let spec = v1::NetworkSpec { driver: v1::NetworkDriver::Bridge.into(), ..v1::NetworkSpec::default() };
-    let subnet = v1::Subnet {
-        subnet: LOCAL_SUBNET.to_owned(),
-        gateway: "172.29.0.1".to_owned(),
-        ..v1::Subnet::default()
-    };
+    let subnet =
+        v1::Subnet { subnet: LOCAL_SUBNET.to_owned(), gateway: "172.29.0.1".to_owned(), ..v1::Subnet::default() };
     v1::Network { id: LOCAL.to_vec(), spec: Some(spec), subnets: vec![subnet], ..v1::Network::default() }
 }
 

@@ -153,9 +153,11 @@ fn listen(path: &Path) -> Result<UnixListener, StartError> {
 
 /// A short name that no other netd on this machine has: of its folder (FNV-1a).
 fn instance(dir: &Path) -> String {
-    let hash = dir.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = dir
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{:012x}", hash & 0xffff_ffff_ffff)
 }
 

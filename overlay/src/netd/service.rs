@@ -79,11 +79,8 @@ impl Netd {
             }
         }
         let version = state.followed.current().version;
-        let forgotten = version == 0 && state.holders.is_empty() && state.live.is_none();
         drop(state);
-        if forgotten && fault.is_none() {
-            lock(&self.networks).remove(&id);
-        }
+        self.forget(&network, id);
         for task in touched {
             self.refresh_names(task);
         }
@@ -171,8 +168,8 @@ impl Calls for Service {
     ) -> Result<Response<v1::ApplyTablesResponse>, Status> {
         let mut of_network: std::collections::BTreeMap<NetworkId, Vec<v1::NetworkTable>> = Default::default();
         for table in request.into_inner().tables {
-            let id = NetworkId::from_wire(&table.network_id)
-                .map_err(|source| status(NetdError::Id("network", source)))?;
+            let id =
+                NetworkId::from_wire(&table.network_id).map_err(|source| status(NetdError::Id("network", source)))?;
             of_network.entry(id).or_default().push(table);
         }
         let work = of_network.into_iter().map(|(id, messages)| {

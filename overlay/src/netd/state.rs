@@ -171,9 +171,7 @@ impl NetworkState {
 
     fn sync_neighbours(&self) -> Result<(), NetdError> {
         match (&self.live, &self.forwarding) {
-            (Some(live), Some(forwarding)) if self.is_overlay() => {
-                Ok(live.sync_neighbours(forwarding.entries(PORT))?)
-            }
+            (Some(live), Some(forwarding)) if self.is_overlay() => Ok(live.sync_neighbours(forwarding.entries(PORT))?),
             _ => Ok(()),
         }
     }
@@ -214,6 +212,11 @@ impl NetworkState {
         netd.host.publish(&put, &gone)?;
         self.served = served;
         Ok(())
+    }
+
+    /// Whether nothing is known of it, and nothing is there.
+    pub(super) fn is_empty(&self) -> bool {
+        self.followed.current().version == 0 && self.holders.is_empty() && self.live.is_none() && !self.dirty
     }
 
     /// Whether the network has to be there.
@@ -273,8 +276,12 @@ impl NetworkState {
     /// Tries again what failed before, and takes over what an earlier netd left.
     fn repair(&mut self, netd: &Netd) -> Result<(), NetdError> {
         let left = self.live.is_none() && self.definition.is_some() && network::is_there(&netd.network_dir(self.id));
-        if left || self.dirty {
+        let needed = self.live.is_some() || self.is_wanted();
+        if left || (self.dirty && needed) {
             self.ensure_live(netd)?;
+        }
+        if self.ingress.is_some() && !self.is_wanted() {
+            self.tidy(netd)?;
         }
         let stale: Vec<TaskId> = self.members.iter().filter(|(_, member)| member.stale).map(|(id, _)| *id).collect();
         for task in stale {
@@ -350,9 +357,11 @@ impl NetworkState {
             return Ok(());
         }
         // Of sandboxes that an earlier netd made and nobody has claimed yet.
-        if let Some(live) = &self.live
-            && live.has_sandboxes()?
-        {
+        let found = match &self.live {
+            Some(live) => live.has_sandboxes()?,
+            None => network::has_sandboxes(&netd.network_dir(self.id))?,
+        };
+        if found {
             return Ok(());
         }
         self.take_down(netd)

@@ -113,13 +113,18 @@ impl Host<'_> {
         NodeId::new(u128::from(self.number))
     }
 
-    /// Starts its netd and tells it who it is.
-    pub(crate) fn start(&mut self) {
+    /// Starts a process of netd.
+    pub(crate) fn spawn(&self) -> Child {
         let net = format!("--net=/proc/{}/fd/{}", std::process::id(), self.namespace.as_fd().as_raw_fd());
         let mut command = Command::new("nsenter");
         command.arg(net).arg(std::env::current_exe().unwrap()).args(["netd_process", "--exact", "--nocapture"]);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        self.child = Some(command.env(NETD, &self.dir).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        command.env(NETD, &self.dir).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Starts its netd and tells it who it is.
+    pub(crate) fn start(&mut self) {
+        self.child = Some(self.spawn());
         let request = v1::ConfigureRequest {
             node_id: self.node().to_vec(),
             vxlan_addr: format!("10.77.0.{}", self.number),
@@ -299,8 +304,9 @@ pub(crate) fn attach_request(task: u128, ends: &[(&v1::Network, IpAddr)]) -> v1:
     }
 }
 
+/// Whether something answers. Asked twice: a bridge's new port forwards only when a kernel thread has seen its carrier.
 pub(crate) fn ping(from: &Namespace, to: &str) -> bool {
-    run(from, &format!("ping -n -c 1 -W 1 {to}")).status.success()
+    (0..2).any(|_| run(from, &format!("ping -n -c 1 -W 1 {to}")).status.success())
 }
 
 /// Serves TCP and UDP in a namespace: each answer is `name`. TCP stays open and answers each byte.
@@ -328,7 +334,8 @@ pub(crate) fn serve(namespace: &Namespace, port: u16, name: &str) {
 }
 
 pub(crate) fn connect(from: &Namespace, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = from.enter(|_| Ok::<_, NetlinkError>(TcpStream::connect_timeout(&to, Duration::from_secs(2)))).unwrap()?;
+    let stream =
+        from.enter(|_| Ok::<_, NetlinkError>(TcpStream::connect_timeout(&to, Duration::from_secs(2)))).unwrap()?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     Ok(stream)
 }

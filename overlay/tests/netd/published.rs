@@ -19,10 +19,7 @@ fn every_host_answers_for_the_mesh() {
     let lab = Lab::new();
     let hosts = [lab.host(1), lab.host(2), lab.host(3)];
     let (net, mesh) = (network(5, |_| {}), network(9, |spec| spec.ingress = true));
-    let ports = vec![
-        port(8080, 80, false, v1::PublishMode::Ingress),
-        port(8053, 80, true, v1::PublishMode::Ingress),
-    ];
+    let ports = vec![port(8080, 80, false, v1::PublishMode::Ingress), port(8053, 80, true, v1::PublishMode::Ingress)];
     let mut table = whole(&mesh, 1);
     table.put_services = vec![service(9, "web", Ipv4Addr::new(10, 255, 9, 9), ports)];
     table.put_peers = vec![peer(1), peer(2), peer(3)];
@@ -51,8 +48,7 @@ fn every_host_answers_for_the_mesh() {
     }
     // Without backends the port is the host's own.
     let mut change = difference(&mesh, 2);
-    change.put_endpoints =
-        vec![endpoint(1, 1, 9, address(1), false), endpoint(2, 2, 9, address(2), false)];
+    change.put_endpoints = vec![endpoint(1, 1, 9, address(1), false), endpoint(2, 2, 9, address(2), false)];
     for host in &hosts {
         host.follow(&[change.clone()]);
     }

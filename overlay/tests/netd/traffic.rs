@@ -111,3 +111,62 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     };
     refused(&network(5, macvlan), "10.5.1.1", "no such device");
 }
+
+#[test]
+fn many_at_once_of_both_families_and_on_the_hosts_own_network() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let (host, other) = (lab.host(1), lab.host(2));
+    let net = network(5, |spec| spec.ipv6 = true);
+    let six = |last: u16| IpAddr::from([0xfd05, 0, 0, 0, 0, 0, 1, last]);
+    let request = |task: u8| {
+        let mut request = attach_request(task.into(), &[(&net, IpAddr::from([10, 5, 1, task]))]);
+        request.endpoints[0].addresses.push(skep_proto::cidr::address_to_wire(six(task.into())));
+        request
+    };
+    let client = host.client();
+    let attach = |task: u8| {
+        let (mut client, request) = (client.clone(), request(task));
+        async move { client.attach(request).await.unwrap().into_inner() }
+    };
+    let made = lab.runtime.block_on(futures::future::join_all((1..=20).map(attach)));
+    let open = |path: &str| skep_netlink::Namespace::open(std::path::Path::new(path)).unwrap();
+    let first = open(&made[0].namespace_path);
+    for last in 2..=20 {
+        assert!(ping(&first, &format!("10.5.1.{last}")) && ping(&first, &six(last).to_string()));
+    }
+    // Over to another host, by IPv6.
+    let mut table = whole(&net, 1);
+    table.put_peers = vec![peer(1), peer(2)];
+    for (node, task) in [(1, 1), (2, 30)] {
+        let mut row = endpoint(node, task.into(), 9, IpAddr::from([10, 5, 1, task]), true);
+        row.addresses.push(skep_proto::cidr::address_to_wire(six(task.into())));
+        table.put_endpoints.push(row);
+    }
+    let far = other.attach(&request(30));
+    for host in [&host, &other] {
+        host.follow(&[table.clone()]);
+    }
+    assert!(ping(&first, &six(30).to_string()) && ping(&far, "10.5.1.1"));
+    let detach = |task: u8| {
+        let mut client = client.clone();
+        let request = skep_proto::v1::DetachRequest { task_id: task_id(task.into()).to_vec() };
+        async move { drop(client.detach(request).await.unwrap()) }
+    };
+    lab.runtime.block_on(futures::future::join_all((1..=20).map(detach)));
+    assert_eq!(std::fs::read_dir(host.dir.join("networks")).unwrap().count(), 0);
+
+    // macvlan: an address of the underlay.
+    let mut lan = network(77, |spec| {
+        spec.driver = skep_proto::v1::NetworkDriver::Macvlan.into();
+        spec.options.insert("parent".into(), "eth0".into());
+    });
+    lan.subnets[0].subnet = "10.77.0.0/24".into();
+    lan.subnets[0].gateway = "10.77.0.100".into();
+    let one = host.attach(&attach_request(40, &[(&lan, ip("10.77.0.40"))]));
+    assert!(ping(&one, "10.77.0.100") && ping(&one, "10.77.0.2") && ping(&lab.outside, "10.77.0.40"));
+    host.detach(task_id(40));
+    assert!(!ping(&lab.outside, "10.77.0.40"));
+}
