@@ -15,6 +15,11 @@ use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix}
 /// Where a sandbox's name server listens.
 pub const NAME_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)), 53);
 
+/// Puts a device of a name into a namespace.
+pub type Plug<'a> = Box<dyn Fn(&str, &Namespace) -> Result<(), NetlinkError> + Send + Sync + 'a>;
+/// Takes such a device away.
+pub type Unplug<'a> = Box<dyn Fn() -> Result<(), NetlinkError> + Send + Sync + 'a>;
+
 /// An endpoint of a sandbox.
 pub struct Wanted<'a> {
     /// Its addresses with their subnets.
@@ -24,9 +29,9 @@ pub struct Wanted<'a> {
     /// The gateways, where there is a way out by this network.
     pub gateways: Vec<IpAddr>,
     /// Puts the device of this name into the namespace.
-    pub plug: Box<dyn Fn(&str, &Namespace) -> Result<(), NetlinkError> + Send + Sync + 'a>,
+    pub plug: Plug<'a>,
     /// Takes away what a half-made one left outside of the sandbox.
-    pub unplug: Box<dyn Fn() -> Result<(), NetlinkError> + Send + Sync + 'a>,
+    pub unplug: Unplug<'a>,
 }
 
 /// What is open in a sandbox.

@@ -15,7 +15,7 @@ use skep_proto::v1;
 
 use super::define::{self, LOCAL};
 use super::{Attached, Netd, NetdError, lock};
-use crate::endpoint::{self, Wanted};
+use crate::endpoint::{self, Plug, Unplug, Wanted};
 use crate::network::remove_link;
 use crate::plan::ingress::Port;
 use crate::plan::mac_of;
@@ -308,6 +308,3 @@ impl Netd {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 }
-
-type Plug<'a> = Box<dyn Fn(&str, &Namespace) -> Result<(), skep_netlink::NetlinkError> + Send + Sync + 'a>;
-type Unplug<'a> = Box<dyn Fn() -> Result<(), skep_netlink::NetlinkError> + Send + Sync + 'a>;
