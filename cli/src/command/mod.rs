@@ -8,6 +8,7 @@ mod image;
 mod info;
 mod inspect;
 mod listing;
+mod netd;
 mod node;
 mod outcome;
 mod service;
@@ -73,6 +74,9 @@ enum Command {
     Version(version::VersionArgs),
     /// Run the daemon of this host.
     Daemon(Box<daemon::DaemonArgs>),
+    /// Keep the networks of this host; the daemon starts it.
+    #[command(hide = true)]
+    Netd(netd::NetdArgs),
     /// Make, use and remove a cluster of several hosts on this machine (needs root).
     Lab(skep_lab::LabCommand),
     /// Print a completion script for a shell.
@@ -122,6 +126,7 @@ fn explain(error: &clap::Error, arguments: &[OsString]) -> Result<ExitCode, Fail
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Daemon(args) => return daemon::run(*args),
+        Command::Netd(args) => return netd::run(args),
         Command::Lab(command) => return skep_lab::run(command).map_err(|error| Failure::Failed(format!("{error:#}"))),
         Command::Completion(args) => completion::run(&args, Cli::command())?,
         Command::ExitCodes => output::data(crate::exit::table())?,
@@ -146,7 +151,11 @@ fn talk(context: Context, command: Command) -> Result<(), Failure> {
             Command::Images(args) => args.run(&context).await,
             Command::Info(args) => args.run(&context).await,
             Command::Version(args) => args.run(&context).await,
-            Command::Daemon(_) | Command::Lab(_) | Command::Completion(_) | Command::ExitCodes => {
+            Command::Daemon(_)
+            | Command::Netd(_)
+            | Command::Lab(_)
+            | Command::Completion(_)
+            | Command::ExitCodes => {
                 unreachable!("handled by run")
             }
         }
