@@ -151,11 +151,7 @@ fn talk(context: Context, command: Command) -> Result<(), Failure> {
             Command::Images(args) => args.run(&context).await,
             Command::Info(args) => args.run(&context).await,
             Command::Version(args) => args.run(&context).await,
-            Command::Daemon(_)
-            | Command::Netd(_)
-            | Command::Lab(_)
-            | Command::Completion(_)
-            | Command::ExitCodes => {
+            Command::Daemon(_) | Command::Netd(_) | Command::Lab(_) | Command::Completion(_) | Command::ExitCodes => {
                 unreachable!("handled by run")
             }
         }
