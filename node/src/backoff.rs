@@ -41,6 +41,15 @@ pub(crate) fn may_pass(error: &anyhow::Error) -> bool {
     }) || is_disk_full(error)
 }
 
+/// An error and its causes in one sentence. A status says its message only: its code is for programs.
+pub(crate) fn words(error: &anyhow::Error) -> String {
+    let word = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<tonic::Status>() {
+        Some(status) => status.message().to_owned(),
+        None => cause.to_string(),
+    };
+    error.chain().map(word).collect::<Vec<_>>().join(": ")
+}
+
 /// Whether the disk is full. Some libraries hand on no more of the system's error than its words.
 pub(crate) fn is_disk_full(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| match cause.downcast_ref::<io::Error>() {
@@ -116,6 +125,13 @@ mod tests {
         assert!(is_disk_full(&full) && may_pass(&full));
         let hidden = anyhow::anyhow!("IO error: No space left on device (os error 28)").context("cannot open");
         assert!(is_disk_full(&hidden) && may_pass(&hidden));
+    }
+
+    #[test]
+    fn a_status_is_told_once_and_without_its_code() {
+        let refusal = anyhow::Error::new(tonic::Status::failed_precondition("the address is taken"));
+        let error = refusal.context("manager a:1 does not let this node in");
+        assert_eq!(words(&error), "manager a:1 does not let this node in: the address is taken");
     }
 
     #[test]
