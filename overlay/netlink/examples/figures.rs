@@ -72,7 +72,7 @@ fn services(count: u32, backends: u32) -> Vec<(Service, Backends)> {
             let frontends = vec![Frontend::Address(vip)];
             let mut list = Backends::new();
             list.change(&(0..backends).map(backend).collect::<Vec<_>>(), &[]);
-            (Service { name: format!("s{number}"), frontends, ports: false }, list)
+            (Service { number: number.try_into().unwrap(), name: format!("s{number}"), frontends, ports: false }, list)
         })
         .collect()
 }

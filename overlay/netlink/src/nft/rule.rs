@@ -222,13 +222,13 @@ impl Rule {
     /// The kernel looks at each element of a map when a rule with it is made, some 80 ns each. Where `count` changes often,
     /// see [`Rule::draw`].
     pub fn random_destination(self, count: u32, map: &str, ipv6: bool, port: bool) -> Self {
-        self.with(Expression::Random { modulus: count, to: Register::FIRST }).numbered(map, ipv6, port)
+        self.with(Expression::Random { modulus: count, offset: 0, to: Register::FIRST }).numbered(map, ipv6, port)
     }
 
-    /// `meta priority set numgen random mod <count>`: draws the number for a later rule, as values cannot be handed on
-    /// otherwise. Unlike a mark, a packet's priority changes nothing about where it goes.
-    pub fn draw(self, count: u32) -> Self {
-        self.with(Expression::Random { modulus: count, to: Register::FIRST })
+    /// `meta priority set numgen random mod <count> offset <first>`: draws the number for a later rule, as values cannot be
+    /// handed on otherwise. Unlike a mark, a packet's priority changes nothing about where it goes. `count` must not be 0.
+    pub fn draw(self, count: u32, first: u32) -> Self {
+        self.with(Expression::Random { modulus: count, offset: first, to: Register::FIRST })
             .with(Expression::SetPriority { from: Register::FIRST })
     }
 

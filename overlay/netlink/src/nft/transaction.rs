@@ -272,6 +272,11 @@ impl Transaction {
         });
     }
 
+    /// Fails the whole: nothing is sent.
+    pub(super) fn reject(&mut self, action: String, problem: String) {
+        self.invalid.get_or_insert((action, problem));
+    }
+
     /// Names that the kernel would cut off or that nft(8) could not read back fail the whole.
     fn check(&mut self, verb: &str, thing: &str, name: &str) {
         let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');

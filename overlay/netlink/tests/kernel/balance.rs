@@ -107,7 +107,7 @@ fn commit(place: &Place, fill: impl FnOnce(&mut Transaction)) {
 const VIPS: [(bool, &str); 2] = [(false, "10.5.200.1"), (true, "fd05::c8:1")];
 
 fn web(frontends: &[Frontend], ports: bool) -> Service {
-    Service { name: "web".to_owned(), frontends: frontends.to_vec(), ports }
+    Service { number: 7, name: "web".to_owned(), frontends: frontends.to_vec(), ports }
 }
 
 #[test]
@@ -218,8 +218,8 @@ fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
         let listed = one.place.ruleset();
         let family = if ipv6 { "dnat ip6 to" } else { "dnat ip to" };
         for meant in [
-            "meta priority set numgen random mod 2".to_owned(),
-            format!("{family} meta priority map @backends_web"),
+            "meta priority set numgen random mod 2 offset 458752 goto redirect_with_ports".to_owned(),
+            format!("{family} meta priority map @backends_with_ports"),
             format!("{vip} . tcp . 80 : goto to_web"),
             "meta l4proto . th dport vmap @services".to_owned(),
             "daddr vmap @vips".to_owned(),
@@ -228,7 +228,11 @@ fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
         }
         // Two services cannot have the same frontend; the second one leaves nothing behind.
         let mut transaction = Transaction::new();
-        balancer.add_service(&mut transaction, &Service { name: "other".to_owned(), ..service.clone() }, &backends);
+        balancer.add_service(
+            &mut transaction,
+            &Service { number: 8, name: "other".to_owned(), ..service.clone() },
+            &backends,
+        );
         let error = one.place.nft.commit(&transaction).unwrap_err();
         assert!(crate::lab::text(&error).starts_with("cannot add elements to set services in table ip"), "{error}");
         assert_eq!(one.place.ruleset(), listed);
