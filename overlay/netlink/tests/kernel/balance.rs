@@ -9,7 +9,7 @@ use skep_netlink::conntrack::Filter;
 use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Service, Transaction, Transport};
 use skep_netlink::sysctl::Sysctl;
 
-use crate::lab::{Network, Place, root};
+use crate::lab::{Network, Place, lines, root};
 
 const LONG: Duration = Duration::from_secs(5);
 
@@ -289,4 +289,35 @@ fn a_published_port_leads_into_the_network() {
             assert!(listed.contains(meant), "{meant}: {listed}");
         }
     }
+}
+
+#[test]
+fn the_listing_of_a_sandbox_and_of_an_ingress() {
+    if !root() {
+        return;
+    }
+    let place = Place::new();
+    let backend = |last, port| Backend { address: [10, 5, 1, last].into(), port };
+    let vip = |last| IpAddr::from([10, 5, 200, last]);
+    let mut some = Backends::new();
+    some.change(&[backend(1, None), backend(2, None)], &[]);
+    let with_ports = Backends::numbered(&[backend(3, Some(8080))]);
+    let frontends = [Frontend::Port(vip(2), Transport::Tcp, 80)];
+    let sandbox = Balancer::sandbox("skep", false);
+    commit(&place, |transaction| {
+        sandbox.create(transaction, None);
+        let any = Service { number: 1, ..web(&[Frontend::Address(vip(1))], false) };
+        sandbox.add_service(transaction, &any, &some);
+        let ports = Service { number: 2, name: "api".to_owned(), ..web(&frontends, true) };
+        sandbox.add_service(transaction, &ports, &with_ports);
+        let down = Service { number: 3, name: "down".to_owned(), ..web(&[Frontend::Address(vip(3))], false) };
+        sandbox.add_service(transaction, &down, &Backends::new());
+    });
+    let ingress = Balancer::ingress("skep-ingress", false);
+    commit(&place, |transaction| {
+        ingress.create(transaction, Some("ing"));
+        let published = Service { number: 0, ..web(&[Frontend::Published(Transport::Tcp, 80)], true) };
+        ingress.add_service(transaction, &published, &with_ports);
+    });
+    assert_eq!(lines(&place.ruleset()), lines(include_str!("balance.nft")));
 }

@@ -134,3 +134,8 @@ pub(crate) fn join(host: &Place, outer: &Place, client: &Place) {
         place.rtnetlink.apply(&changes).unwrap();
     }
 }
+
+/// Without indentation, which is nft's taste.
+pub(crate) fn lines(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
+}
