@@ -82,7 +82,15 @@ impl<'a> NewLink<'a> {
                 let problem = format!("its peer {} can have a given number only if it has one itself", peer.name);
                 Err(NetlinkError::Invalid { action, problem })
             }
+            LinkKind::Veth(peer) if !matches!(peer.kind, LinkKind::Peer) => {
+                let problem = format!("its peer {} is said to be a {} device", peer.name, peer.kind.name());
+                Err(NetlinkError::Invalid { action, problem })
+            }
             LinkKind::Veth(peer) => checked_name(&peer.name, &action).map(drop),
+            LinkKind::Peer => {
+                let problem = "a peer is made with the other end of its pair".to_owned();
+                Err(NetlinkError::Invalid { action, problem })
+            }
             _ => Ok(()),
         }
     }

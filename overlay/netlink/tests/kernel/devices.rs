@@ -7,7 +7,7 @@ use skep_netlink::link::{Bridge, BridgePort, LinkChange, LinkKind, Macvlan, NewL
 use skep_netlink::neighbour::{Neighbour, NeighbourChange::Put};
 use skep_netlink::route::{Route, Target};
 use skep_netlink::rule::RoutingRule;
-use skep_netlink::{Changes, MacAddress, Prefix};
+use skep_netlink::{Changes, MacAddress, NetlinkError, Prefix};
 
 use crate::lab::{BRIDGE, Network, Place, root, run, text};
 
@@ -261,9 +261,16 @@ fn devices_change_and_move() {
     changes.add_link(&pair(Some(41), 42));
     here.rtnetlink.apply(&changes).unwrap();
     assert_eq!(here.rtnetlink.link("d").unwrap().unwrap().index, 42);
-    let mut changes = Changes::new();
-    changes.add_link(&pair(None, 43));
-    assert!(here.rtnetlink.apply(&changes).is_err());
+    let bridge = || NewLink::new("e", LinkKind::Bridge(Bridge::default()));
+    let no_peer = NewLink::new("f", LinkKind::Veth(Box::new(bridge())));
+    let up = NewLink { up: true, ..NewLink::new("e", LinkKind::Peer) };
+    let up = NewLink::new("f", LinkKind::Veth(Box::new(up)));
+    for wrong in [pair(None, 43), NewLink::new("e", LinkKind::Peer), no_peer, up] {
+        let mut changes = Changes::new();
+        changes.add_link(&wrong);
+        let error = here.rtnetlink.apply(&changes).unwrap_err();
+        assert!(matches!(error, NetlinkError::Invalid { .. }), "{}", text(&error));
+    }
 
     // Nothing is sent when a part of it cannot be asked for.
     let mut changes = Changes::new();
@@ -341,4 +348,35 @@ fn addresses_routes_and_rules_read_back() {
     assert!(left.contains(&Route { mtu: None, ..routes[0] }) && !left.iter().any(|route| routes.contains(route)));
     assert!(!sandbox.rtnetlink.rules().unwrap().iter().any(|rule| rules.contains(rule)));
     assert!(!sandbox.rtnetlink.addresses().unwrap().iter().any(|found| found.prefix.address == v6));
+}
+
+#[test]
+fn threads_share_a_handle() {
+    if !root() {
+        return;
+    }
+    let place = Place::new();
+    let work = |thread: u8| {
+        for round in 0..50u8 {
+            let prefix = Prefix::new([10, 1, thread, round], 32).unwrap();
+            let mut changes = Changes::new();
+            changes.add_address(1, prefix);
+            // Refused, in between: the error is this thread's.
+            changes.delete_link(format!("t{thread}r{round}").as_str());
+            let error = place.rtnetlink.apply(&changes).unwrap_err();
+            assert!(text(&error).contains(&format!("device t{thread}r{round}:")), "{}", text(&error));
+            assert!(place.rtnetlink.addresses().unwrap().contains(&Address::new(1, prefix)));
+            let mut changes = Changes::new();
+            changes.delete_address(1, prefix);
+            place.rtnetlink.apply(&changes).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|thread| {
+            drop(scope.spawn({
+                let work = &work;
+                move || work(thread)
+            }))
+        })
+    });
 }
