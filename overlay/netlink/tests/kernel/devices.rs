@@ -169,6 +169,57 @@ fn tunnel(id: u32, hosts: [&Place; 2], overlays: &[Place; 2], local: [IpAddr; 2]
     }
 }
 
+/// Two bridges joined by VXLAN as overlays are: nothing is learnt, nothing is flooded, ARP and ND are answered on the spot.
+#[test]
+fn bridges_joined_without_learning_and_flooding() {
+    if !root() {
+        return;
+    }
+    const TUNNEL: u32 = 50;
+    let underlay = Network::new();
+    let hosts = [underlay.sandbox(), underlay.sandbox()];
+    let networks = [Network::new(), Network::new()];
+    let first = networks[0].sandbox();
+    // The second network's first sandbox has the address of the first network's.
+    let (_same, second) = (networks[1].sandbox(), networks[1].sandbox());
+    let ends = [&first, &second];
+    for (this, other) in [(0, 1), (1, 0)] {
+        let overlay = &networks[this].place;
+        let vxlan = Vxlan { local: Some(hosts[this].1), ..Vxlan::new(9, 4789) };
+        let mut changes = Changes::new();
+        changes.add_link(&NewLink {
+            index: Some(TUNNEL),
+            master: Some(BRIDGE),
+            up: true,
+            namespace: Some(overlay.namespace.as_fd()),
+            ..NewLink::new("vx0", LinkKind::Vxlan(vxlan))
+        });
+        hosts[this].0.rtnetlink.apply(&changes).unwrap();
+        let port = BridgePort {
+            neigh_suppress: Some(true),
+            learning: Some(false),
+            flood: Some(false),
+            ..BridgePort::default()
+        };
+        let mut changes = Changes::new();
+        changes.change_link(TUNNEL, &LinkChange { port: Some(port), ..LinkChange::default() });
+        overlay.rtnetlink.apply(&changes).unwrap();
+        let (place, v4, v6) = ends[other];
+        let mac = place.rtnetlink.link("eth0").unwrap().unwrap().mac.unwrap();
+        let entries = [
+            Neighbour::Tunnel { device: TUNNEL, mac, remote: hosts[other].1 },
+            Neighbour::Port { device: TUNNEL, mac },
+            Neighbour::Host { device: BRIDGE, address: *v4, mac },
+            Neighbour::Host { device: BRIDGE, address: *v6, mac },
+        ];
+        overlay.rtnetlink.change_neighbours(&entries.map(Put)).unwrap();
+        let found = overlay.rtnetlink.neighbours().unwrap();
+        entries.iter().for_each(|entry| assert!(found.contains(entry), "{entry}: {found:?}"));
+    }
+    reach(&first.0, &second.0, second.1);
+    reach(&first.0, &second.0, second.2);
+}
+
 #[test]
 fn macvlan_wireguard_and_dummy() {
     if !root() {
