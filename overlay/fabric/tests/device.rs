@@ -1,0 +1,319 @@
+//! Devices on hosts with a real kernel between: what containers see, and what strangers cannot do. Needs root.
+
+mod lab;
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use lab::{Lab, VNI, container_v4, container_v6, fabric_address, inside, run, tcp, until};
+use skep_fabric::{Change, Config, Device, DropReason, Offload, PrivateKey};
+
+/// Pings both ways and both kinds, then bulk.
+fn works(lab: &Lab, megabytes: usize) {
+    for (from, to) in [(1, 2), (2, 1)] {
+        until("pings arrive", 10, || lab.ping(from, container_v4(to)));
+        until("IPv6 pings arrive", 10, || lab.ping(from, container_v6(to)));
+    }
+    tcp(lab, 1, 2, false, megabytes << 20);
+    tcp(lab, 2, 1, true, megabytes << 20);
+}
+
+fn dropped(device: &Device, reason: DropReason) -> u64 {
+    device.statistics().dropped(reason)
+}
+
+#[test]
+fn containers_talk_over_ipv4() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, _) = lab.mesh(|_| ());
+    works(&lab, 32);
+    let statistics = devices[0].statistics();
+    let peer = statistics.peer(fabric_address(2)).unwrap();
+    assert_eq!(peer.endpoint, Some(lab.endpoint(2)));
+    assert!(peer.last_handshake.unwrap() < Duration::from_secs(60) && peer.newest_keys);
+    assert!(peer.sent.bytes > 32 << 20 && peer.received.bytes > 32 << 20, "{peer:?}");
+    for reason in [DropReason::Malformed, DropReason::Forged, DropReason::TooBig, DropReason::TapRefused] {
+        assert_eq!(statistics.dropped(reason), 0, "{:?}", statistics.drops);
+    }
+}
+
+#[test]
+fn containers_talk_over_ipv6() {
+    let lab = Lab::new(2, 1500, true);
+    let _devices = lab.mesh(|_| ());
+    works(&lab, 8);
+}
+
+#[test]
+fn containers_talk_over_jumbo_frames() {
+    let lab = Lab::new(2, 9000, false);
+    let _devices = lab.mesh(|_| ());
+    let largest = format!("ping -n -c 1 -W 2 -M do -s {} 10.0.0.2", lab.overlay_mtu - 28);
+    until("the largest packet arrives", 10, || {
+        lab.command(&lab.container(1), &largest).output().is_ok_and(|output| output.status.success())
+    });
+    works(&lab, 32);
+}
+
+#[test]
+fn each_offload_has_a_way_without_it() {
+    let with = Offload::default();
+    let without = [
+        Offload { udp_segment: false, ..with },
+        Offload { udp_gro: false, ..with },
+        Offload { tap_uso: false, ..with },
+        Offload { tap_tso: false, tap_uso: false, ..with },
+        Offload { udp_segment: false, udp_gro: false, tap_tso: false, tap_uso: false },
+    ];
+    for offload in without {
+        let lab = Lab::new(2, 1500, false);
+        let _devices = lab.mesh(|config| config.offload = offload);
+        works(&lab, 4);
+    }
+}
+
+#[test]
+fn fabric_addresses_may_be_ipv6() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, keys) = lab.mesh(|config| config.fabric_addresses.push("fd00:fab::1".parse().unwrap()));
+    // The same peers again, by other names: each has the address of the other's second one.
+    drop(devices);
+    let keys: Vec<&PrivateKey> = keys.iter().collect();
+    let address = |host: usize| format!("fd00:fab::{host}").parse().unwrap();
+    let start = |host: usize| {
+        let config = Config { fabric_addresses: vec![address(host)], ..lab.config(host, keys[host - 1]) };
+        let device = lab.start(host, config);
+        let other = 3 - host;
+        let mut peer = lab.peer(other, keys[other - 1]);
+        peer.fabric_address = address(other);
+        let forward = skep_fabric::Forward {
+            mac: lab::mac(other),
+            addresses: vec![container_v4(other), container_v6(other)],
+            peer: address(other),
+        };
+        device.peers(Change::put(vec![peer])).unwrap();
+        device.forward(VNI, Change::put(vec![forward])).unwrap();
+        device
+    };
+    let _devices = (start(1), start(2));
+    works(&lab, 4);
+}
+
+#[test]
+fn udp_arrives_whole_and_in_order() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, _) = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    let receiver = inside(&lab.container(2), || UdpSocket::bind((container_v4(2), 7000))).unwrap();
+    let sender = inside(&lab.container(1), || UdpSocket::bind((container_v4(1), 7000))).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    // Of all sizes, also ones that are sent in fragments.
+    for size in (0..3000).step_by(37) {
+        let data: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        sender.send_to(&data, (container_v4(2), 7000)).unwrap();
+        let mut buffer = [0; 4000];
+        let length = receiver.recv(&mut buffer).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
+        assert_eq!(buffer[..length], data);
+    }
+    // Large ones that the sender's kernel leaves to us to cut.
+    nix::sys::socket::setsockopt(&sender, nix::sys::socket::sockopt::UdpGsoSegment, &1000).unwrap();
+    let before = devices[1].statistics().peer(fabric_address(1)).unwrap().received.packets;
+    let data: Vec<u8> = (0..30_000).map(|at| (at / 1000) as u8).collect();
+    sender.send_to(&data, (container_v4(2), 7000)).unwrap();
+    for datagram in data.chunks(1000) {
+        let mut buffer = [0; 4000];
+        let length = receiver.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..length], *datagram);
+    }
+    let after = devices[1].statistics().peer(fabric_address(1)).unwrap().received.packets;
+    assert_eq!(after - before, 30, "each datagram is a packet of its own on the wire");
+}
+
+#[test]
+fn a_peer_that_moves_is_found() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, _) = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    lab.ip(&lab.host(2), &["address add 192.0.2.77/24 dev eth0", "address del 192.0.2.2/24 dev eth0"]);
+    // The kernel may remove the second address together with the first one.
+    lab.ip(&lab.host(2), &["address replace 192.0.2.77/24 dev eth0"]);
+    until("pings arrive from the new place", 10, || lab.ping(2, container_v4(1)));
+    assert_eq!(
+        devices[0].statistics().peer(fabric_address(2)).unwrap().endpoint.unwrap().ip().to_string(),
+        "192.0.2.77"
+    );
+    until("the way back works too", 5, || lab.ping(1, container_v4(2)));
+}
+
+#[test]
+fn keys_are_renewed_without_a_loss() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, _) = lab.mesh(|config| {
+        config.timers.rekey_after = Duration::from_secs(1);
+        config.timers.reject_after = Duration::from_secs(3);
+        config.timers.rekey_timeout = Duration::from_millis(500);
+        config.timers.keepalive_timeout = Duration::from_secs(1);
+    });
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    let output = lab.exec(&lab.container(1), "ping -n -c 80 -i 0.1 -W 1 10.0.0.2");
+    assert!(output.contains(" 0% packet loss"), "{output}");
+    let age = devices[0].statistics().peer(fabric_address(2)).unwrap().last_handshake.unwrap();
+    assert!(age < Duration::from_secs(3), "the keys are {age:?} old after eight seconds of pings");
+}
+
+#[test]
+fn own_keys_change_while_pings_go_on() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, keys) = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    let mut pings = lab
+        .command(&lab.container(1), "ping -n -c 60 -i 0.1 -W 1 10.0.0.2")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let new = PrivateKey::generate().unwrap();
+    devices[0].rotate(new.clone()).unwrap();
+    assert_eq!(devices[0].public_keys(), [new.public(), keys[0].public()]);
+    let mut peer = lab.peer(1, &new);
+    peer.public_keys.push(keys[0].public());
+    devices[1].peers(Change::put(vec![peer.clone()])).unwrap();
+    // A handshake of the newest pair happens when the other end knows it; here it is asked for by the keepalive.
+    peer.keepalive = Some(1);
+    devices[1].peers(Change::put(vec![peer.clone()])).unwrap();
+    let newest = |device: &Device, host: usize| device.statistics().peer(fabric_address(host)).unwrap().newest_keys;
+    until("both use the new key", 20, || newest(&devices[0], 2) && newest(&devices[1], 1));
+    devices[0].retire().unwrap();
+    peer.public_keys.pop();
+    devices[1].peers(Change::put(vec![peer])).unwrap();
+    assert!(lab.ping(1, container_v4(2)));
+    pings.wait().unwrap();
+    let mut output = String::new();
+    std::io::Read::read_to_string(&mut pings.stdout.take().unwrap(), &mut output).unwrap();
+    assert!(output.contains(" 0% packet loss"), "{output}");
+}
+
+#[test]
+fn three_hosts_and_one_that_restarts() {
+    let lab = Lab::new(3, 1500, false);
+    let (mut devices, keys) = lab.mesh(|_| ());
+    for (from, to) in [(1, 2), (1, 3), (2, 3), (3, 1)] {
+        until("pings arrive", 10, || lab.ping(from, container_v4(to)));
+    }
+    drop(devices.pop());
+    assert!(lab.ping(1, container_v4(2)));
+    let device = lab.start(3, lab.config(3, &keys[2]));
+    let peers = [1, 2].map(|host| {
+        let mut peer = lab.peer(host, &keys[host - 1]);
+        peer.keepalive = Some(25);
+        peer
+    });
+    device.peers(Change::put(peers.to_vec())).unwrap();
+    until("the restarted host is reached", 5, || lab.ping(1, container_v4(3)));
+    devices[1].peers(Change::remove(vec![fabric_address(3)])).unwrap();
+    assert!(!lab.ping(3, container_v4(2)), "a removed peer gets no answer");
+    assert!(lab.ping(3, container_v4(1)));
+    devices[0].detach(VNI).unwrap();
+    assert!(!lab.ping(3, container_v4(1)), "a detached network gets nothing");
+    assert!(dropped(&devices[0], DropReason::UnknownNetwork) > 0);
+}
+
+/// What somebody on the hosts' network can try.
+#[test]
+fn strangers_get_nothing_in() {
+    let lab = Lab::new(3, 1500, false);
+    let (devices, keys) = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    let stranger = inside(&lab.host(3), || UdpSocket::bind("192.0.2.3:9")).unwrap();
+    let device = &devices[0];
+    let send = |data: &[u8]| stranger.send_to(data, lab.endpoint(1)).unwrap();
+    let grows = |reason: DropReason, data: &[u8]| {
+        let before = dropped(device, reason);
+        send(data);
+        until(&format!("{reason:?} is counted"), 5, || dropped(device, reason) > before);
+    };
+    // Data for indexes that exist and for one that does not, junk of all lengths, a handshake of nobody.
+    let mut forged = [0u8; 100];
+    forged[0] = 4;
+    let mut index = 0u32;
+    let before = dropped(device, DropReason::Forged);
+    while dropped(device, DropReason::Forged) == before && index < 0x800 {
+        forged[4..8].copy_from_slice(&index.to_le_bytes());
+        send(&forged);
+        index += 1;
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    until("a forged packet is counted", 5, || dropped(device, DropReason::Forged) > before);
+    forged[4..8].copy_from_slice(&[0xff; 4]);
+    grows(DropReason::UnknownSession, &forged);
+    grows(DropReason::Malformed, &[4, 0, 0]);
+    let mut handshake = [0u8; 148];
+    handshake[0] = 1;
+    grows(DropReason::HandshakeRefused, &handshake);
+    for length in 0..200 {
+        send(&vec![(length % 5) as u8; length]);
+    }
+    let peer = device.statistics().peer(fabric_address(2)).unwrap().clone();
+    assert_eq!(peer.endpoint, Some(lab.endpoint(2)), "no endpoint is learned from a stranger");
+
+    // A peer with another peer's inner address, and one that talks of a network that is not here.
+    drop(keys);
+    assert!(lab.ping(1, container_v4(2)));
+}
+
+/// A true peer that sends in another peer's name.
+#[test]
+fn a_peer_cannot_use_another_peers_address() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, keys) = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    drop(devices);
+    let one = lab.start(1, lab.config(1, &keys[0]));
+    one.peers(Change::put(vec![lab.peer(2, &keys[1])])).unwrap();
+    let liar = Config { fabric_addresses: vec![fabric_address(9)], ..lab.config(2, &keys[1]) };
+    let two = lab.start(2, liar);
+    two.peers(Change::put(vec![lab.peer(1, &keys[0])])).unwrap();
+    assert!(!lab.ping(2, container_v4(1)));
+    until("it is counted", 5, || dropped(&one, DropReason::WrongSource) > 0);
+    assert!(!lab.ping(1, container_v4(2)));
+    until("it is counted", 5, || dropped(&two, DropReason::WrongDestination) > 0);
+}
+
+#[test]
+fn wireguard_go_and_the_kernels_vxlan_understand_us() {
+    for v6 in [false, true] {
+        let mut lab = Lab::new(2, 1500, v6);
+        let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
+        let device = lab.start(1, lab.config(1, &keys[0]));
+        device.peers(Change::put(vec![lab.peer(2, &keys[1])])).unwrap();
+        lab.wireguard_go(2, &keys[1], 1, &keys[0]);
+        works(&lab, 8);
+        // And it begins: the other end has forgotten us.
+        drop(device);
+        let device = lab.start(1, lab.config(1, &keys[0]));
+        let mut peer = lab.peer(2, &keys[1]);
+        peer.endpoint = None;
+        device.peers(Change::put(vec![peer])).unwrap();
+        until("it finds us again", 30, || lab.ping(2, container_v4(1)));
+    }
+}
+
+#[test]
+fn a_port_in_use_is_an_error() {
+    let lab = Lab::new(1, 1500, false);
+    let key = PrivateKey::generate().unwrap();
+    let first = inside(&lab.host(1), || Device::start(lab.config(1, &key))).unwrap();
+    let second = inside(&lab.host(1), || Device::start(lab.config(1, &key)));
+    assert_eq!(second.err().unwrap().to_string(), "cannot listen on 0.0.0.0:51820");
+    drop(first);
+    inside(&lab.host(1), || Device::start(lab.config(1, &key))).unwrap();
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let lab = Lab::new(2, 1500, false);
+    let name = lab.host(1);
+    let devices = lab.mesh(|_| ());
+    drop(devices);
+    drop(lab);
+    assert!(!run(std::process::Command::new("ip").arg("netns")).contains(&name));
+}
