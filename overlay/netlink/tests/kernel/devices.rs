@@ -180,8 +180,7 @@ fn bridges_joined_without_learning_and_flooding() {
     let hosts = [underlay.sandbox(), underlay.sandbox()];
     let networks = [Network::new(), Network::new()];
     let first = networks[0].sandbox();
-    // The second network's first sandbox has the address of the first network's.
-    let (_same, second) = (networks[1].sandbox(), networks[1].sandbox());
+    let second = networks[1].sandbox_at(2);
     let ends = [&first, &second];
     for (this, other) in [(0, 1), (1, 0)] {
         let overlay = &networks[this].place;
@@ -215,6 +214,14 @@ fn bridges_joined_without_learning_and_flooding() {
         overlay.rtnetlink.change_neighbours(&entries.map(Put)).unwrap();
         let found = overlay.rtnetlink.neighbours().unwrap();
         entries.iter().for_each(|entry| assert!(found.contains(entry), "{entry}: {found:?}"));
+    }
+    // ARP is answered on the spot, so nothing else waits for the far ports.
+    for (place, port) in [(&underlay.place, "veth1"), (&underlay.place, "veth2")] {
+        place.wait_for(port);
+    }
+    for (network, own) in networks.iter().zip(["veth1", "veth2"]) {
+        network.place.wait_for("vx0");
+        network.place.wait_for(own);
     }
     reach(&first.0, &second.0, second.1);
     reach(&first.0, &second.0, second.2);
