@@ -1,8 +1,9 @@
-//! Prints what the network costs: time and CPU of a complete endpoint, of a backend that changes in 200 namespaces, and of
-//! tables of ten thousands. Needs root. `cargo run -p skep-netlink --example figures [endpoints] [changes]
+//! Prints what the network costs: time and CPU of a complete endpoint, of a backend that changes in 200 namespaces,
+//! and of tables of ten thousands. Needs root. `cargo run -p skep-netlink --example figures [endpoints] [changes]
 //! [connections] [neighbours]`
 //!
-//! CPU is the whole process's, in the kernel and outside; what the kernel does later on threads of its own is not in it.
+//! CPU is the whole process's, in the kernel and outside; what the kernel does later on threads of its own is not in
+//! it.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 

@@ -206,8 +206,9 @@ impl Socket {
         Ok(refusals)
     }
 
-    /// Asks for a dump: the batch's only message. Calls `each` for every message of the answer. When the kernel says that
-    /// things changed under way, what was found is thrown away and it starts again; the last attempt is taken as it is.
+    /// Asks for a dump: the batch's only message. Calls `each` for every message of the answer. When the kernel says
+    /// that things changed under way, what was found is thrown away and it starts again; the last attempt is taken as
+    /// it is.
     pub fn dump<T: Default>(
         &mut self,
         request: &Batch,

@@ -28,8 +28,8 @@ pub struct Link {
     pub operational: bool,
     /// The bridge that it is a port of.
     pub master: Option<u32>,
-    /// Whether its bridge forwards through it. That begins a moment after both ends of a pair are up, sometimes a second
-    /// (the kernel's linkwatch); until then frames are lost.
+    /// Whether its bridge forwards through it. That begins a moment after both ends of a pair are up, under load some
+    /// hundred milliseconds (the kernel's linkwatch); until then frames are lost.
     pub forwarding: bool,
     /// The number of its veth peer or macvlan parent, in the namespace where that is.
     pub parent: Option<u32>,

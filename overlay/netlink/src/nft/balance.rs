@@ -1,7 +1,7 @@
 //! Load balancing: connections to a service go to a random backend, by connection tracking and a numbered map.
 //!
-//! All backends of all services are in one map, under numbers: those of a service in a row. The service has a chain with
-//! one rule, which draws one of its numbers and goes on to a chain for all, which redirects:
+//! All backends of all services are in one map, under numbers: those of a service in a row. The service has a chain
+//! with one rule, which draws one of its numbers and goes on to a chain for all, which redirects:
 //!
 //! ```text
 //! chain to_web   { meta priority set numgen random mod 3 offset 65536 goto redirect }
@@ -12,11 +12,12 @@
 //! map's elements to make a rule with it, and compares names one by one to find a map among many. [`Backends`] decides
 //! which number each one has, so that a change touches few; [`Balancer`] writes that into a transaction.
 //!
-//! Open connections stay where they are: only the first packet of one is balanced. In a sandbox, a service without backends
-//! refuses connections at once (a sender of datagrams hears EPERM); at the ingress its port is then the host's own again.
+//! Open connections stay where they are: only the first packet of one is balanced. In a sandbox, a service without
+//! backends refuses connections at once (a sender of datagrams hears EPERM); at the ingress its port is then the
+//! host's own again.
 //!
-//! The decision is pure and the transaction names no namespace: worked out once, it is committed in every namespace of a
-//! network.
+//! The decision is pure and the transaction names no namespace: worked out once, it is committed in every namespace
+//! of a network.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;

@@ -94,8 +94,8 @@ impl Transaction {
         self.table(table, 0);
     }
 
-    /// Adds a table that belongs to the handle (`flags owner`): nobody else can change it, and it goes when the handle is
-    /// closed, in every process that has it.
+    /// Adds a table that belongs to the handle (`flags owner`): nobody else can change it, and it goes when the
+    /// handle is closed, in every process that has it.
     pub fn add_owned_table(&mut self, table: &Table) {
         self.table(table, OWNER);
     }

@@ -169,7 +169,8 @@ fn tunnel(id: u32, hosts: [&Place; 2], overlays: &[Place; 2], local: [IpAddr; 2]
     }
 }
 
-/// Two bridges joined by VXLAN as overlays are: nothing is learnt, nothing is flooded, ARP and ND are answered on the spot.
+/// Two bridges joined by VXLAN as overlays are: nothing is learnt, nothing is flooded, ARP and ND are answered on the
+/// spot.
 #[test]
 fn bridges_joined_without_learning_and_flooding() {
     if !root() {
