@@ -263,6 +263,35 @@ fn strangers_get_nothing_in() {
     assert!(lab.ping(1, container_v4(2)));
 }
 
+/// Somebody who knows our public key, but is no peer, asks for more handshakes than are answered.
+#[test]
+fn a_flood_of_handshakes_gets_cookies_and_stops_nobody() {
+    let lab = Lab::new(3, 1500, false);
+    let (devices, _) = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    let stranger = inside(&lab.host(3), || UdpSocket::bind("192.0.2.3:9")).unwrap();
+    stranger.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let secret = skep_noise::random_secret().unwrap();
+    let ours = skep_noise::x25519::PublicKey::from(&secret);
+    let theirs = skep_noise::x25519::PublicKey::from(devices[0].public_keys()[0]);
+    let now = Duration::from_secs(1);
+    let limiter = std::sync::Arc::new(skep_noise::RateLimiter::new(&ours, 1, now).unwrap());
+    let mut tunnel = skep_noise::Tunn::new(secret, theirs, None, None, 1, limiter, Default::default(), now);
+    for _ in 0..300 {
+        let mut buffer = [0; 256];
+        match tunnel.format_handshake_initiation(&mut buffer, true, now) {
+            skep_noise::TunnResult::WriteToNetwork(message) => stranger.send_to(message, lab.endpoint(1)).unwrap(),
+            other => panic!("{other:?}"),
+        };
+    }
+    let mut buffer = [0; 256];
+    let length = stranger.recv(&mut buffer).unwrap();
+    assert_eq!((length, buffer[0]), (skep_noise::COOKIE_REPLY_SZ, 3));
+    assert!(dropped(&devices[0], DropReason::HandshakeLimited) > 0);
+    assert!(dropped(&devices[0], DropReason::HandshakeRefused) > 0, "the first ones are looked at");
+    assert!(lab.ping(1, container_v4(2)) && lab.ping(2, container_v4(1)));
+}
+
 /// A true peer that sends in another peer's name.
 #[test]
 fn a_peer_cannot_use_another_peers_address() {
@@ -288,7 +317,7 @@ fn wireguard_go_and_the_kernels_vxlan_understand_us() {
         let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
         let device = lab.start(1, lab.config(1, &keys[0]));
         device.peers(Change::put(vec![lab.peer(2, &keys[1])])).unwrap();
-        lab.wireguard_go(2, &keys[1], 1, &keys[0]);
+        lab.other_device("wireguard-go -f", 2, &keys[1], 1, &keys[0]);
         works(&lab, 8);
         // And it begins: the other end has forgotten us.
         drop(device);

@@ -1,9 +1,11 @@
-//! Measures the device against wireguard-go with the kernel's VXLAN, in one run: `fabric-bench [SECONDS [ROUNDS]]`, as root.
+//! Measures the device against others' with the kernel's VXLAN, in one run: `fabric-bench [SECONDS [ROUNDS]]`, as root. The
+//! others are wireguard-go and, where FABRIC_BORINGTUN names the program, boringtun-cli.
 //!
 //! Two hosts (namespaces) with a container each; every path is measured in every round, so that other load on the machine
 //! meets all. Printed: TCP with one and four streams (iperf3), UDP packets per second, ping's average round trip, the CPU
 //! seconds that the processes of both ends take per Gbit, and the two-ended cipher limit: what one core alone seals and opens
-//! again, in packets of 1420 bytes.
+//! again, in packets of 1420 bytes (by its CPU time). On a machine that does other work, too, let it have its share:
+//! `setsid -w sh -c 'echo -20 > /proc/self/autogroup; exec fabric-bench'` (sched(7)).
 
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
@@ -38,13 +40,19 @@ fn main() {
     }
     let number = |at: usize, default| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (seconds, rounds) = (number(1, 4), number(2, 3));
-    let mut all: Vec<(&str, Vec<Figures>)> = vec![("skep", vec![]), ("wireguard-go", vec![])];
+    let mut programs = vec![("wireguard-go", "wireguard-go -f".to_owned())];
+    if let Ok(program) = std::env::var("FABRIC_BORINGTUN") {
+        programs.push(("boringtun", format!("{program} -f --disable-drop-privileges")));
+    }
+    let mut all: Vec<(&str, Vec<Figures>)> = vec![("skep", vec![])];
+    all.extend(programs.iter().map(|(name, _)| (*name, vec![])));
     let mut limits = vec![];
     for round in 1..=rounds {
         limits.push(cipher_limit());
         print(&format!("round {round}: two-ended cipher limit {:.2} Gbit/s", limits[limits.len() - 1]));
         for (name, figures) in &mut all {
-            let measured = if *name == "skep" { skep(seconds) } else { wireguard_go(seconds) };
+            let program = programs.iter().find(|(program, _)| program == name);
+            let measured = program.map_or_else(|| skep(seconds), |(_, program)| other(program, seconds));
             print(&format!("round {round}: {name:12} {measured:.2?}"));
             figures.push(measured);
         }
@@ -72,10 +80,12 @@ fn summary(limits: &mut [f64], all: &[(&str, Vec<Figures>)]) {
         ("ping, average, microseconds", |figures| figures.ping_us),
         ("CPU seconds per Gbit, both ends", |figures| figures.cpu_per_gbit),
     ];
-    print(&format!("{:42}{:>14}{:>14}{:>8}", "median", all[0].0, all[1].0, "ratio"));
+    let row = |name: &str, cells: &[String]| {
+        print(&cells.iter().fold(format!("{name:42}"), |line, cell| format!("{line}{cell:>14}")));
+    };
+    row("median", &all.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>());
     for (name, f) in rows {
-        let (a, b) = (of(&all[0].1, f), of(&all[1].1, f));
-        print(&format!("{name:42}{a:>14.2}{b:>14.2}{:>8.2}", a / b));
+        row(name, &all.iter().map(|(_, figures)| format!("{:.2}", of(figures, f))).collect::<Vec<_>>());
     }
     let (limit, tcp) = (median(limits), of(&all[0].1, |figures| figures.tcp_gbits));
     print(&format!("{:42}{limit:>14.2}", "two-ended cipher limit, Gbit/s"));
@@ -201,10 +211,10 @@ fn skep(seconds: u64) -> Figures {
     figures
 }
 
-fn wireguard_go(seconds: u64) -> Figures {
+fn other(program: &str, seconds: u64) -> Figures {
     let mut lab = Lab::new(2, 1500, false);
     let keys = [(); 2].map(|()| PrivateKey::generate().expect("a key"));
-    let ids = [lab.wireguard_go(1, &keys[0], 2, &keys[1]), lab.wireguard_go(2, &keys[1], 1, &keys[0])];
+    let ids = [1, 2].map(|host| lab.other_device(program, host, &keys[host - 1], 3 - host, &keys[2 - host]));
     measure(&lab, &ids, seconds)
 }
 

@@ -274,13 +274,21 @@ impl Lab {
         self.command(&self.container(from), &line).output().is_ok_and(|output| output.status.success())
     }
 
-    /// The other end as others build it: wireguard-go with the kernel's VXLAN on it, entries for `peer`'s container.
-    pub(crate) fn wireguard_go(&mut self, host: usize, key: &PrivateKey, peer: usize, peer_key: &PrivateKey) -> u32 {
+    /// The other end as others build it: their device (a program that gets the interface's name and serves wg(8)) with the
+    /// kernel's VXLAN on it, and entries for `peer`'s container. Returns the program's process id.
+    pub(crate) fn other_device(
+        &mut self,
+        program: &str,
+        host: usize,
+        key: &PrivateKey,
+        peer: usize,
+        peer_key: &PrivateKey,
+    ) -> u32 {
         let (namespace, network) = (self.host(host), self.network(host));
         let interface = format!("{}w{host}", &self.prefix[2..]).replace('x', "_");
-        let id = self.spawn(&namespace, &format!("wireguard-go -f {interface}"));
+        let id = self.spawn(&namespace, &format!("{program} {interface}"));
         let show = format!("wg show {interface}");
-        until("wireguard-go answers", 10, || {
+        until("the other device answers", 10, || {
             self.command(&namespace, &show).output().is_ok_and(|output| output.status.success())
         });
         let file = std::env::temp_dir().join(format!("{}-{host}.key", self.prefix));
