@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use skep_noise::{AEAD_SIZE, DATA_OFFSET, DATA_OVERHEAD_SZ, Packet, TunnResult, WireGuardError, parse_handshake_anon};
 
 use crate::clock::now;
 use crate::config::Config;
+use crate::gate::Gate;
 use crate::peer::{Peer, Slot, Table, Tunnel};
 use crate::port::Port;
 use crate::rcu::{Current, lock};
@@ -32,6 +33,7 @@ pub(crate) struct Core {
     pub(crate) ports: Current<HashMap<u32, Arc<Port>>>,
     pub(crate) drops: Drops,
     pub(crate) alarm: Alarm,
+    pub(crate) gate: Mutex<Gate>,
     pub(crate) stopping: AtomicBool,
     /// Cleared when an interface turns out not to support it.
     pub(crate) udp_segment: AtomicBool,
@@ -121,6 +123,9 @@ impl Core {
         for (place, identity) in table.identities.iter().enumerate() {
             let mut cookie = [0; HANDSHAKE_BUFFER];
             match identity.limiter.verify_packet(Some(from.ip()), message, &mut cookie, now()) {
+                Ok(Packet::HandshakeInit(_)) if !lock(&self.gate).admit(from.ip(), now()) => {
+                    return self.drop(None, DropReason::HandshakeLimited);
+                }
                 Ok(packet) => {
                     if self.verified(packet, place, from, table).is_ok() {
                         return;

@@ -141,6 +141,7 @@ impl Device {
             ports: Current::new(HashMap::new()),
             drops: Drops::default(),
             alarm: Alarm::default(),
+            gate: Mutex::default(),
             stopping: AtomicBool::new(false),
             udp_segment: AtomicBool::new(segment),
         });

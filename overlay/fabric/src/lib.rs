@@ -8,7 +8,7 @@
 //! makes bridges, addresses or namespaces.
 //!
 //! - [`device`]: start, stop, peers, networks, tables; [`config`] what it is told; [`statistics`] what it tells.
-//! - `transmit`, `receive`, `timers`: the threads; `core`, `peer`, `port`: what they share.
+//! - `transmit`, `receive`, `timers`: the threads; `core`, `peer`, `port`, `gate`: what they share.
 //! - [`frame`], [`virtio`], [`segment`], [`coalesce`], [`vxlan`], [`neighbour`], [`checksum`]: pure, on bytes from outside.
 //! - [`tap`], `socket`, `clock`: the kernel.
 
@@ -19,6 +19,7 @@ pub mod config;
 mod core;
 pub mod device;
 pub mod frame;
+mod gate;
 pub mod neighbour;
 mod peer;
 mod port;

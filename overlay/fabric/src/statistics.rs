@@ -32,7 +32,7 @@ pub enum DropReason {
     Replayed,
     /// From outside: a handshake that is refused: unknown key, replayed, wrong code.
     HandshakeRefused,
-    /// From outside: too many handshakes; a cookie was sent instead.
+    /// From outside: too many handshakes, of all (a cookie was sent instead) or of this sender.
     HandshakeLimited,
     /// From a peer: the inner source is not its fabric address.
     WrongSource,

@@ -74,27 +74,32 @@ pub(crate) fn run(core: &Core, queues: &Queues, thread: usize) {
                 return;
             }
             // Unknown: it was detached meanwhile.
-            if let Some(queue) = by_event.get(&event.data()) {
-                transmitter.drain(queue, &table, &mut frame);
+            if let Some(queue) = by_event.get(&event.data())
+                && !transmitter.drain(queue, &table, &mut frame)
+            {
+                tracing::warn!(vni = queue.port.vni, "the TAP of a network is gone");
+                // It would be ready for good. Detaching it later finds nothing to do.
+                let _ = queues.epoll.delete(&queue.port.queues[queue.index]);
             }
         }
-        transmitter.flush(&table);
+        transmitter.flush();
     }
 }
 
 impl Transmitter<'_> {
-    fn drain(&mut self, queue: &Queue, table: &Table, buffer: &mut [u8]) {
+    /// Takes what is there. False where the device is gone.
+    fn drain(&mut self, queue: &Queue, table: &Table, buffer: &mut [u8]) -> bool {
         let forward = queue.port.forward.load();
         for _ in 0..BURST {
             match read(&queue.port.queues[queue.index], buffer) {
                 Ok(length) => self.take(queue, table, &forward, &buffer[..length]),
-                // Nothing left; or the device is down or gone, which its owner sees.
-                Err(_) => return,
+                Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
             }
             if self.batch.bytes() >= SEND_AT {
-                self.flush(table);
+                self.flush();
             }
         }
+        true
     }
 
     fn take(&mut self, queue: &Queue, table: &Table, forward: &ForwardTable, bytes: &[u8]) {
@@ -199,7 +204,7 @@ impl Transmitter<'_> {
         self.core.initiate(peer);
     }
 
-    fn flush(&mut self, _table: &Table) {
+    fn flush(&mut self) {
         if !self.batch.is_empty() {
             self.send_batch();
         }

@@ -263,6 +263,31 @@ fn strangers_get_nothing_in() {
     assert!(lab.ping(1, container_v4(2)));
 }
 
+/// A TAP that somebody removes makes no thread spin, and the network can be attached again.
+#[test]
+fn a_removed_tap_costs_nothing() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, _) = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    lab.ip(&lab.network(1), &["link del fabric0"]);
+    let cpu = || nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap().user_time();
+    let system = || nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap().system_time();
+    let before = (cpu(), system());
+    std::thread::sleep(Duration::from_millis(500));
+    let used = (cpu() - before.0, system() - before.1);
+    assert!(used.0.tv_usec() + used.1.tv_usec() < 200_000 && used.0.tv_sec() + used.1.tv_sec() == 0, "{used:?}");
+    devices[0].detach(VNI).unwrap();
+    let tap = inside(&lab.network(1), || skep_fabric::tap::open("fabric0", 1, Offload::default())).unwrap();
+    lab.ip(&lab.network(1), &[&format!("link set fabric0 mtu {}", lab.overlay_mtu), "link set fabric0 master br0 up"]);
+    let port = skep_fabric::PortConfig { vni: VNI, queues: tap.queues, mtu: lab.overlay_mtu, uso: true, flood: true };
+    devices[0].attach(port).unwrap();
+    let entry = skep_fabric::Forward { mac: lab::mac(2), addresses: vec![], peer: fabric_address(2) };
+    devices[0].forward(VNI, Change::put(vec![entry])).unwrap();
+    // Without the address in the table, the question goes to the peer.
+    let _ = lab.command(&lab.container(1), "ip neigh flush dev eth0").output();
+    until("pings arrive again", 10, || lab.ping(1, container_v4(2)));
+}
+
 /// Somebody who knows our public key, but is no peer, asks for more handshakes than are answered.
 #[test]
 fn a_flood_of_handshakes_gets_cookies_and_stops_nobody() {
