@@ -50,12 +50,14 @@ pub(crate) fn words(error: &anyhow::Error) -> String {
     error.chain().map(word).collect::<Vec<_>>().join(": ")
 }
 
-/// Whether the disk is full. Some libraries hand on no more of the system's error than its words.
+/// Whether the disk is full. Some libraries hand on no more of the system's error than its words, and a manager does not
+/// try where there is too little space.
 pub(crate) fn is_disk_full(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| match cause.downcast_ref::<io::Error>() {
-        Some(error) => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
-        None => cause.to_string().contains(NO_SPACE),
-    })
+    skep_manager::is_disk_full(error)
+        || error.chain().any(|cause| match cause.downcast_ref::<io::Error>() {
+            Some(error) => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            None => cause.to_string().contains(NO_SPACE),
+        })
 }
 
 /// strerror(ENOSPC).
@@ -123,6 +125,11 @@ mod tests {
         assert!(!may_pass(&wrapped(io::ErrorKind::NotFound)));
         let full = anyhow::Error::from(io::Error::from_raw_os_error(nix::libc::ENOSPC));
         assert!(is_disk_full(&full) && may_pass(&full));
+        // A manager's files that are not opened at all: nothing of the system's is in this one.
+        let (dir, free_bytes, needed_bytes) = ("/data".into(), 1, 2);
+        let unopened = skep_raft::StoreError::DiskFull { dir, free_bytes, needed_bytes };
+        let unopened = anyhow::Error::new(skep_raft::StartError::from(unopened)).context("cannot start Raft");
+        assert!(is_disk_full(&unopened) && may_pass(&unopened));
         let hidden = anyhow::anyhow!("IO error: No space left on device (os error 28)").context("cannot open");
         assert!(is_disk_full(&hidden) && may_pass(&hidden));
     }
