@@ -4,7 +4,7 @@
 //!     skep-sim --seed 17 [--trace]
 //!
 //! `--forget N`, `--swallow 1`, `--lose N` and `--return 1` plant bugs (`skep_sim::Lies`): then it must fail. With `--seed`,
-//! `--only cut-leader|restart` makes a storm of one kind, and `--bug trusts-lead` plants a bug of the past.
+//! `--only cut-leader|restart|full-disks` makes a storm of one kind, and `--bug trusts-lead` plants a bug of the past.
 //!
 //! Each seed has a process of its own, so that it repeats exactly, and a panic that ends the process takes no other with
 //! it.
@@ -72,7 +72,8 @@ fn only(name: &str) -> Result<Only, String> {
     match name {
         "cut-leader" => Ok(Only::CutLeader),
         "restart" => Ok(Only::Restart),
-        _ => Err(format!("--only needs cut-leader or restart, not {name:?}")),
+        "full-disks" => Ok(Only::FullDisks),
+        _ => Err(format!("--only needs cut-leader, restart or full-disks, not {name:?}")),
     }
 }
 

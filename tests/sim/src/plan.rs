@@ -126,6 +126,8 @@ pub enum Only {
     CutLeader,
     /// The leader's host stops and starts again before anybody notices.
     Restart,
+    /// Every disk is full while writes are on their way to it, and all hosts stop before there is space again.
+    FullDisks,
 }
 
 impl Plan {
@@ -149,6 +151,20 @@ impl Plan {
                     let (who, lasts) = (vec![Who::Leader], millis(&mut rng, 2..60));
                     faults.push((at, Fault::Crash { who, lasts, unsynced: Unsynced::Lost }));
                     at += millis(&mut rng, 600..900);
+                }
+                Only::FullDisks => {
+                    let sync = millis(&mut rng, 80..160);
+                    let full = at + Duration::from_millis(600);
+                    let lasts = Duration::from_millis(1600);
+                    let each = |fault: fn(Who, Duration, Duration) -> Fault| {
+                        (1..=whole.managers).map(move |id| fault(Who::This(id), sync, lasts))
+                    };
+                    faults.extend(each(|who, sync, lasts| Fault::SlowDisk { who, sync, lasts }).map(|it| (at, it)));
+                    faults.extend(each(|who, _, lasts| Fault::FullDisk { who, room: 0, lasts }).map(|it| (full, it)));
+                    let who = (1..=whole.managers).map(Who::This).collect();
+                    let crash = Fault::Crash { who, lasts: millis(&mut rng, 200..600), unsynced: Unsynced::Lost };
+                    faults.push((full + 3 * sync, crash));
+                    at += millis(&mut rng, 4000..4600);
                 }
             }
         }

@@ -49,6 +49,17 @@ fn a_voter_that_lost_its_files_and_still_counts_is_noticed() {
     assert!((0..100).any(loses), "no lost write was noticed");
 }
 
+#[test]
+fn a_full_disk_that_throws_away_what_it_says_it_has_is_noticed() {
+    let full = ["--only", "full-disks"];
+    for seed in 0..4 {
+        assert!(!is_wrong(seed, &full, &["WRONG"]), "seed {seed}");
+    }
+    let swallows = [full, ["--swallow", "1"]].concat();
+    let loses = |seed| is_wrong(seed, &swallows, &["acknowledged at version", "is missing"]);
+    assert!((0..20).any(loses), "no lost write was noticed");
+}
+
 /// Found once: the others have another leader before this one knows that it lost its quorum. Its reads were stale, and a
 /// removal that had nothing to remove in its state was answered as done.
 #[test]
