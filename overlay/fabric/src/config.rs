@@ -93,7 +93,8 @@ pub struct PeerConfig {
     pub fabric_address: IpAddr,
     /// Its public keys, newest first: two while it changes its key.
     pub public_keys: Vec<Key>,
-    /// Where it listens; `None` until it speaks first. Later it is where it last spoke from.
+    /// Where it listens; `None` until it speaks first. Later it is where it last spoke from; when it does not answer there
+    /// (for 90 s), it is looked for here again.
     pub endpoint: Option<SocketAddr>,
     /// Seconds between keepalives; `None` for no keepalives.
     pub keepalive: Option<u16>,

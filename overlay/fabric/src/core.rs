@@ -221,6 +221,7 @@ impl Core {
         if peer.sending().is_some() {
             return;
         }
+        peer.reset_endpoint();
         for _ in peer.take_waiting() {
             self.drop(Some(peer), DropReason::NoSession);
         }

@@ -206,7 +206,7 @@ impl Device {
             let peer = match peers.get(&address) {
                 Some((before, peer)) => {
                     match config.endpoint {
-                        Some(endpoint) if before.endpoint != config.endpoint => peer.set_endpoint(endpoint),
+                        Some(endpoint) if before.endpoint != config.endpoint => peer.tell_endpoint(endpoint),
                         _ => {}
                     }
                     peer.clone()

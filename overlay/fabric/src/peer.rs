@@ -140,6 +140,8 @@ pub(crate) struct Peer {
     pub(crate) received: Counter,
     pub(crate) drops: Drops,
     endpoint: RwLock<Option<SocketAddr>>,
+    /// Where it should be, as far as we were told.
+    told: RwLock<Option<SocketAddr>>,
     sending: RwLock<Option<Arc<Sending>>>,
     /// The best pair of keys first.
     tunnels: RwLock<Vec<Arc<Tunnel>>>,
@@ -155,6 +157,7 @@ impl Peer {
             received: Counter::default(),
             drops: Drops::default(),
             endpoint: RwLock::new(endpoint),
+            told: RwLock::new(endpoint),
             sending: RwLock::default(),
             tunnels: RwLock::default(),
             waiting: Mutex::default(),
@@ -170,6 +173,20 @@ impl Peer {
         if self.endpoint() != Some(endpoint) {
             tracing::debug!(peer = %self.fabric_address, %endpoint, "endpoint");
             *self.endpoint.write().unwrap_or_else(PoisonError::into_inner) = Some(endpoint);
+        }
+    }
+
+    /// We were told where it is.
+    pub(crate) fn tell_endpoint(&self, endpoint: SocketAddr) {
+        *self.told.write().unwrap_or_else(PoisonError::into_inner) = Some(endpoint);
+        self.set_endpoint(endpoint);
+    }
+
+    /// It does not answer where it was last: it is looked for where it should be.
+    pub(crate) fn reset_endpoint(&self) {
+        let told = *self.told.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(endpoint) = told {
+            self.set_endpoint(endpoint);
         }
     }
 

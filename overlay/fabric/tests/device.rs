@@ -1,5 +1,7 @@
 //! Devices on hosts with a real kernel between: what containers see, and what strangers cannot do. Needs root.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 mod lab;
 
 use std::net::UdpSocket;
@@ -144,6 +146,32 @@ fn a_peer_that_moves_is_found() {
         "192.0.2.77"
     );
     until("the way back works too", 5, || lab.ping(1, container_v4(2)));
+}
+
+/// It is gone from where it was last, and does not speak: it is looked for where it should be.
+#[test]
+fn a_peer_that_moved_back_in_silence_is_found() {
+    let lab = Lab::new(2, 1500, false);
+    let (devices, _) = lab.mesh(|config| {
+        config.timers.rekey_attempt = Duration::from_secs(2);
+        config.timers.rekey_timeout = Duration::from_millis(500);
+        config.timers.keepalive_timeout = Duration::from_secs(1);
+    });
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    lab.ip(&lab.host(2), &["address add 192.0.2.77/32 dev eth0"]);
+    lab.ip(&lab.host(2), &["route add 192.0.2.1/32 dev eth0 src 192.0.2.77"]);
+    let endpoint = || devices[0].statistics().peer(fabric_address(2)).unwrap().endpoint.unwrap().ip().to_string();
+    until("the new place is known", 10, || lab.ping(2, container_v4(1)) && endpoint() == "192.0.2.77");
+    lab.ip(&lab.host(2), &["route del 192.0.2.1/32 dev eth0", "address del 192.0.2.77/32 dev eth0"]);
+    // Forgets all, and where we are: it cannot begin.
+    devices[1].peers(Change::remove(vec![fabric_address(1)])).unwrap();
+    let mut peer = lab.peer(1, &PrivateKey::generate().unwrap());
+    peer.public_keys = devices[0].public_keys();
+    peer.endpoint = None;
+    devices[1].peers(Change::put(vec![peer])).unwrap();
+    assert!(!lab.ping(1, container_v4(2)), "it is where it was looked for");
+    until("it is found where it should be", 30, || lab.ping(1, container_v4(2)));
+    assert_eq!(endpoint(), "192.0.2.2");
 }
 
 #[test]
