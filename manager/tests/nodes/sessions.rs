@@ -157,6 +157,21 @@ async fn a_node_that_leaves_the_swarm_is_down_at_once() {
 }
 
 #[tokio::test]
+async fn a_node_that_describes_itself_without_end_fills_no_log() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let agent = Agent::connect(&host, "host2").await;
+    let before = swarm.state().version();
+    for number in 0..300 {
+        agent.say(Up::Description(description(&format!("host{number}")))).await;
+    }
+    swarm.until("the last", |state| state.node(host.id).unwrap().hostname() == "host299").await;
+    let written = swarm.state().version() - before;
+    assert!(written < 30, "{written} writes");
+    swarm.stop().await;
+}
+
+#[tokio::test]
 async fn last_words_are_stored_and_acknowledged() {
     let swarm = Swarm::start().await;
     let host = swarm.join("host2").await;
