@@ -75,6 +75,8 @@ impl std::fmt::Display for Host {
 pub(crate) struct Client {
     channel: Channel,
     read: ReadOptions,
+    /// The command has a flag for stale answers.
+    has_stale_flag: bool,
 }
 
 macro_rules! clients {
@@ -90,14 +92,14 @@ impl Client {
     /// Connects, so that a missing daemon is told apart from everything else that can go wrong.
     pub(crate) async fn connect(host: &Host) -> Result<Self, Failure> {
         match connect_unix(&host.path).await {
-            Ok(channel) => Ok(Self { channel, read: ReadOptions::default() }),
+            Ok(channel) => Ok(Self { channel, read: ReadOptions::default(), has_stale_flag: false }),
             Err(error) => Err(Failure::Unreachable { host: host.to_string(), reason: connect_hint(&error) }),
         }
     }
 
-    /// Lets reads be answered by a manager that hears no leader.
+    /// Lets reads be answered by a manager that hears no leader, as the command's flag says.
     pub(crate) fn allow_stale(mut self, allow: bool) -> Self {
-        self.read.allow_stale = allow;
+        (self.read.allow_stale, self.has_stale_flag) = (allow, true);
         self
     }
 
@@ -110,9 +112,14 @@ impl Client {
         loop {
             match call(Some(self.read)).await {
                 Ok(answer) => return Ok(answer),
-                Err(status) => patience.after(status).await?,
+                Err(status) => patience.after(status).await.map_err(|status| self.explain(status))?,
             }
         }
+    }
+
+    /// A manager that refuses a stale answer does not know how a command asks for one.
+    fn explain(&self, status: Status) -> Status {
+        if self.has_stale_flag { name_flag(status) } else { status }
     }
 
     clients! {
@@ -132,6 +139,15 @@ impl Client {
         daemon: DaemonClient,
         /// This host's images.
         images: ImagesClient,
+    }
+}
+
+/// Puts the flag in place of the manager's words for it.
+fn name_flag(status: Status) -> Status {
+    const WORDS: &str = "allow a stale answer";
+    match status.message().contains(WORDS) {
+        true => Status::new(status.code(), status.message().replace(WORDS, "take a stale answer with --allow-stale")),
+        false => status,
     }
 }
 
@@ -215,6 +231,14 @@ mod tests {
         let seen = seen.into_inner().unwrap();
         assert!(seen.len() > 2);
         assert!(seen.iter().all(|id| id.len() == 16 && *id == seen[0]));
+    }
+
+    #[test]
+    fn the_flag_is_named_where_a_stale_answer_would_help() {
+        let refusal = name_flag(Status::unavailable("no leader: start them, or allow a stale answer"));
+        assert_eq!(refusal.code(), tonic::Code::Unavailable);
+        assert_eq!(refusal.message(), "no leader: start them, or take a stale answer with --allow-stale");
+        assert_eq!(name_flag(Status::not_found("no such service")).code(), tonic::Code::NotFound);
     }
 
     #[tokio::test]

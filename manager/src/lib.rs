@@ -20,4 +20,4 @@ pub mod sim;
 pub mod store;
 pub mod topic;
 
-pub use manager::{Bootstrap, Ended, FIRST_RAFT_ID, Manager, ManagerConfig, ManagerStart};
+pub use manager::{Bootstrap, Ended, FIRST_RAFT_ID, Manager, ManagerConfig, ManagerStart, is_disk_full};

@@ -19,7 +19,7 @@ use skep_proto::v1::services_server::ServicesServer;
 use skep_proto::v1::tasks_server::TasksServer;
 use skep_proto::v1::watch_server::WatchServer;
 use skep_proto::v1::{ClusterSpec, NodeDescription, NodeRole, NodeSpec};
-use skep_raft::{Consensus, RaftId, RaftNode, Role, Start, Status, StopCause};
+use skep_raft::{Consensus, RaftId, RaftNode, Role, Start, StartError, Status, StopCause, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -113,6 +113,15 @@ pub enum Ended {
     Damaged(String),
     /// Anything else; starting again may help.
     Failed(String),
+}
+
+/// Whether an error, or one of its causes, is that Raft found no space on its disk: [`Manager::start`] works when there is
+/// some.
+pub fn is_disk_full(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(StartError::is_disk_full)
+            || cause.downcast_ref().is_some_and(StoreError::is_disk_full)
+    })
 }
 
 /// A running manager. Dropped without [`Manager::shutdown`] it stops at once, as if it were killed.

@@ -108,9 +108,13 @@ impl Sequencer {
         transaction.at = self.clock.now();
         let (request, object_id) = (transaction.request, transaction.object_id.clone());
         let idle = self.flight.is_empty() && !self.head.has_waiting();
+        let mut is_proven = true;
         let (written, is_applied) = match self.head.submit(transaction) {
             Submitted::Queued { version, refused } => (Written { version, object_id, refused }, false),
-            Submitted::Nothing { version, refused } => (Written { version, object_id, refused }, idle),
+            Submitted::Nothing { version, refused } => {
+                is_proven = false;
+                (Written { version, object_id, refused }, idle)
+            }
             // The first try may still be in flight: the answer waits for it.
             Submitted::Repeated(record) => {
                 let applied = self.applied.state();
@@ -118,7 +122,15 @@ impl Sequencer {
                 (Written { version: record.version, object_id: record.object_id, refused: Vec::new() }, is_applied)
             }
         };
-        if is_applied {
+        if is_applied && !is_proven {
+            // No commit will tell that this is the newest state: another leader may have replaced this one already.
+            let raft = Arc::clone(&self.raft);
+            tokio::spawn(async move {
+                let led = raft.read_barrier(BARRIER).await;
+                // The caller may have gone.
+                let _ = answer.send(led.map(|_| written).map_err(|_| WriteError::NoLeader));
+            });
+        } else if is_applied {
             // The caller may have gone.
             let _ = answer.send(Ok(written));
         } else {

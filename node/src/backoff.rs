@@ -41,12 +41,23 @@ pub(crate) fn may_pass(error: &anyhow::Error) -> bool {
     }) || is_disk_full(error)
 }
 
-/// Whether the disk is full. Some libraries hand on no more of the system's error than its words.
+/// An error and its causes in one sentence. A status says its message only: its code is for programs.
+pub(crate) fn words(error: &anyhow::Error) -> String {
+    let word = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<tonic::Status>() {
+        Some(status) => status.message().to_owned(),
+        None => cause.to_string(),
+    };
+    error.chain().map(word).collect::<Vec<_>>().join(": ")
+}
+
+/// Whether the disk is full. Some libraries hand on no more of the system's error than its words, and a manager does not
+/// try where there is too little space.
 pub(crate) fn is_disk_full(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| match cause.downcast_ref::<io::Error>() {
-        Some(error) => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
-        None => cause.to_string().contains(NO_SPACE),
-    })
+    skep_manager::is_disk_full(error)
+        || error.chain().any(|cause| match cause.downcast_ref::<io::Error>() {
+            Some(error) => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            None => cause.to_string().contains(NO_SPACE),
+        })
 }
 
 /// strerror(ENOSPC).
@@ -114,8 +125,20 @@ mod tests {
         assert!(!may_pass(&wrapped(io::ErrorKind::NotFound)));
         let full = anyhow::Error::from(io::Error::from_raw_os_error(nix::libc::ENOSPC));
         assert!(is_disk_full(&full) && may_pass(&full));
+        // A manager's files that are not opened at all: nothing of the system's is in this one.
+        let (dir, free_bytes, needed_bytes) = ("/data".into(), 1, 2);
+        let unopened = skep_raft::StoreError::DiskFull { dir, free_bytes, needed_bytes };
+        let unopened = anyhow::Error::new(skep_raft::StartError::from(unopened)).context("cannot start Raft");
+        assert!(is_disk_full(&unopened) && may_pass(&unopened));
         let hidden = anyhow::anyhow!("IO error: No space left on device (os error 28)").context("cannot open");
         assert!(is_disk_full(&hidden) && may_pass(&hidden));
+    }
+
+    #[test]
+    fn a_status_is_told_once_and_without_its_code() {
+        let refusal = anyhow::Error::new(tonic::Status::failed_precondition("the address is taken"));
+        let error = refusal.context("manager a:1 does not let this node in");
+        assert_eq!(words(&error), "manager a:1 does not let this node in: the address is taken");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::address;
 use crate::agent::MemberAgent;
-use crate::backoff::{Backoff, is_disk_full, may_pass};
+use crate::backoff::{Backoff, is_disk_full, may_pass, words};
 use crate::config::MANAGER_PORT;
 use crate::contacts::Contacts;
 use crate::host::Host;
@@ -130,8 +130,8 @@ impl Membership {
             let Err(error) = self.resume_once(&mut member).await else { return };
             let passing = may_pass(&error);
             let message = match is_disk_full(&error) {
-                true => format!("this node's disk is full: {error:#}; make space, and it goes on by itself"),
-                false => format!("this node's swarm state cannot be used: {error:#}"),
+                true => format!("this node's disk is full: {}; make space, and it goes on by itself", words(&error)),
+                false => format!("this node's swarm state cannot be used: {}", words(&error)),
             };
             warn!(error = %message, passing, "this host is not back in its swarm");
             self.board.failed(message, passing);

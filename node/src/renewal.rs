@@ -48,7 +48,7 @@ pub(crate) async fn run(live: LiveCredentials, links: Arc<Links>, contacts: Cont
             Err(error) => {
                 // What was asked for is still to be done.
                 contacts.renew.notify_one();
-                Some(format!("{error:#}"))
+                Some(crate::backoff::words(&error))
             }
         };
         match failed {

@@ -544,7 +544,7 @@ impl Inner {
             self.driver_ended(ended);
         }
         while self.forgets.join_next().await.is_some() {}
-        guards.session.close().await;
+        guards.session.leave().await;
         drop_blocking(guards.record).await;
         if let Err(error) = tokio::fs::remove_dir_all(&guards.path).await {
             tracing::warn!(path = %guards.path.display(), %error, "cannot remove the local record");

@@ -175,10 +175,19 @@ pub struct Session {
     shared: Arc<Shared>,
 }
 
+/// Why the session's thread ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The daemon stops; containers go on.
+    Stops,
+    /// The node leaves the swarm.
+    Leaves,
+}
+
 /// Ends the session's thread.
 #[derive(Debug)]
 pub struct SessionGuard {
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<Why>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -200,7 +209,7 @@ impl Session {
             link: watch::channel(None).0,
         });
         let (to_agent, from_manager) = mpsc::unbounded_channel();
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(None);
         let runner = Runner { shared: Arc::clone(&shared), config, to_agent, stopped, patience: Patience::default() };
         let thread = std::thread::Builder::new()
             .name("skep-session".to_owned())
@@ -254,8 +263,17 @@ impl Session {
 
 impl SessionGuard {
     /// Says goodbye and waits for the thread, half a second at most where the manager does not answer.
-    pub async fn close(mut self) {
-        self.stop.send_replace(true);
+    pub async fn close(self) {
+        self.end(Why::Stops).await;
+    }
+
+    /// The same for a node that leaves the swarm, and whose containers are gone.
+    pub async fn leave(self) {
+        self.end(Why::Leaves).await;
+    }
+
+    async fn end(mut self, why: Why) {
+        self.stop.send_replace(Some(why));
         if let Some(thread) = self.thread.take() {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
@@ -265,7 +283,7 @@ impl SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         // Not joined: a drop without `close` must not block a runtime's thread.
-        self.stop.send_replace(true);
+        self.stop.send_if_modified(|stop| stop.replace(stop.unwrap_or(Why::Stops)).is_none());
     }
 }
 
@@ -281,8 +299,9 @@ impl Shared {
 }
 
 /// Waits until the agent closes the session (or is gone).
-async fn stop_asked(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stop| *stop).await;
+async fn stop_asked(stopped: &mut watch::Receiver<Option<Why>>) -> Why {
+    let asked = stopped.wait_for(Option::is_some).await;
+    asked.ok().and_then(|why| *why).unwrap_or(Why::Stops)
 }
 
 /// How one connection ended.
@@ -306,7 +325,7 @@ struct Runner {
     shared: Arc<Shared>,
     config: SessionConfig,
     to_agent: mpsc::UnboundedSender<FromManager>,
-    stopped: watch::Receiver<bool>,
+    stopped: watch::Receiver<Option<Why>>,
     patience: Patience,
 }
 
@@ -316,7 +335,7 @@ impl Runner {
         let mut picker = ManagerPicker::new(config.node_id, config.seeds.clone(), config.known.clone());
         let mut mark = self.config.resume.clone();
         let last = loop {
-            if *self.stopped.borrow() {
+            if self.stopped.borrow().is_some() {
                 break SessionState::Closed;
             }
             let next = picker.next(|n| if n == 0 { 0 } else { rand::thread_rng().gen_range(0..n) });
@@ -324,7 +343,7 @@ impl Runner {
             let (addr, pause) = next.unwrap_or((String::new(), Duration::from_secs(1)));
             tokio::select! {
                 biased;
-                () = stop_asked(&mut self.stopped) => break SessionState::Closed,
+                _ = stop_asked(&mut self.stopped) => break SessionState::Closed,
                 () = tokio::time::sleep(pause) => {}
             }
             if addr.is_empty() {

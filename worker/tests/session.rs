@@ -59,7 +59,7 @@ async fn wanted_states_are_followed() {
     assert!(node.world.running().is_empty());
     assert_eq!(node.world.starts().values().copied().collect::<Vec<_>>(), [1]);
     agent.shutdown().await;
-    assert_eq!(manager.state().goodbyes, 1);
+    assert_eq!(manager.state().goodbyes, [false]);
 }
 
 /// A template whose one container has a check that `World::command` answers for.
@@ -475,6 +475,7 @@ async fn leaving_stops_everything_and_forgets() {
     );
     until("running", || agent.containers_running() == 2).await;
     agent.stop_all().await;
+    assert_eq!(manager.state().goodbyes, [true], "it says that it leaves");
     assert!(node.world.running().is_empty() && node.world.leftovers().is_empty());
     assert!(!node.data.path().join("agent").exists());
     // A second order finds nothing to do.

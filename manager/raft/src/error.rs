@@ -141,6 +141,11 @@ impl StoreError {
         if full { StopCause::DiskFull } else { StopCause::Storage }
     }
 
+    /// Whether it failed for lack of space on the disk: it works again when there is some.
+    pub fn is_disk_full(&self) -> bool {
+        self.cause() == StopCause::DiskFull
+    }
+
     /// The whole chain in one line, for places that keep only text.
     pub(crate) fn text(&self) -> String {
         chain(self)
@@ -162,6 +167,13 @@ pub enum StartError {
     /// The engine did not come up.
     #[error("consensus did not start: {0}")]
     Engine(String),
+}
+
+impl StartError {
+    /// Whether it failed for lack of space on the disk: it works again when there is some.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_disk_full())
+    }
 }
 
 /// Whether a write failed for lack of space.

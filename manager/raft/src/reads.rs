@@ -71,6 +71,10 @@ async fn round(raft: &Raft, patience: Duration, resumed: Option<&Resumed>) -> Ro
             Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => return Round::NotLeader(to.leader_id),
             // The others may refuse at once.
             Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) if Instant::now() < give_up => {
+                #[cfg(feature = "sim")]
+                if crate::sim::has_bug(crate::sim::Bug::AsksAtOnce) {
+                    continue;
+                }
                 tokio::time::sleep(AGAIN).await;
             }
             Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => return Round::NoQuorum,
@@ -78,6 +82,8 @@ async fn round(raft: &Raft, patience: Duration, resumed: Option<&Resumed>) -> Ro
         }
     };
     let found = resumed.filter(|resumed| raft.metrics().borrow().vote == resumed.vote).and_then(|resumed| resumed.last);
+    #[cfg(feature = "sim")]
+    let found = found.filter(|_| !crate::sim::has_bug(crate::sim::Bug::ForgetsLead));
     let read = read.max(found);
     let index = read.map_or(0, |id| id.index);
     if read > applied {

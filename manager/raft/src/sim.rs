@@ -7,7 +7,7 @@
 //! gone. [`SimDisk::set_room`] fills it. [`SimDisk::forget`] and [`SimDisk::swallow_when_full`] make disks that lie, to
 //! prove that the simulation notices; [`content`] reads what a disk holds without any engine.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::ops::Range;
@@ -30,6 +30,28 @@ use crate::store::snapshots::{SnapshotStore, read_preface};
 
 thread_local! {
     static RNG: RefCell<Option<StdRng>> = const { RefCell::new(None) };
+    static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+/// Bugs that were there once. Planted again, they prove that the tests which guard against them can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// A leader that was started again within its lease does not apply what it had committed before it answers reads.
+    ForgetsLead,
+    /// A read barrier asks again at once when there is no quorum.
+    AsksAtOnce,
+    /// A leader answers reads without proof that it still leads.
+    TrustsLead,
+}
+
+/// This thread's nodes have this bug from now on.
+pub fn plant(bug: Option<Bug>) {
+    BUG.set(bug);
+}
+
+/// Whether a bug is planted here.
+pub fn has_bug(bug: Bug) -> bool {
+    BUG.get() == Some(bug)
 }
 
 /// Makes this thread one that simulates, with random numbers from `seed`.

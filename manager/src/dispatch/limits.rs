@@ -64,6 +64,8 @@ pub(crate) const NODE_NETWORKS: usize = 4096;
 pub(crate) const URGENT_QUEUE: usize = 256;
 /// Assignment messages on their way to one node: the next one waits for the network, and is then up to date.
 pub(crate) const BULK_QUEUE: usize = 2;
+/// Shortest pause between two writes of what a node says of itself: the latest counts.
+pub(crate) const DESCRIBE_EVERY: Duration = Duration::from_secs(1);
 /// Status batches of one node that wait for the store; beyond it the node is not read any further.
 pub(crate) const PENDING_BATCHES: usize = 8;
 

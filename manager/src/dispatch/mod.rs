@@ -6,7 +6,7 @@
 //! | `session.rs` | one node's session, from registration to its end |
 //! | `sessions.rs` | who is connected; what was sent, for resuming |
 //! | `number.rs` | assignment messages, numbered and cut to size |
-//! | `statuses.rs`, `reports.rs` | what nodes report: checked, then written together |
+//! | `statuses.rs`, `gather.rs`, `reports.rs` | what nodes report: checked, the latest of each node, written together |
 //! | `observe.rs` | the changes to a node's observed part |
 //! | `lead.rs` | what the leader does beside: who is silent, and writing it down |
 //! | `health.rs`, `pulse.rs` | who is silent; the thread that notices |
@@ -24,6 +24,7 @@
 
 mod bond;
 mod cluster;
+mod gather;
 mod health;
 pub(crate) mod homes;
 mod images;

@@ -78,8 +78,15 @@ pub(crate) fn described(node: NodeId, description: NodeDescription) -> Change {
     change(NodeObserved { node: Some(node), description, ..NodeObserved::default() })
 }
 
-/// The node stops in an orderly way.
-pub(crate) fn leaving(node: &Node, now: UnixMs) -> Change {
+/// The node leaves the swarm: nobody waits for it to come back.
+pub(crate) fn left(node: &Node, now: UnixMs) -> Change {
+    let message = "the node has left the swarm".to_owned();
+    let status = status(node, NodeState::Down, message, node.status.addr.clone(), now);
+    change(NodeObserved { node: Some(node.id), status: Some(status), ..NodeObserved::default() })
+}
+
+/// The node's daemon stops in an orderly way.
+pub(crate) fn stopping(node: &Node, now: UnixMs) -> Change {
     let message = "the daemon is stopping".to_owned();
     let status = status(node, NodeState::Disconnected, message, node.status.addr.clone(), now);
     change(NodeObserved { node: Some(node.id), status: Some(status), ..NodeObserved::default() })

@@ -30,6 +30,7 @@ use tonic::Status;
 use tracing::{debug, info, warn};
 
 use super::cluster::{ClusterView, heartbeat_period_ms};
+use super::gather::Gather;
 use super::homes::Registered;
 use super::limits::{
     ASSIGN_EVERY, COMPLETE_BYTES, DIFFERENCE_BYTES, FAREWELL_WITHIN, PENDING_BATCHES, REGISTER_WITHIN,
@@ -76,8 +77,8 @@ enum Over {
 
 /// What the reading loop waits for before it is done with a message.
 enum Work {
-    /// Statuses are stored.
-    Batch(u64),
+    /// The statuses of these batches are stored.
+    Batches(Vec<u64>),
     /// Something of the node itself is stored.
     Node,
 }
@@ -219,15 +220,21 @@ impl Session {
 
     async fn read(&self, connection: u64, mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin) -> Over {
         let mut working = Works::new();
+        let mut gather = Gather::new(Instant::now());
         let mut leaving = false;
         loop {
-            let full = working.len() >= PENDING_BATCHES;
+            working.extend(self.statuses(&mut gather));
+            let full = working.len() >= PENDING_BATCHES || gather.is_full();
+            let describe_at = gather.description_due().filter(|_| !full);
             let period = self.dispatcher.0.view.borrow().period;
             tokio::select! {
                 Some(done) = working.next() => {
-                    if let Err(over) = self.acknowledge(done).await {
+                    if let Err(over) = self.acknowledge(done, &mut gather).await {
                         return over;
                     }
+                }
+                () = sleep_until(describe_at.unwrap_or_else(Instant::now)), if describe_at.is_some() => {
+                    working.extend(self.describe(&mut gather));
                 }
                 message = up.next(), if !full => {
                     let message = match message {
@@ -235,17 +242,23 @@ impl Session {
                         // A kind of message that this version does not know.
                         Some(Ok(SessionUp { message: None })) => continue,
                         Some(Err(_)) => return Over::Gone,
-                        None => return self.finish(working).await,
+                        None => return self.finish(working, gather).await,
                     };
                     self.dispatcher.heard(self.node());
                     let work = match message {
                         UpMessage::Heartbeat(heartbeat) => self.heartbeat(connection, &heartbeat, leaving),
-                        UpMessage::Statuses(batch) => Some(self.statuses(batch)),
-                        UpMessage::Description(description) => self.described(description),
+                        UpMessage::Statuses(batch) => {
+                            self.reported(batch, &mut gather);
+                            None
+                        }
+                        UpMessage::Description(description) => {
+                            self.described(description, &mut gather);
+                            None
+                        }
                         UpMessage::Images(held) => self.images(&held),
-                        UpMessage::Goodbye(_) => {
+                        UpMessage::Goodbye(goodbye) => {
                             if !std::mem::replace(&mut leaving, true) {
-                                self.goodbye();
+                                self.goodbye(goodbye.leaving);
                             }
                             None
                         }
@@ -262,20 +275,28 @@ impl Session {
     }
 
     /// The node has said all it wants to say: what it said last is stored and acknowledged.
-    async fn finish(&self, mut working: Works) -> Over {
-        while let Some(done) = working.next().await {
-            if let Err(over) = self.acknowledge(done).await {
+    async fn finish(&self, mut working: Works, mut gather: Gather) -> Over {
+        working.extend(self.describe(&mut gather));
+        loop {
+            working.extend(self.statuses(&mut gather));
+            let Some(done) = working.next().await else { return Over::Gone };
+            if let Err(over) = self.acknowledge(done, &mut gather).await {
                 return over;
             }
         }
-        Over::Gone
     }
 
     /// In order: an acknowledgement stands for all batches before it, too.
-    async fn acknowledge(&self, done: Result<Work, WriteError>) -> Result<(), Over> {
+    async fn acknowledge(&self, done: Result<Work, WriteError>, gather: &mut Gather) -> Result<(), Over> {
         match done {
             Ok(Work::Node) => Ok(()),
-            Ok(Work::Batch(batch)) => self.tell(DownMessage::StatusAck(StatusAck { batch })).await,
+            Ok(Work::Batches(batches)) => {
+                gather.written();
+                for batch in batches {
+                    self.tell(DownMessage::StatusAck(StatusAck { batch })).await?;
+                }
+                Ok(())
+            }
             Err(error) => Err(unavailable(&error).into()),
         }
     }
@@ -298,7 +319,7 @@ impl Session {
         Some(self.observe(observe::ready(node, self.addr.clone(), store.now())))
     }
 
-    fn statuses(&self, batch: StatusBatch) -> WorkDone {
+    fn reported(&self, batch: StatusBatch, gather: &mut Gather) {
         let number = batch.batch;
         let store = self.dispatcher.store();
         let checked = statuses::check(&store.state(), self.node(), batch.statuses, store.now());
@@ -306,25 +327,36 @@ impl Session {
             let (foreign, malformed) = (checked.foreign, checked.malformed);
             warn!(node = %self.node(), foreign, malformed, "reports that the node cannot make are left out");
         }
-        let reports = self.dispatcher.0.reports.clone();
-        async move {
-            // An empty batch waits for its turn only.
-            if !checked.changes.is_empty() {
-                reports.store(checked.changes).await?;
-            }
-            Ok(Work::Batch(number))
-        }
-        .boxed()
+        gather.statuses(number, checked.changes);
     }
 
-    fn described(&self, description: NodeDescription) -> Option<WorkDone> {
-        match observe::checked(Some(description)) {
-            Ok(description) => Some(self.observe(observe::described(self.node(), description))),
-            Err(error) => {
-                warn!(node = %self.node(), %error, "a description is left out");
-                None
+    /// Writes the statuses that came together, if none are being written.
+    fn statuses(&self, gather: &mut Gather) -> Option<WorkDone> {
+        let (batches, changes) = gather.next()?;
+        let reports = self.dispatcher.0.reports.clone();
+        let stored = async move {
+            // An empty batch waits for its turn only.
+            if !changes.is_empty() {
+                reports.store(changes).await?;
             }
+            Ok(Work::Batches(batches))
+        };
+        Some(stored.boxed())
+    }
+
+    fn described(&self, description: NodeDescription, gather: &mut Gather) {
+        match observe::checked(Some(description)) {
+            Ok(description) => gather.describe(description),
+            Err(error) => warn!(node = %self.node(), %error, "a description is left out"),
         }
+    }
+
+    /// Writes what the node says of itself, if that is news.
+    fn describe(&self, gather: &mut Gather) -> Option<WorkDone> {
+        let description = gather.description(Instant::now())?;
+        let state = self.dispatcher.store().state();
+        let is_known = state.node(self.node())?.description.as_deref() == Some(&description);
+        (!is_known).then(|| self.observe(observe::described(self.node(), description)))
     }
 
     fn images(&self, held: &HeldImages) -> Option<WorkDone> {
@@ -336,11 +368,12 @@ impl Session {
     }
 
     /// The connection may be gone before this is stored, so it is stored apart.
-    fn goodbye(&self) {
+    fn goodbye(&self, leaves: bool) {
         let (store, node) = (self.dispatcher.store(), self.node());
         let state = store.state();
         let Some(known) = state.node(node) else { return };
-        let leaving = self.observe(observe::leaving(known, store.now()));
+        let change = if leaves { observe::left(known, store.now()) } else { observe::stopping(known, store.now()) };
+        let leaving = self.observe(change);
         tokio::spawn(async move {
             if let Err(error) = leaving.await {
                 debug!(%node, %error, "cannot write down that a node is leaving");

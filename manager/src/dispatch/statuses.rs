@@ -25,7 +25,7 @@ pub(crate) struct Checked {
 
 /// Checks a batch that `node` sent, at a moment of the swarm's clock. Of several reports on one task the one that is
 /// furthest on counts. Reports on tasks that the store no longer has are passed over: the node will be told to remove
-/// them.
+/// them. So is what the store knows already, word for word.
 pub(crate) fn check(state: &State, node: NodeId, batch: Vec<v1::TaskObserved>, now: UnixMs) -> Checked {
     let mut checked = Checked::default();
     let mut latest: Vec<(TaskId, TaskStatus)> = Vec::with_capacity(batch.len());
@@ -53,7 +53,8 @@ pub(crate) fn check(state: &State, node: NodeId, batch: Vec<v1::TaskObserved>, n
         }
     }
     let observe = |(task, status)| TaskObserved { task, node, status: Arc::new(trimmed(status)) };
-    let changes = latest.into_iter().map(observe);
+    let is_known = |observed: &TaskObserved| state.task(observed.task).is_some_and(|it| it.status == observed.status);
+    let changes = latest.into_iter().map(observe).filter(|observed| !is_known(observed));
     checked.changes = changes.map(|observed| Change::any(Op::ObserveTask(observed))).collect();
     checked
 }
@@ -170,6 +171,20 @@ mod tests {
         let checked = check(&state(), ME, batch, NOW);
         assert_eq!(stored(&checked), [(1, ME, TaskState::Running)]);
         assert_eq!((checked.foreign, checked.malformed), (1, 0));
+    }
+
+    #[test]
+    fn what_is_stored_is_not_written_again() {
+        let mut state = state();
+        let mut known = Task::clone(state.task(TaskId::new(1)).unwrap());
+        let status = TaskStatus { state: TaskState::Running.into(), since_ms: 9_000, ..TaskStatus::default() };
+        (known.state, known.status) = (TaskState::Running, Arc::new(status.clone()));
+        state.put(known);
+        let mut again = report(1, TaskState::Running);
+        again.status = Some(status.clone());
+        assert!(check(&state, ME, vec![again.clone()], NOW).changes.is_empty());
+        again.status = Some(TaskStatus { message: "news".into(), ..status });
+        assert_eq!(check(&state, ME, vec![again], NOW).changes.len(), 1);
     }
 
     #[test]

@@ -19,6 +19,8 @@
 
 pub(crate) mod ask;
 mod enter;
+#[cfg(test)]
+mod lead_test;
 pub(crate) mod level;
 mod links;
 pub(crate) mod recovery;

@@ -109,12 +109,12 @@ async fn a_silent_node_is_down_and_a_heard_one_is_ready_again() {
 }
 
 #[tokio::test]
-async fn a_node_that_leaves_says_so_and_is_down_after_the_grace() {
+async fn a_node_whose_daemon_stops_says_so_and_is_down_after_the_grace() {
     let swarm = Swarm::start().await;
     let host = swarm.join("host2").await;
     let mut agent = Agent::connect(&host, "host2").await;
     agent.stop_beating();
-    agent.say(Up::Goodbye(Goodbye {})).await;
+    agent.say(Up::Goodbye(Goodbye { leaving: false })).await;
     agent.hang_up();
     assert!(agent.end().await.is_none(), "the manager ends its half when it has read all");
     let mut seen = Vec::new();
@@ -130,6 +130,44 @@ async fn a_node_that_leaves_says_so_and_is_down_after_the_grace() {
     assert_eq!(seen[seen.len() - 2], NodeState::Disconnected, "{seen:?}");
     let message = swarm.node(host.id).status.message.clone();
     assert!(message.starts_with("the daemon stopped"), "{message}");
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_the_swarm_is_down_at_once() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agent = Agent::connect(&host, "host2").await;
+    agent.say(Up::Goodbye(Goodbye { leaving: true })).await;
+    // What it still says does not bring it back.
+    agent.say(Up::Heartbeat(Default::default())).await;
+    agent.hang_up();
+    assert!(agent.end().await.is_none());
+    let mut seen = Vec::new();
+    swarm
+        .until("down", |state| {
+            let status = &state.node(host.id).unwrap().status;
+            seen.push(status.state);
+            status.state == NodeState::Down
+        })
+        .await;
+    assert!(!seen.contains(&NodeState::Disconnected), "{seen:?}");
+    assert_eq!(swarm.node(host.id).status.message, "the node has left the swarm");
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_describes_itself_without_end_fills_no_log() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let agent = Agent::connect(&host, "host2").await;
+    let before = swarm.state().version();
+    for number in 0..300 {
+        agent.say(Up::Description(description(&format!("host{number}")))).await;
+    }
+    swarm.until("the last", |state| state.node(host.id).unwrap().hostname() == "host299").await;
+    let written = swarm.state().version() - before;
+    assert!(written < 30, "{written} writes");
     swarm.stop().await;
 }
 

@@ -5,6 +5,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -15,14 +16,39 @@ use crate::switch::Control;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// The cgroups of a daemon's place, which shims would join: of its own, as tests run at the same time. Removed when dropped.
+struct Parent(PathBuf);
+
+impl Parent {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(format!("skep-membership-{}-{number}", std::process::id()).into())
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        // One hierarchy (v2), or one in each folder.
+        let top = PathBuf::from("/sys/fs/cgroup");
+        let below = fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
+        let groups = below.chain([top.clone()]).map(|hierarchy| hierarchy.join(&self.0));
+        for group in groups.filter(|group| group.is_dir()) {
+            let removed = [group.join("shims"), group].iter().try_for_each(fs::remove_dir);
+            assert!(removed.is_ok() || std::thread::panicking(), "a cgroup is left behind: {removed:?}");
+        }
+    }
+}
+
 /// A daemon's place on its own directory, with `peer_port` for images. It was started and is outside of any swarm,
 /// unless the directory says otherwise.
-async fn place(dir: &Path, peer_port: u16) -> Arc<Membership> {
+async fn place(dir: &Path, peer_port: u16) -> (Arc<Membership>, Parent) {
+    let parent = Parent::new();
     let config = Config {
         data_dir: dir.to_owned(),
         socket: dir.join("skep.sock"),
         peer_port,
-        cgroup_parent: "skep-test".into(),
+        cgroup_parent: parent.0.clone(),
         hostname: Some("host".to_owned()),
         boot_id: Some("boot".to_owned()),
         advertise_addr: None,
@@ -30,7 +56,7 @@ async fn place(dir: &Path, peer_port: u16) -> Arc<Membership> {
         runtime: "libcontainer".to_owned(),
         labels: std::collections::BTreeMap::new(),
     };
-    begin(Arc::new(Host::open(config).await.unwrap())).await
+    (begin(Arc::new(Host::open(config).await.unwrap())).await, parent)
 }
 
 /// What a start of the daemon does.
@@ -75,7 +101,7 @@ async fn a_failed_init_frees_its_port_and_its_files() {
     let dir = tempfile::tempdir().unwrap();
     // Another program has the image port.
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
-    let membership = place(dir.path(), taken.local_addr().unwrap().port()).await;
+    let (membership, _parent) = place(dir.path(), taken.local_addr().unwrap().port()).await;
     let free = free_port();
     for _ in 0..2 {
         let error = fails(membership.init(init_at(free))).await;
@@ -87,7 +113,7 @@ async fn a_failed_init_frees_its_port_and_its_files() {
     // And the managers' port.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let membership = place(dir.path(), 0).await;
+    let (membership, _parent) = place(dir.path(), 0).await;
     let error = fails(membership.init(init_at(taken.local_addr().unwrap()))).await;
     assert!(error.contains("cannot listen on"), "{error}");
     assert_eq!(membership.standing().state, SwarmState::Inactive);
@@ -98,7 +124,7 @@ async fn a_failed_init_frees_its_port_and_its_files() {
 async fn what_an_earlier_swarm_left_is_refused_and_deleted_by_force_only() {
     for left in ["raft", "agent"] {
         let dir = tempfile::tempdir().unwrap();
-        let membership = place(dir.path(), 0).await;
+        let (membership, _parent) = place(dir.path(), 0).await;
         fs::create_dir_all(dir.path().join(left)).unwrap();
         fs::write(dir.path().join(left).join("precious"), "data").unwrap();
         let error = fails(membership.init(init_at(free_port()))).await;
@@ -116,7 +142,7 @@ async fn what_an_earlier_swarm_left_is_refused_and_deleted_by_force_only() {
 async fn a_taken_port_is_tried_again_and_a_damaged_file_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let addr = free_port();
-    let membership = place(dir.path(), 0).await;
+    let (membership, _parent) = place(dir.path(), 0).await;
     let (node, ..) = membership.init(init_at(addr)).await.unwrap();
     assert!(membership.standing().control);
     assert!(fails(membership.leave(false)).await.contains("participating as a manager"));
@@ -142,7 +168,7 @@ async fn a_taken_port_is_tried_again_and_a_damaged_file_is_not() {
 #[tokio::test]
 async fn no_transition_begins_while_the_daemon_stops() {
     let dir = tempfile::tempdir().unwrap();
-    let membership = place(dir.path(), 0).await;
+    let (membership, _parent) = place(dir.path(), 0).await;
     membership.shutdown().await;
     let error = fails(membership.init(SwarmInitRequest::default())).await;
     assert!(error.contains("stopping"), "{error}");
@@ -151,7 +177,7 @@ async fn no_transition_begins_while_the_daemon_stops() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_cluster_is_forced_on_a_managers_state_only() {
     let dir = tempfile::tempdir().unwrap();
-    let membership = place(dir.path(), 0).await;
+    let (membership, _parent) = place(dir.path(), 0).await;
     let force = SwarmInitRequest { force_new_cluster: true, ..SwarmInitRequest::default() };
     let error = fails(membership.init(force.clone())).await;
     assert!(error.contains("holds no manager's state"), "{error}");
@@ -199,7 +225,7 @@ impl Drop for SmallDisk {
 #[tokio::test(flavor = "multi_thread")]
 async fn init_on_a_full_disk_says_so_and_leaves_nothing() {
     let Some(disk) = SmallDisk::new(48) else { return };
-    let membership = place(disk.0.path(), 0).await;
+    let (membership, _parent) = place(disk.0.path(), 0).await;
     disk.fill();
     let error = fails(membership.init(init_at(free_port()))).await;
     assert!(error.contains("No space left") || error.contains("disk"), "{error}");
@@ -215,7 +241,7 @@ async fn init_on_a_full_disk_says_so_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_manager_says_that_its_disk_is_full_and_goes_on_by_itself() {
     let Some(disk) = SmallDisk::new(48) else { return };
-    let membership = place(disk.0.path(), 0).await;
+    let (membership, _parent) = place(disk.0.path(), 0).await;
     membership.init(init_at(free_port())).await.unwrap();
     disk.fill();
     wait_until("the full disk shows", &membership, |standing| standing.error.contains("disk is full")).await;
@@ -227,7 +253,7 @@ async fn a_running_manager_says_that_its_disk_is_full_and_goes_on_by_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_whose_disk_was_full_at_the_start_comes_back_by_itself() {
     let Some(disk) = SmallDisk::new(48) else { return };
-    let membership = place(disk.0.path(), 0).await;
+    let (membership, _parent) = place(disk.0.path(), 0).await;
     membership.init(init_at(free_port())).await.unwrap();
     let membership = restart(membership, || disk.fill()).await;
     wait_until("the full disk shows", &membership, |standing| standing.error.contains("disk is full")).await;

@@ -116,7 +116,7 @@ async fn enter(parts: &SeatParts) -> anyhow::Result<u64> {
         match asked.await {
             Ok(raft_id) => return Ok(raft_id),
             Err(status) => {
-                let text = format!("manager {addr} does not let this node in: {}", status.message());
+                let text = format!("manager {addr} does not let this node in");
                 last = Some(anyhow::Error::new(status).context(text));
             }
         }

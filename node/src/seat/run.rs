@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::open::{How, Manager};
 use super::{First, Order, SeatParts, SeatState};
-use crate::backoff::{Backoff, is_disk_full, may_pass};
+use crate::backoff::{Backoff, is_disk_full, may_pass, words};
 use crate::membership::{SeatPhase, SeatRecord};
 use crate::switch::Control;
 
@@ -232,8 +232,8 @@ impl Runner {
     /// Puts the reason on show. Returns when to try again.
     fn failed(&mut self, error: &anyhow::Error) -> Option<Duration> {
         let reason = match is_disk_full(error) {
-            true => format!("this manager's disk is full: {error:#}; make space, and it goes on by itself"),
-            false => format!("this node's manager does not run: {error:#}"),
+            true => format!("this manager's disk is full: {}; make space, and it goes on by itself", words(error)),
+            false => format!("this node's manager does not run: {}", words(error)),
         };
         self.empty(reason, may_pass(error))
     }
@@ -275,7 +275,7 @@ impl Runner {
     /// It runs, but not as this node's manager: the agent's session will tell what became of the node.
     fn refuse(&self, mut held: Box<Held>, error: &anyhow::Error) -> Box<Held> {
         (held.ready, held.announced) = (true, true);
-        let reason = format!("this node's manager cannot be used: {error:#}");
+        let reason = format!("this node's manager cannot be used: {}", words(error));
         warn!(%reason, "the swarm's state is not this node's");
         self.parts.board.control(Control::Absent(reason.clone()));
         self.state.send_replace(SeatState::Empty { reason, passing: false });

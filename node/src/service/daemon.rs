@@ -102,5 +102,5 @@ pub(super) fn local<T>(request: &Request<T>) -> Result<(), Status> {
 
 /// The whole chain of reasons as one sentence.
 fn refused(error: &anyhow::Error) -> Status {
-    Status::failed_precondition(format!("{error:#}"))
+    Status::failed_precondition(crate::backoff::words(error))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use skep_image::config::RunConfig;
-use skep_image::{Digest, ImageRecord, Policy, Progress, Reference, RemoveError};
+use skep_image::{Digest, ImageRecord, LoadError, Policy, Progress, Reference, RemoveError, StoreError};
 use skep_proto::v1::image_names_client::ImageNamesClient;
 use skep_proto::v1::images_server::Images;
 use skep_proto::v1::{
@@ -81,7 +81,7 @@ impl Images for ImagesService {
         let images = self.host.images.clone();
         self.arriving(move |progress| async move {
             let loaded = images.load(Upload::new(pieces), progress).await;
-            loaded.map_err(|error| Status::invalid_argument(skep_image::chain(&error)))
+            loaded.map_err(|error| not_taken(&error))
         })
     }
 
@@ -97,7 +97,7 @@ impl Images for ImagesService {
         let images = self.host.images.clone();
         self.arriving(move |progress| async move {
             let imported = images.import(Upload::new(pieces), options, progress).await;
-            let record = imported.map_err(|error| Status::invalid_argument(skep_image::chain(&error)))?;
+            let record = imported.map_err(|error| not_taken(&error))?;
             Ok(vec![record])
         })
     }
@@ -208,6 +208,16 @@ fn worker_hint(record: &ImageRecord, name: &Reference) -> String {
     )
 }
 
+/// An archive that was not taken: it is to blame, or this node is.
+fn not_taken(error: &LoadError) -> Status {
+    let text = skep_image::chain(error);
+    match error.store() {
+        Some(StoreError::DiskFull(_)) => Status::resource_exhausted(text),
+        Some(_) => Status::internal(text),
+        None => Status::invalid_argument(text),
+    }
+}
+
 fn parse(reference: &str) -> Result<Reference, Status> {
     Reference::parse(reference).map_err(|error| Status::invalid_argument(error.to_string()))
 }
@@ -248,5 +258,27 @@ fn shown(record: &ImageRecord, in_use: &HashSet<Digest>) -> LocalImage {
         created_at_ms: i64::try_from(record.held_since).unwrap_or(i64::MAX).saturating_mul(1000),
         platform: Some(platform(record.platform.clone())),
         in_use: in_use.contains(&record.digest),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_image::store::LayerError;
+    use skep_image::{LoadError, PullError, StoreError};
+    use tonic::Code;
+
+    use super::not_taken;
+
+    #[test]
+    fn a_full_disk_is_not_the_archives_fault() {
+        let full = || StoreError::DiskFull("/data/images".into());
+        for error in [
+            LoadError::Store(full()),
+            LoadError::Image(PullError::Store(full())),
+            LoadError::Image(PullError::Layer(LayerError::Store(full()))),
+        ] {
+            assert_eq!(not_taken(&error).code(), Code::ResourceExhausted, "{error}");
+        }
+        assert_eq!(not_taken(&LoadError::NoImages).code(), Code::InvalidArgument);
     }
 }

@@ -1,8 +1,9 @@
-//! Prints what the network costs: time and CPU of a complete endpoint, of a backend that changes in 200 namespaces, and of
-//! tables of ten thousands. Needs root. `cargo run -p skep-netlink --example figures [endpoints] [changes]
+//! Prints what the network costs: time and CPU of a complete endpoint, of a backend that changes in 200 namespaces,
+//! and of tables of ten thousands. Needs root. `cargo run -p skep-netlink --example figures [endpoints] [changes]
 //! [connections] [neighbours]`
 //!
-//! CPU is the whole process's, in the kernel and outside; what the kernel does later on threads of its own is not in it.
+//! CPU is the whole process's, in the kernel and outside; what the kernel does later on threads of its own is not in
+//! it.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -72,7 +73,7 @@ fn services(count: u32, backends: u32) -> Vec<(Service, Backends)> {
             let frontends = vec![Frontend::Address(vip)];
             let mut list = Backends::new();
             list.change(&(0..backends).map(backend).collect::<Vec<_>>(), &[]);
-            (Service { name: format!("s{number}"), frontends, ports: false }, list)
+            (Service { number: number.try_into().unwrap(), name: format!("s{number}"), frontends, ports: false }, list)
         })
         .collect()
 }

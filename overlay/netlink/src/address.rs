@@ -27,8 +27,10 @@ impl Address {
 }
 
 impl Changes {
-    /// Adds an address, usable at once: addresses are unique by allocation, so IPv6 does not look for duplicates.
-    /// Refused where it is there already.
+    /// Adds an address. Addresses are unique by allocation, so IPv6 does not look for duplicates; still packets to an
+    /// IPv6 address are taken only when the device is connected, which the kernel finds out a moment after both ends
+    /// of a pair are up, under load some hundred milliseconds: then there is a route of
+    /// [`crate::route::Target::Local`] to it. Refused where the address is there already.
     pub fn add_address(&mut self, device: u32, prefix: Prefix) {
         let action = format!("add address {prefix} to device number {device}");
         self.push(action, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, |message| write(message, device, prefix));

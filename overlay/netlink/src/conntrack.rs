@@ -1,8 +1,8 @@
 //! Connection tracking of one network namespace: counts entries, and deletes those of a backend that is gone
 //! (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 //!
-//! An entry outlives the rule that made it: so open connections stay where they are while a backend drains. What is left
-//! after its time of grace is deleted here; its next packet is then balanced anew, or refused.
+//! An entry outlives the rule that made it: so open connections stay where they are while a backend drains. What is
+//! left after its time of grace is deleted here; its next packet is then balanced anew, or refused.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -109,8 +109,8 @@ impl Conntrack {
 
     /// The entries that match.
     ///
-    /// The kernel walks its one table of all namespaces for it: milliseconds, whatever is found. A namespace without any
-    /// entries is not worth that, and costs microseconds.
+    /// The kernel walks its one table of all namespaces for it: milliseconds, whatever is found. A namespace without
+    /// any entries is not worth that, and costs microseconds.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Connection>, NetlinkError> {
         if self.count()? == 0 {
             return Ok(Vec::new());
@@ -125,7 +125,8 @@ impl Conntrack {
         found.map_err(|error| error.into_error("list connections"))
     }
 
-    /// Deletes the entries that match, and returns how many they were. One that ends by itself meanwhile does not count.
+    /// Deletes the entries that match, and returns how many they were. One that ends by itself meanwhile does not
+    /// count.
     pub fn delete(&self, filter: &Filter) -> Result<usize, NetlinkError> {
         let connections = self.list(filter)?;
         let mut batch = Batch::new();

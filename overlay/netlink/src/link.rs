@@ -1,7 +1,7 @@
 //! Network devices: make, change, delete, list.
 //!
-//! A device is made with all that belongs to it in one message: its namespace, its master, its state. Kinds with settings
-//! of their own are in [`kind`], the settings of a bridge's ports in [`port`], reading back in [`list`].
+//! A device is made with all that belongs to it in one message: its namespace, its master, its state. Kinds with
+//! settings of their own are in [`kind`], the settings of a bridge's ports in [`port`], reading back in [`list`].
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -29,9 +29,9 @@ pub struct NewLink<'a> {
     pub name: String,
     /// What it is.
     pub kind: LinkKind<'a>,
-    /// The number that it gets; `None`: the one after the highest that its namespace ever had, so 2 for the first device
-    /// in a new one. Known beforehand, addresses and routes can follow in the same list of changes. A peer can be given
-    /// one only together with the other end.
+    /// The number that it gets; `None`: the one after the highest that its namespace ever had, so 2 for the first
+    /// device in a new one. Known beforehand, addresses and routes can follow in the same list of changes. A peer can
+    /// be given one only together with the other end.
     pub index: Option<u32>,
     /// Largest packet in bytes, without the Ethernet header.
     pub mtu: Option<u32>,
@@ -82,7 +82,15 @@ impl<'a> NewLink<'a> {
                 let problem = format!("its peer {} can have a given number only if it has one itself", peer.name);
                 Err(NetlinkError::Invalid { action, problem })
             }
+            LinkKind::Veth(peer) if !matches!(peer.kind, LinkKind::Peer) => {
+                let problem = format!("its peer {} is said to be a {} device", peer.name, peer.kind.name());
+                Err(NetlinkError::Invalid { action, problem })
+            }
             LinkKind::Veth(peer) => checked_name(&peer.name, &action).map(drop),
+            LinkKind::Peer => {
+                let problem = "a peer is made with the other end of its pair".to_owned();
+                Err(NetlinkError::Invalid { action, problem })
+            }
             _ => Ok(()),
         }
     }

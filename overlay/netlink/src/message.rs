@@ -1,7 +1,7 @@
 //! Netlink messages as bytes: writes headers and nested attributes, and reads them back (netlink(7)).
 //!
-//! Used by every module of this crate. Pure: no socket, no clock. What it reads comes from the kernel, but is trusted no
-//! more than a stranger's bytes: whatever does not fit is [`Malformed`], never a panic.
+//! Used by every module of this crate. Pure: no socket, no clock. What it reads comes from the kernel, but is trusted
+//! no more than a stranger's bytes: whatever does not fit is [`Malformed`], never a panic.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,9 +1,9 @@
 //! Network namespaces: makes them, keeps them at a path, and works inside of them.
 //!
-//! Used by whoever sets networks up. Safe in a multi-threaded process: whatever happens inside a namespace happens on a
-//! thread of its own that ends with it, so that no other thread ever changes its network. Such a call blocks for as long
-//! as its closure; entering costs some 50 µs. Sockets that were opened inside stay there and can be used from any thread:
-//! open them once, in the visit that makes the namespace, and keep them.
+//! Used by whoever sets networks up. Safe in a multi-threaded process: whatever happens inside a namespace happens on
+//! a thread of its own that ends with it, so that no other thread ever changes its network. Such a call blocks for as
+//! long as its closure; entering costs some 50 µs. Sockets that were opened inside stay there and can be used from
+//! any thread: open them once, in the visit that makes the namespace, and keep them.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -44,8 +44,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with the loopback up, runs `setup` inside, and then keeps it at `path`, where an empty file may
-    /// lie already. When anything fails, nothing is left of the namespace.
+    /// Makes a namespace with the loopback up, runs `setup` inside, and then keeps it at `path`, where an empty file
+    /// may lie already. When anything fails, nothing is left of the namespace.
     ///
     /// # Errors
     /// Also when there is a namespace at `path` already. `setup`'s own errors are returned as they are.

@@ -1,7 +1,8 @@
-//! Neighbours: static ARP and ND entries (`ip neigh`), and forwarding entries of VXLAN devices and bridges (`bridge fdb`).
+//! Neighbours: static ARP and ND entries (`ip neigh`), and forwarding entries of VXLAN devices and bridges (`bridge
+//! fdb`).
 //!
-//! Made for tables of ten thousands: a change carries its entries as they are, is sent 400 at a time, and its error names
-//! the entry.
+//! Made for tables of ten thousands: a change carries its entries as they are, is sent 400 at a time, and its error
+//! names the entry.
 
 use std::fmt;
 use std::net::IpAddr;

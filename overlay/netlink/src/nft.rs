@@ -1,8 +1,8 @@
 //! nftables (nft(8)) by its netlink interface: tables, chains, maps and rules, changed in transactions.
 //!
-//! [`Transaction`] lists changes, [`Nft::commit`] makes all of them or none. [`rule`] builds rules out of [`expression`]s,
-//! [`value`] what sets and maps hold, [`balance`] is the one shape of load balancing that skep uses. What is meant is what
-//! `nft list ruleset` shows.
+//! [`Transaction`] lists changes, [`Nft::commit`] makes all of them or none. [`rule`] builds rules out of
+//! [`expression`]s, [`value`] what sets and maps hold, [`balance`] is the one shape of load balancing that skep uses.
+//! What is meant is what `nft list ruleset` shows.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,5 @@
-//! Switches of a device's offloads (ethtool(8) -K, include/uapi/linux/ethtool.h), by the old one-value ioctls, which every
-//! kernel has.
+//! Switches of a device's offloads (ethtool(8) -K, include/uapi/linux/ethtool.h), by the old one-value ioctls, which
+//! every kernel has.
 //!
 //! Only for repair: checksums and segmentation are worth a quarter of the throughput, and are on from the start.
 

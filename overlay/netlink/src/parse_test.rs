@@ -1,5 +1,5 @@
-//! Strange answers: every reader gets random bytes, random attributes, and real messages cut off anywhere. It may refuse
-//! them or make something of them, but never panics.
+//! Strange answers: every reader gets random bytes, random attributes, and real messages cut off anywhere. It may
+//! refuse them or make something of them, but never panics.
 
 #![allow(clippy::unwrap_used)]
 use proptest::prelude::*;

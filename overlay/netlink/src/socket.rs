@@ -20,6 +20,8 @@ const BYTES_PER_SEND: usize = 96 << 10;
 const RECEIVE_BUFFER: libc::c_int = 4 << 20;
 /// What the kernel puts into one part of a dump at most, if offered as much (netlink(7) recommends it).
 const DUMP_BUFFER: usize = 32 << 10;
+/// What a handle keeps of its buffer: there are thousands of handles, and large batches are rare.
+const SCRATCH_KEPT: usize = 2 << 10;
 /// How often a dump is taken again that changed under way.
 const DUMP_ATTEMPTS: u32 = 5;
 
@@ -204,8 +206,9 @@ impl Socket {
         Ok(refusals)
     }
 
-    /// Asks for a dump: the batch's only message. Calls `each` for every message of the answer; starts again, after
-    /// `restart`, when the kernel says that things changed under way. The last attempt is taken as it is.
+    /// Asks for a dump: the batch's only message. Calls `each` for every message of the answer. When the kernel says
+    /// that things changed under way, what was found is thrown away and it starts again; the last attempt is taken as
+    /// it is.
     pub fn dump<T: Default>(
         &mut self,
         request: &Batch,
@@ -339,8 +342,15 @@ impl Socket {
         }
     }
 
-    /// Sends `scratch` as one datagram.
+    /// Sends `scratch` as one datagram, and empties it.
     fn transmit(&mut self) -> Result<(), SocketError> {
+        let sent = self.transmit_scratch();
+        self.scratch.clear();
+        self.scratch.shrink_to(SCRATCH_KEPT);
+        sent
+    }
+
+    fn transmit_scratch(&mut self) -> Result<(), SocketError> {
         // The kernel takes what fits the buffer but for a few bytes.
         if self.scratch.len() + 64 > self.send_buffer {
             let wanted = libc::c_int::try_from(self.scratch.len() + 64).map_err(|_| Errno::EMSGSIZE)?;

@@ -1,7 +1,7 @@
 //! Configuration of kernel WireGuard devices over generic netlink (include/uapi/linux/wireguard.h).
 //!
-//! Not proved here: the kernels that the tests run on have no WireGuard. Encoding and decoding follow the header and are
-//! compared with bytes laid out by hand.
+//! Not proved here: the kernels that the tests run on have no WireGuard. Encoding and decoding follow the header and
+//! are compared with bytes laid out by hand.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -2138,7 +2138,7 @@ pub mod session_up {
         Description(super::NodeDescription),
         #[prost(message, tag = "5")]
         Images(super::HeldImages),
-        /// It stops in an orderly way: containers go on.
+        /// It stops in an orderly way.
         #[prost(message, tag = "6")]
         Goodbye(super::Goodbye),
     }
@@ -2193,7 +2193,12 @@ pub struct HeldImages {
     pub removed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Goodbye {}
+pub struct Goodbye {
+    /// The node leaves the swarm: its containers are stopped, and it will not come back. Otherwise only its daemon stops:
+    /// containers go on.
+    #[prost(bool, tag = "1")]
+    pub leaving: bool,
+}
 /// From the manager.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionDown {

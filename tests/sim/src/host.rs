@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use skep_manager::sim::SimManager;
 use skep_manager::{Ended, peers};
-use skep_raft::{Config, Consensus, RaftId, Start, StartError, StoreError};
+use skep_raft::{Config, Consensus, RaftId, Start};
 use tokio::sync::watch;
 
 use crate::agent::{self, Agent};
@@ -170,10 +170,8 @@ async fn enter(agent: &Agent, world: &World, id: u64) -> RaftId {
 }
 
 fn is_disk_full(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let refused = matches!(cause.downcast_ref(), Some(StartError::Store(StoreError::DiskFull { .. })));
-        refused || cause.downcast_ref::<std::io::Error>().is_some_and(|it| it.kind() == std::io::ErrorKind::StorageFull)
-    })
+    let is_full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
+    skep_manager::is_disk_full(error) || error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full))
 }
 
 /// Hands the lead over when asked to. It may fail; the leader then leads on.

@@ -19,4 +19,5 @@ mod watch;
 mod wire;
 mod world;
 
+pub use plan::Only;
 pub use run::{Lies, Options, Report, run};

@@ -3,7 +3,8 @@
 //!     skep-sim --seeds 200 [--from 0] [--jobs 2]
 //!     skep-sim --seed 17 [--trace]
 //!
-//! `--forget N`, `--swallow 1`, `--lose N` and `--return 1` plant bugs (`skep_sim::Lies`): then it must fail.
+//! `--forget N`, `--swallow 1`, `--lose N` and `--return 1` plant bugs (`skep_sim::Lies`): then it must fail. With `--seed`,
+//! `--only cut-leader|restart|full-disks` makes a storm of one kind, and `--bug trusts-lead` plants a bug of the past.
 //!
 //! Each seed has a process of its own, so that it repeats exactly, and a panic that ends the process takes no other with
 //! it.
@@ -14,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use skep_sim::{Lies, Options, Report, run};
+use skep_raft::sim::Bug;
+use skep_sim::{Lies, Only, Options, Report, run};
 
 /// Of what is wrong with a seed so much is printed.
 const LINES: usize = 8;
@@ -57,11 +59,29 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
             "--swallow" => args.options.lies.swallows = number()? > 0,
             "--lose" => args.options.lies.loses = number()?,
             "--return" => args.options.lies.returns = number()? > 0,
+            "--only" => args.options.only = Some(only(&words.next().unwrap_or_default())?),
+            "--bug" => args.options.lies.bug = Some(bug(&words.next().unwrap_or_default())?),
             "--trace" => args.options.trace = true,
             other => return Err(format!("unknown argument {other:?}")),
         }
     }
     Ok(args)
+}
+
+fn only(name: &str) -> Result<Only, String> {
+    match name {
+        "cut-leader" => Ok(Only::CutLeader),
+        "restart" => Ok(Only::Restart),
+        "full-disks" => Ok(Only::FullDisks),
+        _ => Err(format!("--only needs cut-leader, restart or full-disks, not {name:?}")),
+    }
+}
+
+fn bug(name: &str) -> Result<Bug, String> {
+    match name {
+        "trusts-lead" => Ok(Bug::TrustsLead),
+        _ => Err(format!("--bug needs trusts-lead, not {name:?}")),
+    }
 }
 
 fn main() -> ExitCode {
@@ -141,7 +161,7 @@ fn child(seed: u64, options: Options) -> Report {
         Ok(path) => Command::new(path),
         Err(error) => return failed(format!("cannot find this program: {error}")),
     };
-    let Lies { forgets, swallows, loses, returns } = options.lies;
+    let Lies { forgets, swallows, loses, returns, .. } = options.lies;
     let lies = [("--forget", forgets), ("--swallow", swallows.into()), ("--lose", loses), ("--return", returns.into())];
     command.args(["--child", &seed.to_string()]);
     for (lie, number) in lies {

@@ -119,6 +119,59 @@ impl Plan {
     }
 }
 
+/// A storm of one kind, for tests of what it once found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// The leader is cut off, just before another one comes back that was cut off long enough to stand for election at once.
+    CutLeader,
+    /// The leader's host stops and starts again before anybody notices.
+    Restart,
+    /// Every disk is full while writes are on their way to it, and all hosts stop before there is space again.
+    FullDisks,
+}
+
+impl Plan {
+    /// The same managers, clients and network as in the whole plan.
+    pub(crate) fn only(seed: u64, only: Only) -> Self {
+        let whole = Self::new(seed);
+        let mut rng = StdRng::seed_from_u64(!seed);
+        let mut at = Duration::from_millis(500);
+        let mut faults = Vec::new();
+        while at < STORM {
+            match only {
+                Only::CutLeader => {
+                    let side = vec![rng.gen_range(1..=whole.managers)];
+                    let lasts = millis(&mut rng, 1200..1800);
+                    faults.push((at, Fault::Cut { side, lasts }));
+                    let cut = at + lasts - millis(&mut rng, 0..400);
+                    faults.push((cut, Fault::CutLeader { lasts: millis(&mut rng, 1200..1800) }));
+                    at += millis(&mut rng, 4000..4600);
+                }
+                Only::Restart => {
+                    let (who, lasts) = (vec![Who::Leader], millis(&mut rng, 2..60));
+                    faults.push((at, Fault::Crash { who, lasts, unsynced: Unsynced::Lost }));
+                    at += millis(&mut rng, 600..900);
+                }
+                Only::FullDisks => {
+                    let sync = millis(&mut rng, 80..160);
+                    let full = at + Duration::from_millis(600);
+                    let lasts = Duration::from_millis(1600);
+                    let each = |fault: fn(Who, Duration, Duration) -> Fault| {
+                        (1..=whole.managers).map(move |id| fault(Who::This(id), sync, lasts))
+                    };
+                    faults.extend(each(|who, sync, lasts| Fault::SlowDisk { who, sync, lasts }).map(|it| (at, it)));
+                    faults.extend(each(|who, _, lasts| Fault::FullDisk { who, room: 0, lasts }).map(|it| (full, it)));
+                    let who = (1..=whole.managers).map(Who::This).collect();
+                    let crash = Fault::Crash { who, lasts: millis(&mut rng, 200..600), unsynced: Unsynced::Lost };
+                    faults.push((full + 3 * sync, crash));
+                    at += millis(&mut rng, 4000..4600);
+                }
+            }
+        }
+        Self { faults, ..whole }
+    }
+}
+
 fn who(rng: &mut StdRng, managers: u64) -> Who {
     if rng.gen_bool(0.4) { Who::Leader } else { Who::This(rng.gen_range(1..=managers)) }
 }
@@ -137,8 +190,9 @@ fn fault(rng: &mut StdRng, managers: u64, kinds: Kinds) -> Fault {
     }
     let lasts = millis(rng, 100..4000);
     if kinds.disks && rng.gen_bool(0.2) {
-        // Below the bytes that are to stay free, and some above, which writes soon use up.
-        return Fault::FullDisk { who: who(rng, managers), room: rng.gen_range(0..40 << 10), lasts };
+        // Nothing at all, which writes under way meet; or around the bytes that are to stay free.
+        let most = if rng.gen_bool(0.5) { 2 << 10 } else { 40 << 10 };
+        return Fault::FullDisk { who: who(rng, managers), room: rng.gen_range(0..most), lasts };
     }
     match rng.gen_range(0..100) {
         0..14 => Fault::Cut { side: some(rng, managers), lasts },

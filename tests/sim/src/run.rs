@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use skep_raft::sim::Bug;
 use skep_raft::{Membership, RaftId};
 
 use crate::client::Client;
@@ -14,7 +15,7 @@ use crate::history::{Held, History};
 use crate::host;
 use crate::operator;
 use crate::oracle;
-use crate::plan::{Plan, STORM};
+use crate::plan::{Only, Plan, STORM};
 use crate::watch::Watch;
 use crate::wire;
 use crate::world::{Phase, Running, World};
@@ -42,6 +43,8 @@ pub struct Lies {
     /// A manager whose files were lost comes back under its old id in Raft: a voter that forgot its log and its votes
     /// still counts.
     pub returns: bool,
+    /// One that was there once.
+    pub bug: Option<Bug>,
 }
 
 /// What is asked of a run.
@@ -49,6 +52,8 @@ pub struct Lies {
 pub struct Options {
     /// What is planted.
     pub lies: Lies,
+    /// A storm of one kind.
+    pub only: Option<Only>,
     /// Print what happens.
     pub trace: bool,
 }
@@ -85,7 +90,7 @@ pub struct Report {
 /// Runs one seed on this thread. It repeats exactly as the first one of a process only: tokio ends a crashed host's tasks
 /// in an order that follows from a counter which all of the process's tasks share.
 pub fn run(seed: u64, options: Options) -> Report {
-    let plan = Plan::new(seed);
+    let plan = options.only.map_or_else(|| Plan::new(seed), |only| Plan::only(seed, only));
     let world = World::new(seed, &plan, options.trace);
     let mut driver = Driver::new(Rc::clone(&world), plan, options);
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| driver.drive()));
@@ -143,6 +148,7 @@ struct Driver {
 impl Driver {
     fn new(world: Rc<World>, plan: Plan, options: Options) -> Self {
         skep_raft::sim::seed(world.seed);
+        skep_raft::sim::plant(options.lies.bug);
         skep_manager::sim::set_wall(host::wall_us);
         host::reset_clocks();
         let mut sim = turmoil::Builder::new()

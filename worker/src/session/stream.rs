@@ -19,7 +19,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
-use super::{End, FromManager, ManagerLink, Runner, SessionState, stop_asked};
+use super::{End, FromManager, ManagerLink, Runner, SessionState, Why, stop_asked};
 use crate::executor::{HeldImages, chain};
 use crate::managers::ManagerPicker;
 use crate::outbox::Batch;
@@ -81,7 +81,7 @@ impl Runner {
         let mut stopped = self.stopped.clone();
         tokio::select! {
             biased;
-            () = stop_asked(&mut stopped) => Err(End::Closed),
+            _ = stop_asked(&mut stopped) => Err(End::Closed),
             outcome = opening => outcome,
         }
     }
@@ -175,7 +175,7 @@ impl Runner {
         let never = Instant::now() + open.period;
         tokio::select! {
             biased;
-            () = stop_asked(&mut self.stopped) => return Some(self.goodbye(open).await),
+            why = stop_asked(&mut self.stopped) => return Some(self.goodbye(open, why).await),
             () = sleep_until(open.next_beat.into()) => self.beat(open),
             message = open.down.message() => match message {
                 Ok(Some(message)) => {
@@ -306,7 +306,7 @@ impl Runner {
     }
 
     /// Tells the last statuses and leaves. Waits a moment for what is on its way.
-    async fn goodbye(&self, open: &mut Open) -> End {
+    async fn goodbye(&self, open: &mut Open, why: Why) -> End {
         // Past the gathering time, everything is due.
         let later = Instant::now() + crate::outbox::GATHER;
         loop {
@@ -314,7 +314,7 @@ impl Runner {
             let Some(batch) = batch else { break };
             self.send_batch(open, batch);
         }
-        send(open, Up::Goodbye(Goodbye {}));
+        send(open, Up::Goodbye(Goodbye { leaving: why == Why::Leaves }));
         let (closed, _) = mpsc::unbounded_channel();
         // Dropping the sender ends our half of the stream; the manager ends its own when it has read all.
         open.up = closed;

@@ -49,7 +49,8 @@ pub struct State {
     pub batches: usize,
     pub heartbeats: usize,
     pub applied: u64,
-    pub goodbyes: usize,
+    /// Whether each goodbye was that of a node that leaves the swarm.
+    pub goodbyes: Vec<bool>,
     pub images: Vec<HeldImages>,
     pub descriptions: Vec<NodeDescription>,
     pub log_lines: Vec<LogLine>,
@@ -234,7 +235,7 @@ impl TestManager {
             }
             Up::Description(description) => state.descriptions.push(description),
             Up::Images(images) => state.images.push(images),
-            Up::Goodbye(_) => state.goodbyes += 1,
+            Up::Goodbye(goodbye) => state.goodbyes.push(goodbye.leaving),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 
 use clap::Args;
-use skep_proto::v1::{LogBatch, LogLine, LogOptions, LogStream, ReadLogsRequest};
+use skep_proto::v1::{LogBatch, LogLine, LogOptions, LogStream, ReadLogsRequest, ServiceSummary};
 
 use super::get;
 use crate::client::Client;
@@ -67,7 +67,10 @@ pub(crate) async fn run(context: &Context, args: &LogsArgs) -> Result<(), Failur
     let options = args.flags.options()?;
     let client = context.connect().await?;
     let target = match get(&client, &args.target).await {
-        Ok(summary) => Target::Service(summary.service.unwrap_or_default().id),
+        Ok(summary) => {
+            args.flags.check_container(&args.target, &summary)?;
+            Target::Service(summary.service.unwrap_or_default().id)
+        }
         Err(Failure::Failed(no_service)) => match task::get(&client, &args.target).await {
             Ok(answer) => {
                 let task = answer.task.and_then(|summary| summary.task);
@@ -96,6 +99,19 @@ impl LogFlags {
             since_ns,
             container: self.container.clone(),
         })
+    }
+
+    /// A name that no container of the service has would give an empty log, which looks like a quiet container.
+    fn check_container(&self, service: &str, summary: &ServiceSummary) -> Result<(), Failure> {
+        let template = summary.revision.as_ref().and_then(|revision| revision.template.as_ref());
+        let names: Vec<&str> = template
+            .map(|template| template.containers.iter().map(|container| container.name.as_str()).collect())
+            .unwrap_or_default();
+        if self.container.is_empty() || names.is_empty() || names.contains(&self.container.as_str()) {
+            return Ok(());
+        }
+        let (container, names) = (&self.container, names.join(", "));
+        Err(Failure::Failed(format!("the tasks of service {service} have no container {container}; they have {names}")))
     }
 
     /// Reads and prints until the end, or until Ctrl-C, which is how one stops following.
@@ -205,6 +221,8 @@ impl Printer<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use skep_proto::v1::{ContainerSpec, Revision, TaskTemplate};
+
     use super::*;
 
     fn line(data: &str) -> LogLine {
@@ -239,6 +257,18 @@ mod tests {
         let text = printed(&flags, &[line("hi\n")]);
         assert_eq!(text.split('@').next().unwrap().len(), "web.1.".len() + 25);
         assert!(!text.contains("host1"));
+    }
+
+    #[test]
+    fn a_container_that_no_task_has_is_refused() {
+        let container = ContainerSpec { name: "main".to_owned(), ..ContainerSpec::default() };
+        let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
+        let revision = Some(Revision { template: Some(template), ..Revision::default() });
+        let summary = ServiceSummary { revision, ..ServiceSummary::default() };
+        let named = |name: &str| LogFlags { container: name.to_owned(), ..LogFlags::default() };
+        assert!(named("").check_container("web", &summary).is_ok());
+        assert!(named("main").check_container("web", &summary).is_ok());
+        assert!(matches!(named("x").check_container("web", &summary), Err(Failure::Failed(_))));
     }
 
     #[test]

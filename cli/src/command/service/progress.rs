@@ -360,7 +360,9 @@ impl Slot<'_> {
         let before = self.tasks.iter().skip(1).find_map(|(summary, task)| {
             let status = task.status.as_ref()?;
             let failed = matches!(state_of(summary), TaskState::Failed | TaskState::Rejected);
-            (failed && !status.error.is_empty()).then(|| format!("the task before it: {}", status.error))
+            // The only container's name says nothing that the row does not say.
+            let error = status.error.strip_prefix("task: ").unwrap_or(&status.error);
+            (failed && !error.is_empty()).then(|| format!("the one before it failed: {error}"))
         });
         let check = failing_check(status);
         match before {

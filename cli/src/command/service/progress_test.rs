@@ -135,7 +135,7 @@ fn reasons_are_shown() {
     ])
     .picture(0);
     assert_eq!(picture.rows[0].detail, "no suitable node (insufficient memory on 3 nodes)");
-    assert_eq!(picture.rows[1].detail, "the task before it: no such image: x");
+    assert_eq!(picture.rows[1].detail, "the one before it failed: no such image: x");
     assert!(picture.rows.iter().all(|row| row.is_stuck));
 }
 

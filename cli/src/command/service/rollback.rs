@@ -10,17 +10,25 @@ use crate::client::write;
 use crate::command::context::Context;
 use crate::failure::Failure;
 use crate::output;
+use crate::parse::{ParseError, number};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RollbackArgs {
     #[command(flatten)]
     wait: WaitFlags,
     /// Revision to go back to, as `skep service history` lists them [default: the one before].
-    #[arg(long, value_name = "REVISION", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "REVISION", value_parser = revision)]
     to: Option<u64>,
     /// Name, id, or unique prefix of an id.
     #[arg(value_name = "SERVICE")]
     service: String,
+}
+
+fn revision(text: &str) -> Result<u64, ParseError> {
+    match number::count(text)? {
+        0 => Err(ParseError::invalid("revisions count from 1".to_owned())),
+        number => Ok(number),
+    }
 }
 
 pub(crate) async fn run(context: &Context, args: &RollbackArgs) -> Result<(), Failure> {

@@ -15,8 +15,8 @@ pub enum LinkKind<'a> {
     Vxlan(Vxlan),
     /// One end of a pair; the other one with all that belongs to it, of kind [`LinkKind::Peer`].
     ///
-    /// The kernel makes the peer first, and ignores its master, and refuses that it is up. So the end on a bridge is the
-    /// one to be made, the container's is its peer, and is set up together with its addresses.
+    /// The kernel makes the peer first, and ignores its master, and refuses that it is up. So the end on a bridge is
+    /// the one to be made, the container's is its peer, and is set up together with its addresses.
     Veth(Box<NewLink<'a>>),
     /// The other end of a pair; only within [`LinkKind::Veth`].
     Peer,
@@ -30,9 +30,9 @@ pub enum LinkKind<'a> {
 
 /// Settings of a bridge. No spanning tree, no VLANs, nothing for nftables to see.
 ///
-/// The last one holds only if the namespace's [`crate::sysctl::Sysctl::BridgeCallIptables`] (and `BridgeCallIp6tables`) are
-/// 0 too: the kernel looks at bridged packets when either asks for it, and the namespace's is 1 by default. A published
-/// port's connections from the bridge's own network then get lost.
+/// The last one holds only if the namespace's [`crate::sysctl::Sysctl::BridgeCallIptables`] (and
+/// `BridgeCallIp6tables`) are 0 too: the kernel looks at bridged packets when either asks for it, and the namespace's
+/// is 1 by default. A published port's connections from the bridge's own network then get lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bridge {
     /// Whether it looks into multicast to forward less of it. Off: no queries, no surprises in small networks.
@@ -46,14 +46,15 @@ pub struct Vxlan {
     pub id: u32,
     /// Where tunnelled packets come from.
     pub local: Option<IpAddr>,
-    /// The device through which they are sent, in the namespace of the handle; `None`: as the routes say. It says nothing
-    /// about where they may come in: the port is open on every device, and to refuse others takes a rule.
+    /// The device through which they are sent, in the namespace of the handle; `None`: as the routes say. It says
+    /// nothing about where they may come in: the port is open on every device, and to refuse others takes a rule.
     pub device: Option<u32>,
     /// UDP port on all hosts.
     pub port: u16,
     /// Answers ARP and ND from its neighbour entries.
     pub proxy: bool,
-    /// Whether the outer UDP has a checksum: over IPv4, and over IPv6, where leaving it away is an exception (RFC 6935).
+    /// Whether the outer UDP has a checksum: over IPv4, and over IPv6, where leaving it away is an exception (RFC
+    /// 6935).
     pub udp_checksum: bool,
     /// Outer time to live; `None`: the host's default.
     pub ttl: Option<u8>,

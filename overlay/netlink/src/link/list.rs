@@ -28,6 +28,9 @@ pub struct Link {
     pub operational: bool,
     /// The bridge that it is a port of.
     pub master: Option<u32>,
+    /// Whether its bridge forwards through it. That begins a moment after both ends of a pair are up, under load some
+    /// hundred milliseconds (the kernel's linkwatch); until then frames are lost.
+    pub forwarding: bool,
     /// The number of its veth peer or macvlan parent, in the namespace where that is.
     pub parent: Option<u32>,
     /// Whether that is another namespace.
@@ -117,13 +120,24 @@ pub(crate) fn parse(message: Message<'_>) -> Result<Option<Link>, Malformed> {
 }
 
 fn info(attribute: Attribute<'_>, link: &mut Link) -> Result<(), Malformed> {
-    let mut data = None;
+    let (mut data, mut port_kind, mut port) = (None, None, None);
     for attribute in attribute.nested() {
         let attribute = attribute?;
         match attribute.kind {
             IFLA_INFO_KIND => link.kind = Some(attribute.string()?),
             IFLA_INFO_DATA => data = Some(attribute),
+            IFLA_INFO_SLAVE_KIND => port_kind = Some(attribute.string()?),
+            IFLA_INFO_SLAVE_DATA => port = Some(attribute),
             _ => {}
+        }
+    }
+    if let (Some("bridge"), Some(port)) = (port_kind.as_deref(), port) {
+        for attribute in port.nested() {
+            let attribute = attribute?;
+            if attribute.kind == IFLA_BRPORT_STATE {
+                // BR_STATE_FORWARDING.
+                link.forwarding = attribute.u8()? == 3;
+            }
         }
     }
     let (Some("vxlan"), Some(data)) = (link.kind.as_deref(), data) else { return Ok(()) };

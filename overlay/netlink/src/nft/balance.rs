@@ -1,15 +1,23 @@
 //! Load balancing: connections to a service go to a random backend, by connection tracking and a numbered map.
 //!
-//! A service has a map from 0, 1, … N-1 to its backends, a chain that draws a number (`meta priority set numgen random mod
-//! N`), and a chain that jumps there and then redirects (`dnat to meta priority map @backends`). So only the small rule
-//! changes with N: the kernel would look at all N backends to make a rule with the map. [`Backends`] decides which number
-//! each one has, so that a change touches few of them; [`Balancer`] writes that into a transaction.
+//! All backends of all services are in one map, under numbers: those of a service in a row. The service has a chain
+//! with one rule, which draws one of its numbers and goes on to a chain for all, which redirects:
 //!
-//! Open connections stay where they are: only the first packet of one is balanced. In a sandbox, a service without backends
-//! refuses connections at once (a sender of datagrams hears EPERM); at the ingress its port is then the host's own again.
+//! ```text
+//! chain to_web   { meta priority set numgen random mod 3 offset 65536 goto redirect }
+//! chain redirect { dnat to meta priority map @backends }
+//! ```
 //!
-//! The decision is pure and the transaction names no namespace: worked out once, it is committed in every namespace of a
-//! network.
+//! So a change is a few messages, and costs the same whatever the number of backends: the kernel would look at all of a
+//! map's elements to make a rule with it, and compares names one by one to find a map among many. [`Backends`] decides
+//! which number each one has, so that a change touches few; [`Balancer`] writes that into a transaction.
+//!
+//! Open connections stay where they are: only the first packet of one is balanced. In a sandbox, a service without
+//! backends refuses connections at once (a sender of datagrams hears EPERM); at the ingress its port is then the
+//! host's own again.
+//!
+//! The decision is pure and the transaction names no namespace: worked out once, it is committed in every namespace
+//! of a network.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -151,7 +159,9 @@ pub enum Frontend {
 /// A service, as a table knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// What its chain and map are called after: letters, digits, `_`, `-`, at most 240.
+    /// Where its backends' numbers begin. No two services of a table share one.
+    pub number: u16,
+    /// What its chain is called after: letters, digits, `_`, `-`, at most 240.
     pub name: String,
     /// What connections to it look like. No two services of a table share one.
     pub frontends: Vec<Frontend>,
@@ -159,17 +169,26 @@ pub struct Service {
     pub ports: bool,
 }
 
+/// Most backends of a service.
+pub const MAX_BACKENDS: u32 = 1 << 16;
+
 impl Service {
     fn chain(&self) -> String {
         format!("to_{}", self.name)
     }
 
-    fn draw(&self) -> String {
-        format!("draw_{}", self.name)
+    fn first(&self) -> u32 {
+        u32::from(self.number) * MAX_BACKENDS
     }
 
-    fn map(&self) -> String {
-        format!("backends_{}", self.name)
+    /// The key of a backend's number.
+    fn key(&self, number: u32) -> Value {
+        Value::new().number(self.first() | number)
+    }
+
+    /// The map of its backends and the chain that redirects to them.
+    fn map(&self) -> (&'static str, &'static str) {
+        if self.ports { ("backends_with_ports", "redirect_with_ports") } else { ("backends", "redirect") }
     }
 }
 
@@ -220,7 +239,16 @@ impl Balancer {
     /// Of an ingress, backends answer to the address of `masquerade_to`, the device that leads to them; `None`: to the
     /// client itself, if they can.
     pub fn create(&self, transaction: &mut Transaction, masquerade_to: Option<&str>) {
-        transaction.reset_table(&self.table);
+        let (table, (_, address)) = (&self.table, self.address());
+        transaction.reset_table(table);
+        for ports in [false, true] {
+            let (map, chain) = Service { number: 0, name: String::new(), frontends: Vec::new(), ports }.map();
+            let data: &[Field] = if ports { &[address, Field::Port] } else { &[address] };
+            transaction.add_set(table, &Set::map(map, &[Field::Number], data));
+            transaction.add_chain(table, chain);
+            let redirect = Rule::new(table.family).drawn_destination(map, self.ipv6(), ports);
+            transaction.add_rule(table, chain, &redirect);
+        }
         if self.sandbox { self.create_sandbox(transaction) } else { self.create_ingress(transaction, masquerade_to) }
     }
 
@@ -266,19 +294,11 @@ impl Balancer {
 
     /// Adds a service with its backends.
     pub fn add_service(&self, transaction: &mut Transaction, service: &Service, backends: &Backends) {
-        let (_, address) = self.address();
-        let data: &[Field] = if service.ports { &[address, Field::Port] } else { &[address] };
-        transaction.add_set(&self.table, &Set::map(service.map(), &[Field::Number], data));
-        for chain in [service.draw(), service.chain()] {
-            transaction.add_chain(&self.table, &chain);
-        }
-        let elements: Vec<Element> = (0..).zip(backends.list()).map(|(number, each)| element(number, each)).collect();
-        transaction.add_elements(&self.table, &service.map(), &elements);
+        let numbered = (0..).zip(backends.list().iter().copied());
+        let elements: Vec<Element> = numbered.map(|(number, each)| element(service, number, each)).collect();
+        transaction.add_elements(&self.table, service.map().0, &elements);
+        transaction.add_chain(&self.table, &service.chain());
         self.draw(transaction, service, u32::try_from(elements.len()).unwrap_or(u32::MAX));
-        let rule = || Rule::new(self.table.family);
-        transaction.add_rule(&self.table, &service.chain(), &rule().verdict(Verdict::Jump(service.draw())));
-        let redirect = rule().drawn_destination(&service.map(), self.ipv6(), service.ports);
-        transaction.add_rule(&self.table, &service.chain(), &redirect);
         self.frontends(transaction, service, Transaction::add_elements);
         if elements.is_empty() {
             self.refuse(transaction, service, Transaction::add_elements);
@@ -287,13 +307,12 @@ impl Balancer {
 
     /// Changes the backends of a service: a few messages, whatever their number.
     pub fn change_backends(&self, transaction: &mut Transaction, service: &Service, change: &BackendChange) {
-        let clear: Vec<Element> =
-            change.clear.iter().map(|number| Element::new(Value::new().number(*number))).collect();
-        let put: Vec<Element> = change.put.iter().map(|(number, backend)| element(*number, backend)).collect();
-        transaction.delete_elements(&self.table, &service.map(), &clear);
-        transaction.add_elements(&self.table, &service.map(), &put);
+        let clear: Vec<Element> = change.clear.iter().map(|number| Element::new(service.key(*number))).collect();
+        let put: Vec<Element> = change.put.iter().map(|(number, each)| element(service, *number, *each)).collect();
+        transaction.delete_elements(&self.table, service.map().0, &clear);
+        transaction.add_elements(&self.table, service.map().0, &put);
         if change.before != change.count {
-            transaction.flush_chain(&self.table, &service.draw());
+            transaction.flush_chain(&self.table, &service.chain());
             self.draw(transaction, service, change.count);
         }
         match (change.before, change.count) {
@@ -303,22 +322,28 @@ impl Balancer {
         }
     }
 
-    /// Removes a service that has `backends` backends.
+    /// Removes a service that has `backends`.
     pub fn remove_service(&self, transaction: &mut Transaction, service: &Service, backends: &Backends) {
         self.frontends(transaction, service, Transaction::delete_elements);
         if backends.list().is_empty() {
             self.refuse(transaction, service, Transaction::delete_elements);
         }
-        for chain in [service.chain(), service.draw()] {
-            transaction.delete_chain(&self.table, &chain);
-        }
-        transaction.delete_set(&self.table, &service.map());
+        transaction.delete_chain(&self.table, &service.chain());
+        let elements: Vec<Element> =
+            (0..).zip(backends.list()).map(|(number, _)| Element::new(service.key(number))).collect();
+        transaction.delete_elements(&self.table, service.map().0, &elements);
     }
 
-    /// The rule that draws: none without backends, and what was drawn elsewhere then finds nothing.
+    /// The service's rule: none without backends.
     fn draw(&self, transaction: &mut Transaction, service: &Service, count: u32) {
+        if count > MAX_BACKENDS {
+            let problem = format!("it has {count} backends, and can have {MAX_BACKENDS}");
+            return transaction.reject(format!("balance service {}", service.name), problem);
+        }
         if count > 0 {
-            transaction.add_rule(&self.table, &service.draw(), &Rule::new(self.table.family).draw(count));
+            let redirect = Verdict::Goto(service.map().1.to_owned());
+            let rule = Rule::new(self.table.family).draw(count, service.first()).verdict(redirect);
+            transaction.add_rule(&self.table, &service.chain(), &rule);
         }
     }
 
@@ -359,9 +384,9 @@ fn key(frontend: Frontend) -> Value {
     }
 }
 
-fn element(number: u32, backend: &Backend) -> Element {
+fn element(service: &Service, number: u32, backend: Backend) -> Element {
     let value = Value::new().ip(backend.address);
-    Element::value(Value::new().number(number), backend.port.map_or(value, |port| value.port(port)))
+    Element::value(service.key(number), backend.port.map_or(value, |port| value.port(port)))
 }
 
 #[cfg(test)]

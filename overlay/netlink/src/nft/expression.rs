@@ -132,8 +132,8 @@ pub enum Expression {
     Lookup { set: String, from: Register, to: Option<Register>, absent: bool },
     /// Takes the verdict of a map for the key in a register; goes on if it has none.
     VerdictMap { set: String, from: Register },
-    /// Loads a random number below `modulus`.
-    Random { modulus: u32, to: Register },
+    /// Loads a random number below `modulus`, plus `offset`.
+    Random { modulus: u32, offset: u32, to: Register },
     /// Changes the destination of the connection.
     DestinationNat { ipv6: bool, address: Register, port: Option<Register> },
     /// Changes the source of the connection.
@@ -229,11 +229,12 @@ impl Expression {
                 data.nested(NFTA_IMMEDIATE_DATA, |value| verdict.write(value));
             }
             Self::Lookup { .. } | Self::VerdictMap { .. } => self.write_lookup(data),
-            Self::Random { modulus, to } => {
+            Self::Random { modulus, offset, to } => {
                 data.be32(NFTA_NG_DREG, to.number());
                 data.be32(NFTA_NG_MODULUS, *modulus);
                 // NFT_NG_RANDOM.
                 data.be32(NFTA_NG_TYPE, 1);
+                data.be32(NFTA_NG_OFFSET, *offset);
             }
             Self::DestinationNat { ipv6, address, port } => write_nat(data, 1, *ipv6, *address, *port),
             Self::SourceNat { ipv6, address } => write_nat(data, 0, *ipv6, *address, None),

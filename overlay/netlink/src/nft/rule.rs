@@ -216,19 +216,20 @@ impl Rule {
         self.key(key).with(Expression::VerdictMap { set: map.to_owned(), from: Register::FIRST })
     }
 
-    /// `dnat to numgen random mod <count> map @map`: one of the map's numbered targets, which are addresses of the given
-    /// version, with a port or without. `count` must not be 0.
+    /// `dnat to numgen random mod <count> map @map`: one of the map's numbered targets, which are addresses of the
+    /// given version, with a port or without. `count` must not be 0.
     ///
-    /// The kernel looks at each element of a map when a rule with it is made, some 80 ns each. Where `count` changes often,
-    /// see [`Rule::draw`].
+    /// The kernel looks at each element of a map when a rule with it is made, some 80 ns each. Where `count` changes
+    /// often, see [`Rule::draw`].
     pub fn random_destination(self, count: u32, map: &str, ipv6: bool, port: bool) -> Self {
-        self.with(Expression::Random { modulus: count, to: Register::FIRST }).numbered(map, ipv6, port)
+        self.with(Expression::Random { modulus: count, offset: 0, to: Register::FIRST }).numbered(map, ipv6, port)
     }
 
-    /// `meta priority set numgen random mod <count>`: draws the number for a later rule, as values cannot be handed on
-    /// otherwise. Unlike a mark, a packet's priority changes nothing about where it goes.
-    pub fn draw(self, count: u32) -> Self {
-        self.with(Expression::Random { modulus: count, to: Register::FIRST })
+    /// `meta priority set numgen random mod <count> offset <first>`: draws the number for a later rule, as values
+    /// cannot be handed on otherwise. Unlike a mark, a packet's priority changes nothing about where it goes. `count`
+    /// must not be 0.
+    pub fn draw(self, count: u32, first: u32) -> Self {
+        self.with(Expression::Random { modulus: count, offset: first, to: Register::FIRST })
             .with(Expression::SetPriority { from: Register::FIRST })
     }
 
@@ -326,8 +327,8 @@ impl Rule {
         rule
     }
 
-    /// In a table of both families, addresses lie where they do only after a check of the version; and only some devices
-    /// have Ethernet addresses.
+    /// In a table of both families, addresses lie where they do only after a check of the version; and only some
+    /// devices have Ethernet addresses.
     fn with_version(mut self, selector: Selector) -> Self {
         let ipv6 = match selector.field() {
             Field::Mac => return self.meta_is(Meta::Iiftype, Value::new().type_of_device(ETHER)),

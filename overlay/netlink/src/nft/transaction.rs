@@ -94,8 +94,8 @@ impl Transaction {
         self.table(table, 0);
     }
 
-    /// Adds a table that belongs to the handle (`flags owner`): nobody else can change it, and it goes when the handle is
-    /// closed, in every process that has it.
+    /// Adds a table that belongs to the handle (`flags owner`): nobody else can change it, and it goes when the
+    /// handle is closed, in every process that has it.
     pub fn add_owned_table(&mut self, table: &Table) {
         self.table(table, OWNER);
     }
@@ -270,6 +270,11 @@ impl Transaction {
             writer.raw(&[table.family.number(), 0, 0, 0]);
             fill(writer);
         });
+    }
+
+    /// Fails the whole: nothing is sent.
+    pub(super) fn reject(&mut self, action: String, problem: String) {
+        self.invalid.get_or_insert((action, problem));
     }
 
     /// Names that the kernel would cut off or that nft(8) could not read back fail the whole.

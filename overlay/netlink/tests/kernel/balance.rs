@@ -9,7 +9,7 @@ use skep_netlink::conntrack::Filter;
 use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Service, Transaction, Transport};
 use skep_netlink::sysctl::Sysctl;
 
-use crate::lab::{Network, Place, root};
+use crate::lab::{Network, Place, lines, root};
 
 const LONG: Duration = Duration::from_secs(5);
 
@@ -107,7 +107,7 @@ fn commit(place: &Place, fill: impl FnOnce(&mut Transaction)) {
 const VIPS: [(bool, &str); 2] = [(false, "10.5.200.1"), (true, "fd05::c8:1")];
 
 fn web(frontends: &[Frontend], ports: bool) -> Service {
-    Service { name: "web".to_owned(), frontends: frontends.to_vec(), ports }
+    Service { number: 7, name: "web".to_owned(), frontends: frontends.to_vec(), ports }
 }
 
 #[test]
@@ -218,8 +218,8 @@ fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
         let listed = one.place.ruleset();
         let family = if ipv6 { "dnat ip6 to" } else { "dnat ip to" };
         for meant in [
-            "meta priority set numgen random mod 2".to_owned(),
-            format!("{family} meta priority map @backends_web"),
+            "meta priority set numgen random mod 2 offset 458752 goto redirect_with_ports".to_owned(),
+            format!("{family} meta priority map @backends_with_ports"),
             format!("{vip} . tcp . 80 : goto to_web"),
             "meta l4proto . th dport vmap @services".to_owned(),
             "daddr vmap @vips".to_owned(),
@@ -228,7 +228,11 @@ fn a_port_leads_to_another_port_and_a_server_reaches_itself() {
         }
         // Two services cannot have the same frontend; the second one leaves nothing behind.
         let mut transaction = Transaction::new();
-        balancer.add_service(&mut transaction, &Service { name: "other".to_owned(), ..service.clone() }, &backends);
+        balancer.add_service(
+            &mut transaction,
+            &Service { number: 8, name: "other".to_owned(), ..service.clone() },
+            &backends,
+        );
         let error = one.place.nft.commit(&transaction).unwrap_err();
         assert!(crate::lab::text(&error).starts_with("cannot add elements to set services in table ip"), "{error}");
         assert_eq!(one.place.ruleset(), listed);
@@ -285,4 +289,35 @@ fn a_published_port_leads_into_the_network() {
             assert!(listed.contains(meant), "{meant}: {listed}");
         }
     }
+}
+
+#[test]
+fn the_listing_of_a_sandbox_and_of_an_ingress() {
+    if !root() {
+        return;
+    }
+    let place = Place::new();
+    let backend = |last, port| Backend { address: [10, 5, 1, last].into(), port };
+    let vip = |last| IpAddr::from([10, 5, 200, last]);
+    let mut some = Backends::new();
+    some.change(&[backend(1, None), backend(2, None)], &[]);
+    let with_ports = Backends::numbered(&[backend(3, Some(8080))]);
+    let frontends = [Frontend::Port(vip(2), Transport::Tcp, 80)];
+    let sandbox = Balancer::sandbox("skep", false);
+    commit(&place, |transaction| {
+        sandbox.create(transaction, None);
+        let any = Service { number: 1, ..web(&[Frontend::Address(vip(1))], false) };
+        sandbox.add_service(transaction, &any, &some);
+        let ports = Service { number: 2, name: "api".to_owned(), ..web(&frontends, true) };
+        sandbox.add_service(transaction, &ports, &with_ports);
+        let down = Service { number: 3, name: "down".to_owned(), ..web(&[Frontend::Address(vip(3))], false) };
+        sandbox.add_service(transaction, &down, &Backends::new());
+    });
+    let ingress = Balancer::ingress("skep-ingress", false);
+    commit(&place, |transaction| {
+        ingress.create(transaction, Some("ing"));
+        let published = Service { number: 0, ..web(&[Frontend::Published(Transport::Tcp, 80)], true) };
+        ingress.add_service(transaction, &published, &with_ports);
+    });
+    assert_eq!(lines(&place.ruleset()), lines(include_str!("balance.nft")));
 }

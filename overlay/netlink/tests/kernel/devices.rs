@@ -7,7 +7,7 @@ use skep_netlink::link::{Bridge, BridgePort, LinkChange, LinkKind, Macvlan, NewL
 use skep_netlink::neighbour::{Neighbour, NeighbourChange::Put};
 use skep_netlink::route::{Route, Target};
 use skep_netlink::rule::RoutingRule;
-use skep_netlink::{Changes, MacAddress, Prefix};
+use skep_netlink::{Changes, MacAddress, NetlinkError, Prefix};
 
 use crate::lab::{BRIDGE, Network, Place, root, run, text};
 
@@ -169,6 +169,65 @@ fn tunnel(id: u32, hosts: [&Place; 2], overlays: &[Place; 2], local: [IpAddr; 2]
     }
 }
 
+/// Two bridges joined by VXLAN as overlays are: nothing is learnt, nothing is flooded, ARP and ND are answered on the
+/// spot.
+#[test]
+fn bridges_joined_without_learning_and_flooding() {
+    if !root() {
+        return;
+    }
+    const TUNNEL: u32 = 50;
+    let underlay = Network::new();
+    let hosts = [underlay.sandbox(), underlay.sandbox()];
+    let networks = [Network::new(), Network::new()];
+    let first = networks[0].sandbox();
+    let second = networks[1].sandbox_at(2);
+    let ends = [&first, &second];
+    for (this, other) in [(0, 1), (1, 0)] {
+        let overlay = &networks[this].place;
+        let vxlan = Vxlan { local: Some(hosts[this].1), ..Vxlan::new(9, 4789) };
+        let mut changes = Changes::new();
+        changes.add_link(&NewLink {
+            index: Some(TUNNEL),
+            master: Some(BRIDGE),
+            up: true,
+            namespace: Some(overlay.namespace.as_fd()),
+            ..NewLink::new("vx0", LinkKind::Vxlan(vxlan))
+        });
+        hosts[this].0.rtnetlink.apply(&changes).unwrap();
+        let port = BridgePort {
+            neigh_suppress: Some(true),
+            learning: Some(false),
+            flood: Some(false),
+            ..BridgePort::default()
+        };
+        let mut changes = Changes::new();
+        changes.change_link(TUNNEL, &LinkChange { port: Some(port), ..LinkChange::default() });
+        overlay.rtnetlink.apply(&changes).unwrap();
+        let (place, v4, v6) = ends[other];
+        let mac = place.rtnetlink.link("eth0").unwrap().unwrap().mac.unwrap();
+        let entries = [
+            Neighbour::Tunnel { device: TUNNEL, mac, remote: hosts[other].1 },
+            Neighbour::Port { device: TUNNEL, mac },
+            Neighbour::Host { device: BRIDGE, address: *v4, mac },
+            Neighbour::Host { device: BRIDGE, address: *v6, mac },
+        ];
+        overlay.rtnetlink.change_neighbours(&entries.map(Put)).unwrap();
+        let found = overlay.rtnetlink.neighbours().unwrap();
+        entries.iter().for_each(|entry| assert!(found.contains(entry), "{entry}: {found:?}"));
+    }
+    // ARP is answered on the spot, so nothing else waits for the far ports.
+    for (place, port) in [(&underlay.place, "veth1"), (&underlay.place, "veth2")] {
+        place.wait_for(port);
+    }
+    for (network, own) in networks.iter().zip(["veth1", "veth2"]) {
+        network.place.wait_for("vx0");
+        network.place.wait_for(own);
+    }
+    reach(&first.0, &second.0, second.1);
+    reach(&first.0, &second.0, second.2);
+}
+
 #[test]
 fn macvlan_wireguard_and_dummy() {
     if !root() {
@@ -261,9 +320,16 @@ fn devices_change_and_move() {
     changes.add_link(&pair(Some(41), 42));
     here.rtnetlink.apply(&changes).unwrap();
     assert_eq!(here.rtnetlink.link("d").unwrap().unwrap().index, 42);
-    let mut changes = Changes::new();
-    changes.add_link(&pair(None, 43));
-    assert!(here.rtnetlink.apply(&changes).is_err());
+    let bridge = || NewLink::new("e", LinkKind::Bridge(Bridge::default()));
+    let no_peer = NewLink::new("f", LinkKind::Veth(Box::new(bridge())));
+    let up = NewLink { up: true, ..NewLink::new("e", LinkKind::Peer) };
+    let up = NewLink::new("f", LinkKind::Veth(Box::new(up)));
+    for wrong in [pair(None, 43), NewLink::new("e", LinkKind::Peer), no_peer, up] {
+        let mut changes = Changes::new();
+        changes.add_link(&wrong);
+        let error = here.rtnetlink.apply(&changes).unwrap_err();
+        assert!(matches!(error, NetlinkError::Invalid { .. }), "{}", text(&error));
+    }
 
     // Nothing is sent when a part of it cannot be asked for.
     let mut changes = Changes::new();
@@ -341,4 +407,35 @@ fn addresses_routes_and_rules_read_back() {
     assert!(left.contains(&Route { mtu: None, ..routes[0] }) && !left.iter().any(|route| routes.contains(route)));
     assert!(!sandbox.rtnetlink.rules().unwrap().iter().any(|rule| rules.contains(rule)));
     assert!(!sandbox.rtnetlink.addresses().unwrap().iter().any(|found| found.prefix.address == v6));
+}
+
+#[test]
+fn threads_share_a_handle() {
+    if !root() {
+        return;
+    }
+    let place = Place::new();
+    let work = |thread: u8| {
+        for round in 0..50u8 {
+            let prefix = Prefix::new([10, 1, thread, round], 32).unwrap();
+            let mut changes = Changes::new();
+            changes.add_address(1, prefix);
+            // Refused, in between: the error is this thread's.
+            changes.delete_link(format!("t{thread}r{round}").as_str());
+            let error = place.rtnetlink.apply(&changes).unwrap_err();
+            assert!(text(&error).contains(&format!("device t{thread}r{round}:")), "{}", text(&error));
+            assert!(place.rtnetlink.addresses().unwrap().contains(&Address::new(1, prefix)));
+            let mut changes = Changes::new();
+            changes.delete_address(1, prefix);
+            place.rtnetlink.apply(&changes).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|thread| {
+            drop(scope.spawn({
+                let work = &work;
+                move || work(thread)
+            }))
+        })
+    });
 }

@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use skep_netlink::link::{Bridge, LinkChange, LinkKind, NewLink};
 use skep_netlink::nft::Nft;
-use skep_netlink::route::Route;
+use skep_netlink::route::{Route, Target};
 use skep_netlink::{Changes, Inside, Namespace, NetlinkError, Prefix, Rtnetlink};
 
 /// Whether the test can run. Says so if not.
@@ -54,8 +55,30 @@ impl Place {
         self.namespace.enter(|inside| Ok::<_, NetlinkError>(visit(inside))).unwrap()
     }
 
+    /// Waits until a bridge forwards through a port.
+    pub(crate) fn wait_for(&self, port: &str) {
+        let forwards = || self.rtnetlink.link(port).unwrap().unwrap().forwarding;
+        wait(forwards, &format!("forwarding through {port}"));
+    }
+
+    /// Waits until packets to an address are taken as this place's own.
+    fn wait_for_address(&self, address: IpAddr) {
+        let own = Route::new(Prefix::host(address), Target::Local);
+        let is_own = |route: &Route| (route.destination, route.target) == (own.destination, own.target);
+        wait(|| self.rtnetlink.routes().unwrap().iter().any(is_own), &format!("a route to {address} itself"));
+    }
+
     pub(crate) fn ruleset(&self) -> String {
         run(&self.namespace, "nft list ruleset")
+    }
+}
+
+/// Waits for a condition.
+fn wait(mut condition: impl FnMut() -> bool, what: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "no {what}");
+        std::thread::yield_now();
     }
 }
 
@@ -84,9 +107,15 @@ impl Network {
     pub(crate) fn sandbox(&self) -> (Place, IpAddr, IpAddr) {
         let number = self.sandboxes.get() + 1;
         self.sandboxes.set(number);
+        self.sandbox_at(number)
+    }
+
+    /// The sandbox of a number, which no other one has.
+    pub(crate) fn sandbox_at(&self, number: u32) -> (Place, IpAddr, IpAddr) {
         let sandbox = Place::new();
         self.plug(&sandbox, number);
         let (v4, v6) = addresses(number);
+        sandbox.wait_for_address(v6);
         (sandbox, v4, v6)
     }
 
@@ -133,4 +162,11 @@ pub(crate) fn join(host: &Place, outer: &Place, client: &Place) {
         changes.add_address(device, format!("fd06::{number}/64").parse().unwrap());
         place.rtnetlink.apply(&changes).unwrap();
     }
+    host.wait_for_address("fd06::1".parse().unwrap());
+    client.wait_for_address("fd06::2".parse().unwrap());
+}
+
+/// Without indentation, which is nft's taste.
+pub(crate) fn lines(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
 }

@@ -1,4 +1,5 @@
-//! The real kernel: namespaces of our own, real devices, real traffic. Needs root; each test says so and stops without it.
+//! The real kernel: namespaces of our own, real devices, real traffic. Needs root; each test says so and stops
+//! without it.
 //!
 //! Namespaces without a path end with their handle, so that nothing is left behind by a test that panics.
 

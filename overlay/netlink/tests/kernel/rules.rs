@@ -6,7 +6,7 @@ use skep_netlink::nft::{
 };
 use skep_netlink::{MacAddress, Prefix};
 
-use crate::lab::{Place, root, text};
+use crate::lab::{Place, lines, root, text};
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
@@ -94,11 +94,6 @@ fn of_the_others(transaction: &mut Transaction) {
     );
     transaction.add_rule(&table, "nat", &one);
     transaction.add_rule(&table, "nat", &rule().in_set(&[Selector::EtherSource], "macs").reject());
-}
-
-/// Without indentation, which is nft's taste.
-fn lines(text: &str) -> Vec<&str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
 }
 
 #[test]
