@@ -58,6 +58,7 @@ impl Clusters for Control {
         validate::cluster_spec(&spec).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;
         let cluster = state.cluster().ok_or_else(no_cluster)?;
+        validate::cluster_fixed(&cluster.spec, &spec).map_err(IntoStatus::into_status)?;
         let version = if expect_version == 0 { cluster.meta.version } else { expect_version };
         let changes = vec![Change::update(version, Op::PutCluster(Cluster { spec, ..Cluster::clone(cluster) }))];
         let written =

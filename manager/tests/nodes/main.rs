@@ -8,6 +8,7 @@ mod control;
 mod followers;
 mod images;
 mod logs;
+mod networks;
 mod operator;
 mod sessions;
 mod swarm;
