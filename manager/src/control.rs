@@ -4,6 +4,7 @@
 mod clusters;
 mod error;
 mod image_names;
+mod networks;
 mod nodes;
 pub(crate) mod read;
 mod services;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use skep_core::store::State;
 use skep_proto::id::NodeId;
+use skep_proto::validate::network::Feature;
 use tokio::sync::watch::Receiver;
 
 use crate::images::Registries;
@@ -32,18 +34,21 @@ pub(crate) struct Control {
     /// The answering manager's own node.
     node: NodeId,
     raft: Receiver<skep_raft::Status>,
+    /// What of networks may be asked for.
+    supported: &'static [Feature],
 }
 
 impl Control {
     /// `registries` resolves image references at `service create`; `node` is what `self` means; `raft` tells who is a
-    /// manager.
+    /// manager; `supported` is what hosts can do about networks.
     pub(crate) fn new(
         store: Store,
         registries: Arc<dyn Registries>,
         node: NodeId,
         raft: Receiver<skep_raft::Status>,
+        supported: &'static [Feature],
     ) -> Self {
-        Self { store, registries, node, raft }
+        Self { store, registries, node, raft, supported }
     }
 
     /// The managers as this one sees them. Looks at every node.

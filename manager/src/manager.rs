@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use skep_core::change::{Change, Op};
+use skep_core::network::make_ingress;
 use skep_core::object::{Cluster, ManagerStatus, Meta, Node, NodeStatus};
 use skep_core::store::State;
 use skep_identity::{DenyList, LiveCredentials, ServerTls};
-use skep_proto::id::{ClusterId, NodeId};
+use skep_proto::id::{ClusterId, NetworkId, NodeId};
 use skep_proto::v1::clusters_server::ClustersServer;
 use skep_proto::v1::image_names_server::ImageNamesServer;
+use skep_proto::v1::networks_server::NetworksServer;
 use skep_proto::v1::nodes_server::NodesServer;
 use skep_proto::v1::services_server::ServicesServer;
 use skep_proto::v1::tasks_server::TasksServer;
 use skep_proto::v1::watch_server::WatchServer;
 use skep_proto::v1::{ClusterSpec, NodeDescription, NodeRole, NodeSpec};
+use skep_proto::validate::network::Feature;
 use skep_raft::{Consensus, RaftId, RaftNode, Role, Start, StartError, Status, StopCause, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -69,6 +72,8 @@ pub struct ManagerConfig {
     /// This manager's id in Raft: [`FIRST_RAFT_ID`] for a new swarm's, else what [`crate::peers::enter`] answered.
     pub raft_id: RaftId,
     pub start: ManagerStart,
+    /// What of networks may be asked for: [`skep_proto::validate::network::SUPPORTED`], in tests all.
+    pub networks: &'static [Feature],
 }
 
 /// What a manager starts from. Said by the caller, never guessed: an empty directory must not become a new swarm.
@@ -168,12 +173,13 @@ impl Manager {
         let links = Arc::new(store.peers().clone());
         let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone(), links);
         background.spawn(dispatcher.clone().run());
-        let control = Control::new(store.clone(), config.registries, config.node, raft.status());
+        let control = Control::new(store.clone(), config.registries, config.node, raft.status(), config.networks);
         let routes = Routes::new(ClustersServer::new(control.clone()))
             .add_service(NodesServer::new(control.clone()))
             .add_service(ServicesServer::new(control.clone()))
             .add_service(TasksServer::new(control.clone()))
             .add_service(ImageNamesServer::new(control.clone()))
+            .add_service(NetworksServer::new(control.clone()))
             .add_service(WatchServer::new(control))
             .add_service(dispatcher.service())
             .add_service(dispatcher.relay_service())
@@ -334,7 +340,7 @@ async fn recover(config: &ManagerConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first transaction of a swarm: itself and its first manager.
+/// The first transaction of a swarm: itself, its first manager and the routing mesh's network.
 pub(crate) async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstrap: Bootstrap) -> anyhow::Result<()> {
     let cluster = Cluster {
         id: bootstrap.cluster,
@@ -360,7 +366,13 @@ pub(crate) async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstra
         fabric_number: Some(1),
         ingress: None,
     };
-    let changes = vec![Change::create(Op::PutCluster(cluster)), Change::create(Op::PutNode(first))];
+    // Its network must not have this host's address.
+    let mut state = State::default();
+    state.put(cluster.clone());
+    state.put(first.clone());
+    let ingress = make_ingress(&state, NetworkId::new(rand::random()))
+        .context("cannot make the routing mesh's network: choose other address pools")?;
+    let changes = [Op::PutCluster(cluster), Op::PutNode(first), Op::PutNetwork(ingress)].map(Change::create).into();
     let written = store.write(None, Vec::new(), changes).await.context("cannot write the new swarm's state")?;
     store.applied(written.version).await;
     Ok(())

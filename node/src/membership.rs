@@ -502,6 +502,16 @@ fn found(host: &Host, request: &SwarmInitRequest) -> anyhow::Result<Founding> {
     if validity < MIN_NODE_VALIDITY {
         bail!("the life of node certificates must be at least one hour");
     }
+    let spec = ClusterSpec {
+        task_history_limit: request.task_history_limit,
+        heartbeat_period_ms: request.heartbeat_period_ms,
+        node_cert_expiry_ms: request.node_cert_expiry_ms,
+        address_pools: request.address_pools.clone(),
+        subnet_length: request.subnet_length,
+        data_path_port: request.data_path_port,
+        ..ClusterSpec::default()
+    };
+    skep_proto::validate::cluster_spec(&spec)?;
     let (cluster, node) = (ClusterId::new(rand::random()), NodeId::new(rand::random()));
     let now = SystemTime::now();
     let authority = RootCa::generate(cluster, now)?;
@@ -511,12 +521,7 @@ fn found(host: &Host, request: &SwarmInitRequest) -> anyhow::Result<Founding> {
     let credentials = Credentials::new(key, &issued.chain_pem, RootBundle::from(authority.cert().clone()))?;
     let bootstrap = Bootstrap {
         cluster,
-        spec: ClusterSpec {
-            task_history_limit: request.task_history_limit,
-            heartbeat_period_ms: request.heartbeat_period_ms,
-            node_cert_expiry_ms: request.node_cert_expiry_ms,
-            ..ClusterSpec::default()
-        },
+        spec,
         root_cert_pem: authority.cert().to_pem(),
         root_key_pem: authority.key_pem().to_string(),
         worker_token_secret: rand::random(),

@@ -175,6 +175,9 @@ async fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         node_cert_expiry_ms: spec.node_cert_expiry_ms,
         task_history_limit: spec.task_history_limit,
         heartbeat_period_ms: spec.heartbeat_period_ms,
+        address_pools: spec.address_pools,
+        subnet_length: spec.subnet_length,
+        data_path_port: spec.data_path_port,
     };
     let client = context.connect().await?;
     let answer = client.daemon().swarm_init(request).await?.into_inner();

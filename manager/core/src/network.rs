@@ -15,5 +15,13 @@ pub use make::{INGRESS_NAME, NetworkError, ingress_spec, make, make_ingress};
 pub use nodes::{concerns as concerns_nodes, plan as plan_nodes};
 pub use pools::{DEFAULT_POOL, DEFAULT_SUBNET_LENGTH, Pools};
 
+/// From which feature level of the swarm on there are networks: managers below it would read them as something else.
+pub const FEATURE_LEVEL: u32 = 2;
+
+/// Whether all managers understand networks. A swarm that is being made has only the one.
+fn all_managers_know(state: &crate::store::State) -> bool {
+    state.cluster().is_none_or(|cluster| cluster.feature_level >= FEATURE_LEVEL)
+}
+
 #[cfg(test)]
 mod network_test;

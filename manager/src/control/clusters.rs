@@ -60,6 +60,9 @@ impl Clusters for Control {
         let request_id = request_id(write)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("a cluster spec is needed"))?;
         validate::cluster_spec(&spec).map_err(IntoStatus::into_status)?;
+        let state = read::fresh(&self.store).await?;
+        let stored = state.cluster().ok_or_else(no_cluster)?;
+        validate::cluster_fixed(&stored.spec, &spec).map_err(IntoStatus::into_status)?;
         let respec = |cluster: &Cluster| Cluster { spec: spec.clone(), ..cluster.clone() };
         let written = self.change_cluster(expect_version, request_id, respec).await?;
         Ok(Response::new(UpdateClusterResponse { version: written.version }))

@@ -2,6 +2,7 @@
 
 mod create;
 mod images;
+mod networks;
 mod rollback;
 mod update;
 
@@ -15,9 +16,9 @@ use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::services_server::Services;
 use skep_proto::v1::{
     CreateServiceRequest, CreateServiceResponse, GetServiceRequest, GetServiceResponse, ListServicesRequest,
-    ListServicesResponse, PortSpec, RemoveServiceRequest, RemoveServiceResponse, ReplicatedMode,
-    RollbackServiceRequest, RollbackServiceResponse, ScaleServiceRequest, ScaleServiceResponse, ServiceHistoryRequest,
-    ServiceHistoryResponse, ServiceSpec, UpdateServiceRequest, UpdateServiceResponse, WriteOptions,
+    ListServicesResponse, RemoveServiceRequest, RemoveServiceResponse, ReplicatedMode, RollbackServiceRequest,
+    RollbackServiceResponse, ScaleServiceRequest, ScaleServiceResponse, ServiceHistoryRequest, ServiceHistoryResponse,
+    UpdateServiceRequest, UpdateServiceResponse, WriteOptions,
 };
 use skep_proto::validate;
 use tonic::{Request, Response, Status};
@@ -90,7 +91,7 @@ impl Services for Control {
             return Ok(Response::new(ScaleServiceResponse { id, version }));
         }
         let id = state.find_service(&reference).map_err(IntoStatus::into_status)?.id;
-        let scale = |_: &State, service: &Service| scaled(service, replicas);
+        let scale = |state: &State, service: &Service| scaled(state, service, replicas);
         let written = self.change_service(id, expect_version, request_id, scale).await?;
         Ok(Response::new(ScaleServiceResponse { id: written.object_id, version: written.version }))
     }
@@ -118,7 +119,7 @@ impl Services for Control {
 
 /// The change that sets the number of replicas.
 #[allow(clippy::result_large_err)]
-fn scaled(service: &Service, replicas: u64) -> Result<Vec<Change>, Status> {
+fn scaled(state: &State, service: &Service, replicas: u64) -> Result<Vec<Change>, Status> {
     let mode = Some(Mode::Replicated(ReplicatedMode { replicas }));
     if !matches!(service.spec.mode, Some(Mode::Replicated(_))) {
         let name = &service.spec.name;
@@ -129,17 +130,11 @@ fn scaled(service: &Service, replicas: u64) -> Result<Vec<Change>, Status> {
     }
     let mut scaled = service.clone();
     Arc::make_mut(&mut scaled.spec).mode = mode;
+    let template = update::present_template(state, service)?;
+    if template.networks.iter().any(|attachment| !attachment.addresses.is_empty()) {
+        validate::network::fixed_addresses(&scaled.spec).map_err(IntoStatus::into_status)?;
+    }
     Ok(vec![Change::update(service.meta.version, Op::PutService(scaled))])
-}
-
-/// The ports of a spec as the service will have them.
-fn resolved_ports(spec: &ServiceSpec) -> Vec<PortSpec> {
-    spec.endpoint.as_ref().map(|endpoint| endpoint.ports.iter().map(resolved_port).collect()).unwrap_or_default()
-}
-
-/// With the host's network a port is published where the container listens.
-fn resolved_port(port: &PortSpec) -> PortSpec {
-    PortSpec { published_port: if port.published_port == 0 { port.target_port } else { port.published_port }, ..*port }
 }
 
 /// The client's id of a write.

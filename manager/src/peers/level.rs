@@ -14,8 +14,8 @@ use super::Peers;
 use crate::store::Store;
 use crate::topic::Topic;
 
-/// Feature level of this build.
-pub(crate) const FEATURE_LEVEL: u32 = 1;
+/// Feature level of this build. 2: networks.
+pub(crate) const FEATURE_LEVEL: u32 = skep_core::network::FEATURE_LEVEL;
 /// How often the others are asked while they are not all as far as this build.
 const ASK_EVERY: Duration = Duration::from_secs(60);
 /// How long one answer may take.

@@ -18,8 +18,15 @@ const WEB: ServiceId = ServiceId::new(1);
 fn service() -> Vec<Change> {
     let mode = Some(Mode::Replicated(ReplicatedMode { replicas: 0 }));
     let spec = ServiceSpec { name: "web".into(), mode, ..ServiceSpec::default() };
-    let service =
-        Service { id: WEB, meta: Meta::default(), spec: spec.into(), revision: 1, ports: Vec::new(), update: None };
+    let service = Service {
+        id: WEB,
+        meta: Meta::default(),
+        spec: spec.into(),
+        revision: 1,
+        ports: Vec::new(),
+        update: None,
+        virtual_addresses: Vec::new(),
+    };
     let revision = Revision {
         key: service.current(),
         template: TaskTemplate::default().into(),

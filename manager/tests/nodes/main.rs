@@ -15,3 +15,4 @@ mod networks;
 mod operator;
 mod sessions;
 mod swarm;
+mod tables;

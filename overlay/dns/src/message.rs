@@ -1,7 +1,7 @@
 //! Messages: what a sandbox sends into a request, an answer into its octets, and what goes to a name server and back.
 //!
-//! Pure, called by the server and by the forwarder. Decoding and encoding are hickory-proto's. Nothing that a sandbox or a
-//! name server sends makes it panic, and no reply is longer than its client takes.
+//! Pure, called by the server and by the forwarder. Decoding is hickory-proto's, and so is encoding, but for lists of
+//! addresses. Nothing that a sandbox or a name server sends makes it panic, and no reply is longer than its client takes.
 
 use std::net::IpAddr;
 

@@ -52,7 +52,7 @@ pub(crate) struct Sandbox {
     shared: Arc<Shared>,
 }
 
-/// A question that name servers are asked.
+/// A question that name servers are to be asked.
 struct Forward {
     request: Request,
     servers: Arc<NameServers>,
@@ -60,9 +60,11 @@ struct Forward {
     otherwise: Option<Answer>,
 }
 
+/// What is to be done about octets from a client.
 enum Handled {
     Reply(Vec<u8>),
     Forward(Forward),
+    /// They are no query.
     Nothing,
 }
 
@@ -105,8 +107,8 @@ impl Sandbox {
         Handled::Forward(Forward { request, servers, otherwise })
     }
 
-    /// A place among the questions under way.
-    fn permits(self: &Arc<Self>) -> Option<OwnedSemaphorePermit> {
+    /// A place among this sandbox's questions under way. `None`: it has all it may have.
+    fn permit(self: &Arc<Self>) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.forwards).try_acquire_owned().ok()
     }
 
@@ -145,7 +147,7 @@ impl Sandbox {
             };
             match self.handle(&buffer[..length], Transport::Udp) {
                 Handled::Reply(reply) => self.send(&reply, client),
-                Handled::Forward(forward) => match self.permits() {
+                Handled::Forward(forward) => match self.permit() {
                     Some(permit) => {
                         let sandbox = Arc::clone(self);
                         work.spawn(async move {
@@ -177,7 +179,7 @@ impl Sandbox {
             let reply = match self.handle(&query, Transport::Tcp) {
                 Handled::Reply(reply) => reply,
                 Handled::Forward(forward) => {
-                    let permit = self.permits();
+                    let permit = self.permit();
                     Arc::clone(&self).forward(forward, permit).await
                 }
                 Handled::Nothing => return,

@@ -289,7 +289,8 @@ async fn rude_connections_are_closed() {
     tokio::task::spawn_blocking(move || {
         let mut long = TcpStream::connect(address).unwrap();
         let mut oversized = query("web", RecordType::A, 8, None);
-        oversized.resize(20_000, 0);
+        // What follows must not be taken for questions.
+        oversized.resize(20_000, 1);
         long.write_all(&20_000_u16.to_be_bytes()).unwrap();
         long.write_all(&oversized).unwrap();
         assert_eq!(receive(&mut long).metadata.response_code, ResponseCode::FormErr);

@@ -29,6 +29,17 @@ pub struct Balance {
     serving: HashMap<ServiceId, BTreeMap<TaskId, IpAddr>>,
     /// By service, what it has in the kernel.
     held: BTreeMap<ServiceId, Vec<Held>>,
+    /// Numbers that what is held goes by in the kernel.
+    numbers: BTreeSet<u16>,
+}
+
+/// One thing that a service is to have in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    name: String,
+    frontends: Vec<Frontend>,
+    /// Where the containers listen; `None`: at the port that is connected to.
+    target: Option<u16>,
 }
 
 #[derive(Clone, Debug)]
@@ -46,7 +57,7 @@ impl Balance {
             Kind::Addresses => Balancer::sandbox(table, ipv6),
             Kind::Ports => Balancer::ingress(table, ipv6),
         };
-        Self { kind, ipv6, balancer, serving: HashMap::new(), held: BTreeMap::new() }
+        Self { kind, ipv6, balancer, serving: HashMap::new(), held: BTreeMap::new(), numbers: BTreeSet::new() }
     }
 
     /// Follows a change that led to `table`. Returns what is to be changed in each namespace that has the table.
@@ -72,29 +83,31 @@ impl Balance {
             let wanted = table.services.get(&id).map(|row| self.wanted(id, row)).unwrap_or_default();
             let mut held = self.held.remove(&id).unwrap_or_default();
             held.retain(|held| {
-                let stays = wanted.iter().any(|(service, target)| *service == held.service && *target == held.target);
+                let stays = wanted.iter().any(|wanted| held.is(wanted));
                 if !stays {
                     self.balancer.remove_service(&mut transaction, &held.service, &held.backends);
+                    self.numbers.remove(&held.service.number);
                 }
                 stays
             });
             come.push((id, wanted, held));
         }
         for (id, wanted, mut held) in come {
-            for (service, target) in wanted {
-                let backends = self.backends(id, target);
-                match held.iter_mut().find(|held| held.service == service) {
-                    Some(held) => {
-                        let change = held.backends.become_these(&backends);
-                        if !change.is_empty() {
-                            self.balancer.change_backends(&mut transaction, &service, &change);
-                        }
+            for wanted in wanted {
+                let backends = self.backends(id, wanted.target);
+                if let Some(held) = held.iter_mut().find(|held| held.is(&wanted)) {
+                    let change = held.backends.become_these(&backends);
+                    if !change.is_empty() {
+                        self.balancer.change_backends(&mut transaction, &held.service, &change);
                     }
-                    None => {
-                        let backends = Backends::numbered(&backends);
-                        self.balancer.add_service(&mut transaction, &service, &backends);
-                        held.push(Held { service, target, backends });
-                    }
+                } else if let Some(number) = self.free_number() {
+                    let target = wanted.target;
+                    let service = wanted.numbered(number);
+                    let backends = Backends::numbered(&backends);
+                    self.balancer.add_service(&mut transaction, &service, &backends);
+                    held.push(Held { service, target, backends });
+                } else {
+                    tracing::error!(service = %id, "a network cannot balance more than 65,536 addresses and ports");
                 }
             }
             if !held.is_empty() {
@@ -127,6 +140,14 @@ impl Balance {
         served.flat_map(|held| held.service.frontends.iter().copied())
     }
 
+    /// A number that nothing has; `None`: all are taken.
+    fn free_number(&mut self) -> Option<u16> {
+        let next = self.numbers.last().map_or(Some(0), |last| last.checked_add(1));
+        let number = next.or_else(|| (0..=u16::MAX).find(|number| !self.numbers.contains(number)))?;
+        self.numbers.insert(number);
+        Some(number)
+    }
+
     fn forget(&mut self, service: ServiceId, task: TaskId) {
         if let Some(tasks) = self.serving.get_mut(&service) {
             tasks.remove(&task);
@@ -145,8 +166,8 @@ impl Balance {
         tasks.into_iter().flat_map(BTreeMap::values).map(|address| Backend { address: *address, port }).collect()
     }
 
-    /// What a service is to have, with the port that its containers listen on.
-    fn wanted(&self, id: ServiceId, row: &table::Service) -> Vec<(Service, Option<u16>)> {
+    /// What a service is to have.
+    fn wanted(&self, id: ServiceId, row: &table::Service) -> Vec<Wanted> {
         match self.kind {
             Kind::Addresses => {
                 let own = row.virtual_addresses.iter().filter(|address| address.is_ipv6() == self.ipv6);
@@ -154,16 +175,30 @@ impl Balance {
                 if frontends.is_empty() {
                     return Vec::new();
                 }
-                vec![(Service { name: id.to_string(), frontends, ports: false }, None)]
+                vec![Wanted { name: id.to_string(), frontends, target: None }]
             }
             Kind::Ports => {
-                let service = |port: ingress::Port| {
-                    let frontends = vec![port.frontend()];
-                    (Service { name: port.name(), frontends, ports: true }, Some(port.target))
+                let wanted = |port: ingress::Port| Wanted {
+                    name: port.name(),
+                    frontends: vec![port.frontend()],
+                    target: Some(port.target),
                 };
-                ingress::ports(row).into_iter().map(service).collect()
+                ingress::ports(row).into_iter().map(wanted).collect()
             }
         }
+    }
+}
+
+impl Wanted {
+    fn numbered(self, number: u16) -> Service {
+        Service { number, name: self.name, frontends: self.frontends, ports: self.target.is_some() }
+    }
+}
+
+impl Held {
+    /// Whether it is what is wanted, its backends aside.
+    fn is(&self, wanted: &Wanted) -> bool {
+        self.service.name == wanted.name && self.service.frontends == wanted.frontends && self.target == wanted.target
     }
 }
 

@@ -519,7 +519,7 @@ pub struct NetworkAttachment {
     /// Set by the manager from `name` at create and update.
     #[prost(bytes = "vec", tag = "1")]
     pub network_id: ::prost::alloc::vec::Vec<u8>,
-    /// Name or id as the user wrote it.
+    /// Name of the network. At create and update an id may stand here instead.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
     /// Names, besides the service's, that resolve to the service on this network.

@@ -9,6 +9,7 @@ use skep_proto::cidr::Cidr;
 use skep_proto::id::NetworkId;
 use skep_proto::v1::{ClusterSpec, NetworkDriver, NetworkSpec, SubnetSpec};
 
+use super::all_managers_know;
 use super::pools::{Pools, host_within, known_hosts};
 use super::vni;
 use crate::ids::mix;
@@ -39,10 +40,15 @@ pub enum NetworkError {
     NoVni,
     #[error("{0:?} is not a subnet")]
     Malformed(String),
+    #[error("a manager of the swarm has a version without networks: upgrade all managers first")]
+    OldManagers,
 }
 
 /// The network that a spec asks for, with what it leaves open chosen.
 pub fn make(state: &State, id: NetworkId, spec: NetworkSpec) -> Result<Network, NetworkError> {
+    if !all_managers_know(state) {
+        return Err(NetworkError::OldManagers);
+    }
     if let Some(other) = state.network_by_name(&spec.name) {
         return Err(NetworkError::NameTaken { name: other.spec.name.clone() });
     }

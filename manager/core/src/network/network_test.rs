@@ -348,6 +348,20 @@ fn pools_give_what_overlaps_with_nothing() {
 }
 
 #[test]
+fn managers_without_networks_are_waited_for() {
+    let mut leader = Leader::new("10.1.0.0/24");
+    let mut cluster = crate::object::Cluster::clone(leader.state.cluster().unwrap());
+    cluster.feature_level = FEATURE_LEVEL - 1;
+    leader.state.put(cluster);
+    let mut node = Node::clone(leader.state.node(NodeId::new(1)).unwrap());
+    Arc::make_mut(node.description.as_mut().unwrap()).fabric = Some(FabricEndpoint::default());
+    leader.state.put(node);
+    let spec = NetworkSpec { name: "back".into(), ..NetworkSpec::default() };
+    assert_eq!(make(&leader.state, NetworkId::new(2), spec), Err(NetworkError::OldManagers));
+    assert_eq!(plan_nodes(&leader.state, &mut leader.cursors), Plan::default());
+}
+
+#[test]
 fn small_pools_run_out() {
     let mut state = swarm(1);
     let mut cluster = crate::object::Cluster::clone(state.cluster().unwrap());

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::addresses::{Addresses, Cursors};
+use super::all_managers_know;
 use crate::change::{Change, Op, Plan};
 use crate::object::Node;
 use crate::store::State;
@@ -12,6 +13,9 @@ use crate::store::State;
 /// free address leaves the node without: it takes part when one is free.
 pub fn plan(state: &State, cursors: &mut Cursors) -> Plan {
     let mut plan = Plan::default();
+    if !all_managers_know(state) {
+        return plan;
+    }
     let mesh = state.ingress_network().map(|network| network.id);
     let mut addresses = Addresses::new(state, cursors);
     let mut last_number = state.last_fabric_number();

@@ -66,7 +66,7 @@ fn wanted(state: &State, service: ServiceId) -> Vec<WantedState> {
 }
 
 fn draining(state: &State) -> BTreeSet<TaskId> {
-    state.tasks().filter(|task| task.wanted == WantedState::Draining).map(|task| task.id).collect()
+    state.tasks().filter(|task| task.wanted == Draining).map(|task| task.id).collect()
 }
 
 fn step(state: &mut State, applied: Drained, at: UnixMs) -> Option<UnixMs> {

@@ -2,19 +2,25 @@
 
 use std::sync::Arc;
 
+use skep_core::apply::Refused;
 use skep_core::change::{Change, Op};
+use skep_core::network::Endpoint;
 use skep_core::object::{Credential, Meta, Revision, Service};
 use skep_core::store::State;
-use skep_proto::id::{CredentialId, ServiceId};
+use skep_proto::id::{CredentialId, RequestId, ServiceId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{CreateServiceRequest, CreateServiceResponse, ServiceSpec, TaskTemplate};
 use skep_proto::validate;
 use tonic::Status;
 
 use super::images::Login;
-use super::{request_id, resolved_ports};
+use super::{networks, request_id};
 use crate::control::error::IntoStatus;
 use crate::control::{Control, read};
+use crate::store::{WriteError, Written};
+
+/// How often a service is written anew when another write took what was chosen for it.
+const ATTEMPTS: u32 = 8;
 
 impl Control {
     pub(super) async fn create_service(&self, request: CreateServiceRequest) -> Result<CreateServiceResponse, Status> {
@@ -22,6 +28,7 @@ impl Control {
         let request_id = request_id(write)?;
         let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
         validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
+        validate::network::unsupported_service(&spec, self.supported).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;
         if let Some((id, version)) = read::first_answer(&state, request_id) {
             // The first try took the name; nor does its retry need a registry.
@@ -29,14 +36,43 @@ impl Control {
         }
         name_is_free(&state, &spec.name)?;
         let mut template = spec.template.take().unwrap_or_default();
+        // Early refusal: a registry may take long to answer.
+        networks::resolve_names(&state, &mut template)?;
+        networks::resolve_endpoint(&state, &spec, &template, None)?;
         let login = self.login(&template, auth)?;
         let warnings = self.resolve_images(&state, &mut template, None, login.as_ref()).await?;
         let id = ServiceId::new(rand::random());
         let credential = login.filter(|_| store_auth).map(|login| new_credential(id, login));
-        let changes = creation(id, spec, template, credential, self.store.now());
-        let written = self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        template.credential_id = credential.as_ref().map(|credential| credential.id.to_vec()).unwrap_or_default();
+        let draft = Draft { id, spec, template, credential };
+        let written = self.write_new(request_id, draft).await?;
         Ok(CreateServiceResponse { id: written.object_id, version: written.version, warnings })
     }
+
+    /// Stores a new service; chooses its addresses and ports anew where another write took them.
+    async fn write_new(&self, request: Option<RequestId>, draft: Draft) -> Result<Written, Status> {
+        let mut attempts = 0;
+        loop {
+            let state = read::fresh(&self.store).await?;
+            let endpoint = networks::resolve_endpoint(&state, &draft.spec, &draft.template, None)?;
+            attempts += 1;
+            let changes = creation(draft.clone(), endpoint, self.store.now());
+            match self.store.write(request, draft.id.to_vec(), changes).await {
+                Err(WriteError::Refused(Refused::Taken { .. } | Refused::Missing { .. })) if attempts < ATTEMPTS => {}
+                written => return written.map_err(IntoStatus::into_status),
+            }
+        }
+    }
+}
+
+/// A service that is to be made.
+#[derive(Clone)]
+struct Draft {
+    id: ServiceId,
+    /// Without its template.
+    spec: ServiceSpec,
+    template: TaskTemplate,
+    credential: Option<Credential>,
 }
 
 /// Early refusal; the store checks again when it applies.
@@ -58,16 +94,10 @@ pub(super) fn new_credential(service: ServiceId, login: Login) -> Credential {
 }
 
 /// The changes that make a service: itself, its first revision, its credential.
-fn creation(
-    id: ServiceId,
-    spec: ServiceSpec,
-    mut template: TaskTemplate,
-    credential: Option<Credential>,
-    now: UnixMs,
-) -> Vec<Change> {
-    template.credential_id = credential.as_ref().map(|credential| credential.id.to_vec()).unwrap_or_default();
+fn creation(draft: Draft, endpoint: Endpoint, now: UnixMs) -> Vec<Change> {
+    let Draft { id, spec, template, credential } = draft;
+    let Endpoint { ports, virtual_addresses } = endpoint;
     let service_name = spec.name.as_str().into();
-    let ports = resolved_ports(&spec);
     let service = Service {
         id,
         meta: Meta::default(),
@@ -75,7 +105,7 @@ fn creation(
         revision: 1,
         ports,
         update: None,
-        virtual_addresses: Vec::new(),
+        virtual_addresses,
     };
     let revision = Revision {
         key: service.current(),

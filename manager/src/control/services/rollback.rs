@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use skep_core::change::Change;
 use skep_core::codec;
+use skep_core::network::Endpoint;
 use skep_core::object::{Revision, RevisionKey, Service, Task};
 use skep_core::orchestrate::{self, RollOut};
 use skep_core::store::State;
@@ -12,8 +13,8 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::{RevisionSummary, RollbackServiceRequest, RollbackServiceResponse, TaskState, UpdateState};
 use tonic::Status;
 
-use super::request_id;
 use super::update::check_version;
+use super::{networks, request_id};
 use crate::control::error::IntoStatus;
 use crate::control::{Control, read};
 
@@ -78,7 +79,10 @@ fn rolled_back(state: &State, service: &Service, to: u64, now: UnixMs) -> Result
         Arc::make_mut(&mut template).credential_id.clear();
     }
     let roll_out = RollOut::Rollback { copied_from: to, message: "manually requested rollback".to_owned() };
-    Ok(orchestrate::begin_roll_out(state, service.clone(), template, roll_out, now))
+    let Endpoint { ports, virtual_addresses } =
+        networks::resolve_endpoint(state, &service.spec, &template, Some(service))?;
+    let back = Service { ports, virtual_addresses, ..service.clone() };
+    Ok(orchestrate::begin_roll_out(state, back, template, roll_out, now))
 }
 
 /// The kept revisions, newest first, with how they are used.

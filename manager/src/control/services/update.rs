@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use skep_core::apply::Refused;
 use skep_core::change::{Change, Op};
+use skep_core::network::Endpoint;
 use skep_core::object::{Credential, Service};
 use skep_core::orchestrate::{self, RollOut};
 use skep_core::store::State;
@@ -18,7 +19,7 @@ use tonic::Status;
 
 use super::create::new_credential;
 use super::images::Login;
-use super::{request_id, resolved_ports};
+use super::{networks, request_id};
 use crate::control::error::IntoStatus;
 use crate::control::{ATTEMPTS, Control, read};
 use crate::store::{WriteError, Written};
@@ -29,6 +30,7 @@ impl Control {
         let request_id = request_id(write)?;
         let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
         validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
+        validate::network::unsupported_service(&spec, self.supported).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;
         if let Some((id, version)) = read::first_answer(&state, request_id) {
             let revision = self.revision_of(&id);
@@ -40,6 +42,8 @@ impl Control {
         check_fixed(service, &spec)?;
         let mut template = spec.template.take().unwrap_or_default();
         let present = present_template(&state, service)?;
+        networks::resolve_names(&state, &mut template)?;
+        networks::resolve_endpoint(&state, &spec, &template, Some(service))?;
         let given = self.login(&template, auth)?;
         let login = given.clone().or_else(|| Login::stored(&state, &present));
         let mut warnings = self.resolve_images(&state, &mut template, Some(&present), login.as_ref()).await?;
@@ -82,6 +86,8 @@ impl Control {
                 Ok(written) => return Ok(written),
                 Err(WriteError::Refused(Refused::OutOfSequence { .. } | Refused::Exists { .. }))
                     if expect_version == 0 && attempts < ATTEMPTS => {}
+                // Chosen anew, or told why it cannot be had.
+                Err(WriteError::Refused(Refused::Taken { .. } | Refused::Missing { .. })) if attempts < ATTEMPTS => {}
                 Err(error) => return Err(error.into_status()),
             }
         }
@@ -165,8 +171,8 @@ fn port_warning(spec: &ServiceSpec) -> Option<String> {
     Some(format!("one task of a node can hold port {port}: {remedy}"))
 }
 
-/// The changes that put `draft` in a service's place; empty where nothing differs. Another template, and other ports, are
-/// a new revision; what else changes takes effect at once.
+/// The changes that put `draft` in a service's place; empty where nothing differs. Another template, and ports
+/// that its tasks must be replaced for, are a new revision; what else changes takes effect at once.
 #[allow(clippy::result_large_err)]
 fn revised(state: &State, service: &Service, draft: Draft, now: UnixMs) -> Result<Vec<Change>, Status> {
     let Draft { spec, mut template, login } = draft;
@@ -175,10 +181,12 @@ fn revised(state: &State, service: &Service, draft: Draft, now: UnixMs) -> Resul
     template.force_update = template.force_update.max(present.force_update);
     let (credential_id, credential) = credential(state, service, &present, login);
     template.credential_id = credential_id;
-    let ports = resolved_ports(&spec);
-    let rolls_out = template != *present || ports != service.ports;
-    let is_same = spec == *service.spec && !rolls_out;
-    let revised = Service { spec: Arc::new(spec), ports, ..service.clone() };
+    let endpoint = networks::resolve_endpoint(state, &spec, &template, Some(service))?;
+    let rolls_out = template != *present || networks::ports_roll_out(service, &endpoint);
+    let Endpoint { ports, virtual_addresses } = endpoint;
+    let is_same =
+        spec == *service.spec && !rolls_out && ports == service.ports && virtual_addresses == service.virtual_addresses;
+    let revised = Service { spec: Arc::new(spec), ports, virtual_addresses, ..service.clone() };
     let mut changes = match (rolls_out, is_same) {
         (true, _) => orchestrate::begin_roll_out(state, revised, Arc::new(template), RollOut::Update, now),
         (false, false) => vec![Change::update(service.meta.version, Op::PutService(revised))],

@@ -118,11 +118,13 @@ fn force_rises_only() {
 #[test]
 fn other_ports_are_a_revision_too() {
     let mut state = state();
-    let port = PortSpec { target_port: 80, mode: PublishMode::Host.into(), ..PortSpec::default() };
+    let port =
+        PortSpec { published_port: 80, target_port: 8080, mode: PublishMode::Host.into(), ..PortSpec::default() };
     let spec = ServiceSpec { endpoint: Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() }), ..spec() };
-    update(&mut state, Draft { spec, ..draft() });
+    update(&mut state, Draft { spec: spec.clone(), ..draft() });
     let service = state.service(WEB).unwrap();
-    assert_eq!((service.revision, service.ports[0].published_port), (2, 80));
+    assert_eq!((service.revision, &service.ports[..]), (2, &[port][..]));
+    assert_eq!(update(&mut state, Draft { spec, ..draft() }), 0);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use skep_core::change::{Op, Plan};
-use skep_core::object::{Meta, Node, NodeStatus, Revision, Service, Slot, Task};
 use skep_core::network::Cursors;
+use skep_core::object::{Meta, Node, NodeStatus, Revision, Service, Slot, Task};
 use skep_core::schedule::{Ledger, plan};
 use skep_core::store::State;
 use skep_proto::id::{NodeId, ServiceId, TaskId};

@@ -121,3 +121,66 @@ fn set_status(service: &Service, change: impl FnOnce(&mut UpdateStatus)) -> Chan
     let version = service.meta.version;
     Change::update(version, Op::PutService(Service { update: Some(Arc::new(status)), ..Service::clone(service) }))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use skep_proto::id::NetworkId;
+    use skep_proto::v1::{NetworkAttachment, UpdatePolicy};
+
+    use super::*;
+    use crate::example::{START, change_service, network, pending_tasks, replicated, swarm, with_service};
+    use crate::object::Revision;
+    use crate::store::ObjectKey;
+
+    /// What the automatic rollback of `web` writes: revision 2 left network 1, which revision 1 was on.
+    fn rolled_back(network_stays: bool) -> Service {
+        let mut state = swarm(1);
+        state.put(network(1, "front", "10.1.0.0/24", false));
+        let id = with_service(&mut state, replicated(1), |template| {
+            let network_id = NetworkId::new(1).to_vec();
+            template.networks = vec![NetworkAttachment { network_id, ..NetworkAttachment::default() }];
+        });
+        let failure_action = FailureAction::Rollback.into();
+        let policy = UpdatePolicy { failure_action, ..UpdatePolicy::default() };
+        change_service(&mut state, id, |spec| spec.update = Some(policy));
+        let mut second = Revision::clone(state.revision(RevisionKey { service: id, number: 1 }).unwrap());
+        second.key.number = 2;
+        Arc::make_mut(&mut second.template).networks.clear();
+        state.put(second);
+        let mut service = Service::clone(state.service(id).unwrap());
+        let update = UpdateStatus { state: UpdateState::Updating.into(), from_revision: 1, ..UpdateStatus::default() };
+        (service.revision, service.update) = (2, Some(Arc::new(update)));
+        state.put(service.clone());
+        let task = pending_tasks(&mut state, id)[0];
+        if !network_stays {
+            state.remove(&ObjectKey::Network(NetworkId::new(1)));
+        }
+        let changes =
+            failed(&state, &service, &Policy::of(&service), state.task(task).unwrap(), START).expect("it acts");
+        let put = changes.into_iter().find_map(|change| match change.op {
+            Op::PutService(service) => Some(service),
+            _ => None,
+        });
+        put.unwrap()
+    }
+
+    #[test]
+    fn a_rollback_gets_the_addresses_of_its_networks_back() {
+        let back = rolled_back(true);
+        assert_eq!((back.revision, back.update_state()), (3, UpdateState::RollbackStarted));
+        assert_eq!(back.virtual_addresses.len(), 1);
+        assert_eq!(back.virtual_addresses[0].network, NetworkId::new(1));
+    }
+
+    #[test]
+    fn a_network_that_is_gone_pauses_the_update() {
+        let paused = rolled_back(false);
+        assert_eq!((paused.revision, paused.update_state()), (2, UpdateState::Paused));
+        let message = paused.update.unwrap().message.clone();
+        assert!(
+            message.contains("it cannot be rolled back: network 0000000000000000000000001 is not there"),
+            "{message}"
+        );
+    }
+}
