@@ -48,6 +48,11 @@ impl Host {
         &self.namespace
     }
 
+    /// Whether its kernel has WireGuard.
+    pub fn has_wireguard(&self) -> bool {
+        self.namespace.enter(|inside| inside.wireguard().map(drop)).is_ok()
+    }
+
     /// rtnetlink in it.
     pub fn rtnetlink(&self) -> &Rtnetlink {
         &self.rtnetlink

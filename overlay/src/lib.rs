@@ -4,10 +4,11 @@
 //! The agent uses the sandboxes, and drives netd over its socket. Never talks to managers, never decides what is to exist.
 //!
 //! Start reading at [`table`] (what the managers say), [`plan`] (what that means for this host), [`network`], [`endpoint`]
-//! and [`host`] (the kernel), and [`netd`] (the process).
+//! and [`host`] (the kernel), [`mesh`] (the encrypted way to other hosts), and [`netd`] (the process).
 
 pub mod endpoint;
 pub mod host;
+pub mod mesh;
 pub mod netd;
 pub mod network;
 pub mod plan;

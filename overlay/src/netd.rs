@@ -21,11 +21,14 @@ use skep_proto::v1;
 use tokio::sync::Notify;
 
 use crate::host::Host;
+use crate::mesh::{Mesh, MeshError};
 use crate::network::{self, NetworkError};
 use crate::plan::mtu::MtuError;
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::table::TableError;
 use state::NetworkState;
+
+pub(crate) use service::text;
 
 pub use process::{Options, StartError, run};
 
@@ -47,6 +50,9 @@ pub enum NetdError {
     /// The network's MTU makes no sense here.
     #[error(transparent)]
     Mtu(#[from] MtuError),
+    /// The mesh is not as it should be.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
     /// The name server cannot serve a sandbox.
     #[error(transparent)]
     Names(#[from] skep_dns::ServerError),
@@ -56,9 +62,6 @@ pub enum NetdError {
     /// A request that makes no sense, or something that is missing here: a sentence.
     #[error("{0}")]
     Refused(String),
-    /// What skep does not do yet.
-    #[error("not supported yet: {0}")]
-    Unsupported(String),
     /// A file of a sandbox.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -107,6 +110,8 @@ struct Netd {
     /// Addresses of sandboxes on the host's own bridge, by their last 16 bits.
     leases: Mutex<BTreeMap<TaskId, u16>>,
     host: Host,
+    /// Locked after everything else.
+    mesh: Mesh,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

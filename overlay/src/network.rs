@@ -1,4 +1,5 @@
-//! A network on this host: a namespace with a bridge, the way to other hosts (a VXLAN device), and the way out (a pair of
+//! A network on this host: a namespace with a bridge, the way to other hosts (a VXLAN device, or a TAP of the mesh's), and the
+//! way out (a pair of
 //! devices to the host).
 //!
 //! Driven by [`crate::netd`], under the network's own lock, on threads that may block. What is there already is left as it
@@ -9,8 +10,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use skep_netlink::link::{Bridge, LinkChange, LinkKind, NewLink, Vxlan, VxlanLink};
+use skep_fabric::tap;
+use skep_netlink::link::{Bridge, Link, LinkChange, LinkKind, NewLink, Vxlan, VxlanLink};
 use skep_netlink::neighbour::{Neighbour, NeighbourChange};
 use skep_netlink::nft::{BaseChain, ChainType, ConnectionState, Family, Hook, Nft, Rule, Table, Transaction, Verdict};
 use skep_netlink::route::Route;
@@ -18,6 +21,7 @@ use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
 
 use crate::host::Host;
+use crate::mesh::{Mesh, MeshError};
 use crate::plan;
 use crate::plan::ingress::Port;
 
@@ -31,6 +35,10 @@ const OUT: u32 = 4;
 const NET: &str = "net";
 /// File with the network's index on this host.
 const INDEX: &str = "index";
+/// Device of the way to other hosts.
+const OVERLAY: &str = "overlay";
+/// How long a bridge's port may take until it forwards: the kernel's linkwatch, on a host under load.
+const FORWARDING: Duration = Duration::from_secs(5);
 /// Networks with a way out that a host can have: a pair of addresses each, of 169.254.0.0/16.
 pub const INDICES: u16 = 1 << 15;
 
@@ -40,6 +48,9 @@ pub enum NetworkError {
     /// The kernel refused something.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The mesh does not take it.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
     /// A file of netd's folder.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -64,6 +75,13 @@ pub enum OverlayPort {
         local: IpAddr,
         /// UDP port on all hosts.
         port: u16,
+    },
+    /// A TAP of the mesh's device.
+    Fabric {
+        /// The network's number.
+        vni: u32,
+        /// Which of this process's devices it is.
+        device: u64,
     },
     /// Not at all: each host has its own.
     Local,
@@ -130,7 +148,7 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NetworkE
 
 impl LiveNetwork {
     /// Makes the network, or finds it and makes it right. When it fails, what was newly made is gone again.
-    pub fn ensure(dir: &Path, wanted: &Wanted, host: &Host) -> Result<Self, NetworkError> {
+    pub fn ensure(dir: &Path, wanted: &Wanted, host: &Host, mesh: &Mesh) -> Result<Self, NetworkError> {
         fs::create_dir_all(dir).map_err(file("make", dir))?;
         if let Some(index) = wanted.out {
             let path = dir.join(INDEX);
@@ -153,10 +171,13 @@ impl LiveNetwork {
             }
         };
         let this = Self { dir: dir.to_owned(), wanted: wanted.clone(), namespace, rtnetlink, nft };
-        match this.complete(host) {
+        match this.complete(host, mesh) {
             Ok(()) => Ok(this),
             Err(error) => {
                 if fresh {
+                    if let OverlayPort::Fabric { vni, .. } = wanted.port {
+                        let _ = mesh.leave(vni);
+                    }
                     // The first error is the one to tell.
                     let _ = this.remove();
                 }
@@ -166,7 +187,7 @@ impl LiveNetwork {
     }
 
     /// Adds what is missing, and replaces what is wrong.
-    fn complete(&self, host: &Host) -> Result<(), NetworkError> {
+    fn complete(&self, host: &Host, mesh: &Mesh) -> Result<(), NetworkError> {
         let wanted = &self.wanted;
         let links = self.rtnetlink.links()?;
         let find = |name: &str| links.iter().find(|link| link.name == name);
@@ -203,7 +224,7 @@ impl LiveNetwork {
             }
         }
         self.rtnetlink.apply(&changes)?;
-        let port = find("overlay");
+        let port = find(OVERLAY);
         if let OverlayPort::Vxlan { vni, local, port: number } = wanted.port {
             let right = VxlanLink { id: vni, port: number, local: Some(local) };
             if port.is_none_or(|link| link.vxlan != Some(right) || link.mtu != wanted.mtu || link.master.is_none()) {
@@ -214,6 +235,9 @@ impl LiveNetwork {
                 }
                 self.add_vxlan(host, Vxlan { local: Some(local), proxy: true, ..Vxlan::new(vni, number) })?;
             }
+        }
+        if let OverlayPort::Fabric { vni, .. } = wanted.port {
+            self.complete_tap(mesh, vni, port)?;
         }
         if let Some(index) = wanted.out {
             self.complete_out(host, index, find("out0").is_some())?;
@@ -229,12 +253,35 @@ impl LiveNetwork {
             index: Some(PORT),
             mtu: Some(self.wanted.mtu),
             namespace: Some(self.namespace.as_fd()),
-            ..NewLink::new("overlay", LinkKind::Vxlan(vxlan))
+            ..NewLink::new(OVERLAY, LinkKind::Vxlan(vxlan))
         });
         host.rtnetlink().apply(&changes)?;
         let mut changes = Changes::new();
         changes.change_link(PORT, &LinkChange { master: Some(BRIDGE), up: Some(true), ..LinkChange::default() });
         self.rtnetlink.apply(&changes)
+    }
+
+    /// The TAP stays when netd ends, with its place in the bridge; it is opened again then.
+    fn complete_tap(&self, mesh: &Mesh, vni: u32, found: Option<&Link>) -> Result<(), NetworkError> {
+        let mtu = self.wanted.mtu;
+        let is_tap = found.is_some_and(|link| link.kind.as_deref() == Some("tun"));
+        if found.is_some() && !is_tap {
+            remove_link(&self.rtnetlink, OVERLAY)?;
+        }
+        if !is_tap || found.is_some_and(|link| link.mtu != mtu) {
+            mesh.detach(vni);
+        }
+        if !mesh.is_attached(vni) {
+            mesh.attach(vni, mtu, |queues, offload| {
+                let open =
+                    |_: &Inside| Ok::<_, NetworkError>(tap::open(OVERLAY, queues, offload).map_err(MeshError::Tap)?);
+                self.namespace.enter(open)
+            })?;
+        }
+        let mut changes = Changes::new();
+        let change = LinkChange { mtu: Some(mtu), master: Some(BRIDGE), up: Some(true), ..LinkChange::default() };
+        changes.change_link(OVERLAY, &change);
+        Ok(self.rtnetlink.apply(&changes)?)
     }
 
     fn complete_out(&self, host: &Host, index: u16, there: bool) -> Result<(), NetlinkError> {
@@ -303,6 +350,23 @@ impl LiveNetwork {
         self.rtnetlink.apply(&changes)
     }
 
+    /// Waits until the bridge forwards between a sandbox's device and the way to other hosts: the kernel begins with that
+    /// a moment after both ends are up, and loses frames until then.
+    pub fn wait_forwarding(&self, name: &str) -> Result<(), NetlinkError> {
+        let deadline = Instant::now() + FORWARDING;
+        let way = (self.wanted.port != OverlayPort::Local).then_some(OVERLAY);
+        for name in [Some(name), way].into_iter().flatten() {
+            while !self.rtnetlink.link(name)?.is_some_and(|link| link.forwarding) {
+                if Instant::now() > deadline {
+                    let problem = format!("its bridge does not forward after {} s", FORWARDING.as_secs());
+                    return Err(NetlinkError::Invalid { action: format!("connect device {name}"), problem });
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
     /// Removes a sandbox's pair of devices. Idempotent.
     pub fn unplug(&self, name: &str) -> Result<(), NetlinkError> {
         remove_link(&self.rtnetlink, name)
@@ -363,7 +427,7 @@ impl LiveNetwork {
     /// Removes it with all that is in it.
     pub fn remove(&self) -> Result<(), NetworkError> {
         // Not left to the namespace's end: that comes later, and a VXLAN's number would be taken until then.
-        for name in ["overlay", "out0", "br0"] {
+        for name in [OVERLAY, "out0", "br0"] {
             remove_link(&self.rtnetlink, name)?;
         }
         remove_dir(&self.dir)
@@ -379,14 +443,14 @@ pub fn has_sandboxes(dir: &Path) -> Result<bool, NetlinkError> {
 }
 
 fn plugged(rtnetlink: &Rtnetlink) -> Result<bool, NetlinkError> {
-    Ok(rtnetlink.links()?.iter().any(|link| link.master == Some(BRIDGE) && link.index != PORT))
+    Ok(rtnetlink.links()?.iter().any(|link| link.master == Some(BRIDGE) && link.name != OVERLAY))
 }
 
 /// Removes the network in a folder, whatever it was.
 pub fn remove(dir: &Path) -> Result<(), NetworkError> {
     if let Ok(namespace) = Namespace::open(&dir.join(NET)) {
         let rtnetlink = namespace.enter(Inside::rtnetlink)?;
-        for name in ["overlay", "out0", "br0"] {
+        for name in [OVERLAY, "out0", "br0"] {
             remove_link(&rtnetlink, name)?;
         }
     }

@@ -7,6 +7,7 @@
 pub mod balance;
 pub mod forwarding;
 pub mod ingress;
+pub mod mesh;
 pub mod mtu;
 pub mod names;
 

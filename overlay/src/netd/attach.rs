@@ -77,17 +77,22 @@ impl Netd {
         self.runtime.block_on(self.names.remove(&task.to_string()));
         let opened = endpoint::ensure(&path, &wanted, !endpoints.is_empty())?;
         let nft = Arc::new(opened.nft);
+        let mut live = Vec::new();
         let mut ports: Vec<Port> = request.host_ports.iter().filter_map(Port::of).collect();
         for each in endpoints {
             let network = self.network(each.id);
             let mut state = lock(&network);
             state.join(task, &nft)?;
+            live.extend(state.live.clone());
             let way_out = !define::internal(&each.definition) && !define::ingress(&each.definition);
             let address = each.addresses.iter().copied().find(|address| way_out && address.is_ipv4());
             if let Some(address) = address {
                 let these = std::mem::take(&mut ports).into_iter().map(|port| (port, address)).collect();
                 state.join_ports(self, task, these)?;
             }
+        }
+        for network in live {
+            network.wait_forwarding(&name)?;
         }
         if !ports.is_empty() {
             let problem = "ports of mode host take a network with a way out, and the task is on none".to_owned();

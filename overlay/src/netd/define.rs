@@ -1,6 +1,6 @@
 //! What a network's definition means on this host. Pure but for the question how large the underlay's packets are.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use skep_netlink::Prefix;
 use skep_proto::id::NetworkId;
@@ -67,6 +67,12 @@ pub(super) fn option<'a>(network: &'a v1::Network, name: &str) -> Option<&'a str
     network.spec.as_ref()?.options.get(name).map(String::as_str)
 }
 
+/// Whether its packets are sealed between hosts: overlays are, unless they were made otherwise.
+pub(super) fn encrypted(network: &v1::Network) -> bool {
+    let driver = network.spec.as_ref().map_or(v1::NetworkDriver::Overlay, v1::NetworkSpec::driver);
+    driver == v1::NetworkDriver::Overlay && option(network, "encrypted") != Some("false")
+}
+
 /// The prefix that an address has on it, and its gateway.
 pub(super) fn place(subnets: &[Subnet], address: IpAddr) -> Option<(Prefix, Option<IpAddr>)> {
     let subnet = subnets.iter().find(|subnet| {
@@ -78,23 +84,27 @@ pub(super) fn place(subnets: &[Subnet], address: IpAddr) -> Option<(Prefix, Opti
     Some((Prefix { address, length: subnet.prefix.length }, subnet.gateway))
 }
 
-/// What the network's namespace is to be. `underlay`: the largest packet of the device with an address.
+/// What the network's namespace is to be. `underlay`: the largest packet of the device with an address. `device`: the number
+/// of the mesh's device, which runs then.
 pub(super) fn wanted(
     network: &v1::Network,
     config: &Config,
     short: String,
     out: Option<u16>,
     underlay: impl Fn(IpAddr) -> Result<u32, NetdError>,
+    device: impl Fn() -> Result<u64, NetdError>,
 ) -> Result<Wanted, NetdError> {
     let subnets = subnets(network)?;
     let host: Option<IpAddr> = config.request.vxlan_addr.parse().ok();
     let driver = network.spec.as_ref().map_or(v1::NetworkDriver::Overlay, v1::NetworkSpec::driver);
     let (port, carrier, largest) = match (driver, host) {
-        (v1::NetworkDriver::Overlay, _) if option(network, "encrypted") != Some("false") => {
-            return Err(NetdError::Unsupported(format!(
-                "encrypted overlays; make network {} with the option encrypted=false",
-                name(network)
-            )));
+        (v1::NetworkDriver::Overlay, _) if encrypted(network) => {
+            let device = device()?;
+            let underlay = match config.request.wireguard_addr.parse::<SocketAddr>() {
+                Ok(listen) => underlay(listen.ip())?,
+                Err(_) => ETHERNET,
+            };
+            (OverlayPort::Fabric { vni: network.vni, device }, Carrier::Encrypted, underlay)
         }
         (v1::NetworkDriver::Overlay, None) => {
             return Err(NetdError::Refused(format!(

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use super::service::Service;
 use super::{Netd, define};
 use crate::host::Host;
+use crate::mesh::Mesh;
 use crate::sandbox::{SandboxError, Sandboxes};
 
 /// Bytes of a request at most: a table of ten thousands of endpoints in one message.
@@ -112,6 +113,7 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
         indices: Mutex::default(),
         leases: Mutex::default(),
         host: Host::open(&instance)?,
+        mesh: Mesh::default(),
         dir,
     });
     netd.find_taken();

@@ -8,13 +8,15 @@ use skep_proto::v1::netd_server::Netd as Calls;
 use tonic::{Request, Response, Status};
 
 use super::{Netd, NetdError, lock};
+use crate::mesh::MeshError;
+use crate::network::NetworkError;
 use crate::table::TableError;
 
 /// What answers the socket.
 pub(super) struct Service(pub(super) Arc<Netd>);
 
 /// An error with all its reasons, in one line.
-fn text(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn text(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(reason) = next {
@@ -33,7 +35,12 @@ fn status(error: NetdError) -> Status {
     match error {
         NetdError::Id(..) => Status::invalid_argument(text),
         NetdError::Refused(_) | NetdError::Mtu(_) => Status::failed_precondition(text),
-        NetdError::Unsupported(_) => Status::unimplemented(text),
+        NetdError::Mesh(MeshError::Waits(_)) | NetdError::Network(NetworkError::Mesh(MeshError::Waits(_))) => {
+            Status::failed_precondition(text)
+        }
+        NetdError::Mesh(MeshError::Key(..) | MeshError::Address(_) | MeshError::Number(_)) => {
+            Status::invalid_argument(text)
+        }
         _ => Status::internal(text),
     }
 }
@@ -89,6 +96,7 @@ impl Netd {
 
     fn configure(&self, request: v1::ConfigureRequest) -> Result<v1::ConfigureResponse, NetdError> {
         let node = NodeId::from_wire_opt(&request.node_id).map_err(|source| NetdError::Id("node", source))?;
+        let key = self.mesh.configure(node, &request)?;
         let changed = {
             let mut config = self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             let changed = config.request != request;
@@ -105,7 +113,7 @@ impl Netd {
                 }
             }
         }
-        Ok(v1::ConfigureResponse::default())
+        Ok(v1::ConfigureResponse { public_key: key.map(|key| key.to_vec()).unwrap_or_default() })
     }
 
     fn state(&self) -> v1::NetdStateResponse {
@@ -122,7 +130,7 @@ impl Netd {
             sandboxes: lock(&self.attached).keys().map(|task| task.to_vec()).collect(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            notes: vec!["encrypted overlays are not supported yet".to_owned()],
+            notes: self.mesh.notes(self.host.has_wireguard()),
         }
     }
 
@@ -138,6 +146,7 @@ impl Netd {
             state.take_down(self)?;
         }
         lock(&self.networks).clear();
+        self.mesh.stop();
         for entry in std::fs::read_dir(self.networks_dir()).into_iter().flatten().flatten() {
             crate::network::remove(&entry.path())?;
         }
@@ -196,7 +205,7 @@ impl Calls for Service {
     }
 
     async fn mesh(&self, _: Request<v1::MeshRequest>) -> Result<Response<v1::MeshResponse>, Status> {
-        Ok(Response::new(v1::MeshResponse { device: "none".to_owned(), peers: Vec::new() }))
+        self.call(|netd| Ok(netd.mesh.status())).await
     }
 
     async fn shutdown(

@@ -13,9 +13,9 @@ use skep_proto::id::{NetworkId, TaskId};
 use skep_proto::v1;
 
 use super::{Netd, NetdError, define};
-use crate::network::{self, LiveNetwork, PORT};
+use crate::network::{self, LiveNetwork, OverlayPort, PORT};
 use crate::plan::balance::{Balance, Kind};
-use crate::plan::forwarding::Forwarding;
+use crate::plan::forwarding::{Forwarding, Way};
 use crate::plan::ingress::Port;
 use crate::plan::names;
 use crate::table::{FollowedTable, TableChange};
@@ -153,31 +153,50 @@ impl NetworkState {
     fn forward(&mut self, netd: &Netd, change: &TableChange) -> Result<(), NetdError> {
         let Some(own) = netd.config().node else { return Ok(()) };
         let table = self.followed.current();
-        let changes = match &mut self.forwarding {
-            Some(forwarding) if self.forwarding_own == Some(own) => forwarding.change(table, change, PORT),
+        let encrypted = self.definition.as_ref().is_some_and(|definition| define::encrypted(definition));
+        let forwarding = match &mut self.forwarding {
+            Some(forwarding) if self.forwarding_own == Some(own) => forwarding,
             _ => {
-                let mut forwarding = Forwarding::new(own);
+                let mut forwarding = Forwarding::new(own, if encrypted { Way::Mesh } else { Way::Underlay });
                 let _ = forwarding.change(table, &table.all(), PORT);
                 self.forwarding = Some(forwarding);
                 self.forwarding_own = Some(own);
-                return self.sync_neighbours();
+                return self.sync_neighbours(netd);
             }
         };
+        if encrypted {
+            let forwards = forwarding.change_forwards(table, change);
+            if let Some(OverlayPort::Fabric { vni, .. }) = self.port() {
+                if !change.peers.is_empty() {
+                    netd.mesh.follow_peers(vni, self.followed.current())?;
+                }
+                netd.mesh.forward(vni, forwards)?;
+            }
+            return Ok(());
+        }
+        let changes = forwarding.change(table, change, PORT);
         match &self.live {
-            Some(live) if self.is_overlay() => Ok(live.change_neighbours(&changes)?),
+            Some(live) if live.wanted().port != OverlayPort::Local => Ok(live.change_neighbours(&changes)?),
             _ => Ok(()),
         }
     }
 
-    fn sync_neighbours(&self) -> Result<(), NetdError> {
-        match (&self.live, &self.forwarding) {
-            (Some(live), Some(forwarding)) if self.is_overlay() => Ok(live.sync_neighbours(forwarding.entries(PORT))?),
-            _ => Ok(()),
+    fn sync_neighbours(&self, netd: &Netd) -> Result<(), NetdError> {
+        let (Some(live), Some(forwarding)) = (&self.live, &self.forwarding) else { return Ok(()) };
+        match live.wanted().port {
+            OverlayPort::Vxlan { .. } => live.sync_neighbours(forwarding.entries(PORT))?,
+            OverlayPort::Fabric { vni, .. } => {
+                netd.mesh.follow_peers(vni, self.followed.current())?;
+                netd.mesh.sync_forwards(vni, forwarding.forwards().collect())?;
+            }
+            OverlayPort::Local => {}
         }
+        Ok(())
     }
 
-    fn is_overlay(&self) -> bool {
-        self.live.as_ref().is_some_and(|live| live.wanted().port != network::OverlayPort::Local)
+    /// The way to other hosts that it has.
+    fn port(&self) -> Option<OverlayPort> {
+        self.live.as_ref().map(|live| live.wanted().port)
     }
 
     /// The routing mesh.
@@ -237,10 +256,12 @@ impl NetworkState {
         }
         let config = netd.config();
         let underlay = |address| Ok(netd.host.underlay_mtu(address)?);
-        let wanted = define::wanted(&definition, &config, self.short(netd), self.index, underlay);
+        let device = || Ok(netd.mesh.start()?);
+        let wanted = define::wanted(&definition, &config, self.short(netd), self.index, underlay, device);
         let wanted = match wanted {
             Ok(wanted) => wanted,
             Err(error) => {
+                self.dirty |= self.live.is_some();
                 self.release_index(netd);
                 return Err(error);
             }
@@ -251,12 +272,12 @@ impl NetworkState {
         if self.index.is_some() {
             netd.host.forward()?;
         }
-        self.live = Some(Arc::new(LiveNetwork::ensure(&netd.network_dir(self.id), &wanted, &netd.host)?));
+        self.live = Some(Arc::new(LiveNetwork::ensure(&netd.network_dir(self.id), &wanted, &netd.host, &netd.mesh)?));
         self.dirty = true;
         if self.forwarding.is_none() || self.forwarding_own != config.node {
             self.forward(netd, &TableChange::default())?;
         }
-        self.sync_neighbours()?;
+        self.sync_neighbours(netd)?;
         if let (Some(live), Some(ingress)) = (&self.live, &self.ingress) {
             let own = config.request.ingress_addresses.iter().find_map(|bytes| address_from_wire(bytes));
             live.nft().commit(&ingress.whole(None))?;
@@ -373,6 +394,9 @@ impl NetworkState {
         gone.extend(self.taken());
         netd.host.publish(&[], &gone)?;
         self.served.clear();
+        if let Some(OverlayPort::Fabric { vni, .. }) = self.port() {
+            netd.mesh.leave(vni)?;
+        }
         match self.live.take() {
             Some(live) => live.remove()?,
             None => network::remove(&netd.network_dir(self.id))?,

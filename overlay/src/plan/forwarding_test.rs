@@ -21,7 +21,7 @@ fn endpoint(node: u128, last: u8) -> Arc<Endpoint> {
 
 fn peer(last: u8) -> Arc<Peer> {
     let endpoint = v1::FabricEndpoint { vxlan_addr: format!("192.0.2.{last}"), ..v1::FabricEndpoint::default() };
-    Arc::new(Peer { endpoint, fabric_number: 0, addresses: vec![[10, 0, 1, last].into()] })
+    Arc::new(Peer { endpoint, fabric_number: last.into(), addresses: vec![[10, 0, 1, last].into()] })
 }
 
 /// Entries as the kernel has them after changes, in order.
@@ -49,7 +49,9 @@ proptest! {
         steps in proptest::collection::vec((0u8..3, 0u128..6, 1u128..4, 1u8..6), 1..40)
     ) {
         let mut table = Table::default();
-        let mut forwarding = Forwarding::new(NodeId::new(1));
+        let mut forwarding = Forwarding::new(NodeId::new(1), Way::Underlay);
+        let mut mesh = Forwarding::new(NodeId::new(1), Way::Mesh);
+        let mut device = HashMap::new();
         let mut kernel = HashSet::new();
         for (kind, key, node, last) in steps {
             let mut next = table.clone();
@@ -62,7 +64,15 @@ proptest! {
             let change = next.since(&table);
             table = next;
             carry_out(&mut kernel, &forwarding.change(&table, &change, 3));
-            let mut afresh = Forwarding::new(NodeId::new(1));
+            let forwards = mesh.change_forwards(&table, &change);
+            device.retain(|mac, _| !forwards.remove.contains(mac));
+            device.extend(forwards.put.into_iter().map(|forward| (forward.mac, forward)));
+            let mut afresh = Forwarding::new(NodeId::new(1), Way::Mesh);
+            let _ = afresh.change_forwards(&table, &table.all());
+            let whole = |of: &Forwarding| of.forwards().map(|forward| (forward.mac, forward)).collect::<HashMap<_, _>>();
+            prop_assert_eq!(&device, &whole(&afresh));
+            prop_assert_eq!(&device, &whole(&mesh));
+            let mut afresh = Forwarding::new(NodeId::new(1), Way::Underlay);
             let mut other = HashSet::new();
             carry_out(&mut other, &afresh.change(&table, &table.all(), 3));
             prop_assert_eq!(&kernel, &other);
@@ -78,7 +88,7 @@ fn a_remote_endpoint_is_behind_its_host() {
     table.peers.insert(NodeId::new(2), peer(9));
     table.endpoints.insert(TaskId::new(1), endpoint(2, 5));
     table.endpoints.insert(TaskId::new(2), endpoint(1, 6));
-    let mut forwarding = Forwarding::new(NodeId::new(1));
+    let mut forwarding = Forwarding::new(NodeId::new(1), Way::Underlay);
     forwarding.change(&table, &table.all(), 3);
     let mut entries: Vec<String> = forwarding.entries(3).map(|entry| entry.to_string()).collect();
     entries.sort();

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
+use skep_fabric::PrivateKey;
 use skep_netlink::link::{Bridge, LinkChange, LinkKind, NewLink};
 use skep_netlink::{Changes, Inside, Namespace, NetlinkError, Rtnetlink};
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
@@ -86,7 +87,16 @@ impl Lab {
         self.join(&namespace, &rtnetlink, number);
         let dir = self.dir.path().join(number.to_string());
         fs::create_dir_all(&dir).unwrap();
-        let mut host = Host { lab: self, number, namespace, rtnetlink, dir, child: None };
+        let who = v1::ConfigureRequest {
+            node_id: NodeId::new(u128::from(number)).to_vec(),
+            fabric_number: number.into(),
+            private_key: key(number).to_bytes().to_vec(),
+            wireguard_addr: format!("10.77.0.{number}:51820"),
+            vxlan_addr: format!("10.77.0.{number}"),
+            ingress_addresses: vec![vec![10, 255, 0, number]],
+            ..v1::ConfigureRequest::default()
+        };
+        let mut host = Host { lab: self, number, namespace, rtnetlink, dir, who, child: None };
         host.start();
         host
     }
@@ -99,6 +109,8 @@ pub(crate) struct Host<'a> {
     pub(crate) namespace: Namespace,
     pub(crate) rtnetlink: Rtnetlink,
     pub(crate) dir: PathBuf,
+    /// What its netd is told about it.
+    pub(crate) who: v1::ConfigureRequest,
     child: Option<Child>,
 }
 
@@ -125,16 +137,15 @@ impl Host<'_> {
     /// Starts its netd and tells it who it is.
     pub(crate) fn start(&mut self) {
         self.child = Some(self.spawn());
-        let request = v1::ConfigureRequest {
-            node_id: self.node().to_vec(),
-            vxlan_addr: format!("10.77.0.{}", self.number),
-            ingress_addresses: vec![vec![10, 255, 0, self.number]],
-            ..v1::ConfigureRequest::default()
-        };
-        until("netd does not answer", || {
-            let mut client = self.client();
-            self.lab.runtime.block_on(client.configure(request.clone())).ok()
-        });
+        until("netd does not answer", || self.configure().ok());
+    }
+
+    pub(crate) fn configure(&self) -> Result<v1::ConfigureResponse, tonic::Status> {
+        self.lab.runtime.block_on(self.client().configure(self.who.clone())).map(tonic::Response::into_inner)
+    }
+
+    pub(crate) fn mesh(&self) -> v1::MeshResponse {
+        self.lab.runtime.block_on(self.client().mesh(v1::MeshRequest {})).unwrap().into_inner()
     }
 
     pub(crate) fn client(&self) -> NetdClient<Channel> {
@@ -209,6 +220,11 @@ impl Drop for Host<'_> {
     }
 }
 
+/// A host's key.
+pub(crate) fn key(number: u8) -> PrivateKey {
+    PrivateKey::from_bytes([number; 32])
+}
+
 /// A network's definition: 10.`number`.0.0/16.
 pub(crate) fn network(number: u8, change: impl FnOnce(&mut v1::NetworkSpec)) -> v1::Network {
     let mut spec = v1::NetworkSpec { name: format!("net{number}"), ..v1::NetworkSpec::default() };
@@ -260,11 +276,16 @@ pub(crate) fn service(id: u128, name: &str, vip: Ipv4Addr, ports: Vec<v1::PortSp
 }
 
 pub(crate) fn peer(host: u8) -> v1::NetworkPeer {
-    let endpoint = v1::FabricEndpoint { vxlan_addr: format!("10.77.0.{host}"), ..v1::FabricEndpoint::default() };
+    let endpoint = v1::FabricEndpoint {
+        public_key: key(host).public().to_vec(),
+        previous_public_key: Vec::new(),
+        wireguard_addr: format!("10.77.0.{host}:51820"),
+        vxlan_addr: format!("10.77.0.{host}"),
+    };
     v1::NetworkPeer {
         node_id: NodeId::new(u128::from(host)).to_vec(),
         endpoint: Some(endpoint),
-        fabric_number: 0,
+        fabric_number: host.into(),
         addresses: vec![vec![10, 255, 0, host]],
     }
 }
@@ -304,9 +325,9 @@ pub(crate) fn attach_request(task: u128, ends: &[(&v1::Network, IpAddr)]) -> v1:
     }
 }
 
-/// Whether something answers. Asked twice: a bridge's new port forwards only when a kernel thread has seen its carrier.
+/// Whether something answers.
 pub(crate) fn ping(from: &Namespace, to: &str) -> bool {
-    (0..2).any(|_| run(from, &format!("ping -n -c 1 -W 1 {to}")).status.success())
+    run(from, &format!("ping -n -c 1 -W 1 {to}")).status.success()
 }
 
 /// Serves TCP and UDP in a namespace: each answer is `name`. TCP stays open and answers each byte.

@@ -93,16 +93,22 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         return;
     }
     let lab = Lab::new();
-    let host = lab.host(1);
+    let mut host = lab.host(1);
+    let (client, dir) = (host.client(), host.dir.clone());
     let refused = |net: &skep_proto::v1::Network, address: &str, text: &str| {
-        let error = host.try_attach(&attach_request(1, &[(net, ip(address))])).unwrap_err();
+        let request = attach_request(1, &[(net, ip(address))]);
+        let error = lab.runtime.block_on(client.clone().attach(request)).unwrap_err();
         assert!(error.message().contains(text), "{error}");
         for folder in ["networks", "sandboxes"] {
-            assert_eq!(std::fs::read_dir(host.dir.join(folder)).unwrap().count(), 0, "{text}: {folder}");
+            assert_eq!(std::fs::read_dir(dir.join(folder)).unwrap().count(), 0, "{text}: {folder}");
         }
     };
     refused(&network(5, |_| {}), "10.9.1.1", "in no subnet");
-    refused(&network(5, |spec| spec.options.clear()), "10.5.1.1", "not supported yet: encrypted");
+    let sealed = |mtu: &str| {
+        let mtu = mtu.to_owned();
+        network(5, |spec| spec.options = [("mtu".to_owned(), mtu)].into())
+    };
+    refused(&sealed("1371"), "10.5.1.1", "1370 bytes at most");
     let large = |spec: &mut skep_proto::v1::NetworkSpec| drop(spec.options.insert("mtu".into(), "1500".into()));
     refused(&network(5, large), "10.5.1.1", "1450 bytes at most");
     let macvlan = |spec: &mut skep_proto::v1::NetworkSpec| {
@@ -110,6 +116,12 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         spec.options.insert("parent".into(), "eth7".into());
     };
     refused(&network(5, macvlan), "10.5.1.1", "no such device");
+    // Who is not told a key has no encrypted networks.
+    host.who.private_key.clear();
+    assert!(host.configure().unwrap().public_key.is_empty());
+    refused(&sealed("1370"), "10.5.1.1", "wait for this host's key");
+    host.who.private_key = vec![1; 31];
+    assert!(host.configure().unwrap_err().message().contains("31 bytes instead of 32"));
 }
 
 #[test]
