@@ -12,6 +12,7 @@ use skep_proto::v1::clusters_client::ClustersClient;
 use skep_proto::v1::daemon_client::DaemonClient;
 use skep_proto::v1::images_client::ImagesClient;
 use skep_proto::v1::logs_client::LogsClient;
+use skep_proto::v1::networks_client::NetworksClient;
 use skep_proto::v1::nodes_client::NodesClient;
 use skep_proto::v1::services_client::ServicesClient;
 use skep_proto::v1::tasks_client::TasksClient;
@@ -125,6 +126,8 @@ impl Client {
     clients! {
         /// The swarm.
         clusters: ClustersClient,
+        /// Networks.
+        networks: NetworksClient,
         /// Nodes.
         nodes: NodesClient,
         /// Services.

@@ -9,6 +9,7 @@ mod info;
 mod inspect;
 mod listing;
 mod netd;
+mod network;
 mod node;
 mod outcome;
 mod service;
@@ -62,6 +63,9 @@ enum Command {
     /// Show the tasks of services.
     #[command(subcommand)]
     Task(task::TaskCommand),
+    /// Make, show and remove networks.
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Manage this host's images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -147,6 +151,7 @@ fn talk(context: Context, command: Command) -> Result<(), Failure> {
             Command::Node(command) => command.run(&context).await,
             Command::Service(command) => command.run(&context).await,
             Command::Task(command) => command.run(&context).await,
+            Command::Network(command) => command.run(&context).await,
             Command::Image(command) => command.run(&context).await,
             Command::Images(args) => args.run(&context).await,
             Command::Info(args) => args.run(&context).await,

@@ -58,10 +58,44 @@ pub(crate) struct InitArgs {
     addresses: Addresses,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    pools: Pools,
     /// Make this manager, whose quorum is lost for good, the only one of its swarm. The other managers must never come
     /// back with their old state; they join anew.
-    #[arg(long, conflicts_with_all = ["availability", "cert_expiry", "dispatcher_heartbeat", "task_history_limit"])]
+    #[arg(long, conflicts_with_all = ["availability", "cert_expiry", "dispatcher_heartbeat", "task_history_limit",
+          "default_addr_pool", "default_addr_pool_mask_length", "data_path_port"])]
     force_new_cluster: bool,
+}
+
+/// What the swarm's networks are made from; fixed from then on.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+struct Pools {
+    /// Range of addresses, such as 10.64.0.0/10, from which networks without a subnet of their own get one
+    /// [default: 10.0.0.0/8].
+    #[arg(long, value_name = "RANGE", value_delimiter = ',')]
+    default_addr_pool: Vec<String>,
+    /// Prefix length of such a subnet [default: 24].
+    #[arg(long, value_name = "LENGTH")]
+    default_addr_pool_mask_length: Option<u32>,
+    /// UDP port of overlays that are not encrypted, 1024 to 49151 [default: 4789].
+    #[arg(long, value_name = "PORT")]
+    data_path_port: Option<u32>,
+}
+
+impl Pools {
+    /// Puts what is given into the spec, and checks the whole.
+    fn apply(&self, mut spec: ClusterSpec) -> Result<ClusterSpec, Failure> {
+        if self.default_addr_pool_mask_length == Some(0) {
+            let message = "invalid value for --default-addr-pool-mask-length: it must be 8 to 30";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        spec.address_pools.clone_from(&self.default_addr_pool);
+        spec.subnet_length = self.default_addr_pool_mask_length.unwrap_or_default();
+        // As in Docker, 0 is the default.
+        spec.data_path_port = self.data_path_port.unwrap_or_default();
+        skep_proto::validate::cluster_spec(&spec)?;
+        Ok(spec)
+    }
 }
 
 /// Settings of the whole swarm.
@@ -166,7 +200,7 @@ impl SwarmCommand {
 }
 
 async fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
-    let spec = args.settings.apply(ClusterSpec::default())?;
+    let spec = args.pools.apply(args.settings.apply(ClusterSpec::default())?)?;
     let request = SwarmInitRequest {
         force_new_cluster: args.force_new_cluster,
         listen_addr: args.addresses.listen_addr.clone(),
@@ -361,6 +395,30 @@ mod tests {
         let spec = spec.unwrap();
         assert_eq!((spec.heartbeat_period_ms, spec.task_history_limit, spec.node_cert_expiry_ms), (100, -1, 7_200_000));
         for wrong in [settings(99, 5), settings(0, 5), settings(60_001, 5), settings(1_000, 1_000_000)] {
+            assert!(matches!(wrong.apply(ClusterSpec::default()), Err(Failure::Usage(_))), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn pools_are_checked_before_the_call() {
+        let pools = |pools: &[&str], length, port| Pools {
+            default_addr_pool: pools.iter().map(|pool| (*pool).to_owned()).collect(),
+            default_addr_pool_mask_length: length,
+            data_path_port: port,
+        };
+        let none = Pools::default().apply(ClusterSpec::default()).unwrap();
+        assert_eq!(none, ClusterSpec::default());
+        let spec = pools(&["10.64.0.0/10", "fd00::/48"], Some(26), Some(4790)).apply(ClusterSpec::default()).unwrap();
+        assert_eq!((spec.address_pools.len(), spec.subnet_length, spec.data_path_port), (2, 26, 4790));
+        for wrong in [
+            pools(&["x"], None, None),
+            pools(&["10.64.0.1/10"], None, None),
+            pools(&["10.0.0.0/8", "10.1.0.0/16"], None, None),
+            pools(&["10.0.0.0/25"], None, None),
+            pools(&[], Some(0), None),
+            pools(&[], Some(31), None),
+            pools(&[], None, Some(80)),
+        ] {
             assert!(matches!(wrong.apply(ClusterSpec::default()), Err(Failure::Usage(_))), "{wrong:?}");
         }
     }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::output::format::{Format, Listing};
 use crate::output::{human, natural, time};
 use crate::parse::filter::Filters;
-use crate::view::{self, state, task};
+use crate::view::{self, ports, state, task};
 
 /// Docker's table of tasks.
 const TASKS: Listing = Listing {
@@ -165,7 +165,7 @@ impl Prepared {
             ),
             ("Health", state::health(health).into()),
             ("Error", error.into()),
-            ("Ports", state::ports(&task.ports).into()),
+            ("Ports", ports::each(&task.ports).into()),
             ("State", current.into()),
             ("Service", summary.service_name.clone().into()),
             ("Slot", task.slot.into()),

@@ -14,22 +14,10 @@ use crate::failure::Failure;
 const VERBS: &[(&str, &[&str])] = &[
     (
         "",
-        &[
-            "config",
-            "container",
-            "events",
-            "exec",
-            "login",
-            "logout",
-            "network",
-            "plugin",
-            "secret",
-            "stack",
-            "system",
-            "volume",
-        ],
+        &["config", "container", "events", "exec", "login", "logout", "plugin", "secret", "stack", "system", "volume"],
     ),
     ("swarm", &["ca", "unlock", "unlock-key"]),
+    ("network", &["connect", "disconnect", "prune"]),
     ("image", &["build", "history", "push", "save"]),
 ];
 
@@ -40,7 +28,6 @@ const FLAGS: &[(&str, &[&str])] = &[
         &[
             "--config",
             "--credential-spec",
-            "--endpoint-mode",
             "--generic-resource",
             "--isolation",
             "--max-concurrent",
@@ -56,7 +43,6 @@ const FLAGS: &[(&str, &[&str])] = &[
             "--config-add",
             "--config-rm",
             "--credential-spec",
-            "--endpoint-mode",
             "--generic-resource-add",
             "--generic-resource-rm",
             "--isolation",
@@ -70,19 +56,9 @@ const FLAGS: &[(&str, &[&str])] = &[
     ),
     ("service logs", &["--details"]),
     ("node inspect", &["--pretty"]),
-    (
-        "swarm init",
-        &[
-            "--autolock",
-            "--data-path-addr",
-            "--data-path-port",
-            "--default-addr-pool",
-            "--default-addr-pool-mask-length",
-            "--external-ca",
-            "--max-snapshots",
-            "--snapshot-interval",
-        ],
-    ),
+    ("swarm init", &["--autolock", "--data-path-addr", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
+    ("network create", &["--config-from", "--config-only", "--ipam-driver", "--ipam-opt", "--ipv4", "--scope"]),
+    ("network rm", &["--force", "-f"]),
     ("swarm join", &["--data-path-addr"]),
     ("swarm update", &["--autolock", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("image ls", &["--all", "-a", "--tree"]),
@@ -179,6 +155,8 @@ mod tests {
             ("skep -H unix:///x secret ls", "secret"),
             ("skep swarm init --autolock", "--autolock"),
             ("skep swarm unlock", "swarm unlock"),
+            ("skep network prune", "network prune"),
+            ("skep network create --scope swarm x", "--scope"),
         ] {
             assert_eq!(refused(line).unwrap(), format!("not supported yet: {name}"), "{line}");
         }

@@ -2,6 +2,7 @@
 //! would be right, and none panics.
 
 pub(crate) mod csv;
+pub(crate) mod driver_opt;
 pub(crate) mod duration;
 pub(crate) mod env;
 pub(crate) mod filter;
@@ -15,6 +16,7 @@ pub(crate) mod publish;
 pub(crate) mod shell;
 pub(crate) mod since;
 pub(crate) mod size;
+pub(crate) mod subnets;
 pub(crate) mod ulimit;
 
 use crate::failure::Failure;

@@ -10,7 +10,7 @@ fn plausible() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
         "[-+0-9a-zA-Z.:=,/\" \\\\'µ]{0,40}",
-        "(type|source|target|tmpfs-mode|published|mode|nofile|max-size|name)=[-0-9a-z:/.,=]{0,20}(,(target|readonly|bind-propagation|protocol)=?[0-9a-z/]{0,9}){0,3}",
+        "(type|source|target|tmpfs-mode|published|mode|nofile|max-size|name|alias|ip|encrypted)=[-0-9a-z:/.,=]{0,20}(,(target|readonly|bind-propagation|protocol)=?[0-9a-z/]{0,9}){0,3}",
         "[0-9]{0,25}[.]?[0-9]{0,25}(ns|us|µs|ms|s|m|h|k|mb|gib|p)?",
     ]
 }
@@ -24,7 +24,8 @@ proptest! {
         let _ = size::nano_cpus(&text);
         let _ = mount::parse(&text);
         let _ = publish::parse(&text, NetworkMode::Host);
-        let _ = network::parse(&list);
+        let _ = network::Networks::parse(&list);
+        let _ = driver_opt::options(&list);
         let _ = ulimit::parse(&text);
         let _ = pair::labels(&list);
         let _ = pair::sysctls(&list);

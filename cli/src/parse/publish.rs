@@ -1,28 +1,16 @@
-//! `--publish`: until networks come, only `mode=host`, where it claims the port on the node for the scheduler.
+//! `--publish`: ports that are reached by the routing mesh (mode ingress, the default) or on the task's node (mode host).
 
 use skep_proto::v1::{NetworkMode, PortSpec, Protocol, PublishMode};
 
 use super::{ParseError, csv};
 
-/// Reads one published port for a service on `network`.
+/// Reads one published port for a service on `network`. What contradicts the service's other flags is left to
+/// `skep_proto::validate`.
 pub(crate) fn parse(text: &str, network: NetworkMode) -> Result<PortSpec, ParseError> {
     let (mut port, mode) = if text.contains('=') { long(text)? } else { short(text)? };
-    if mode != PublishMode::Host {
-        return Err(ParseError::unsupported(format!(
-            "{text} (mode ingress; use published=PORT,target=PORT,mode=host with --network host)"
-        )));
-    }
-    if network != NetworkMode::Host {
-        return Err(ParseError::unsupported(format!("{text} without --network host")));
-    }
-    if port.published_port == 0 {
+    if network == NetworkMode::Host && port.published_port == 0 {
         // On the host's network nothing translates: the container's port is the node's port.
         port.published_port = port.target_port;
-    }
-    if port.published_port != port.target_port {
-        return Err(ParseError::unsupported(format!(
-            "{text} (with --network host, published and target are the same port)"
-        )));
     }
     port.set_mode(mode);
     Ok(port)
@@ -68,7 +56,7 @@ fn long(text: &str) -> Result<(PortSpec, PublishMode), ParseError> {
     Ok((spec, mode))
 }
 
-/// `[published:]target[/protocol]`, which means mode ingress in Docker.
+/// `[published:]target[/protocol]`, which means mode ingress.
 fn short(text: &str) -> Result<(PortSpec, PublishMode), ParseError> {
     let mut spec = PortSpec::default();
     let (ports, name) = text.split_once('/').unwrap_or((text, "tcp"));
@@ -120,25 +108,27 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_networks() {
-        for (text, network) in [
-            ("8080:80", NetworkMode::Host),
-            ("80", NetworkMode::Host),
-            ("80/udp", NetworkMode::None),
-            ("8000-8010:80", NetworkMode::Host),
-            ("127.0.0.1:80:80", NetworkMode::Host),
-            ("published=8080,target=80", NetworkMode::Host),
-            ("published=80,target=80,mode=host", NetworkMode::None),
-            ("published=8080,target=80,mode=host", NetworkMode::Host),
-            ("80/sctp", NetworkMode::Host),
+    fn mode_ingress() {
+        for (text, published, protocol) in [
+            ("8080:80", 8080, Protocol::Tcp),
+            ("80", 0, Protocol::Tcp),
+            ("53:80/udp", 53, Protocol::Udp),
+            ("published=8080,target=80", 8080, Protocol::Tcp),
+            ("target=80,protocol=udp,mode=ingress", 0, Protocol::Udp),
         ] {
-            let result = parse(text, network);
-            assert!(
-                matches!(result, Err(ParseError::Unsupported(_)))
-                    || (text.starts_with("127")
-                        && matches!(result, Err(ParseError::Invalid(_) | ParseError::Unsupported(_)))),
-                "{text}: {result:?}"
-            );
+            let port = parse(text, NetworkMode::None).unwrap();
+            assert_eq!((port.published_port, port.target_port), (published, 80), "{text}");
+            assert_eq!((port.protocol(), port.mode()), (protocol, PublishMode::Ingress), "{text}");
+        }
+        let port = parse("published=8080,target=80,mode=host", NetworkMode::None).unwrap();
+        assert_eq!((port.published_port, port.mode()), (8080, PublishMode::Host));
+    }
+
+    #[test]
+    fn what_is_not_there_yet() {
+        for text in ["8000-8010:80", "127.0.0.1:80:80", "80/sctp", "published=8000-8001,target=80"] {
+            let result = parse(text, NetworkMode::None);
+            assert!(matches!(result, Err(ParseError::Unsupported(_))), "{text}: {result:?}");
         }
     }
 

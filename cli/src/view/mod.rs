@@ -6,7 +6,9 @@
 
 pub(crate) mod image;
 pub(crate) mod info;
+pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod ports;
 pub(crate) mod pretty_service;
 pub(crate) mod service;
 pub(crate) mod state;

@@ -2,18 +2,19 @@
 
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    ContainerSpec, HealthCheck, Resources, RestartCondition, RestartPolicy, ServiceSpec, ServiceSummary, TaskTemplate,
-    UpdatePolicy, UpdateState, UpdateStatus,
+    ContainerSpec, HealthCheck, Network, NetworkAttachment, NetworkMode, Resources, RestartCondition, RestartPolicy,
+    ServiceSpec, ServiceSummary, TaskTemplate, UpdatePolicy, UpdateState, UpdateStatus,
 };
 
 use super::service::MONITOR_MS;
 use super::template::{RESTART_DELAY_MS, STOP_GRACE_MS};
-use super::{state, template};
+use super::{ports, state, template};
 use crate::output::human;
 
 /// The whole text, several lines, with an end.
-pub(crate) fn text(summary: &ServiceSummary, now_ms: i64) -> String {
+pub(crate) fn text(summary: &ServiceSummary, networks: &[Network], now_ms: i64) -> String {
     let service = summary.service.clone().unwrap_or_default();
+    let virtual_addresses = super::service::virtual_addresses(&service, networks);
     let spec = service.spec.unwrap_or_default();
     let template = summary.revision.clone().and_then(|revision| revision.template).unwrap_or_default();
     let mut page = Page::default();
@@ -32,8 +33,11 @@ pub(crate) fn text(summary: &ServiceSummary, now_ms: i64) -> String {
     for container in &template.containers {
         container_lines(&mut page, container, template.containers.len() > 1);
     }
+    page.some("Networks", &attached(&template));
+    page.line("Endpoint Mode", state::endpoint_mode(spec.endpoint.unwrap_or_default().mode()));
+    page.pairs("Virtual Addresses", virtual_addresses.into_iter());
     if !service.ports.is_empty() {
-        page.line("Ports", &state::ports(&service.ports));
+        page.line("Ports", &ports::each(&service.ports));
     }
     page.0
 }
@@ -125,6 +129,18 @@ fn placement(page: &mut Page, template: &TaskTemplate) {
     }
 }
 
+/// `front back`, or `host`; empty with loopback only.
+fn attached(template: &TaskTemplate) -> String {
+    if template.networks.is_empty() && template.network_mode() == NetworkMode::Host {
+        return "host".to_owned();
+    }
+    let name = |attached: &NetworkAttachment| match attached.name.as_str() {
+        "" => super::id(&attached.network_id),
+        name => name.to_owned(),
+    };
+    template.networks.iter().map(name).collect::<Vec<_>>().join(" ")
+}
+
 fn restart(page: &mut Page, policy: &RestartPolicy) {
     page.line("RestartPolicy", "");
     page.line(
@@ -214,9 +230,18 @@ fn amounts(amounts: &Resources, pids: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use skep_proto::v1::{ReplicatedMode, Revision, Service};
+    use skep_proto::v1::{NetworkAddresses, NetworkSpec, ReplicatedMode, Revision, Service, Subnet};
 
     use super::*;
+
+    fn front() -> Network {
+        Network {
+            id: vec![3; 16],
+            spec: Some(NetworkSpec { name: "front".to_owned(), ..NetworkSpec::default() }),
+            subnets: vec![Subnet { subnet: "10.0.1.0/24".to_owned(), ..Subnet::default() }],
+            ..Network::default()
+        }
+    }
 
     #[test]
     fn the_page() {
@@ -249,22 +274,31 @@ mod tests {
                 }),
                 revision: 2,
                 update: Some(update),
+                virtual_addresses: vec![NetworkAddresses {
+                    network_id: vec![3; 16],
+                    addresses: vec![vec![10, 0, 1, 2]],
+                }],
                 ..Service::default()
             }),
             revision: Some(Revision {
-                template: Some(TaskTemplate { containers: vec![container], ..TaskTemplate::default() }),
+                template: Some(TaskTemplate {
+                    containers: vec![container],
+                    networks: vec![NetworkAttachment { name: "front".to_owned(), ..NetworkAttachment::default() }],
+                    ..TaskTemplate::default()
+                }),
                 ..Revision::default()
             }),
             running: 1,
             desired: 3,
         };
-        let text = text(&summary, 61_000);
+        let text = text(&summary, &[front()], 61_000);
         for line in [
             "Name:               web\nLabels:\n a=b\nService Mode:       Replicated\n Replicas:          3\n",
             "UpdateStatus:\n State:             paused\n Started:           About a minute ago\n Paused:            30 seconds ago\n",
             "UpdateConfig:\n Parallelism:       1\n Delay:             0s\n On failure:        pause\n Monitoring Period: 5s\n",
             " Args:              serve\n",
             " Healthcheck:       ping, interval 10s\n",
+            "Networks:           front\nEndpoint Mode:      vip\nVirtual Addresses:\n front 10.0.1.2/24\n",
         ] {
             assert!(text.contains(line), "{text}");
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use skep_proto::v1::{self, service_spec::Mode};
 
+use super::network::Prefixes;
 use super::template::TemplateView;
 use super::{MetaView, nanos, state};
 use crate::output::time;
@@ -67,6 +68,7 @@ struct Policy {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct EndpointSpec {
+    mode: &'static str,
     ports: Vec<PortView>,
 }
 
@@ -93,7 +95,46 @@ impl From<&v1::PortSpec> for PortView {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Endpoint {
+    spec: EndpointSpec,
     ports: Vec<PortView>,
+    #[serde(rename = "VirtualIPs")]
+    virtual_ips: Vec<VirtualIp>,
+}
+
+/// One for each network and family.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct VirtualIp {
+    #[serde(rename = "NetworkID")]
+    network_id: String,
+    network_name: String,
+    /// With the length of the subnet's prefix.
+    addr: String,
+}
+
+/// The virtual addresses of a service; the networks are asked for their names and subnets.
+fn virtual_ips(service: &v1::Service, networks: &[v1::Network]) -> Vec<VirtualIp> {
+    let mut all = Vec::new();
+    for on_network in &service.virtual_addresses {
+        let network = networks.iter().find(|network| network.id == on_network.network_id);
+        let prefixes = network.map(Prefixes::of).unwrap_or_default();
+        let name = network.and_then(|network| network.spec.as_ref()).map(|spec| spec.name.clone()).unwrap_or_default();
+        all.extend(on_network.addresses.iter().map(|address| VirtualIp {
+            network_id: super::id(&on_network.network_id),
+            network_name: name.clone(),
+            addr: prefixes.text(address),
+        }));
+    }
+    all
+}
+
+/// `front 10.0.1.2/24`, for a person.
+pub(super) fn virtual_addresses(service: &v1::Service, networks: &[v1::Network]) -> Vec<String> {
+    let text = |ip: VirtualIp| {
+        let network = if ip.network_name.is_empty() { ip.network_id } else { ip.network_name };
+        format!("{network} {}", ip.addr)
+    };
+    virtual_ips(service, networks).into_iter().map(text).collect()
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -127,12 +168,18 @@ struct ServiceStatus {
     desired_tasks: u64,
 }
 
-impl From<v1::ServiceSummary> for ServiceView {
-    fn from(summary: v1::ServiceSummary) -> Self {
+impl ServiceView {
+    /// From a service and the networks that it has virtual addresses on.
+    pub(crate) fn new(summary: v1::ServiceSummary, networks: &[v1::Network]) -> Self {
         let service = summary.service.unwrap_or_default();
+        let virtual_ips = virtual_ips(&service, networks);
         let spec = service.spec.unwrap_or_default();
         let template = summary.revision.and_then(|revision| revision.template).or(spec.template).unwrap_or_default();
-        let wanted_ports = spec.endpoint.unwrap_or_default().ports;
+        let endpoint = spec.endpoint.unwrap_or_default();
+        let endpoint_spec = EndpointSpec {
+            mode: state::endpoint_mode(endpoint.mode()),
+            ports: endpoint.ports.iter().map(PortView::from).collect(),
+        };
         Self {
             id: super::id(&service.id),
             meta: service.meta.as_ref().into(),
@@ -147,10 +194,14 @@ impl From<v1::ServiceSummary> for ServiceView {
                 },
                 update_config: policy(spec.update.unwrap_or_default()),
                 rollback_config: policy(spec.rollback.unwrap_or_default()),
-                endpoint_spec: EndpointSpec { ports: wanted_ports.iter().map(PortView::from).collect() },
+                endpoint_spec: endpoint_spec.clone(),
                 failover_delay: nanos(spec.failover_delay_ms, 0),
             },
-            endpoint: Endpoint { ports: service.ports.iter().map(PortView::from).collect() },
+            endpoint: Endpoint {
+                spec: endpoint_spec,
+                ports: service.ports.iter().map(PortView::from).collect(),
+                virtual_ips,
+            },
             service_status: ServiceStatus { running_tasks: summary.running, desired_tasks: summary.desired },
             update_status: service.update.filter(|update| update.state() != v1::UpdateState::None).map(Into::into),
             revision: service.revision,

@@ -1,8 +1,8 @@
 //! Docker's words for the states of tasks and nodes.
 
 use skep_proto::v1::{
-    Availability, ContainerState, FailureAction, HealthState, ManagerStatus, NodeRole, NodeState, PortSpec, Protocol,
-    PublishMode, SwarmState, TaskState, UpdateOrder, UpdateState, WantedState,
+    Availability, ContainerState, EndpointMode, FailureAction, HealthState, ManagerStatus, NetworkDriver, NodeRole,
+    NodeState, Protocol, PublishMode, SwarmState, TaskState, UpdateOrder, UpdateState, WantedState,
 };
 
 /// "running"
@@ -145,24 +145,29 @@ pub(crate) fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
+/// "overlay"
+pub(crate) fn driver(driver: NetworkDriver) -> &'static str {
+    match driver {
+        NetworkDriver::Overlay => "overlay",
+        NetworkDriver::Bridge => "bridge",
+        NetworkDriver::Macvlan => "macvlan",
+    }
+}
+
+/// "vip"
+pub(crate) fn endpoint_mode(mode: EndpointMode) -> &'static str {
+    match mode {
+        EndpointMode::Vip => "vip",
+        EndpointMode::Dnsrr => "dnsrr",
+    }
+}
+
 /// "ingress"
 pub(crate) fn publish_mode(mode: PublishMode) -> &'static str {
     match mode {
         PublishMode::Ingress => "ingress",
         PublishMode::Host => "host",
     }
-}
-
-/// `*:8080->80/tcp`, as tables show ports.
-pub(crate) fn ports(ports: &[PortSpec]) -> String {
-    let texts: Vec<String> = ports
-        .iter()
-        .map(|port| {
-            let protocol = protocol(port.protocol());
-            format!("*:{}->{}/{protocol}", port.published_port, port.target_port)
-        })
-        .collect();
-    texts.join(",")
 }
 
 /// "Running": with a capital, for tables.

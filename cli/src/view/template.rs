@@ -187,7 +187,31 @@ struct Spread {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Target {
-    target: &'static str,
+    /// The network's id; `host` or `none`.
+    target: String,
+    name: String,
+    aliases: Vec<String>,
+    /// Fixed ones.
+    addresses: Vec<String>,
+}
+
+/// What the tasks are attached to: networks, or the host's or none.
+fn networks(template: &v1::TaskTemplate) -> Vec<Target> {
+    if template.networks.is_empty() {
+        let name = match template.network_mode() {
+            v1::NetworkMode::None => "none",
+            v1::NetworkMode::Host => "host",
+        };
+        let (target, name) = (name.to_owned(), name.to_owned());
+        return vec![Target { target, name, aliases: Vec::new(), addresses: Vec::new() }];
+    }
+    let target = |attached: &v1::NetworkAttachment| Target {
+        target: if attached.network_id.is_empty() { attached.name.clone() } else { super::id(&attached.network_id) },
+        name: attached.name.clone(),
+        aliases: attached.aliases.clone(),
+        addresses: attached.addresses.clone(),
+    };
+    template.networks.iter().map(target).collect()
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -208,7 +232,7 @@ pub(crate) fn image(container: &v1::ContainerSpec) -> String {
 
 impl From<v1::TaskTemplate> for TemplateView {
     fn from(template: v1::TaskTemplate) -> Self {
-        let network = template.network_mode();
+        let networks = networks(&template);
         let restart = template.restart.unwrap_or_default();
         let placement = template.placement.clone().unwrap_or_default();
         let resources = template.containers.first().and_then(|container| container.resources).unwrap_or_default();
@@ -242,12 +266,7 @@ impl From<v1::TaskTemplate> for TemplateView {
                     .collect(),
                 max_replicas: placement.max_replicas_per_node,
             },
-            networks: vec![Target {
-                target: match network {
-                    v1::NetworkMode::None => "none",
-                    v1::NetworkMode::Host => "host",
-                },
-            }],
+            networks,
             log_driver: log_driver(template.log.unwrap_or_default()),
             force_update: template.force_update,
             runtime: "container",

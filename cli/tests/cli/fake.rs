@@ -20,6 +20,9 @@ pub(crate) struct Script {
     pub(crate) info: InfoResponse,
     pub(crate) nodes: Vec<Node>,
     pub(crate) services: Vec<ServiceSummary>,
+    /// Without any, creating one is refused, as by a manager whose hosts cannot have them.
+    pub(crate) networks: Vec<GetNetworkResponse>,
+    pub(crate) networks_created: Vec<CreateNetworkRequest>,
     pub(crate) tasks: Vec<TaskSummary>,
     /// Answers of Create, in turn; the last one stays.
     pub(crate) create: VecDeque<Result<CreateServiceResponse, Status>>,
@@ -88,6 +91,7 @@ impl Fake {
         if manager {
             router = router
                 .add_service(clusters_server::ClustersServer::new(api.clone()))
+                .add_service(networks_server::NetworksServer::new(api.clone()))
                 .add_service(nodes_server::NodesServer::new(api.clone()))
                 .add_service(services_server::ServicesServer::new(api.clone()))
                 .add_service(tasks_server::TasksServer::new(api.clone()))
@@ -126,6 +130,16 @@ fn stream<T: Send + 'static>(items: Vec<T>) -> Answer<Stream<T>> {
 impl Api {
     fn script(&self) -> std::sync::MutexGuard<'_, Script> {
         self.0.lock().unwrap()
+    }
+
+    fn network(&self, reference: &str) -> Result<GetNetworkResponse, Status> {
+        let script = self.script();
+        let is_it = |answer: &&GetNetworkResponse| {
+            let spec = answer.network.as_ref().and_then(|network| network.spec.as_ref());
+            spec.is_some_and(|spec| spec.name == reference)
+        };
+        let found = script.networks.iter().find(is_it);
+        found.cloned().ok_or_else(|| Status::not_found(format!("there is no network {reference}")))
     }
 
     fn service(&self, reference: &str) -> Result<ServiceSummary, Status> {
@@ -238,6 +252,36 @@ impl nodes_server::Nodes for Api {
             ));
         }
         Ok(Response::new(RemoveNodeResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl networks_server::Networks for Api {
+    async fn list(&self, _: Request<ListNetworksRequest>) -> Answer<ListNetworksResponse> {
+        let networks = self.script().networks.iter().filter_map(|answer| answer.network.clone()).collect();
+        Ok(Response::new(ListNetworksResponse { networks, version: 1 }))
+    }
+
+    async fn get(&self, request: Request<GetNetworkRequest>) -> Answer<GetNetworkResponse> {
+        self.network(&request.into_inner().reference).map(Response::new)
+    }
+
+    async fn create(&self, request: Request<CreateNetworkRequest>) -> Answer<CreateNetworkResponse> {
+        let mut script = self.script();
+        if script.networks.is_empty() {
+            return Err(Status::failed_precondition("driver: not supported yet: overlay networks"));
+        }
+        script.networks_created.push(request.into_inner());
+        Ok(Response::new(CreateNetworkResponse { id: vec![3; 16], version: 2 }))
+    }
+
+    async fn remove(&self, request: Request<RemoveNetworkRequest>) -> Answer<RemoveNetworkResponse> {
+        let reference = request.into_inner().reference;
+        let network = self.network(&reference)?.network.unwrap();
+        if network.vni == 0 {
+            return Err(Status::failed_precondition(format!("network {reference} is in use by service web")));
+        }
+        Ok(Response::new(RemoveNetworkResponse { id: network.id, version: 2, name: reference }))
     }
 }
 

@@ -9,6 +9,7 @@ mod run;
 mod failures;
 mod images;
 mod listings;
+mod networks;
 mod nodes;
 mod services;
 mod swarm;

@@ -94,10 +94,12 @@ pub(crate) struct ContainerFlags {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Network")]
 pub(crate) struct NetworkFlags {
-    /// `host`, or `none` (loopback only) [default: none].
+    /// Network to attach to: NAME, or name=NAME[,alias=NAME][,ip=ADDRESS]; or `host`, or `none` (loopback only)
+    /// [default: none].
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Vec<String>,
-    /// Port that a task takes on its node: published=PORT,target=PORT,mode=host, with --network host.
+    /// Port to publish: [PUBLISHED:]TARGET[/tcp|udp], or published=PORT,target=PORT[,protocol=udp][,mode=host]: on every
+    /// node, or with mode=host on the task's node only.
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,
     /// Line of /etc/hosts, as NAME:ADDRESS.

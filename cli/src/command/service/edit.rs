@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use skep_proto::v1::{NetworkMode, PortSpec, ServiceSpec, ServiceSummary, TaskTemplate};
+use skep_proto::v1::{NetworkAttachment, NetworkMode, PortSpec, ServiceSpec, ServiceSummary, TaskTemplate};
 
 use super::settings::{main_container, within};
 use super::spec::{Caller, each, spread};
 use super::update::{Change, ContainerLists, NetworkLists, ServiceLists};
 use crate::failure::Failure;
+use crate::parse::network::Networks;
 use crate::parse::{env, mount, network, pair, publish, shell, ulimit};
+use crate::view;
 
 /// What an edit makes.
 #[derive(Debug)]
@@ -36,11 +38,8 @@ pub(super) fn whole_spec(summary: &ServiceSummary) -> ServiceSpec {
 /// Finds mistakes in the flags themselves, before the daemon is asked. What depends on the service is left out.
 pub(super) fn check(change: &Change, caller: &Caller<'_>) -> Result<(), Failure> {
     let mut blank = change.clone();
-    // Whether it has replicas or a network is the service's matter.
+    // Whether it has replicas is the service's matter.
     blank.settings.service.replicas = None;
-    for port in blank.network.publish_add.drain(..) {
-        publish::parse(&port, NetworkMode::Host).map_err(|error| error.of("--publish-add"))?;
-    }
     edit(ServiceSpec::default(), &blank, caller).map(drop)
 }
 
@@ -227,7 +226,7 @@ fn toggle(names: &[String], own: &mut Vec<String>, other: &mut Vec<String>) {
 impl NetworkLists {
     fn apply(&self, spec: &mut ServiceSpec, lists: &mut Lists) -> Result<(), Failure> {
         let template = spec.template.get_or_insert_default();
-        self.mode(template, lists)?;
+        self.networks(template, lists)?;
         let mode = template.network_mode();
         let add = each(&self.host_add, "--host-add", pair::host)?;
         lists.change(
@@ -245,19 +244,41 @@ impl NetworkLists {
         self.ports(spec, mode, lists)
     }
 
-    /// Until there are networks, a service has the host's or none.
-    fn mode(&self, template: &mut TaskTemplate, lists: &mut Lists) -> Result<(), Failure> {
+    /// Which networks the tasks are on.
+    fn networks(&self, template: &mut TaskTemplate, lists: &mut Lists) -> Result<(), Failure> {
         for name in &self.network_rm {
-            let removed = network::parse(std::slice::from_ref(name)).map_err(|error| error.of("--network-rm"))?;
-            if removed == NetworkMode::Host && template.network_mode() == NetworkMode::Host {
-                template.set_network_mode(NetworkMode::None);
-            } else {
-                lists.missing("--network-rm", name);
+            let named = network::attachment(name).map_err(|error| error.of("--network-rm"))?.name;
+            match network::predefined(&named).map_err(|error| error.of("--network-rm"))? {
+                Some(mode) if mode == template.network_mode() && mode != NetworkMode::default() => {
+                    template.set_network_mode(NetworkMode::default());
+                }
+                Some(_) => lists.missing("--network-rm", name),
+                None => {
+                    let before = template.networks.len();
+                    template.networks.retain(|attached| !is_network(attached, &named));
+                    if template.networks.len() == before {
+                        lists.missing("--network-rm", name);
+                    }
+                }
             }
         }
-        if !self.network_add.is_empty() {
-            let added = network::parse(&self.network_add).map_err(|error| error.of("--network-add"))?;
-            template.set_network_mode(added);
+        let added = Networks::parse(&self.network_add).map_err(|error| error.of("--network-add"))?;
+        if let Some(mode) = added.mode {
+            if !template.networks.is_empty() {
+                let message = "host and none do not go together with other networks: remove those with --network-rm";
+                return Err(Failure::Usage(message.to_owned()));
+            }
+            template.set_network_mode(mode);
+        }
+        for mut attachment in added.attachments {
+            match template.networks.iter_mut().find(|attached| is_network(attached, &attachment.name)) {
+                Some(attached) => {
+                    attachment.name.clone_from(&attached.name);
+                    attachment.network_id.clone_from(&attached.network_id);
+                    *attached = attachment;
+                }
+                None => template.networks.push(attachment),
+            }
         }
         Ok(())
     }
@@ -279,6 +300,12 @@ impl NetworkLists {
         });
         Ok(())
     }
+}
+
+/// Whether the text is the network's name, its id, or the short form of it that tables show.
+fn is_network(attached: &NetworkAttachment, text: &str) -> bool {
+    let id = &attached.network_id;
+    attached.name == text || (!id.is_empty() && (view::id(id) == text || view::short_id(id) == text))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use clap::Parser;
 use proptest::prelude::*;
 use skep_proto::v1::service_spec::Mode;
-use skep_proto::v1::{ContainerSpec, GlobalMode, HealthCheck, ReplicatedMode, Service};
+use skep_proto::v1::{ContainerSpec, EndpointMode, GlobalMode, HealthCheck, ReplicatedMode, Service};
 
 use super::super::update::UpdateArgs;
 use super::*;
@@ -114,6 +114,51 @@ fn ports_go_by_their_target() {
 }
 
 #[test]
+fn networks_go_by_their_name_or_id() {
+    let names = |spec: &ServiceSpec| -> Vec<String> {
+        let template = spec.template.as_ref().unwrap();
+        template.networks.iter().map(|attached| format!("{}:{}", attached.name, attached.aliases.join(","))).collect()
+    };
+    let first = edited("--network-rm host --network-add front --network-add name=back,alias=db").spec;
+    assert_eq!(names(&first), ["front:", "back:db"]);
+    assert_eq!(first.template.as_ref().unwrap().network_mode(), NetworkMode::default());
+    let again = |line: &str| edit(first.clone(), &change(line), &caller()).unwrap();
+    assert_eq!(again("--network-add front --network-add name=back,alias=db").spec, first);
+    assert_eq!(names(&again("--network-add name=front,alias=www").spec), ["front:www", "back:db"]);
+    assert_eq!(names(&again("--network-rm front --network-add name=front,alias=x").spec), ["back:db", "front:x"]);
+    let gone = again("--network-rm gone --network-rm host");
+    assert_eq!((gone.spec, gone.warnings.len()), (first.clone(), 2));
+    // As the managers store it: by id, too, which tables show.
+    let mut known = first.clone();
+    known.template.as_mut().unwrap().networks[0].network_id = vec![3; 16];
+    for id in [view::id(&[3; 16]), view::short_id(&[3; 16])] {
+        let left = edit(known.clone(), &change(&format!("--network-rm {id}")), &caller()).unwrap();
+        assert_eq!((names(&left.spec), left.warnings.len()), (vec!["back:db".to_owned()], 0));
+        let same = edit(known.clone(), &change(&format!("--network-add {id}")), &caller()).unwrap();
+        assert_eq!(same.spec, known);
+    }
+    for line in ["--network-add host", "--network-add none"] {
+        assert_eq!(edit(first.clone(), &change(line), &caller()).unwrap_err().exit(), Exit::Usage);
+    }
+    // The host's network has to be left first.
+    let both = edit(stored(), &change("--network-add front"), &caller()).unwrap().spec;
+    assert!(skep_proto::validate::service_spec(&both).is_err());
+}
+
+#[test]
+fn the_endpoint_mode_is_kept() {
+    let spec = edited("--endpoint-mode dnsrr").spec;
+    assert_eq!(spec.endpoint.as_ref().unwrap().mode(), EndpointMode::Dnsrr);
+    assert_eq!(edit(spec.clone(), &change("--endpoint-mode dnsrr"), &caller()).unwrap().spec, spec);
+    assert_eq!(edit(spec.clone(), &change("--replicas 3"), &caller()).unwrap().spec.endpoint, spec.endpoint);
+    assert_eq!(
+        edit(spec, &change("--endpoint-mode vip"), &caller()).unwrap().spec.endpoint.unwrap().mode(),
+        EndpointMode::Vip
+    );
+    assert_eq!(edited("--endpoint-mode vip").spec, stored());
+}
+
+#[test]
 fn what_is_not_there_is_a_warning() {
     let edited = edited("--env-rm GONE --label-rm gone --network-rm none");
     assert_eq!(edited.spec, stored());
@@ -170,10 +215,12 @@ fn refusals() {
     for (line, flag, exit) in [
         ("--env-add =x", "--env-add", Exit::Usage),
         ("--mount-add type=bind", "--mount-add", Exit::Usage),
-        ("--publish-add 80:80", "--publish-add", Exit::Unsupported),
+        ("--publish-add 80-81:80", "--publish-add", Exit::Unsupported),
         ("--publish-rm x", "--publish-rm", Exit::Usage),
         ("--cap-add NOPE", "--cap-add", Exit::Usage),
-        ("--network-add front", "--network-add", Exit::Unsupported),
+        ("--network-add bridge", "--network-add", Exit::Unsupported),
+        ("--network-add name=front,ip=x", "--network-add", Exit::Usage),
+        ("--network-rm alias=x", "--network-rm", Exit::Usage),
         ("--placement-pref-rm binpack", "--placement-pref-rm", Exit::Usage),
         ("--args \"'open\"", "--args", Exit::Usage),
     ] {

@@ -37,6 +37,15 @@ pub(crate) enum Order {
     StopFirst,
 }
 
+/// What a service's name resolves to.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// One virtual address on each network, balanced over the tasks.
+    Vip,
+    /// The addresses of all tasks, in turn.
+    Dnsrr,
+}
+
 /// How the command itself behaves while the service converges.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WaitFlags {
@@ -77,6 +86,9 @@ pub(crate) struct ServiceSettings {
     /// How long a node must be down before its tasks are replaced, on top of the heartbeats [default: 0s].
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, allow_hyphen_values = true)]
     pub(crate) failover_delay: Option<Duration>,
+    /// What its name resolves to [default: vip].
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Network")]
+    pub(crate) endpoint_mode: Option<Endpoint>,
 }
 
 /// The container.

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::natural;
 use crate::parse::filter::{Filters, label_matches};
-use crate::view::{self, state, template};
+use crate::view::{self, ports, template};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LsArgs {
@@ -95,7 +95,7 @@ fn row(summary: &ServiceSummary, shorten: bool, no_trunc: bool) -> Map<String, V
         ("Mode", mode(summary).into()),
         ("Replicas", replicas.into()),
         ("Image", image.into()),
-        ("Ports", state::ports(&service.ports).into()),
+        ("Ports", ports::of_the_mesh(&service.ports).into()),
         ("Labels", labels.join(",").into()),
     ])
 }

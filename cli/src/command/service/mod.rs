@@ -17,10 +17,11 @@ mod spec;
 mod update;
 
 use clap::{Args, Subcommand};
-use skep_proto::v1::{GetServiceRequest, ListTasksRequest, ServiceSummary};
+use skep_proto::v1::{GetServiceRequest, ListTasksRequest, Network, ServiceSummary};
 
 use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
+use super::network;
 use super::outcome::Outcome;
 use super::task_table;
 use crate::client::Client;
@@ -91,7 +92,9 @@ impl ServiceCommand {
             Self::Inspect(args) if args.pretty => pretty(context, args).await,
             Self::Inspect(args) => {
                 inspect::run(context, args.read, &args.services, &args.flags, async |client, reference| {
-                    get(client, reference).await.map(ServiceView::from)
+                    let summary = get(client, reference).await?;
+                    let networks = networks(client, &summary).await?;
+                    Ok(ServiceView::new(summary, &networks))
                 })
                 .await
             }
@@ -110,14 +113,25 @@ async fn get(client: &Client, reference: &str) -> Result<ServiceSummary, Failure
     Ok(answer.into_inner().service.unwrap_or_default())
 }
 
+/// The networks, where the service has addresses on any.
+async fn networks(client: &Client, summary: &ServiceSummary) -> Result<Vec<Network>, Failure> {
+    match &summary.service {
+        Some(service) if !service.virtual_addresses.is_empty() => network::all(client).await,
+        _ => Ok(Vec::new()),
+    }
+}
+
 /// Prints each service for a person, with an empty line in between.
 async fn pretty(context: &Context, args: &InspectArgs) -> Result<(), Failure> {
     let client = context.connect_to_read(args.read).await?;
     let mut outcome = Outcome::default();
     let mut texts = Vec::new();
     for reference in &args.services {
-        let found = outcome.take(get(&client, reference).await)?;
-        texts.extend(found.map(|summary| pretty_service::text(&summary, time::now_ms())));
+        let Some(summary) = outcome.take(get(&client, reference).await)? else {
+            continue;
+        };
+        let networks = networks(&client, &summary).await?;
+        texts.push(pretty_service::text(&summary, &networks, time::now_ms()));
     }
     output::data(texts.join("\n"))?;
     outcome.finish()

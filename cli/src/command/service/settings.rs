@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    ContainerSpec, FailureAction, HealthCheck, ReplicatedMode, Resources, RestartCondition, ServiceSpec, TaskTemplate,
-    UpdateOrder, UpdatePolicy,
+    ContainerSpec, EndpointMode, FailureAction, HealthCheck, ReplicatedMode, Resources, RestartCondition, ServiceSpec,
+    TaskTemplate, UpdateOrder, UpdatePolicy,
 };
 
 use super::flags::{
-    Condition, ContainerSettings, HealthFlags, Order, PolicyFlags, ResourceFlags, RollbackFailure, ServiceSettings,
-    Settings, UpdateFailure,
+    Condition, ContainerSettings, Endpoint, HealthFlags, Order, PolicyFlags, ResourceFlags, RollbackFailure,
+    ServiceSettings, Settings, UpdateFailure,
 };
 use crate::failure::Failure;
 use crate::parse::{duration, log_opt, shell};
@@ -76,6 +76,14 @@ impl ServiceSettings {
         if let Some(most) = self.replicas_max_per_node {
             let template = spec.template.get_or_insert_default();
             within(&mut template.placement, |placement| placement.max_replicas_per_node = most);
+        }
+        if let Some(mode) = self.endpoint_mode {
+            within(&mut spec.endpoint, |endpoint| {
+                endpoint.set_mode(match mode {
+                    Endpoint::Vip => EndpointMode::Vip,
+                    Endpoint::Dnsrr => EndpointMode::Dnsrr,
+                });
+            });
         }
         set(&mut spec.failover_delay_ms, self.failover_delay.map(duration::millis));
         Ok(())

@@ -13,7 +13,8 @@ use super::create::{ContainerFlags, CreateArgs, NetworkFlags, ServiceFlags};
 use super::name;
 use super::settings::CONTAINER_NAME;
 use crate::failure::Failure;
-use crate::parse::{ParseError, env, mount, network, pair, publish, ulimit};
+use crate::parse::network::Networks;
+use crate::parse::{ParseError, env, mount, pair, publish, ulimit};
 
 /// What the flags take from the caller's surroundings.
 pub(crate) struct Caller<'a> {
@@ -39,13 +40,15 @@ impl Caller<'static> {
 /// Builds the spec.
 pub(crate) fn build(args: &CreateArgs, caller: &Caller<'_>) -> Result<ServiceSpec, Failure> {
     let mode = mode(&args.service)?;
-    let network = network::parse(&args.network.network).map_err(|error| error.of("--network"))?;
+    let networks = Networks::parse(&args.network.network).map_err(|error| error.of("--network"))?;
+    let network = networks.mode.unwrap_or_default();
     let ports = each(&args.network.publish, "--publish", |text| publish::parse(text, network))?;
     let mut template = TaskTemplate {
         containers: vec![container(args, caller)?],
         placement: Some(placement(&args.service)?),
         hosts: each(&args.network.host, "--host", pair::host)?,
         dns: dns(&args.network),
+        networks: networks.attachments,
         ..TaskTemplate::default()
     };
     template.set_network_mode(network);

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 use clap::Parser;
-use skep_proto::v1::{FailureAction, NetworkMode, PublishMode, Resources, RestartCondition, Ulimit, UpdateOrder};
+use skep_proto::v1::{
+    EndpointMode, FailureAction, NetworkMode, PublishMode, Resources, RestartCondition, Ulimit, UpdateOrder,
+};
 
 use super::*;
 use crate::exit::Exit;
@@ -140,6 +142,43 @@ fn the_network() {
 }
 
 #[test]
+fn networks_of_the_swarm() {
+    let spec = line(
+        "--network front --network name=back,alias=db,ip=10.9.0.9 -p 8080:80 --publish published=53,target=53,protocol=udp \
+         redis:7",
+    );
+    let endpoint = spec.endpoint.as_ref().unwrap();
+    assert_eq!(endpoint.mode(), EndpointMode::Vip);
+    let ports: Vec<_> =
+        endpoint.ports.iter().map(|port| (port.published_port, port.target_port, port.mode())).collect();
+    assert_eq!(ports, [(8080, 80, PublishMode::Ingress), (53, 53, PublishMode::Ingress)]);
+    let template = spec.template.unwrap();
+    assert_eq!(template.network_mode(), NetworkMode::default());
+    let names: Vec<&str> = template.networks.iter().map(|attached| attached.name.as_str()).collect();
+    assert_eq!(names, ["front", "back"]);
+    assert_eq!(
+        (template.networks[1].aliases[0].as_str(), template.networks[1].addresses[0].as_str()),
+        ("db", "10.9.0.9")
+    );
+    let spec = line("--network front --endpoint-mode dnsrr --publish target=80,mode=host redis:7");
+    assert_eq!(spec.endpoint.as_ref().unwrap().mode(), EndpointMode::Dnsrr);
+    // What contradicts itself is found before the daemon is asked.
+    for wrong in [
+        &["--endpoint-mode", "dnsrr", "-p", "80:80", "x"][..],
+        &["--network", "host", "-p", "80:80", "x"],
+        &["--network", "front", "--network", "front", "x"],
+        &["--network", "name=front,ip=10.9.0.9", "--replicas", "2", "x"],
+        &["--network", "name=front,alias=a b", "x"],
+    ] {
+        let spec = create(wrong).unwrap();
+        assert!(skep_proto::validate::service_spec(&spec).is_err(), "{wrong:?}");
+    }
+    for wrong in [&["--network", "host", "--network", "front", "x"][..], &["--network", "name=front,ip=x", "x"]] {
+        assert_eq!(create(wrong).unwrap_err().exit(), Exit::Usage, "{wrong:?}");
+    }
+}
+
+#[test]
 fn policies() {
     let spec = line(
         "--restart-condition on-failure --restart-delay 0s --restart-max-attempts 4 --restart-window 1m \
@@ -203,8 +242,12 @@ fn refusals_name_the_flag() {
         assert_eq!(failure.exit(), Exit::Usage, "{line:?}");
         assert!(failure.to_string().contains(flag), "{failure}");
     }
-    for line in [vec!["--publish", "80:80", "x"], vec!["--network", "front", "x"], vec!["--log-driver", "syslog", "x"]]
-    {
+    for line in [
+        vec!["--publish", "80-81:80", "x"],
+        vec!["--network", "bridge", "x"],
+        vec!["--network", "name=front,driver-opt=a=b", "x"],
+        vec!["--log-driver", "syslog", "x"],
+    ] {
         assert_eq!(create(&line).unwrap_err().exit(), Exit::Unsupported, "{line:?}");
     }
 }
@@ -223,6 +266,7 @@ fn numbers_are_checked_by_clap() {
         vec!["--init=maybe", "x"],
         vec!["--update-max-failure-ratio", "1.5", "x"],
         vec!["--restart-condition", "sometimes", "x"],
+        vec!["--endpoint-mode", "sometimes", "x"],
         vec![],
     ] {
         assert!(Line::try_parse_from(["create"].iter().chain(&line)).is_err(), "{line:?}");

@@ -130,13 +130,14 @@ pub(crate) struct ContainerLists {
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[command(next_help_heading = "Network")]
 pub(crate) struct NetworkLists {
-    /// Use a network: `host`.
+    /// Attach to a network, or change how: NAME, or name=NAME[,alias=NAME][,ip=ADDRESS]; or use `host`.
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network_add: Vec<String>,
-    /// Stop using a network: `host`.
+    /// Leave a network, by its name or id, or `host`.
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network_rm: Vec<String>,
-    /// Add a port, or replace the one with its target: published=PORT,target=PORT,mode=host.
+    /// Add a port, or replace the one with its target: [PUBLISHED:]TARGET[/tcp|udp], or
+    /// published=PORT,target=PORT[,protocol=udp][,mode=host].
     #[arg(long, value_name = "PORT")]
     pub(crate) publish_add: Vec<String>,
     /// Remove a port by its target, as PORT[/PROTOCOL].
