@@ -65,12 +65,15 @@ fn capture(namespace: &Namespace) -> OwnedFd {
 fn seen(socket: &OwnedFd) -> (usize, usize) {
     let (mut all, mut marked) = (0, 0);
     let mut buffer = vec![0u8; 65_536];
-    // SAFETY: the kernel writes at most the buffer's length into it.
-    while let Ok(length) =
-        usize::try_from(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) })
-    {
+    let mut receive = || {
+        // SAFETY: the kernel writes at most the buffer's length into it.
+        let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        let frame = usize::try_from(length).ok().map(|length| &buffer[..length]);
+        frame.map(|frame| frame.windows(MARK.len()).any(|window| window == MARK))
+    };
+    while let Some(found) = receive() {
         all += 1;
-        marked += usize::from(buffer[..length].windows(MARK.len()).any(|window| window == MARK));
+        marked += usize::from(found);
     }
     (all, marked)
 }
