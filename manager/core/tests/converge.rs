@@ -14,7 +14,7 @@ use skep_core::codec::decode_entry;
 use skep_core::doctor;
 use skep_core::head::{Head, Submitted};
 use skep_core::ids::Ids;
-use skep_core::object::{Cluster, Meta, Node, NodeStatus, Revision, RevisionKey, Service};
+use skep_core::object::{Cluster, Meta, Node, NodeStatus, Revision, RevisionKey, Service, Task};
 use skep_core::orchestrate::{self, RollOut};
 use skep_core::schedule::{self, Ledger};
 use skep_core::store::State;
@@ -214,7 +214,10 @@ impl Swarm {
     fn waits(&mut self) -> bool {
         let state = self.state();
         let mut watches = |id| orchestrate::update(&state, id, self.now, &mut self.ids).wake_at.is_some();
-        state.waiting_tasks().next().is_some() || watches(REPLICATED) || watches(GLOBAL)
+        // What follows a task on a silent node waits for the node.
+        let is_silent = |id| state.node(id).is_some_and(|node| node.status.state == NodeState::Down);
+        let held = |task: &Arc<Task>| task.start_at.is_none() && task.node.is_some_and(is_silent);
+        state.waiting_tasks().any(|task| !held(task)) || watches(REPLICATED) || watches(GLOBAL)
     }
 
     /// Lets everything come to rest; time passes, so that delays run out.
