@@ -1,6 +1,6 @@
-//! The loops, the scheduler, the head and replicas together, without a clock or a network: nodes fail, come back and
-//! leave, tasks end, users scale. At every step the store is whole and replicas agree; left in peace, the state
-//! converges, and the validator finds nothing.
+//! The loops, the scheduler, the head and replicas together, without a clock or a network: nodes fail, come back, are
+//! paused, drained and leave, tasks end, users scale. At every step the store is whole and replicas agree; left in
+//! peace, the state converges, and the validator finds nothing.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use skep_core::doctor;
 use skep_core::head::{Head, Submitted};
 use skep_core::ids::Ids;
 use skep_core::network::Cursors;
-use skep_core::object::{Cluster, Meta, Node, NodeStatus, Revision, RevisionKey, Service};
+use skep_core::object::{Cluster, Meta, Node, NodeStatus, Revision, RevisionKey, Service, Task};
 use skep_core::orchestrate::{self, RollOut};
 use skep_core::schedule::{self, Ledger};
 use skep_core::store::State;
@@ -23,8 +23,8 @@ use skep_proto::id::{ClusterId, NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    ClusterSpec, ContainerSpec, GlobalMode, NodeRole, NodeSpec, NodeState, PortSpec, PublishMode, ReplicatedMode,
-    ServiceSpec, Severity, TaskState, TaskStatus, TaskTemplate, UpdateState, WantedState,
+    Availability, ClusterSpec, ContainerSpec, GlobalMode, NodeRole, NodeSpec, NodeState, PortSpec, PublishMode,
+    ReplicatedMode, ServiceSpec, Severity, TaskState, TaskStatus, TaskTemplate, UpdateState, WantedState,
 };
 
 const NODES: u128 = 4;
@@ -40,6 +40,7 @@ enum Happens {
     RollBack(ServiceId),
     RemoveService(ServiceId),
     NodeIs(u128, NodeState),
+    SetAvailability(u128, Availability),
     RemoveNode(u128),
     /// The task in this position, if it runs, ends so.
     TaskEnds(usize, TaskState),
@@ -48,6 +49,12 @@ enum Happens {
 
 fn happens() -> impl Strategy<Value = Happens> {
     let end = prop::sample::select(vec![TaskState::Complete, TaskState::Failed, TaskState::Rejected]);
+    let availability = prop::sample::select(vec![
+        Availability::Active,
+        Availability::Active,
+        Availability::Pause,
+        Availability::Drain,
+    ]);
     let node = prop::sample::select(vec![NodeState::Ready, NodeState::Ready, NodeState::Down]);
     prop_oneof![
         4 => (0..8u64).prop_map(Happens::Scale),
@@ -55,6 +62,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => prop::sample::select(vec![REPLICATED, GLOBAL]).prop_map(Happens::RollBack),
         1 => prop::sample::select(vec![REPLICATED, GLOBAL]).prop_map(Happens::RemoveService),
         4 => (1..=NODES, node).prop_map(|(id, state)| Happens::NodeIs(id, state)),
+        2 => (1..=NODES, availability).prop_map(|(id, availability)| Happens::SetAvailability(id, availability)),
         1 => (1..=NODES).prop_map(Happens::RemoveNode),
         6 => (0..20usize, end).prop_map(|(position, end)| Happens::TaskEnds(position, end)),
         3 => (0..100_000u64).prop_map(Happens::TimePasses),
@@ -126,6 +134,13 @@ impl Swarm {
                 let status = NodeStatus { state, since: self.now, ..NodeStatus::default() };
                 let node = Some(NodeId::new(id));
                 self.one(Op::ObserveNode(NodeObserved { node, status: Some(status), ..NodeObserved::default() }));
+            }
+            Happens::SetAvailability(id, availability) => {
+                if let Some(node) = self.state().node(NodeId::new(id)) {
+                    let mut node = Node::clone(node);
+                    Arc::make_mut(&mut node.spec).availability = availability.into();
+                    self.one(Op::PutNode(node));
+                }
             }
             Happens::RemoveNode(id) => self.one(Op::RemoveNode(NodeId::new(id))),
             Happens::TaskEnds(position, end) => {
@@ -215,7 +230,10 @@ impl Swarm {
     fn waits(&mut self) -> bool {
         let state = self.state();
         let mut watches = |id| orchestrate::update(&state, id, self.now, &mut self.ids).wake_at.is_some();
-        state.waiting_tasks().next().is_some() || watches(REPLICATED) || watches(GLOBAL)
+        // What follows a task on a silent node waits for the node.
+        let is_silent = |id| state.node(id).is_some_and(|node| node.status.state == NodeState::Down);
+        let held = |task: &Arc<Task>| task.start_at.is_none() && task.node.is_some_and(is_silent);
+        state.waiting_tasks().any(|task| !held(task)) || watches(REPLICATED) || watches(GLOBAL)
     }
 
     /// Lets everything come to rest; time passes, so that delays run out.
@@ -288,21 +306,32 @@ fn service(id: ServiceId, name: &str, mode: Mode, ports: Vec<PortSpec>) -> [Chan
 /// What must hold once the swarm is at rest.
 fn check_rest(swarm: &Swarm) -> Result<(), TestCaseError> {
     let state = swarm.state();
-    let ready = state.nodes().filter(|node| node.status.state == NodeState::Ready).count() as u64;
+    let is_up = |node: &Node| node.status.state == NodeState::Ready;
+    let takes = |node: &Node| is_up(node) && node.spec.availability() == Availability::Active;
+    let is_open = state.nodes().any(|node| takes(node));
     let live = |id| state.tasks_of_service(id).filter(|task| task.wanted.wants_to_run() && !task.state.is_terminal());
+    let runs = |task: &&Arc<Task>| task.state == TaskState::Running;
     if let Some(service) = state.service(REPLICATED) {
         let Some(Mode::Replicated(mode)) = &service.spec.mode else { panic!("it is replicated") };
         prop_assert_eq!(live(REPLICATED).count() as u64, mode.replicas);
-        let running = live(REPLICATED).filter(|task| task.state == TaskState::Running).count() as u64;
-        prop_assert_eq!(running, if ready > 0 { mode.replicas } else { 0 });
+        prop_assert!(!is_open || live(REPLICATED).all(|task| runs(&task)));
+        prop_assert!(state.nodes().any(|node| is_up(node)) || !live(REPLICATED).any(|task| runs(&task)));
     }
-    if state.service(GLOBAL).is_some() {
-        // A node that is down keeps its global task.
-        let is_up = |id| state.node(id).is_some_and(|node| node.status.state == NodeState::Ready);
-        let running = live(GLOBAL).filter(|task| task.state == TaskState::Running && task.node.is_some_and(is_up));
-        prop_assert_eq!(running.count() as u64, ready);
+    for node in state.nodes().filter(|node| state.service(GLOBAL).is_some() && is_up(node)) {
+        let running = live(GLOBAL).filter(runs).filter(|task| task.node == Some(node.id)).count();
+        match node.spec.availability() {
+            Availability::Active => prop_assert_eq!(running, 1),
+            // It keeps what it has.
+            Availability::Pause => prop_assert!(running <= 1),
+            Availability::Drain => prop_assert_eq!(running, 0),
+        }
     }
-    for service in state.services().filter(|service| ready > 0 && service.update.is_some()) {
+    for task in live(REPLICATED).chain(live(GLOBAL)) {
+        // A node that is down keeps its global task; whatever else has a place runs there.
+        let up = task.node.and_then(|id| state.node(id)).is_some_and(|node| is_up(node));
+        prop_assert!(!(up && task.occupies_node()) || runs(&task), "{task:#?}");
+    }
+    for service in state.services().filter(|service| is_open && service.update.is_some()) {
         // Paused by a task that failed; else done.
         prop_assert!(!matches!(service.update_state(), UpdateState::Updating | UpdateState::RollbackStarted));
     }

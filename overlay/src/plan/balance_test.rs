@@ -25,10 +25,21 @@ fn service(vip: u8) -> Arc<table::Service> {
     Arc::new(table::Service { names: Vec::new(), virtual_addresses, ports: vec![port] })
 }
 
-/// What goes where, without the numbers of backends.
+/// What goes where, without the numbers of services and backends.
 fn shown(balance: &Balance) -> BTreeMap<String, BTreeSet<Backend>> {
     let held = balance.held.values().flatten();
-    held.map(|held| (format!("{:?}", held.service), held.backends.list().iter().copied().collect())).collect()
+    held.map(|held| {
+        let Service { name, frontends, ports, number: _ } = &held.service;
+        (format!("{name} {frontends:?} {ports} {:?}", held.target), held.backends.list().iter().copied().collect())
+    })
+    .collect()
+}
+
+/// The numbers that services have in the kernel.
+fn numbers(balance: &Balance) -> Vec<u16> {
+    let mut numbers: Vec<u16> = balance.held.values().flatten().map(|held| held.service.number).collect();
+    numbers.sort_unstable();
+    numbers
 }
 
 proptest! {
@@ -55,6 +66,7 @@ proptest! {
                 let mut afresh = Balance::new(kind, "t", false);
                 let _ = afresh.change(&table, &table.all());
                 prop_assert_eq!(shown(&balance), shown(&afresh));
+                prop_assert!(balance.numbers.iter().copied().eq(numbers(&balance)), "no two share one, none is kept");
             }
             table = Table::default();
         }

@@ -9,6 +9,7 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::{NodeState, WantedState};
 
 use super::reap::ORPHAN_AFTER;
+use super::restart::{self, Verdict};
 use super::update::{self, Currency};
 use super::{drain, make, replicated};
 use crate::change::Plan;
@@ -25,7 +26,7 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
     let needs = Needs::new(revision, &[]);
     let currency = Currency::of(state, service);
     let mut live: BTreeMap<NodeId, Vec<&Arc<Task>>> = BTreeMap::new();
-    let mut held: BTreeMap<NodeId, &Arc<Task>> = BTreeMap::new();
+    let mut last: BTreeMap<NodeId, &Arc<Task>> = BTreeMap::new();
     for task in state.tasks_of_service(service.id) {
         let Slot::Node(node) = task.slot else {
             continue;
@@ -33,11 +34,13 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
         match task.wanted {
             WantedState::Draining | WantedState::Remove => {}
             wanted if wanted.wants_to_run() => live.entry(node).or_default().push(task),
-            // Its end was judged by the restart policy (and held), rather than asked for.
-            _ if update::ended_by_itself(task.state) && currency.runs_the_same(task) => {
-                held.insert(node, task);
+            _ => {
+                let age = |task: &Task| (task.meta.created_at, task.id);
+                let newest = last.entry(node).or_insert(task);
+                if age(task) > age(newest) {
+                    *newest = task;
+                }
             }
-            _ => {}
         }
     }
     for (node_id, tasks) in &live {
@@ -55,11 +58,19 @@ pub(super) fn plan(state: &State, service: &Service, now: UnixMs, ids: &mut Ids,
         }
     }
     for node in state.nodes() {
-        let free = !live.contains_key(&node.id) && !held.contains_key(&node.id);
-        if free && takes(node, &needs) {
+        let is_held = || last.get(&node.id).is_some_and(|task| is_held_by(state, service, &currency, task));
+        if !live.contains_key(&node.id) && takes(node, &needs) && !is_held() {
             plan.push(vec![make::create(make::new_task(service, ids.task(), Slot::Node(node.id), now))]);
         }
     }
+}
+
+/// Whether a node's last task keeps its place: it ended, rather than was asked to, and the restart policy wanted no further
+/// run when it was judged. Where it wanted one, the replacement went with the node: drained, say, before it started.
+fn is_held_by(state: &State, service: &Service, currency: &Currency<'_>, task: &Task) -> bool {
+    let is_judged = update::ended_by_itself(task.state) && currency.runs_the_same(task);
+    // The last write of an ended task is that of its judgement.
+    is_judged && restart::judge(state, service, task, task.meta.updated_at) == Verdict::Hold
 }
 
 /// Whether a node is to have a new task of the service.

@@ -293,6 +293,34 @@ fn global_services_follow_the_nodes() {
 }
 
 #[test]
+fn a_global_task_that_once_failed_comes_back_to_a_drained_node() {
+    for (condition, delay_ms, comes_back) in [
+        (RestartCondition::Any, -1, true),
+        // Drained while the replacement waits for its time.
+        (RestartCondition::Any, 60_000, true),
+        (RestartCondition::None, -1, false),
+    ] {
+        let mut state = swarm(2);
+        let policy = RestartPolicy { condition: condition.into(), delay_ms, ..RestartPolicy::default() };
+        let service = with_service(&mut state, global(), |template| template.restart = Some(policy));
+        let mut world = World::new(state, service);
+        world.run();
+        let failed = world.live().iter().find(|task| task.node == Some(NodeId::new(1))).unwrap().id;
+        observe(&mut world.state, failed, TaskState::Failed, world.now);
+        world.now = world.now.plus(Duration::from_secs(1));
+        world.run();
+        set_availability(&mut world.state, 1, Availability::Drain);
+        world.now = world.now.plus(Duration::from_secs(1));
+        world.run();
+        assert_eq!(world.running(), 1);
+        set_availability(&mut world.state, 1, Availability::Active);
+        world.now = world.now.plus(Duration::from_secs(1));
+        world.run();
+        assert_eq!(world.running(), if comes_back { 2 } else { 1 }, "{condition:?} after {delay_ms} ms");
+    }
+}
+
+#[test]
 fn a_removed_service_leaves_nothing() {
     let mut world = web(2, 4);
     world.run();

@@ -91,7 +91,8 @@ impl Updater<'_, '_> {
     /// Starts the tasks that waited for their predecessors to stop; older ones only where they are not replaced.
     fn release(&mut self, older_too: bool) {
         for place in self.survey.places.iter().filter(|place| !place.stopping && place.is_settled) {
-            for task in place.current.into_iter().chain(place.older.filter(|_| older_too)) {
+            let is_kept = older_too || !place.takes_new_tasks;
+            for task in place.current.into_iter().chain(place.older.filter(|_| is_kept)) {
                 if task.wanted == WantedState::Ready && task.start_at.is_none() {
                     self.plan.push(vec![make::want(task, WantedState::Running)]);
                 }

@@ -70,7 +70,8 @@ impl<'a> Survey<'a> {
             if is_filled {
                 places.push(place);
             }
-            is_emptying |= place.stopping && !is_filled;
+            // Nobody waits for a silent node.
+            is_emptying |= place.stopping && !is_filled && !surveyor.is_silent(first.slot);
         }
         let wanted = match &service.spec.mode {
             Some(Mode::Replicated(mode)) => Some(mode.replicas),
@@ -128,6 +129,14 @@ impl<'a> Surveyor<'a, '_> {
             }
         }
         (place, is_held || place.current.is_some() || place.older.is_some())
+    }
+
+    /// Whether the place is a node that is down.
+    fn is_silent(&self, slot: Slot) -> bool {
+        match slot {
+            Slot::Replica(_) => false,
+            Slot::Node(node) => self.state.node(node).is_some_and(|node| node.status.state == NodeState::Down),
+        }
     }
 
     /// Whether the task came with the roll-out under way: each has a revision of its own.
@@ -243,10 +252,11 @@ fn never_served(task: &Task) -> bool {
     task.replaces.is_none() && task.state <= TaskState::Pending
 }
 
-/// Whether a task may still run on its node, as far as anybody knows.
+/// Whether a task may still run where the next one of its place is to. A replica's next one starts elsewhere if the node
+/// is down; a global service's starts there when the node is back, and may then find it running.
 fn may_run(state: &State, task: &Task) -> bool {
     let node = task.node.filter(|_| task.occupies_node()).and_then(|node| state.node(node));
-    node.is_some_and(|node| node.status.state != NodeState::Down)
+    node.is_some_and(|node| node.status.state != NodeState::Down || matches!(task.slot, Slot::Node(_)))
 }
 
 /// Whether a task that is to stop still may run in this place: a new one then waits for it.

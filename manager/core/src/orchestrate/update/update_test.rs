@@ -370,6 +370,63 @@ fn global_services_are_updated_node_by_node() {
     }
 }
 
+/// A global service in the middle of an update: on one node, whose number is returned, the old task was told to stop and
+/// the new one waits for it.
+fn handing_over() -> (World, u128) {
+    let mut world = World::new(global(), policy());
+    world.update_image("busybox:2");
+    world.pass();
+    let held = world.live().into_iter().find(|task| task.wanted == WantedState::Ready).unwrap();
+    let number = held.node.unwrap().value();
+    (world, number)
+}
+
+/// Tasks that the node runs, or was told to run.
+fn at_work(world: &World, number: u128) -> usize {
+    let tasks = world.state.tasks_on_node(NodeId::new(number)).filter(|task| task.occupies_node());
+    tasks.filter(|task| task.state == TaskState::Running || task.wanted == WantedState::Running).count()
+}
+
+#[test]
+fn a_node_silent_in_its_turn_still_stops_the_old_task_first() {
+    for updated_again in [false, true] {
+        let (mut world, number) = handing_over();
+        set_node(&mut world.state, number, NodeState::Down, world.now);
+        if updated_again {
+            world.update_image("busybox:3");
+        }
+        world.run_for(DONE);
+        assert_eq!(world.update_state(), UpdateState::Completed, "nobody waits for it");
+        assert_eq!(world.pass(), 0, "all is still");
+        set_node(&mut world.state, number, NodeState::Ready, world.now);
+        for _ in 0..20 {
+            world.pass();
+            assert_eq!(at_work(&world, number), 1, "the old task stops before the new one starts");
+            if world.step() == 0 {
+                break;
+            }
+            world.now = world.now.plus(Duration::from_secs(1));
+        }
+        world.run_for(DONE);
+        assert_eq!(world.running_revisions(), vec![if updated_again { 3 } else { 2 }; 4]);
+    }
+}
+
+#[test]
+fn what_a_paused_node_was_to_start_it_starts_though_a_newer_update_passes_it_by() {
+    let (mut world, number) = handing_over();
+    set_availability(&mut world.state, number, Availability::Pause);
+    world.update_image("busybox:3");
+    world.run_for(DONE);
+    assert_eq!(world.update_state(), UpdateState::Completed);
+    let there: Vec<_> =
+        world.on_node(number).iter().map(|task| (task.revision.number, task.wanted, task.state)).collect();
+    assert_eq!(there, [(2, WantedState::Running, TaskState::Running)]);
+    set_availability(&mut world.state, number, Availability::Active);
+    world.run_for(DONE);
+    assert_eq!(world.running_revisions(), [3; 4]);
+}
+
 #[test]
 fn global_tasks_leave_nodes_that_no_longer_match() {
     let mut world = World::new(global(), policy());
