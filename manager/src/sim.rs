@@ -22,6 +22,7 @@ use skep_identity::transport::ConnectionInfo;
 use skep_proto::id::{ClusterId, NodeId};
 use skep_proto::v1::nodes_server::Nodes as _;
 use skep_proto::v1::{ClusterSpec, NodeRole, NodeSpec, RegistryAuth, RemoveNodeRequest, UpdateNodeRequest};
+use skep_proto::validate::network::SUPPORTED;
 use skep_raft::{Consensus, RaftNode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -97,7 +98,7 @@ impl SimManager {
         let store = Store::new(applied, submit, clock, peers);
         tasks.spawn(leader::keep_clock(store.clone()));
         tasks.spawn(keep_roles(Arc::clone(&raft), store.clone()));
-        let control = Control::new(store.clone(), Arc::new(NoRegistries), node, raft.status());
+        let control = Control::new(store.clone(), Arc::new(NoRegistries), node, raft.status(), SUPPORTED);
         let routes = Routes::new(QuorumService::new(Arc::clone(&raft), store.clone()).service());
         tasks.spawn(leader::follow(leader::Parts {
             raft: Arc::clone(&raft),
@@ -188,6 +189,8 @@ impl NodeApi {
             status: NodeStatus::default(),
             role: NodeRole::Manager,
             manager: None,
+            fabric_number: None,
+            ingress: None,
         };
         match self.store.write(None, node.to_vec(), vec![Change::create(Op::PutNode(new))]).await {
             Ok(_) | Err(WriteError::Refused(Refused::Exists { .. })) => Ok(()),
