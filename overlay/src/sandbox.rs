@@ -1,14 +1,13 @@
 //! What the containers of one task share: a folder in memory, with a named network namespace with loopback up in it.
 //!
-//! Used by the worker's executor, one for each task. Safe in a multi-threaded process: the namespace is made by a thread
-//! of its own that ends at once, so no other thread ever changes its network. Blocks for about a millisecond: call it from
-//! a blocking context. Never touches anything outside its folder.
+//! Used by the worker's executor, one for each task. Safe in a multi-threaded process, as `skep_netlink::Namespace` is that
+//! makes the namespaces. Blocks for about a millisecond: call it from a blocking context. Never touches anything outside
+//! its folder.
 //!
 //! The folder is a tmpfs of its own: nothing in it is worth a disk's time, and a reboot takes all of it. It is shared (as
 //! ip-netns(8) does): a mount namespace that was copied meanwhile (each container's monitor has one) then loses a sandbox
 //! together with us; otherwise it would keep a removed one alive.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -16,10 +15,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-
-/// `f_type` of a namespace file (statfs(2), linux/magic.h).
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+use skep_netlink::{Namespace, NetlinkError};
 
 /// Why a sandbox could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -35,21 +31,12 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
-    /// The namespace itself could not be made.
-    #[error("cannot {action} of a new network namespace")]
-    Namespace {
-        /// What was tried.
-        action: &'static str,
-        /// What the kernel says.
-        #[source]
-        source: io::Error,
-    },
+    /// Its namespace could not be made or removed.
+    #[error(transparent)]
+    Namespace(#[from] NetlinkError),
     /// A name that is no single path component.
     #[error("{0:?} cannot name a sandbox")]
     Name(String),
-    /// The thread that makes namespaces could not be started or died.
-    #[error("the thread that makes network namespaces failed")]
-    Thread(#[source] io::Error),
 }
 
 impl SandboxError {
@@ -61,10 +48,6 @@ impl SandboxError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Path { action, path, source }
-    }
-
-    fn namespace(action: &'static str) -> impl FnOnce(Errno) -> Self {
-        move |errno| Self::Namespace { action, source: errno.into() }
     }
 }
 
@@ -120,35 +103,16 @@ impl Sandboxes {
     /// and runtimes.
     pub fn make_net(&self, name: &str) -> Result<PathBuf, SandboxError> {
         let path = self.make(name)?.join(NET);
-        if is_namespace(&path) {
-            return Ok(path);
+        if !Namespace::is_at(&path) {
+            Namespace::create(&path, |_| Ok::<_, NetlinkError>(()))?;
         }
-        // A plain file is what a crash leaves.
-        fs::write(&path, []).map_err(SandboxError::io("make", &path))?;
-        let target = path.clone();
-        let made = std::thread::Builder::new()
-            .name("skep-netns".to_owned())
-            // It calls into the kernel and nothing else.
-            .stack_size(64 << 10)
-            .spawn(move || make_here(&target))
-            .map_err(SandboxError::Thread)?
-            .join()
-            .unwrap_or_else(|_| Err(SandboxError::Thread(io::Error::other("it panicked"))));
-        made.map(|()| path)
+        Ok(path)
     }
 
     /// Removes a sandbox with all that is in it. The namespace goes with the last process in it. Idempotent.
     pub fn remove(&self, name: &str) -> Result<(), SandboxError> {
         let dir = self.checked(name)?;
-        let net = dir.join(NET);
-        loop {
-            match umount2(&net, MntFlags::MNT_DETACH) {
-                // More than one mount can lie on it after a crash between two steps.
-                Ok(()) => {}
-                Err(Errno::EINVAL | Errno::ENOENT) => break,
-                Err(errno) => return Err(SandboxError::path("unmount", &net)(errno)),
-            }
-        }
+        Namespace::remove(&dir.join(NET))?;
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SandboxError::io("remove", &dir)(error)),
             _ => Ok(()),
@@ -191,45 +155,6 @@ impl Sandboxes {
         }
         Ok(self.dir.join(name))
     }
-}
-
-/// Runs in the short-lived thread: a new namespace for this thread only, loopback up, bound to `target`.
-fn make_here(target: &Path) -> Result<(), SandboxError> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(SandboxError::namespace("begin the life"))?;
-    loopback_up().map_err(SandboxError::namespace("raise the loopback"))?;
-    let none = None::<&str>;
-    mount(Some("/proc/thread-self/ns/net"), target, none, MsFlags::MS_BIND, none)
-        .map_err(SandboxError::path("bind a network namespace to", target))
-}
-
-/// Sets IFF_UP on `lo` (netdevice(7)).
-fn loopback_up() -> Result<(), Errno> {
-    // SAFETY: socket(2) with constants; the descriptor is closed below.
-    let socket = Errno::result(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: ifreq is plain data, for which all zeroes is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (slot, byte) in request.ifr_name.iter_mut().zip(b"lo") {
-        *slot = libc::c_char::from_ne_bytes([*byte]);
-    }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).expect("IFF_UP is 1");
-    // SAFETY: SIOCSIFFLAGS reads one ifreq, which `request` is, and keeps no pointer.
-    let raised = Errno::result(unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request) });
-    // SAFETY: `socket` is ours and not used again.
-    unsafe { libc::close(socket) };
-    raised.map(drop)
-}
-
-/// Whether a path is a bound namespace.
-fn is_namespace(path: &Path) -> bool {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: statfs is plain data, for which all zeroes is valid.
-    let mut info: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid for the call.
-    let found = unsafe { libc::statfs(path.as_ptr(), &raw mut info) };
-    // The field's type differs between architectures.
-    #[allow(clippy::unnecessary_cast)]
-    let kind = info.f_type as i64;
-    found == 0 && kind == NSFS_MAGIC
 }
 
 /// Mount points of this mount namespace (proc_pid_mountinfo(5), field 5).
@@ -290,7 +215,7 @@ mod tests {
         let sandboxes = Sandboxes::open(&dir).unwrap();
         let before = fs::read_link("/proc/self/ns/net").unwrap();
         let path = sandboxes.make_net("one").unwrap();
-        assert!(is_namespace(&path));
+        assert!(Namespace::is_at(&path));
         // Neither this thread nor the process moved.
         assert_eq!(fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
         // It is another namespace, and made only once.
@@ -302,7 +227,7 @@ mod tests {
         let inside = path.clone();
         let flags = std::thread::spawn(move || {
             let file = fs::File::open(inside).unwrap();
-            nix::sched::setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             let to = socket.local_addr().unwrap();
             socket.send_to(b"x", to).unwrap()
@@ -314,7 +239,7 @@ mod tests {
         assert_eq!(mount_points().unwrap().iter().filter(|point| **point == again.dir).count(), 1);
         again.make_net("two").unwrap();
         assert_eq!(again.retain(|name| name == "one").unwrap(), ["two"]);
-        assert!(is_namespace(&path));
+        assert!(Namespace::is_at(&path));
         fs::write(again.dir("one").join("hosts"), "127.0.0.1 localhost").unwrap();
         again.remove("one").unwrap();
         again.remove("one").unwrap();

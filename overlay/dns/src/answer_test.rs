@@ -1,3 +1,5 @@
+//! What sandboxes are told: services, tasks, aliases, addresses backwards, and what is left to name servers.
+
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;

@@ -1,3 +1,5 @@
+//! Messages on the wire, there and back, and whatever bytes a client sends.
+
 use std::net::Ipv4Addr;
 
 use hickory_proto::rr::Name;

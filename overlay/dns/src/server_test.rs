@@ -1,3 +1,5 @@
+//! The server on real sockets: UDP, TCP, many sandboxes, and clients that behave badly.
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;

@@ -1,3 +1,5 @@
+//! Forwarding to name servers that answer, lie, cut, refuse or stay silent.
+
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::atomic::AtomicUsize;
 use std::thread;

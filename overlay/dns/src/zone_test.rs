@@ -1,3 +1,5 @@
+//! A network's names follow its rows, in whatever order they come.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Joining segments: only what belongs together, and cutting it again gives the same packets.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Frames are read as they were made; strange bytes are refused.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Cutting super-frames: every byte once, lengths and checksums right.
+
 use proptest::prelude::*;
 
 use super::*;

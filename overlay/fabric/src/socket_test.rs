@@ -1,3 +1,5 @@
+//! Batches over real loopback sockets, with and without the kernel's offloads.
+
 use super::*;
 
 fn pair(gro: bool) -> (OwnedFd, OwnedFd, SocketAddr) {

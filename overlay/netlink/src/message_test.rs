@@ -1,3 +1,4 @@
+//! Messages are read as they were written; strange bytes are refused.
 #![allow(clippy::unwrap_used)]
 use proptest::prelude::*;
 

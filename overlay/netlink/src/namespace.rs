@@ -55,7 +55,7 @@ impl Namespace {
         E: From<NetlinkError> + Send,
     {
         let shown = path.display();
-        if is_namespace(path) {
+        if Self::is_at(path) {
             let problem = "there is one already".to_owned();
             return Err(
                 NetlinkError::Invalid { action: format!("make a network namespace at {shown}"), problem }.into()
@@ -97,11 +97,24 @@ impl Namespace {
         })
     }
 
+    /// Whether a namespace is kept at `path`, of whatever kind.
+    pub fn is_at(path: &Path) -> bool {
+        let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+        // SAFETY: statfs is plain data, for which all zeroes is valid.
+        let mut info: libc::statfs = unsafe { std::mem::zeroed() };
+        // SAFETY: both pointers are valid for the call.
+        let found = unsafe { libc::statfs(path.as_ptr(), &raw mut info) };
+        // The field's type differs between architectures.
+        #[allow(clippy::unnecessary_cast)]
+        let kind = info.f_type as i64;
+        found == 0 && kind == NSFS_MAGIC
+    }
+
     /// Opens the namespace that is kept at `path`.
     pub fn open(path: &Path) -> Result<Self, NetlinkError> {
         let action = || format!("open the network namespace {}", path.display());
         let file = File::open(path).map_err(NetlinkError::io(action()))?;
-        if !is_namespace(path) {
+        if !Self::is_at(path) {
             let problem = "it is no namespace".to_owned();
             return Err(NetlinkError::Invalid { action: action(), problem });
         }
@@ -270,17 +283,4 @@ fn on_a_thread<T: Send, E: From<NetlinkError> + Send>(work: impl FnOnce() -> Res
             Err(error) => Err(NetlinkError::io("start a thread for a network namespace")(error).into()),
         }
     })
-}
-
-/// Whether a path is a bound namespace.
-fn is_namespace(path: &Path) -> bool {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: statfs is plain data, for which all zeroes is valid.
-    let mut info: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid for the call.
-    let found = unsafe { libc::statfs(path.as_ptr(), &raw mut info) };
-    // The field's type differs between architectures.
-    #[allow(clippy::unnecessary_cast)]
-    let kind = info.f_type as i64;
-    found == 0 && kind == NSFS_MAGIC
 }

@@ -1,3 +1,4 @@
+//! Answers of the kernel are attributed to the messages they belong to; strange ones are refused.
 #![allow(clippy::unwrap_used)]
 use proptest::prelude::*;
 

@@ -572,7 +572,7 @@ impl Handshake {
             return Err(WireGuardError::WrongIndex);
         }
         // msg.encrypted_cookie = XAEAD(HASH(LABEL_COOKIE || responder.static_public), msg.nonce, cookie, last_received_msg.mac1)
-        let key = b2s_hash(LABEL_COOKIE, self.params.peer_static_public.as_bytes()); // TODO: pre-compute
+        let key = b2s_hash(LABEL_COOKIE, self.params.peer_static_public.as_bytes()); // Once per cookie reply, so rarely.
 
         let payload = Payload { aad: &mac1[0..16], msg: packet.encrypted_cookie };
         let plaintext = XChaCha20Poly1305::new_from_slice(&key)

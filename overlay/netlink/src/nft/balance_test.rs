@@ -1,3 +1,4 @@
+//! The numbering of backends: a change touches few numbers and leaves all in a row.
 #![allow(clippy::unwrap_used)]
 use std::net::Ipv4Addr;
 

@@ -239,16 +239,7 @@ impl Expression {
             Self::DestinationNat { ipv6, address, port } => write_nat(data, 1, *ipv6, *address, *port),
             Self::SourceNat { ipv6, address } => write_nat(data, 0, *ipv6, *address, None),
             Self::Masquerade => {}
-            Self::Reject(family) => {
-                // "Port unreachable" in ICMP, in ICMPv6, and in the kernel's word for either.
-                let (kind, code) = match family {
-                    Family::Ip => (0, 3),
-                    Family::Ip6 => (0, 4),
-                    Family::Inet => (2, 1),
-                };
-                data.be32(NFTA_REJECT_TYPE, kind);
-                data.u8(NFTA_REJECT_ICMP_CODE, code);
-            }
+            Self::Reject(family) => write_reject(data, *family),
             // NFT_REJECT_TCP_RST.
             Self::Reset => data.be32(NFTA_REJECT_TYPE, 1),
             Self::Counter => {
@@ -281,6 +272,17 @@ impl Expression {
             data.be32(NFTA_LOOKUP_FLAGS, 1);
         }
     }
+}
+
+/// "Port unreachable" in ICMP, in ICMPv6, and in the kernel's word for either.
+fn write_reject(data: &mut Writer<'_>, family: Family) {
+    let (kind, code) = match family {
+        Family::Ip => (0, 3),
+        Family::Ip6 => (0, 4),
+        Family::Inet => (2, 1),
+    };
+    data.be32(NFTA_REJECT_TYPE, kind);
+    data.u8(NFTA_REJECT_ICMP_CODE, code);
 }
 
 fn write_value(data: &mut Writer<'_>, kind: u16, value: &Value) {
