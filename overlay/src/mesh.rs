@@ -17,7 +17,7 @@ use skep_fabric::{
 use skep_proto::id::NodeId;
 use skep_proto::v1;
 
-use crate::plan::mesh::{TablePeers, fabric_address, peers};
+use crate::plan::mesh::{TablePeers, fabric_address, number, peers};
 use crate::table::Table;
 
 /// UDP port of VXLAN inside the mesh.
@@ -30,8 +30,8 @@ const TUN: &str = "/dev/net/tun";
 /// Why the mesh cannot be as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
-    /// The agent has not told something yet.
-    #[error("encrypted networks wait for {0}, which this host's agent has not told yet")]
+    /// Agent or tables have not told something yet.
+    #[error("encrypted networks wait for {0}, which is not known yet")]
     Waits(&'static str),
     /// A key that is none.
     #[error("the {0} has {1} bytes instead of 32")]
@@ -60,7 +60,6 @@ struct Settings {
     /// Newest first; none: no encrypted networks.
     keys: Vec<PrivateKey>,
     listen: Option<SocketAddr>,
-    address: Option<IpAddr>,
 }
 
 impl Settings {
@@ -80,19 +79,14 @@ impl Settings {
             "" => None,
             text => Some(text.parse().map_err(|_| MeshError::Address(text.to_owned()))?),
         };
-        let address = fabric_address(request.fabric_number);
-        if address.is_none() && request.fabric_number != 0 {
-            return Err(MeshError::Number(request.fabric_number));
-        }
-        Ok(Self { own, keys, listen, address })
+        Ok(Self { own, keys, listen })
     }
 
-    /// What a device starts with: its oldest key, its address to listen at and the one inside.
-    fn complete(&self) -> Result<(&PrivateKey, SocketAddr, IpAddr), MeshError> {
+    /// What a device starts with: its oldest key, and its address to listen at.
+    fn complete(&self) -> Result<(&PrivateKey, SocketAddr), MeshError> {
         let key = self.keys.last().ok_or(MeshError::Waits("this host's key"))?;
         let listen = self.listen.ok_or(MeshError::Waits("this host's address in the mesh"))?;
-        let address = self.address.ok_or(MeshError::Waits("this host's number in the mesh"))?;
-        Ok((key, listen, address))
+        Ok((key, listen))
     }
 }
 
@@ -116,6 +110,8 @@ struct Joined {
 #[derive(Default)]
 struct Inner {
     settings: Settings,
+    /// This host's number, as the tables say.
+    number: Option<u32>,
     running: Option<Running>,
     /// Counts devices, so that networks see that theirs is another one.
     generation: u64,
@@ -140,7 +136,8 @@ impl Inner {
         if self.running.is_some() {
             return Ok(self.generation);
         }
-        let (key, listen, address) = self.settings.complete()?;
+        let (key, listen) = self.settings.complete()?;
+        let address = self.address()?;
         let device = Device::start(Config {
             private_key: key.clone(),
             listen: vec![listen],
@@ -155,6 +152,32 @@ impl Inner {
         self.rotate()?;
         self.sync_peers()?;
         Ok(self.generation)
+    }
+
+    /// Its address inside.
+    fn address(&self) -> Result<IpAddr, MeshError> {
+        let number = self.number.ok_or(MeshError::Waits("this host's number in the mesh"))?;
+        fabric_address(number).ok_or(MeshError::Number(number))
+    }
+
+    /// Looks whether the device is what it should be, and starts it where it is not.
+    fn follow(&mut self) -> Result<(), MeshError> {
+        if let Some(own) = self.settings.own
+            && let Some(number) = number(own, self.networks.values().map(|network| &network.peers))
+        {
+            self.number = Some(number);
+        }
+        let (listen, address) = (self.settings.listen, self.address().ok());
+        let other = |running: &Running| Some(running.listen) != listen || Some(running.address) != address;
+        if self.running.as_ref().is_some_and(|running| self.settings.keys.is_empty() || other(running)) {
+            self.stop();
+        }
+        match self.start() {
+            Err(MeshError::Waits(_)) => return Ok(()),
+            started => started?,
+        };
+        self.rotate()?;
+        self.sync_peers()
     }
 
     /// Stops it; networks have to be attached again to the next one.
@@ -218,19 +241,19 @@ impl Mesh {
     pub fn configure(&self, own: Option<NodeId>, request: &v1::ConfigureRequest) -> Result<Option<Key>, MeshError> {
         let settings = Settings::read(own, request)?;
         let mut inner = self.lock();
+        if inner.settings.own != settings.own {
+            inner.number = None;
+        }
         inner.settings = settings;
-        let key = inner.settings.keys.first().map(PrivateKey::public);
-        let (listen, address) = (inner.settings.listen, inner.settings.address);
-        let other = |running: &Running| Some(running.listen) != listen || Some(running.address) != address;
-        if inner.running.as_ref().is_some_and(|running| key.is_none() || other(running)) {
-            inner.stop();
+        if let Err(error) = inner.follow() {
+            tracing::warn!("{}", crate::netd::text(&error));
         }
-        let followed = inner.start().and_then(|_| inner.rotate()).and_then(|()| inner.sync_peers());
-        match followed {
-            Err(MeshError::Waits(_)) | Ok(()) => {}
-            Err(error) => tracing::warn!("{}", crate::netd::text(&error)),
-        }
-        Ok(key)
+        Ok(inner.settings.keys.first().map(PrivateKey::public))
+    }
+
+    /// The number of its device among those of this process.
+    pub fn generation(&self) -> u64 {
+        self.lock().generation
     }
 
     /// Makes sure that the device runs. Returns its number among the devices of this process.
@@ -304,14 +327,15 @@ impl Mesh {
         }
     }
 
-    /// Follows the peers of a network's table.
+    /// Follows the peers of a network's table. Where this host's own row has another number, another device runs then, to
+    /// which all networks have to be attached.
     ///
     /// # Errors
-    /// [`MeshError::Device`].
+    /// [`MeshError::Device`], [`MeshError::Number`].
     pub fn follow_peers(&self, vni: u32, table: &Table) -> Result<(), MeshError> {
         let mut inner = self.lock();
         inner.networks.entry(vni).or_default().peers = TablePeers::of(table);
-        inner.sync_peers()
+        inner.follow()
     }
 
     /// Changes a network's entries.

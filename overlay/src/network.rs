@@ -216,7 +216,8 @@ impl LiveNetwork {
         let ours = || found.iter().filter(|address| address.device == BRIDGE && !is_link_local(address.prefix.address));
         let there: Vec<Prefix> = ours().map(|address| address.prefix).collect();
         if there != wanted.addresses {
-            for prefix in &there {
+            // The first of a subnet last: the kernel takes the others away with it.
+            for prefix in there.iter().rev() {
                 changes.delete_address(BRIDGE, *prefix);
             }
             for prefix in &wanted.addresses {

@@ -27,6 +27,8 @@ pub struct Table {
     pub version: u64,
     /// The network. `None` before the first whole table.
     pub network: Option<Arc<v1::Network>>,
+    /// UDP port of plain overlays on all hosts.
+    pub data_path_port: DataPathPort,
     pub endpoints: OrdMap<TaskId, Arc<Endpoint>>,
     pub services: OrdMap<ServiceId, Arc<Service>>,
     pub peers: OrdMap<NodeId, Arc<Peer>>,
@@ -41,6 +43,21 @@ impl Table {
     /// What changed since an older one.
     pub fn since(&self, older: &Self) -> TableChange {
         change::between(older, self)
+    }
+
+    /// A host's own row.
+    pub fn peer(&self, node: Option<NodeId>) -> Option<&Peer> {
+        self.peers.get(&node?).map(Arc::as_ref)
+    }
+}
+
+/// UDP port of plain overlays: the managers' choice, or that of RFC 7348.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPathPort(pub u16);
+
+impl Default for DataPathPort {
+    fn default() -> Self {
+        Self(4789)
     }
 }
 

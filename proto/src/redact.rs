@@ -36,13 +36,10 @@ impl fmt::Debug for ConfigureRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigureRequest")
             .field("node_id", &self.node_id)
-            .field("fabric_number", &self.fabric_number)
             .field("private_key", &Hidden::new(&self.private_key))
             .field("previous_private_key", &Hidden::new(&self.previous_private_key))
             .field("wireguard_addr", &self.wireguard_addr)
             .field("vxlan_addr", &self.vxlan_addr)
-            .field("data_path_port", &self.data_path_port)
-            .field("ingress_addresses", &self.ingress_addresses)
             .finish()
     }
 }

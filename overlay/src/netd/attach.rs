@@ -31,6 +31,10 @@ fn device(task: TaskId) -> String {
     format!("v-{id}")
 }
 
+fn no_table(id: NetworkId) -> NetdError {
+    NetdError::Refused(format!("the table of network {id} has not come to this host yet"))
+}
+
 /// An endpoint of the request, read.
 struct Endpoint {
     id: NetworkId,
@@ -120,11 +124,15 @@ impl Netd {
             return Ok(vec![Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses }]);
         }
         let read = |endpoint: &v1::SandboxEndpoint| {
-            let definition = endpoint.network.clone().unwrap_or_default();
-            let id = NetworkId::from_wire(&definition.id).map_err(|source| NetdError::Id("network", source))?;
-            let addresses: Vec<IpAddr> =
-                endpoint.addresses.iter().filter_map(|bytes| address_from_wire(bytes)).collect();
-            Ok(Endpoint { id, definition: Arc::new(definition), addresses })
+            let id = NetworkId::from_wire(&endpoint.network_id).map_err(|source| NetdError::Id("network", source))?;
+            let known = lock(&self.networks).get(&id).cloned();
+            let definition = known.and_then(|network| lock(&network).told()).ok_or_else(|| no_table(id))?;
+            let address = |bytes: &Vec<u8>| {
+                let problem = || NetdError::Refused(format!("an address of {} bytes on network {id}", bytes.len()));
+                address_from_wire(bytes).ok_or_else(problem)
+            };
+            let addresses = endpoint.addresses.iter().map(address).collect::<Result<_, _>>()?;
+            Ok(Endpoint { id, definition, addresses })
         };
         request.endpoints.iter().map(read).collect()
     }
@@ -133,8 +141,11 @@ impl Netd {
     fn endpoint<'a>(&'a self, task: TaskId, each: &Endpoint, name: &str) -> Result<Wanted<'a>, NetdError> {
         let network = self.network(each.id);
         let mut state = lock(&network);
-        if state.definition.is_none() {
-            state.define(&each.definition)?;
+        match (each.id, state.told()) {
+            (LOCAL, _) if state.definition.is_none() => state.define(&each.definition)?,
+            (LOCAL, _) | (_, Some(_)) => {}
+            // It was dropped a moment ago.
+            (id, None) => return Err(no_table(id)),
         }
         state.holders.insert(task);
         state.ensure_live(self)?;

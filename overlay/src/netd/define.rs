@@ -10,6 +10,7 @@ use super::{Config, NetdError};
 use crate::network::{OverlayPort, Wanted};
 use crate::plan::mac_of;
 use crate::plan::mtu::{Carrier, mtu};
+use crate::table::Table;
 
 /// The host's own bridge, which no manager knows: an id that no network has by chance.
 pub(super) const LOCAL: NetworkId = NetworkId::new(1);
@@ -17,8 +18,6 @@ pub(super) const LOCAL: NetworkId = NetworkId::new(1);
 pub(super) const LOCAL_SUBNET: &str = "172.29.0.0/16";
 /// Largest packet of networks that have no underlay.
 const ETHERNET: u32 = 1500;
-/// UDP port of plain overlays where the agent does not say (RFC 7348).
-const VXLAN_PORT: u32 = 4789;
 
 /// A network's subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,10 +83,16 @@ pub(super) fn place(subnets: &[Subnet], address: IpAddr) -> Option<(Prefix, Opti
     Some((Prefix { address, length: subnet.prefix.length }, subnet.gateway))
 }
 
+/// This host's own addresses on the network, where it is the routing mesh's.
+pub(super) fn own_ingress<'a>(network: &v1::Network, table: &'a Table, config: &Config) -> &'a [IpAddr] {
+    table.peer(config.node).filter(|_| ingress(network)).map_or(&[], |own| &own.addresses)
+}
+
 /// What the network's namespace is to be. `underlay`: the largest packet of the device with an address. `device`: the number
 /// of the mesh's device, which runs then.
 pub(super) fn wanted(
     network: &v1::Network,
+    table: &Table,
     config: &Config,
     short: String,
     out: Option<u16>,
@@ -113,17 +118,14 @@ pub(super) fn wanted(
             )));
         }
         (v1::NetworkDriver::Overlay, Some(local)) => {
-            let port = if config.request.data_path_port == 0 { VXLAN_PORT } else { config.request.data_path_port };
-            let port = u16::try_from(port).map_err(|_| NetdError::Refused(format!("{port} is no UDP port")))?;
-            let port = OverlayPort::Vxlan { vni: network.vni, local, port };
+            let port = OverlayPort::Vxlan { vni: network.vni, local, port: table.data_path_port.0 };
             (port, Carrier::Plain(local), underlay(local)?)
         }
         (_, Some(host)) => (OverlayPort::Local, Carrier::Local, underlay(host)?.min(ETHERNET)),
         (_, None) => (OverlayPort::Local, Carrier::Local, ETHERNET),
     };
     // The routing mesh answers from the host's own address, so that comes first, and gives the bridge its Ethernet address.
-    let own = config.request.ingress_addresses.iter().filter(|_| ingress(network));
-    let own = own.filter_map(|bytes| skep_proto::cidr::address_from_wire(bytes));
+    let own = own_ingress(network, table, config).iter().copied();
     let gateways = subnets.iter().filter_map(|subnet| subnet.gateway);
     let addresses: Vec<IpAddr> = own.chain(gateways).collect();
     let Some(mac) = mac_of(&addresses) else {

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use skep_netlink::NetlinkError;
@@ -25,6 +26,9 @@ use crate::sandbox::{SandboxError, Sandboxes};
 const LARGEST_REQUEST: usize = 64 << 20;
 /// Threads that talk to the kernel: more would only wait for each other there.
 const BLOCKING_THREADS: usize = 64;
+
+/// How long calls under way may take when it is to end.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What netd is started with.
 #[derive(Clone, Debug)]
@@ -120,18 +124,29 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
     let listener = listen(&socket)?;
     let mut term = signal(SignalKind::terminate()).map_err(|error| StartError::Process("wait for signals", error))?;
     let ended = Arc::clone(&netd);
+    let (told, mut stopping) = tokio::sync::watch::channel(false);
     let stop = async move {
         tokio::select! {
             _ = term.recv() => {}
             () = ended.stop.notified() => {}
         }
+        told.send_replace(true);
+    };
+    // Calls under way are finished; who only keeps a connection open is not waited for.
+    let patience = async move {
+        // Without a sender the server has ended already.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        tokio::time::sleep(PATIENCE).await;
     };
     tracing::info!(pid = std::process::id(), bridge = define::LOCAL_SUBNET, "netd listens on {}", socket.display());
     let calls = NetdServer::new(Service(netd)).max_decoding_message_size(LARGEST_REQUEST);
-    tonic::transport::Server::builder()
+    let server = tonic::transport::Server::builder()
         .add_service(calls)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
-        .await?;
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);
+    tokio::select! {
+        served = server => served?,
+        () = patience => {}
+    }
     let _ = fs::remove_file(&socket);
     Ok(())
 }

@@ -68,6 +68,7 @@ impl Netd {
         messages: &[v1::NetworkTable],
     ) -> (v1::AppliedVersion, Option<v1::NetworkFault>) {
         let network = self.network(id);
+        let device = self.mesh.generation();
         let mut fault = None;
         let mut touched = Vec::new();
         let mut state = lock(&network);
@@ -85,9 +86,13 @@ impl Netd {
                 }
             }
         }
-        let version = state.followed.current().version;
+        let version = state.version();
         drop(state);
         self.forget(&network, id);
+        if self.mesh.generation() != device {
+            // The table moved this host in the mesh: all its networks go with it.
+            self.reconfigure();
+        }
         for task in touched {
             self.refresh_names(task);
         }
@@ -105,22 +110,27 @@ impl Netd {
             changed
         };
         if changed {
-            for network in self.all_networks() {
-                let mut state = lock(&network);
-                if let Err(error) = state.reconfigure(self) {
-                    // It is tried again with the network's next table, whose answer says so.
-                    tracing::warn!(network = %state.id, "{}", text(&error));
-                }
-            }
+            self.reconfigure();
         }
         Ok(v1::ConfigureResponse { public_key: key.map(|key| key.to_vec()).unwrap_or_default() })
+    }
+
+    /// Makes all networks follow what is known of this host.
+    fn reconfigure(&self) {
+        for network in self.all_networks() {
+            let mut state = lock(&network);
+            if let Err(error) = state.reconfigure(self) {
+                // It is tried again with the network's next table, whose answer says so.
+                tracing::warn!(network = %state.id, "{}", text(&error));
+            }
+        }
     }
 
     fn state(&self) -> v1::NetdStateResponse {
         let mut networks = Vec::new();
         for network in self.all_networks() {
             let state = lock(&network);
-            let version = state.followed.current().version;
+            let version = state.version();
             if version > 0 {
                 networks.push(v1::AppliedVersion { object_id: state.id.to_vec(), version });
             }

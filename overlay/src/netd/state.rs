@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use skep_netlink::NetlinkError;
 use skep_netlink::nft::{Frontend, Nft, Transaction, Transport};
-use skep_proto::cidr::address_from_wire;
 use skep_proto::id::{NetworkId, TaskId};
 use skep_proto::v1;
 
@@ -78,6 +77,16 @@ impl NetworkState {
         if self.id == define::LOCAL { netd.instance.clone() } else { self.id.to_string().chars().take(12).collect() }
     }
 
+    /// The network as its table has it, while there is one.
+    pub(super) fn told(&self) -> Option<Arc<v1::Network>> {
+        if self.dropped { None } else { self.followed.current().network.clone() }
+    }
+
+    /// The version of its table that is in force. 0: none.
+    pub(super) fn version(&self) -> u64 {
+        if self.dropped { 0 } else { self.followed.current().version }
+    }
+
     /// Takes the definition where it has none yet, and makes the plans for it.
     pub(super) fn define(&mut self, network: &Arc<v1::Network>) -> Result<(), NetdError> {
         let subnets = define::subnets(network)?;
@@ -127,6 +136,10 @@ impl NetworkState {
         balanced?;
         forwarded?;
         published?;
+        let own_row = netd.config().node.is_some_and(|node| change.peers.contains_key(&node));
+        if change.network || own_row {
+            self.reconfigure(netd)?;
+        }
         self.repair(netd)?;
         Ok(change.endpoints.keys().filter(|task| self.holders.contains(task)).copied().collect())
     }
@@ -170,7 +183,11 @@ impl NetworkState {
                 if !change.peers.is_empty() {
                     netd.mesh.follow_peers(vni, self.followed.current())?;
                 }
-                netd.mesh.forward(vni, forwards)?;
+                match netd.mesh.is_attached(vni) {
+                    true => netd.mesh.forward(vni, forwards)?,
+                    // Another device runs now: everything is told to it when the network is attached there.
+                    false => self.dirty = true,
+                }
             }
             return Ok(());
         }
@@ -256,13 +273,20 @@ impl NetworkState {
         }
         let config = netd.config();
         let underlay = |address| Ok(netd.host.underlay_mtu(address)?);
-        let device = || Ok(netd.mesh.start()?);
-        let wanted = define::wanted(&definition, &config, self.short(netd), self.index, underlay, device);
+        let device = || {
+            netd.mesh.follow_peers(definition.vni, self.followed.current())?;
+            Ok(netd.mesh.start()?)
+        };
+        let (table, short) = (self.followed.current(), self.short(netd));
+        let wanted = define::wanted(&definition, table, &config, short, self.index, underlay, device);
         let wanted = match wanted {
             Ok(wanted) => wanted,
             Err(error) => {
                 self.dirty |= self.live.is_some();
                 self.release_index(netd);
+                if self.live.is_none() {
+                    netd.mesh.leave(definition.vni)?;
+                }
                 return Err(error);
             }
         };
@@ -279,9 +303,9 @@ impl NetworkState {
         }
         self.sync_neighbours(netd)?;
         if let (Some(live), Some(ingress)) = (&self.live, &self.ingress) {
-            let own = config.request.ingress_addresses.iter().find_map(|bytes| address_from_wire(bytes));
+            let own = define::own_ingress(&definition, self.followed.current(), &config);
             live.nft().commit(&ingress.whole(None))?;
-            live.source_ingress(own.filter(IpAddr::is_ipv4))?;
+            live.source_ingress(own.iter().copied().find(IpAddr::is_ipv4))?;
         }
         self.publish_host_ports(netd)?;
         self.serve(netd)?;
@@ -394,8 +418,8 @@ impl NetworkState {
         gone.extend(self.taken());
         netd.host.publish(&[], &gone)?;
         self.served.clear();
-        if let Some(OverlayPort::Fabric { vni, .. }) = self.port() {
-            netd.mesh.leave(vni)?;
+        if let Some(definition) = self.definition.as_ref().filter(|definition| define::encrypted(definition)) {
+            netd.mesh.leave(definition.vni)?;
         }
         match self.live.take() {
             Some(live) => live.remove()?,

@@ -35,6 +35,12 @@ impl TablePeers {
     }
 }
 
+/// A host's own number: of all tables, the newest that has one is right. `None`: nobody has said yet.
+pub fn number<'a>(own: NodeId, tables: impl Iterator<Item = &'a TablePeers>) -> Option<u32> {
+    let told = tables.filter_map(|table| Some((table.version, table.peers.get(&own)?.fabric_number)));
+    told.filter(|(_, number)| *number != 0).max_by_key(|(version, _)| *version).map(|(_, number)| number)
+}
+
 /// The peers of all tables but the host itself, by their address inside the mesh. Where tables differ, the newest is right.
 /// Those that have no key or number yet are left out.
 pub fn peers<'a>(own: NodeId, tables: impl Iterator<Item = &'a TablePeers>) -> BTreeMap<IpAddr, (NodeId, PeerConfig)> {
@@ -120,6 +126,8 @@ mod tests {
             assert_eq!(config.public_keys, [new, old]);
             assert_eq!(config.endpoint, Some("192.0.2.2:51820".parse().unwrap()));
             assert_eq!(peers[&IpAddr::from([100, 64, 0, 5])].1.endpoint, None);
+            let number = |node| number(NodeId::new(node), tables.into_iter());
+            assert_eq!([1, 4, 5, 6].map(number), [Some(1), None, Some(5), None]);
         }
     }
 }

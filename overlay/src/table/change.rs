@@ -12,7 +12,7 @@ use super::{Endpoint, Peer, Service, Table};
 /// Rows that came, changed or went.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TableChange {
-    /// The network itself is new or changed.
+    /// The network itself is new or changed, or its UDP port.
     pub network: bool,
     pub endpoints: RowChanges<TaskId, Endpoint>,
     pub services: RowChanges<ServiceId, Service>,
@@ -32,7 +32,7 @@ impl TableChange {
 /// What leads from `old` to `new`.
 pub(super) fn between(old: &Table, new: &Table) -> TableChange {
     TableChange {
-        network: old.network != new.network,
+        network: old.network != new.network || old.data_path_port != new.data_path_port,
         endpoints: rows(&old.endpoints, &new.endpoints),
         services: rows(&old.services, &new.services),
         peers: rows(&old.peers, &new.peers),

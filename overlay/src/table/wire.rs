@@ -6,7 +6,7 @@ use std::sync::Arc;
 use skep_proto::id::{IdError, NodeId, ServiceId, TaskId};
 use skep_proto::v1;
 
-use super::{Endpoint, Peer, Service, Table};
+use super::{DataPathPort, Endpoint, Peer, Service, Table};
 
 /// What cannot be in a table.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum MalformedTable {
     /// An address has 4 or 16 bytes.
     #[error("an address of {0} bytes")]
     Address(usize),
+    /// A port has 16 bits.
+    #[error("{0} is no UDP port")]
+    Port(u32),
     /// A whole table says first what network it is of.
     #[error("the network itself is missing")]
     NoNetwork,
@@ -32,6 +35,10 @@ pub enum MalformedTable {
 pub(super) fn merge(table: &mut Table, message: &v1::NetworkTable) -> Result<(), MalformedTable> {
     if let Some(network) = &message.network {
         table.network = Some(Arc::new(network.clone()));
+        table.data_path_port = match message.data_path_port {
+            0 => DataPathPort::default(),
+            port => DataPathPort(u16::try_from(port).map_err(|_| MalformedTable::Port(port))?),
+        };
     }
     if table.network.is_none() {
         return Err(MalformedTable::NoNetwork);

@@ -255,7 +255,6 @@ fn a_new_key_loses_nothing_and_a_new_address_is_followed() {
     changes.add_address(2, "10.77.0.51/24".parse().unwrap());
     hosts[0].rtnetlink.apply(&changes).unwrap();
     hosts[0].who.wireguard_addr = "10.77.0.51:51999".to_owned();
-    hosts[0].who.fabric_number = 1001;
     hosts[0].configure().unwrap();
     row.fabric_number = 1001;
     row.endpoint.as_mut().unwrap().wireguard_addr = "10.77.0.51:51999".to_owned();

@@ -50,17 +50,18 @@ fn figures() {
     }
     eprintln!("worst: {worst:?}");
     let other = network(6, |_| {});
-    let mut table = whole(&other, 1);
+    let mut table = whole(&other, 2);
     table.put_services = vec![service(9, "web", Ipv4Addr::new(10, 6, 0, 2), Vec::new())];
     table.put_peers = vec![peer(1), peer(2)];
     let at = |number: u32| -> IpAddr { Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 6, 16, 0)) + number).into() };
     table.put_endpoints =
         (0..10_000).map(|number| endpoint(2, 10_000 + u128::from(number), 9, at(number), true)).collect();
+    host.know(&other);
     host.attach(&attach_request(900, &[(&other, at(20_000))]));
     let start = Instant::now();
     host.follow(&[table]);
     eprintln!("10000 endpoints, all: {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
-    for version in 2..7 {
+    for version in 3..8 {
         let mut change = difference(&other, version);
         change.put_endpoints = vec![endpoint(2, 10_001, 9, at(30_000 + u32::try_from(version).unwrap()), true)];
         let start = Instant::now();

@@ -89,12 +89,10 @@ impl Lab {
         fs::create_dir_all(&dir).unwrap();
         let who = v1::ConfigureRequest {
             node_id: NodeId::new(u128::from(number)).to_vec(),
-            fabric_number: number.into(),
             private_key: key(number).to_bytes().to_vec(),
             wireguard_addr: format!("10.77.0.{number}:51820"),
             vxlan_addr: format!("10.77.0.{number}"),
-            ingress_addresses: vec![vec![10, 255, 0, number]],
-            ..v1::ConfigureRequest::default()
+            previous_private_key: Vec::new(),
         };
         let mut host = Host { lab: self, number, namespace, rtnetlink, dir, who, child: None };
         host.start();
@@ -148,6 +146,10 @@ impl Host<'_> {
         self.lab.runtime.block_on(self.client().mesh(v1::MeshRequest {})).unwrap().into_inner()
     }
 
+    pub(crate) fn state(&self) -> v1::NetdStateResponse {
+        self.lab.runtime.block_on(self.client().state(v1::NetdStateRequest {})).unwrap().into_inner()
+    }
+
     pub(crate) fn client(&self) -> NetdClient<Channel> {
         let socket = self.dir.join("netd.sock");
         let _inside = self.lab.runtime.enter();
@@ -181,6 +183,11 @@ impl Host<'_> {
     pub(crate) fn follow(&self, tables: &[v1::NetworkTable]) {
         let response = self.apply(tables);
         assert!(response.faults.is_empty(), "{:?}", response.faults);
+    }
+
+    /// Applies the table of a network on which nobody is yet.
+    pub(crate) fn know(&self, network: &v1::Network) {
+        self.follow(&[v1::NetworkTable { put_peers: vec![peer(self.number)], ..whole(network, 1) }]);
     }
 
     pub(crate) fn try_attach(&self, request: &v1::AttachRequest) -> Result<v1::AttachResponse, tonic::Status> {
@@ -315,7 +322,7 @@ pub(crate) fn difference(network: &v1::Network, version: u64) -> v1::NetworkTabl
 
 pub(crate) fn attach_request(task: u128, ends: &[(&v1::Network, IpAddr)]) -> v1::AttachRequest {
     let end = |(network, address): &(&v1::Network, IpAddr)| v1::SandboxEndpoint {
-        network: Some((*network).clone()),
+        network_id: network.id.clone(),
         addresses: vec![skep_proto::cidr::address_to_wire(*address)],
     };
     v1::AttachRequest {

@@ -27,6 +27,7 @@ fn every_host_answers_for_the_mesh() {
     table.put_endpoints = vec![endpoint(1, 1, 9, address(1), true), endpoint(2, 2, 9, address(2), true)];
     let mut sandboxes = Vec::new();
     for (host, number) in hosts.iter().zip(1..=3_u8) {
+        host.know(&net);
         host.follow(&[table.clone()]);
         // The third has none of the tasks.
         if number < 3 {
@@ -46,8 +47,22 @@ fn every_host_answers_for_the_mesh() {
         // From another host, and from a host itself.
         assert!(who(&hosts[0].namespace, at(8080)).is_ok());
     }
+    // Its own address there is given later, or is another one: replies come back to that.
+    for (version, own) in [(2, vec![]), (3, vec![vec![10, 255, 0, 33]])] {
+        let mut change = difference(&mesh, version);
+        change.put_peers = vec![v1::NetworkPeer { addresses: own.clone(), ..peer(3) }];
+        for host in &hosts {
+            host.follow(&[change.clone()]);
+        }
+        // Without one, it cannot tell its own connections from those of other hosts.
+        if !own.is_empty() {
+            let at = SocketAddr::from(([10, 77, 0, 3], 8080));
+            let answers: BTreeSet<String> = (0..40).map(|_| who(&lab.outside, at).unwrap()).collect();
+            assert_eq!(answers.len(), 2, "{answers:?}");
+        }
+    }
     // Without backends the port is the host's own.
-    let mut change = difference(&mesh, 2);
+    let mut change = difference(&mesh, 4);
     change.put_endpoints = vec![endpoint(1, 1, 9, address(1), false), endpoint(2, 2, 9, address(2), false)];
     for host in &hosts {
         host.follow(&[change.clone()]);
@@ -55,9 +70,9 @@ fn every_host_answers_for_the_mesh() {
     let refused = who(&lab.outside, SocketAddr::from(([10, 77, 0, 3], 8080))).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     // With the last published service goes what the third host had of the network.
-    let mut change = difference(&mesh, 3);
+    let mut change = difference(&mesh, 5);
     change.remove_services = vec![skep_proto::id::ServiceId::new(9).to_vec()];
-    let mut gone = difference(&mesh, 4);
+    let mut gone = difference(&mesh, 6);
     gone.dropped = true;
     hosts[2].follow(&[change, gone]);
     assert_eq!(std::fs::read_dir(hosts[2].dir.join("networks")).unwrap().count(), 0);
@@ -71,6 +86,7 @@ fn ports_of_mode_host_lead_to_their_task() {
     let lab = Lab::new();
     let host = lab.host(1);
     let net = network(5, |_| {});
+    host.know(&net);
     let mut request = attach_request(1, &[(&net, IpAddr::from([10, 5, 1, 1]))]);
     request.host_ports =
         vec![port(8080, 80, false, v1::PublishMode::Host), port(8053, 80, true, v1::PublishMode::Host)];

@@ -1,6 +1,7 @@
 //! netd that is killed disturbs nobody, and finds everything again; netd that is told to leaves nothing.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -65,6 +66,7 @@ fn traffic_goes_on_without_netd_and_the_next_one_takes_over() {
     hosts[1].detach(task_id(2));
     assert_eq!(std::fs::read_dir(hosts[1].dir.join("networks")).unwrap().count(), 0);
     for host in &mut hosts {
+        host.follow(&[table.clone()]);
         host.attach(&requests[0]);
         host.shutdown();
         let links: Vec<String> = host.rtnetlink.links().unwrap().into_iter().map(|link| link.name).collect();
@@ -73,5 +75,34 @@ fn traffic_goes_on_without_netd_and_the_next_one_takes_over() {
         assert!(rules.stdout.is_empty(), "{}", String::from_utf8_lossy(&rules.stdout));
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(!mounts.contains(host.dir.to_str().unwrap()), "{mounts}");
+    }
+}
+
+/// A connection with a call that was answered, and nothing on it since: as an agent has one.
+fn idle(host: &Host<'_>) -> skep_proto::v1::netd_client::NetdClient<tonic::transport::Channel> {
+    let mut client = host.client();
+    host.lab.runtime.block_on(client.state(skep_proto::v1::NetdStateRequest {})).unwrap();
+    client
+}
+
+#[test]
+fn it_ends_soon_whatever_connections_are_open() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut host = lab.host(1);
+    for told in [false, true] {
+        let (client, silent) = (idle(&host), std::os::unix::net::UnixStream::connect(host.dir.join("netd.sock")));
+        let start = Instant::now();
+        match told {
+            true => host.shutdown(),
+            false => host.signal(Signal::SIGTERM),
+        }
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        drop((client, silent));
+        if !told {
+            host.start();
+        }
     }
 }

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use skep_netlink::Namespace;
+use skep_proto::id::NetworkId;
+
 use crate::lab::*;
 
 fn ip(text: &str) -> IpAddr {
@@ -23,10 +26,10 @@ fn tasks_on_two_hosts_talk_by_name_and_are_balanced() {
     table.put_peers = vec![peer(1), peer(2)];
     let addresses = [ip("10.5.1.1"), ip("10.5.1.2")];
     table.put_endpoints = vec![endpoint(1, 1, 9, addresses[0], true), endpoint(2, 2, 9, addresses[1], true)];
-    let one = hosts[0].attach(&attach_request(1, &[(&net, addresses[0])]));
     for host in &hosts {
         host.follow(&[table.clone()]);
     }
+    let one = hosts[0].attach(&attach_request(1, &[(&net, addresses[0])]));
     let two = hosts[1].attach(&attach_request(2, &[(&net, addresses[1])]));
     for (number, sandbox) in [&one, &two].into_iter().enumerate() {
         serve(sandbox, 80, &format!("task{}", number + 1));
@@ -63,6 +66,48 @@ fn tasks_on_two_hosts_talk_by_name_and_are_balanced() {
 }
 
 #[test]
+fn plain_overlays_use_the_port_of_their_table() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let hosts = [lab.host(1), lab.host(2)];
+    let net = network(5, |_| {});
+    let mut table = whole(&net, 1);
+    table.data_path_port = 5000;
+    table.put_peers = vec![peer(1), peer(2)];
+    let addresses = [ip("10.5.1.1"), ip("10.5.1.2")];
+    table.put_endpoints = vec![endpoint(1, 1, 9, addresses[0], true), endpoint(2, 2, 9, addresses[1], true)];
+    let sandboxes = [0, 1].map(|number: usize| {
+        hosts[number].follow(&[table.clone()]);
+        hosts[number].attach(&attach_request(number as u128 + 1, &[(&net, addresses[number])]))
+    });
+    assert!(ping(&sandboxes[0], "10.5.1.2"));
+    let port = |host: &Host<'_>| {
+        let path = host.dir.join("networks").join(NetworkId::from_wire(&net.id).unwrap().to_string()).join("net");
+        let namespace = Namespace::open(&path).unwrap();
+        let links = namespace.enter(skep_netlink::Inside::rtnetlink).unwrap().links().unwrap();
+        links.iter().find_map(|link| link.vxlan).unwrap().port
+    };
+    assert_eq!(hosts.each_ref().map(port), [5000, 5000]);
+    // Another one, and the usual one where none is said.
+    for (version, told, right) in [(2, 5001, 5001), (3, 0, 4789)] {
+        let change = skep_proto::v1::NetworkTable {
+            network: Some(net.clone()),
+            data_path_port: told,
+            ..difference(&net, version)
+        };
+        hosts[0].follow(std::slice::from_ref(&change));
+        assert!(!ping(&sandboxes[0], "10.5.1.2"), "only one of them is there");
+        hosts[1].follow(&[change]);
+        assert_eq!(hosts.each_ref().map(port), [right, right]);
+        assert!(ping(&sandboxes[0], "10.5.1.2") && ping(&sandboxes[1], "10.5.1.1"));
+    }
+    let wrong = skep_proto::v1::NetworkTable { data_path_port: 65_536, ..whole(&net, 4) };
+    assert!(hosts[0].apply(&[wrong]).faults[0].error.contains("65536 is no UDP port"));
+}
+
+#[test]
 fn networks_are_apart_and_internal_ones_have_no_way_out() {
     if !root() {
         return;
@@ -70,6 +115,8 @@ fn networks_are_apart_and_internal_ones_have_no_way_out() {
     let lab = Lab::new();
     let host = lab.host(1);
     let (open, inner) = (network(5, |_| {}), network(6, |spec| spec.internal = true));
+    host.know(&open);
+    host.know(&inner);
     let one = host.attach(&attach_request(1, &[(&open, ip("10.5.1.1"))]));
     let two = host.attach(&attach_request(2, &[(&inner, ip("10.6.1.1"))]));
     let both = host.attach(&attach_request(3, &[(&inner, ip("10.6.1.2")), (&open, ip("10.5.1.2"))]));
@@ -83,7 +130,7 @@ fn networks_are_apart_and_internal_ones_have_no_way_out() {
     assert!(!ping(&alone, "10.77.0.100") && ping(&alone, "127.0.0.1"));
 }
 
-fn lab_local(host: &Host<'_>) -> skep_netlink::Namespace {
+fn lab_local(host: &Host<'_>) -> Namespace {
     host.attach(&skep_proto::v1::AttachRequest { local_bridge: true, ..attach_request(4, &[]) })
 }
 
@@ -94,34 +141,51 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     }
     let lab = Lab::new();
     let mut host = lab.host(1);
-    let (client, dir) = (host.client(), host.dir.clone());
-    let refused = |net: &skep_proto::v1::Network, address: &str, text: &str| {
+    let unknown = |host: &Host<'_>, net: &skep_proto::v1::Network, address: &str, text: &str| {
         let request = attach_request(1, &[(net, ip(address))]);
-        let error = lab.runtime.block_on(client.clone().attach(request)).unwrap_err();
+        let error = host.try_attach(&request).unwrap_err();
         assert!(error.message().contains(text), "{error}");
         for folder in ["networks", "sandboxes"] {
-            assert_eq!(std::fs::read_dir(dir.join(folder)).unwrap().count(), 0, "{text}: {folder}");
+            assert_eq!(std::fs::read_dir(host.dir.join(folder)).unwrap().count(), 0, "{text}: {folder}");
         }
+        error.code()
     };
-    refused(&network(5, |_| {}), "10.9.1.1", "in no subnet");
+    let refused = |host: &Host<'_>, net: &skep_proto::v1::Network, address: &str, text: &str| {
+        host.know(net);
+        unknown(host, net, address, text)
+    };
+    let code = unknown(&host, &network(5, |_| {}), "10.5.1.1", "has not come to this host yet");
+    assert_eq!(code, tonic::Code::FailedPrecondition);
+    refused(&host, &network(5, |_| {}), "10.9.1.1", "in no subnet");
     let sealed = |mtu: &str| {
         let mtu = mtu.to_owned();
         network(5, |spec| spec.options = [("mtu".to_owned(), mtu)].into())
     };
-    refused(&sealed("1371"), "10.5.1.1", "1370 bytes at most");
+    refused(&host, &sealed("1371"), "10.5.1.1", "1370 bytes at most");
     let large = |spec: &mut skep_proto::v1::NetworkSpec| drop(spec.options.insert("mtu".into(), "1500".into()));
-    refused(&network(5, large), "10.5.1.1", "1450 bytes at most");
+    refused(&host, &network(5, large), "10.5.1.1", "1450 bytes at most");
     let macvlan = |spec: &mut skep_proto::v1::NetworkSpec| {
         spec.driver = skep_proto::v1::NetworkDriver::Macvlan.into();
         spec.options.insert("parent".into(), "eth7".into());
     };
-    refused(&network(5, macvlan), "10.5.1.1", "no such device");
+    refused(&host, &network(5, macvlan), "10.5.1.1", "no such device");
     // Who is not told a key has no encrypted networks.
     host.who.private_key.clear();
     assert!(host.configure().unwrap().public_key.is_empty());
-    refused(&sealed("1370"), "10.5.1.1", "wait for this host's key");
+    refused(&host, &sealed("1370"), "10.5.1.1", "wait for this host's key");
     host.who.private_key = vec![1; 31];
     assert!(host.configure().unwrap_err().message().contains("31 bytes instead of 32"));
+    // Nor who has no number yet.
+    let host = lab.host(2);
+    host.follow(&[whole(&sealed("1370"), 2)]);
+    unknown(&host, &sealed("1370"), "10.5.1.1", "wait for this host's number");
+    host.know(&sealed("1370"));
+    host.attach(&attach_request(1, &[(&sealed("1370"), ip("10.5.1.1"))]));
+    // A network that no task needs any more, says the manager, though one is there still: nobody else comes to it.
+    host.follow(&[skep_proto::v1::NetworkTable { dropped: true, ..difference(&sealed("1370"), 2) }]);
+    let late = attach_request(2, &[(&sealed("1370"), ip("10.5.1.2"))]);
+    assert_eq!(host.try_attach(&late).unwrap_err().code(), tonic::Code::FailedPrecondition);
+    assert!(host.state().networks.is_empty());
 }
 
 #[test]
@@ -138,13 +202,14 @@ fn many_at_once_of_both_families_and_on_the_hosts_own_network() {
         request.endpoints[0].addresses.push(skep_proto::cidr::address_to_wire(six(task.into())));
         request
     };
+    host.know(&net);
     let client = host.client();
     let attach = |task: u8| {
         let (mut client, request) = (client.clone(), request(task));
         async move { client.attach(request).await.unwrap().into_inner() }
     };
     let made = lab.runtime.block_on(futures::future::join_all((1..=20).map(attach)));
-    let open = |path: &str| skep_netlink::Namespace::open(std::path::Path::new(path)).unwrap();
+    let open = |path: &str| Namespace::open(std::path::Path::new(path)).unwrap();
     let first = open(&made[0].namespace_path);
     for last in 2..=20 {
         assert!(ping(&first, &format!("10.5.1.{last}")) && ping(&first, &six(last).to_string()));
@@ -157,10 +222,10 @@ fn many_at_once_of_both_families_and_on_the_hosts_own_network() {
         row.addresses.push(skep_proto::cidr::address_to_wire(six(task.into())));
         table.put_endpoints.push(row);
     }
-    let far = other.attach(&request(30));
     for host in [&host, &other] {
         host.follow(&[table.clone()]);
     }
+    let far = other.attach(&request(30));
     assert!(ping(&first, &six(30).to_string()) && ping(&far, "10.5.1.1"));
     let detach = |task: u8| {
         let mut client = client.clone();
@@ -177,6 +242,7 @@ fn many_at_once_of_both_families_and_on_the_hosts_own_network() {
     });
     lan.subnets[0].subnet = "10.77.0.0/24".into();
     lan.subnets[0].gateway = "10.77.0.100".into();
+    host.know(&lan);
     let one = host.attach(&attach_request(40, &[(&lan, ip("10.77.0.40"))]));
     assert!(ping(&one, "10.77.0.100") && ping(&one, "10.77.0.2") && ping(&lab.outside, "10.77.0.40"));
     host.detach(task_id(40));

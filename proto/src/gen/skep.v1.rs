@@ -2384,6 +2384,9 @@ pub struct NetworkTable {
     /// The node has no task on it any more: everything of it goes. Nothing else is set.
     #[prost(bool, tag = "13")]
     pub dropped: bool,
+    /// `ClusterSpec.data_path_port`: UDP port of plain overlays, on all hosts. 0: 4789. Set beside `network`.
+    #[prost(uint32, tag = "14")]
+    pub data_path_port: u32,
 }
 /// A task on a network.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -10775,32 +10778,25 @@ pub struct NetdStateResponse {
     #[prost(string, repeated, tag = "5")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// What no table says. The host's number in the mesh and its own addresses in the network of the routing mesh are in its
+/// own row (`NetworkPeer`) of the tables; overlays wait for that.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ConfigureRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub node_id: ::prost::alloc::vec::Vec<u8>,
-    /// `Node.fabric_number`. 0: not known yet; overlays wait for it.
-    #[prost(uint32, tag = "2")]
-    pub fabric_number: u32,
     /// WireGuard private key, 32 bytes. Empty: no encrypted overlays.
-    #[prost(bytes = "vec", tag = "3")]
+    #[prost(bytes = "vec", tag = "2")]
     pub private_key: ::prost::alloc::vec::Vec<u8>,
     /// Previous key, valid until the next call without it. Empty: none.
-    #[prost(bytes = "vec", tag = "4")]
+    #[prost(bytes = "vec", tag = "3")]
     pub previous_private_key: ::prost::alloc::vec::Vec<u8>,
     /// Address and UDP port that the mesh listens at.
-    #[prost(string, tag = "5")]
+    #[prost(string, tag = "4")]
     pub wireguard_addr: ::prost::alloc::string::String,
     /// This host's end of plain overlays; without a port.
-    #[prost(string, tag = "6")]
+    #[prost(string, tag = "5")]
     pub vxlan_addr: ::prost::alloc::string::String,
-    /// UDP port of plain overlays.
-    #[prost(uint32, tag = "7")]
-    pub data_path_port: u32,
-    /// Its own addresses in the network of the routing mesh, 4 or 16 bytes each.
-    #[prost(bytes = "vec", repeated, tag = "8")]
-    pub ingress_addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConfigureResponse {
@@ -10856,11 +10852,11 @@ pub struct AttachRequest {
     pub service_id: ::prost::alloc::vec::Vec<u8>,
 }
 /// A sandbox's end on one network.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SandboxEndpoint {
-    /// With the definition, in case that the table has not come yet.
-    #[prost(message, optional, tag = "1")]
-    pub network: ::core::option::Option<Network>,
+    /// Whose table has been applied: without one, FAILED_PRECONDITION.
+    #[prost(bytes = "vec", tag = "1")]
+    pub network_id: ::prost::alloc::vec::Vec<u8>,
     /// 4 or 16 bytes each.
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,

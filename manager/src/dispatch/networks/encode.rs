@@ -10,20 +10,36 @@ use skep_proto::v1::NetworkTable;
 
 use crate::dispatch::limits::TABLE_BYTES;
 
+/// What a network is.
+#[derive(Clone, Copy)]
+pub(super) struct Definition<'a> {
+    pub(super) network: &'a Network,
+    /// `ClusterSpec.data_path_port`.
+    pub(super) data_path_port: u32,
+}
+
+impl Definition<'_> {
+    fn put(self, page: &mut NetworkTable) {
+        page.network = Some(codec::network_to_wire(self.network));
+        page.data_path_port = self.data_path_port;
+    }
+}
+
 /// What a difference is about.
 pub(super) struct Difference<'a> {
     pub(super) id: NetworkId,
     pub(super) applies_to: u64,
     pub(super) version: u64,
     /// Where it changed.
-    pub(super) network: Option<&'a Network>,
+    pub(super) network: Option<Definition<'a>>,
 }
 
 /// The whole table.
-pub(super) fn whole<'a>(network: &Network, version: u64, rows: impl Iterator<Item = &'a Row>) -> Vec<Bytes> {
-    let head = NetworkTable { network_id: network.id.to_vec(), complete: true, version, ..NetworkTable::default() };
+pub(super) fn whole<'a>(definition: Definition<'_>, version: u64, rows: impl Iterator<Item = &'a Row>) -> Vec<Bytes> {
+    let network_id = definition.network.id.to_vec();
+    let head = NetworkTable { network_id, complete: true, version, ..NetworkTable::default() };
     let mut pages = Pages::new(head);
-    pages.page.network = Some(codec::network_to_wire(network));
+    definition.put(&mut pages.page);
     rows.for_each(|row| pages.put(row));
     pages.end()
 }
@@ -36,7 +52,9 @@ pub(super) fn difference<'a>(
     let Difference { id, applies_to, version, network } = *difference;
     let head = NetworkTable { network_id: id.to_vec(), applies_to, version, ..NetworkTable::default() };
     let mut pages = Pages::new(head);
-    pages.page.network = network.map(codec::network_to_wire);
+    if let Some(definition) = network {
+        definition.put(&mut pages.page);
+    }
     for (key, row) in rows {
         match row {
             Some(row) => pages.put(row),

@@ -9,20 +9,21 @@ use skep_core::change::{Change, Group, NodeObserved, Op, TaskObserved, Transacti
 use skep_core::codec;
 use skep_core::network::table::Row;
 use skep_core::object::{
-    Meta, Network, NetworkAddresses, Node, NodeStatus, Revision, RevisionKey, Service, Slot, Subnet, Task,
+    Cluster, Meta, Network, NetworkAddresses, Node, NodeStatus, Revision, RevisionKey, Service, Slot, Subnet, Task,
 };
-use skep_proto::id::{ServiceId, TaskId};
+use skep_proto::id::{ClusterId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    self, FabricEndpoint, NetworkAttachment, NetworkSpec, NetworkTable, NodeDescription, NodeRole, NodeSpec, PortSpec,
-    ReplicatedMode, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
+    self, ClusterSpec, FabricEndpoint, NetworkAttachment, NetworkSpec, NetworkTable, NodeDescription, NodeRole,
+    NodeSpec, PortSpec, ReplicatedMode, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
 };
 
 use super::*;
 
 const WEB: ServiceId = ServiceId::new(100);
 const INGRESS: u128 = 9;
+const DATA_PATH_PORT: u32 = 4800;
 
 /// The state, and every manager's tables of it.
 struct World {
@@ -44,6 +45,7 @@ struct FakeNode {
 struct FakeTable {
     version: u64,
     network: Option<v1::Network>,
+    data_path_port: u32,
     rows: BTreeMap<RowKey, Row>,
     /// Messages of a version that has not ended.
     unfinished: Vec<NetworkTable>,
@@ -142,7 +144,20 @@ impl World {
             copied_from: None,
             service_name: "web".into(),
         };
-        let mut ops: Vec<Op> = [1, 2, INGRESS].into_iter().map(|id| Op::PutNetwork(network(id, 0))).collect();
+        let cluster = Cluster {
+            id: ClusterId::new(1),
+            meta: Meta::default(),
+            spec: ClusterSpec { data_path_port: DATA_PATH_PORT, ..ClusterSpec::default() },
+            root_cert_pem: String::new(),
+            root_key_pem: String::new(),
+            worker_token_secret: [1; 16],
+            manager_token_secret: [2; 16],
+            feature_level: 1,
+            last_raft_id: 1,
+            recovery_epoch: 0,
+        };
+        let mut ops = vec![Op::PutCluster(cluster)];
+        ops.extend([1, 2, INGRESS].into_iter().map(|id| Op::PutNetwork(network(id, 0))));
         ops.extend((1..=3).map(|id| Op::PutNode(node(id, 1))));
         ops.extend([Op::PutService(service(0)), Op::PutRevision(revision)]);
         assert!(world.write(vec![ops]));
@@ -218,6 +233,10 @@ impl FakeNode {
         assert_eq!(has, expected);
         for (id, table) in &self.tables {
             assert_eq!(table.network, world.state.network(*id).map(|network| codec::network_to_wire(network)));
+            assert_eq!(table.data_path_port, DATA_PATH_PORT);
+            // From its own row it knows its number.
+            let Some(Row::Peer(own)) = table.rows.get(&RowKey::Peer(self.id)) else { panic!("{table:?}") };
+            assert_eq!(u128::from(own.fabric_number), self.id.value());
             assert!(table.unfinished.is_empty());
         }
     }
@@ -252,8 +271,10 @@ impl FakeNode {
             let task = |id: &[u8]| RowKey::Endpoint(TaskId::from_wire(id).unwrap());
             let service = |id: &[u8]| RowKey::Service(ServiceId::from_wire(id).unwrap());
             let peer = |id: &[u8]| RowKey::Peer(NodeId::from_wire(id).unwrap());
+            assert_eq!(message.data_path_port != 0, message.network.is_some());
             if message.network.is_some() {
                 table.network = message.network;
+                table.data_path_port = message.data_path_port;
             }
             message.remove_endpoints.iter().for_each(|id| drop(table.rows.remove(&task(id))));
             message.remove_services.iter().for_each(|id| drop(table.rows.remove(&service(id))));

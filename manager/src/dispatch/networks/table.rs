@@ -12,7 +12,7 @@ use skep_core::object::Network;
 use skep_core::store::State;
 use skep_proto::id::NetworkId;
 
-use super::encode::{self, Difference};
+use super::encode::{self, Definition, Difference};
 
 /// Differences that are kept, in number …
 const KEPT: usize = 256;
@@ -44,6 +44,8 @@ struct Step {
 /// The table.
 pub(super) struct Table {
     network: Arc<Network>,
+    /// The cluster's: fixed when the swarm is made.
+    data_path_port: u32,
     rows: BTreeMap<RowKey, Row>,
     version: u64,
     /// Oldest first; the last one leads to `version`.
@@ -61,6 +63,7 @@ impl Table {
     pub(super) fn of(state: &State, network: &Arc<Network>) -> Self {
         Self {
             network: Arc::clone(network),
+            data_path_port: state.cluster().map_or(0, |cluster| cluster.spec.data_path_port),
             rows: rows::rows(state, network.id),
             version: rows::version(state, state.version()),
             steps: VecDeque::new(),
@@ -78,6 +81,10 @@ impl Table {
 
     fn id(&self) -> NetworkId {
         self.network.id
+    }
+
+    fn definition(&self) -> Definition<'_> {
+        Definition { network: &self.network, data_path_port: self.data_path_port }
     }
 
     /// Looks at what an event of that version touched. `state` is the one after the whole entry.
@@ -152,7 +159,7 @@ impl Table {
         {
             return whole.iter().cloned().chain(later).collect();
         }
-        let whole: Arc<[Bytes]> = encode::whole(&self.network, self.version, self.rows.values()).into();
+        let whole: Arc<[Bytes]> = encode::whole(self.definition(), self.version, self.rows.values()).into();
         self.whole = Some((self.version, Arc::clone(&whole)));
         whole.to_vec()
     }
@@ -174,8 +181,8 @@ impl Table {
     }
 
     fn difference(&self, applies_to: u64, keys: impl Iterator<Item = RowKey>, renewed: bool) -> Vec<Bytes> {
-        let difference =
-            Difference { id: self.id(), applies_to, version: self.version, network: renewed.then_some(&*self.network) };
+        let network = renewed.then(|| self.definition());
+        let difference = Difference { id: self.id(), applies_to, version: self.version, network };
         encode::difference(&difference, keys.map(|key| (key, self.rows.get(&key))))
     }
 }
