@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use skep_netlink::conntrack::Filter;
 use skep_netlink::link::{LinkChange, LinkKind, Macvlan, NewLink};
 use skep_netlink::nft::{
     BaseChain, ChainType, Element, Family, Hook, Nft, Rule, Selector, Set, Table, Transaction, Transport, Value,
@@ -26,7 +27,7 @@ const ETHERNET: u32 = 1500;
 pub struct Host {
     namespace: Namespace,
     rtnetlink: Rtnetlink,
-    nft: Nft,
+    nft: Arc<Nft>,
     table: Table,
     /// Published ports, with the index of the network that they lead to.
     ports: Mutex<BTreeMap<(Transport, u16), u16>>,
@@ -37,7 +38,7 @@ impl Host {
     /// published then.
     pub fn open(instance: &str) -> Result<Self, NetlinkError> {
         let namespace = Namespace::host()?;
-        let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, inside.nft()?));
+        let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?)));
         let (rtnetlink, nft) = namespace.enter(open)?;
         let table = Table::new(Family::Ip, format!("skep-{instance}"));
         Ok(Self { namespace, rtnetlink, nft, table, ports: Mutex::default() })
@@ -73,9 +74,20 @@ impl Host {
         Ok(())
     }
 
+    /// nftables in it.
+    pub fn nft(&self) -> &Arc<Nft> {
+        &self.nft
+    }
+
     /// Publishes ports, each by the network of an index, and takes others back. Nothing happens where that is so already.
-    pub fn publish(&self, put: &[((Transport, u16), u16)], remove: &[(Transport, u16)]) -> Result<(), NetlinkError> {
-        {
+    /// Returns the connections that must be forgotten then: whoever sends datagrams to a port for long would go on to
+    /// wherever it led before.
+    pub fn publish(
+        &self,
+        put: &[((Transport, u16), u16)],
+        remove: &[(Transport, u16)],
+    ) -> Result<Vec<Filter>, NetlinkError> {
+        let changed: Vec<u16> = {
             let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
             let before = ports.clone();
             for port in remove {
@@ -83,10 +95,25 @@ impl Host {
             }
             ports.extend(put.iter().copied());
             if *ports == before {
-                return Ok(());
+                return Ok(Vec::new());
             }
-        }
-        self.commit()
+            let other = |(port, index): &&((Transport, u16), u16)| before.get(port) != Some(index);
+            let udp = put.iter().filter(other).filter(|((transport, _), _)| *transport == Transport::Udp);
+            udp.map(|((_, port), _)| *port).collect()
+        };
+        self.commit()?;
+        let addresses = match changed.is_empty() {
+            true => Vec::new(),
+            false => self.rtnetlink.addresses()?,
+        };
+        let filter = |port: u16, address: IpAddr| Filter {
+            destination: Some(address),
+            destination_port: Some(port),
+            protocol: Some(Transport::Udp.number()),
+            ..Filter::default()
+        };
+        let of_port = |port| addresses.iter().map(move |found| filter(port, found.prefix.address));
+        Ok(changed.into_iter().flat_map(of_port).collect())
     }
 
     /// Which network a port leads to.

@@ -5,6 +5,7 @@
 
 mod attach;
 mod define;
+mod drain;
 mod process;
 mod service;
 mod state;
@@ -110,6 +111,7 @@ struct Netd {
     /// Addresses of sandboxes on the host's own bridge, by their last 16 bits.
     leases: Mutex<BTreeMap<TaskId, u16>>,
     host: Host,
+    drain: drain::Drain,
     /// Locked after everything else.
     mesh: Mesh,
 }

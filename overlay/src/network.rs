@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skep_fabric::tap;
@@ -117,7 +118,7 @@ pub struct LiveNetwork {
     wanted: Wanted,
     namespace: Namespace,
     rtnetlink: Rtnetlink,
-    nft: Nft,
+    nft: Arc<Nft>,
 }
 
 /// The addresses of the two ends of a way out: the host's and the network's.
@@ -155,7 +156,7 @@ impl LiveNetwork {
             fs::write(&path, index.to_string()).map_err(file("write", &path))?;
         }
         let path = dir.join(NET);
-        let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, inside.nft()?));
+        let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?)));
         let (namespace, (rtnetlink, nft), fresh) = match Namespace::open(&path) {
             Ok(namespace) => {
                 let handles = namespace.enter(open)?;
@@ -327,6 +328,12 @@ impl LiveNetwork {
         transaction.add_rule(&table, "in", &from_host().state(known).verdict(Verdict::Accept));
         transaction.add_rule(&table, "in", &from_host().was_redirected().verdict(Verdict::Accept));
         transaction.add_rule(&table, "in", &from_host().verdict(Verdict::Drop));
+        // Nobody listens here. Refused before it is a connection: a sender of datagrams would go on with that one when the
+        // port is published again.
+        transaction.add_base_chain(&table, "here", BaseChain::new(ChainType::Filter, Hook::Input, 0));
+        transaction.add_rule(&table, "here", &from_host().state(known).verdict(Verdict::Accept));
+        transaction.add_rule(&table, "here", &from_host().reset());
+        transaction.add_rule(&table, "here", &from_host().reject());
         transaction
     }
 
@@ -336,7 +343,7 @@ impl LiveNetwork {
     }
 
     /// nftables in it.
-    pub fn nft(&self) -> &Nft {
+    pub fn nft(&self) -> &Arc<Nft> {
         &self.nft
     }
 

@@ -5,6 +5,7 @@
 //! was made from the whole table at once (property tests hold them to it).
 
 pub mod balance;
+pub mod drain;
 pub mod forwarding;
 pub mod ingress;
 pub mod mesh;

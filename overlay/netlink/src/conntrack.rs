@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::NetlinkError;
 use crate::kernel::*;
@@ -45,7 +45,7 @@ pub struct Connection {
 }
 
 /// Which entries are meant: those that match all that is set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Filter {
     /// Where connections were opened to: the VIP.
     pub destination: Option<IpAddr>,
@@ -57,8 +57,59 @@ pub struct Filter {
     pub protocol: Option<u8>,
 }
 
+/// Filters that the kernel looks for one after the other, before one list of all entries is cheaper.
+const FILTERS: usize = 16;
+
 impl Filter {
-    fn matches(&self, connection: &Connection) -> bool {
+    /// Whether the kernel can be asked for it: an address says of which family connections are, a protocol what ports are.
+    /// Of IPv6 addresses it takes all but the one that is meant (`ctnetlink_filter_match_tuple`, at least up to 6.18).
+    fn is_whole(&self) -> bool {
+        let addresses = [self.destination, self.reply_source];
+        let mut addresses = addresses.iter().flatten().peekable();
+        let v4 = addresses.peek().is_some() && addresses.all(|address| address.is_ipv4());
+        v4 && (self.destination_port.is_none() || self.protocol.is_some())
+    }
+
+    /// As the kernel takes it.
+    fn write(&self, message: &mut Writer<'_>) {
+        let address = self.destination.or(self.reply_source);
+        message.raw(&[address.map_or(AF_UNSPEC, family), 0, 0, 0]);
+        let nested = |kind: u16| kind | 1 << 15;
+        let (mut original, mut reply) = (0, 0);
+        if self.destination.is_some() || self.protocol.is_some() {
+            message.nested(nested(CTA_TUPLE_ORIG), |tuple| {
+                if let Some(address) = self.destination {
+                    original |= CTA_FILTER_F_CTA_IP_DST;
+                    let kind = if address.is_ipv4() { CTA_IP_V4_DST } else { CTA_IP_V6_DST };
+                    tuple.nested(nested(CTA_TUPLE_IP), |ip| ip.ip(kind, address));
+                }
+                if let Some(protocol) = self.protocol {
+                    original |= CTA_FILTER_F_CTA_PROTO_NUM;
+                    tuple.nested(nested(CTA_TUPLE_PROTO), |proto| {
+                        proto.u8(CTA_PROTO_NUM, protocol);
+                        if let Some(port) = self.destination_port {
+                            original |= CTA_FILTER_F_CTA_PROTO_DST_PORT;
+                            proto.be16(CTA_PROTO_DST_PORT, port);
+                        }
+                    });
+                }
+            });
+        }
+        if let Some(address) = self.reply_source {
+            reply |= CTA_FILTER_F_CTA_IP_SRC;
+            let kind = if address.is_ipv4() { CTA_IP_V4_SRC } else { CTA_IP_V6_SRC };
+            message.nested(nested(CTA_TUPLE_REPLY), |tuple| {
+                tuple.nested(nested(CTA_TUPLE_IP), |ip| ip.ip(kind, address));
+            });
+        }
+        message.nested(nested(CTA_FILTER), |filter| {
+            filter.u32(CTA_FILTER_ORIG_FLAGS, original);
+            filter.u32(CTA_FILTER_REPLY_FLAGS, reply);
+        });
+    }
+
+    /// Whether it means this one.
+    pub fn matches(&self, connection: &Connection) -> bool {
         let (original, reply) = (&connection.original, &connection.reply);
         self.destination.is_none_or(|wanted| wanted == original.destination)
             && self.destination_port.is_none_or(|wanted| wanted == original.destination_port)
@@ -70,18 +121,23 @@ impl Filter {
 /// Connection tracking of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Conntrack {
-    socket: Mutex<Socket>,
+    socket: Arc<Mutex<Socket>>,
 }
 
 impl Conntrack {
     /// Opens it in the calling thread's network namespace.
     pub fn open_here() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Mutex::new(Socket::open(Protocol::Netfilter)?) })
+        Ok(Self::sharing(Arc::new(Mutex::new(Socket::open(Protocol::Netfilter)?))))
     }
 
     /// Takes over the handle of another process, by its descriptor.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Mutex::new(Socket::from_fd(fd, Protocol::Netfilter)?) })
+        Ok(Self::sharing(Arc::new(Mutex::new(Socket::from_fd(fd, Protocol::Netfilter)?))))
+    }
+
+    /// By a socket that others use too.
+    pub(crate) fn sharing(socket: Arc<Mutex<Socket>>) -> Self {
+        Self { socket }
     }
 
     /// The descriptor, to be handed to another process that takes over. Both must not use it at the same time.
@@ -128,9 +184,41 @@ impl Conntrack {
     /// Deletes the entries that match, and returns how many they were. One that ends by itself meanwhile does not
     /// count.
     pub fn delete(&self, filter: &Filter) -> Result<usize, NetlinkError> {
-        let connections = self.list(filter)?;
+        self.delete_these(&self.list(filter)?)
+    }
+
+    /// Deletes the entries that match any of these filters, by the kernel itself where that can. A namespace
+    /// without entries costs microseconds.
+    ///
+    /// # Errors
+    /// Refuses a filter that matches everything.
+    pub fn forget(&self, filters: &[Filter]) -> Result<(), NetlinkError> {
+        let action = "forget connections";
+        if filters.contains(&Filter::default()) {
+            let problem = "a filter is for some of them".to_owned();
+            return Err(NetlinkError::Invalid { action: action.to_owned(), problem });
+        }
+        if filters.is_empty() || self.count()? == 0 {
+            return Ok(());
+        }
+        if filters.len() <= FILTERS && filters.iter().all(Filter::is_whole) {
+            let mut batch = Batch::new();
+            for filter in filters {
+                batch.message(kind(IPCTNL_MSG_CT_DELETE), 0, |message| filter.write(message));
+            }
+            // An older kernel takes the same message for the name of one connection, half of which is missing.
+            if self.socket().send(&batch).map_err(|error| error.into_error(action))?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut found = self.list(&Filter::default())?;
+        found.retain(|connection| filters.iter().any(|filter| filter.matches(connection)));
+        self.delete_these(&found).map(drop)
+    }
+
+    fn delete_these(&self, connections: &[Connection]) -> Result<usize, NetlinkError> {
         let mut batch = Batch::new();
-        for connection in &connections {
+        for connection in connections {
             batch.message(kind(IPCTNL_MSG_CT_DELETE), 0, |message| write(message, connection));
         }
         let mut deleted = connections.len();

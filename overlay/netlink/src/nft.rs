@@ -5,8 +5,9 @@
 //! What is meant is what `nft list ruleset` shows.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::conntrack::Conntrack;
 use crate::error::NetlinkError;
 use crate::kernel::*;
 use crate::message::{Batch, Message};
@@ -82,23 +83,28 @@ impl std::fmt::Display for Table {
 /// nftables of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Nft {
-    socket: Mutex<Socket>,
+    socket: Arc<Mutex<Socket>>,
 }
 
 impl Nft {
     /// Opens it in the calling thread's network namespace. For another, see [`crate::Namespace::enter`].
     pub fn open_here() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Mutex::new(Socket::open(SocketProtocol::Netfilter)?) })
+        Ok(Self { socket: Arc::new(Mutex::new(Socket::open(SocketProtocol::Netfilter)?)) })
     }
 
     /// Takes over the handle of another process, by its descriptor.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Mutex::new(Socket::from_fd(fd, SocketProtocol::Netfilter)?) })
+        Ok(Self { socket: Arc::new(Mutex::new(Socket::from_fd(fd, SocketProtocol::Netfilter)?)) })
     }
 
     /// The descriptor, to be handed to another process that takes over. Both must not use it at the same time.
     pub fn try_clone_fd(&self) -> Result<OwnedFd, NetlinkError> {
         self.socket().try_clone_fd()
+    }
+
+    /// Connection tracking of the same namespace, by the same socket: each waits for the other's call.
+    pub fn conntrack(&self) -> Conntrack {
+        Conntrack::sharing(Arc::clone(&self.socket))
     }
 
     /// Makes all changes of a transaction at once, or none. The same one can be committed in many namespaces.

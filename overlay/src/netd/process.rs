@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use super::service::Service;
-use super::{Netd, define};
+use super::{Netd, define, drain};
 use crate::host::Host;
 use crate::mesh::Mesh;
 use crate::sandbox::{SandboxError, Sandboxes};
@@ -117,6 +117,7 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
         indices: Mutex::default(),
         leases: Mutex::default(),
         host: Host::open(&instance)?,
+        drain: drain::Drain::start().map_err(|error| StartError::Process("start threads", error))?,
         mesh: Mesh::default(),
         dir,
     });

@@ -14,6 +14,7 @@ use skep_proto::v1;
 use super::{Netd, NetdError, define};
 use crate::network::{self, LiveNetwork, OverlayPort, PORT};
 use crate::plan::balance::{Balance, Kind};
+use crate::plan::drain;
 use crate::plan::forwarding::{Forwarding, Way};
 use crate::plan::ingress::Port;
 use crate::plan::names;
@@ -130,9 +131,12 @@ impl NetworkState {
             }
         }
         let balanced = self.balance(&change);
+        let ended = drain::ended(self.followed.current(), &change);
         let forwarded = self.forward(netd, &change);
         let published = self.publish(netd, &change);
         self.dirty = forwarded.is_err() || published.is_err() || self.dirty;
+        // After the balancing: what comes next goes elsewhere.
+        netd.drain.forget(self.balanced_places(), ended);
         balanced?;
         forwarded?;
         published?;
@@ -142,6 +146,12 @@ impl NetworkState {
         }
         self.repair(netd)?;
         Ok(change.endpoints.keys().filter(|task| self.holders.contains(task)).copied().collect())
+    }
+
+    /// Where its connections are balanced.
+    fn balanced_places(&self) -> Vec<Arc<Nft>> {
+        let ingress = self.live.iter().filter(|_| self.ingress.is_some()).map(|live| Arc::clone(live.nft()));
+        self.members.values().map(|member| Arc::clone(&member.nft)).chain(ingress).collect()
     }
 
     /// One transaction for each family, worked out once, in every sandbox.
@@ -245,7 +255,7 @@ impl NetworkState {
         let served: BTreeSet<(Transport, u16)> = ingress.served().filter_map(port).collect();
         let put: Vec<_> = served.iter().map(|port| (*port, index)).collect();
         let gone: Vec<_> = self.served.difference(&served).copied().collect();
-        netd.host.publish(&put, &gone)?;
+        netd.publish(&put, &gone)?;
         self.served = served;
         Ok(())
     }
@@ -369,7 +379,10 @@ impl NetworkState {
         self.publish_host_ports(netd)?;
         let kept = self.taken();
         let gone: Vec<_> = gone.into_iter().filter(|port| !kept.contains(port)).collect();
-        netd.host.publish(&[], &gone)?;
+        netd.publish(&[], &gone)?;
+        if let (Some(live), Some(index)) = (&self.live, self.index) {
+            netd.end_host_ports(live, index, &old);
+        }
         Ok(())
     }
 
@@ -381,7 +394,7 @@ impl NetworkState {
         let (Some(live), Some(index)) = (&self.live, self.index) else { return Ok(()) };
         live.publish(self.host_ports.values().flatten().map(|(port, address)| (port, *address)))?;
         let put: Vec<_> = self.taken().into_iter().map(|port| (port, index)).collect();
-        netd.host.publish(&put, &[])?;
+        netd.publish(&put, &[])?;
         Ok(())
     }
 
@@ -416,7 +429,7 @@ impl NetworkState {
     pub(super) fn take_down(&mut self, netd: &Netd) -> Result<(), NetdError> {
         let mut gone: Vec<_> = self.served.iter().copied().collect();
         gone.extend(self.taken());
-        netd.host.publish(&[], &gone)?;
+        netd.publish(&[], &gone)?;
         self.served.clear();
         if let Some(definition) = self.definition.as_ref().filter(|definition| define::encrypted(definition)) {
             netd.mesh.leave(definition.vni)?;

@@ -339,7 +339,25 @@ pub(crate) fn ping(from: &Namespace, to: &str) -> bool {
 
 /// Serves TCP and UDP in a namespace: each answer is `name`. TCP stays open and answers each byte.
 pub(crate) fn serve(namespace: &Namespace, port: u16, name: &str) {
-    let any = SocketAddr::from(([0, 0, 0, 0], port));
+    serve_at(namespace, SocketAddr::from(([0, 0, 0, 0], port)), name);
+}
+
+/// The same over IPv6. The kernel lets a socket of this family take IPv4 too, where none of that family has it.
+pub(crate) fn serve6(namespace: &Namespace, port: u16, name: &str) {
+    let found: Vec<IpAddr> = namespace
+        .enter(|inside| inside.rtnetlink()?.addresses())
+        .unwrap()
+        .iter()
+        .map(|address| address.prefix.address)
+        .filter(|address| matches!(address, IpAddr::V6(v6) if !v6.is_loopback() && !v6.is_unicast_link_local()))
+        .collect();
+    assert!(!found.is_empty());
+    for address in found {
+        serve_at(namespace, SocketAddr::new(address, port), name);
+    }
+}
+
+fn serve_at(namespace: &Namespace, any: SocketAddr, name: &str) {
     let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.tcp(any)?, inside.udp(any)?));
     let (tcp, udp) = namespace.enter(open).unwrap();
     let answer = name.to_owned();

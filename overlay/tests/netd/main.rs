@@ -2,6 +2,7 @@
 //! says so and passes without.
 #![allow(clippy::unwrap_used)]
 
+mod draining;
 mod encrypted;
 mod figures;
 mod lab;

@@ -1,11 +1,11 @@
 //! Real connections through VIPs and published ports.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use skep_netlink::conntrack::Filter;
+use skep_netlink::conntrack::{Connection, Filter};
 use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Service, Transaction, Transport};
 use skep_netlink::sysctl::Sysctl;
 
@@ -190,6 +190,62 @@ fn connections_spread_stay_and_drain() {
         assert!(!listed.contains("web") && !listed.contains("elements") && listed.contains("map vips"), "{listed}");
         commit(&client, |transaction| transaction.remove_table(&balancer.table));
     }
+}
+
+/// Whatever the filters, and whoever looks for what matches: the kernel or this crate.
+#[test]
+fn exactly_what_matches_is_forgotten() {
+    if !root() {
+        return;
+    }
+    let network = Network::new();
+    let servers = [1, 2].map(|name| Server::new(&network, name, 80));
+    let (client, ..) = network.sandbox();
+    let conntrack = client.inside(|inside| inside.conntrack().unwrap());
+    let table = skep_netlink::nft::Table::new(skep_netlink::nft::Family::Inet, "track");
+    commit(&client, |transaction| {
+        use skep_netlink::nft::{BaseChain, ChainType, ConnectionState, Hook, Rule, Verdict};
+        transaction.add_table(&table);
+        transaction.add_base_chain(&table, "output", BaseChain::new(ChainType::Filter, Hook::Output, 0));
+        let tracked = Rule::new(table.family).state(ConnectionState::NEW).verdict(Verdict::Accept);
+        transaction.add_rule(&table, "output", &tracked);
+    });
+    let open = || {
+        for server in &servers {
+            for address in [server.v4, server.v6] {
+                connect(&client, (address, 80).into()).unwrap();
+                datagram(&client, (address, 80).into()).unwrap();
+            }
+        }
+    };
+    let to = |address| Filter { destination: Some(address), ..Filter::default() };
+    let from = |address| Filter { reply_source: Some(address), ..Filter::default() };
+    let (v4, v6, other) = (servers[0].v4, servers[0].v6, servers[1].v4);
+    let udp = Some(Transport::Udp.number());
+    let lists = [
+        vec![to(v4)],
+        vec![from(v6)],
+        vec![Filter { reply_source: Some(v4), ..to(v4) }, from(other)],
+        vec![Filter { reply_source: Some(other), ..to(v4) }],
+        vec![Filter { protocol: udp, destination_port: Some(80), ..to(v4) }],
+        vec![Filter { protocol: udp, destination_port: Some(81), ..to(v4) }],
+        // These the kernel cannot be asked for.
+        vec![Filter { protocol: udp, ..Filter::default() }, to(v6)],
+        vec![Filter { destination_port: Some(80), ..from(v4) }],
+        vec![from(v6); 40],
+        vec![],
+    ];
+    for filters in lists {
+        open();
+        let all = conntrack.list(&Filter::default()).unwrap();
+        assert!(all.len() >= 8, "{all:?}");
+        let hit = |connection: &Connection| filters.iter().any(|filter| filter.matches(connection));
+        let kept: HashSet<_> = all.iter().filter(|each| !hit(each)).map(|each| each.original).collect();
+        conntrack.forget(&filters).unwrap();
+        let left: HashSet<_> = conntrack.list(&Filter::default()).unwrap().iter().map(|each| each.original).collect();
+        assert_eq!(left, kept, "{filters:?}");
+    }
+    assert!(conntrack.forget(&[Filter::default()]).is_err(), "all of them at once is never meant");
 }
 
 #[test]
