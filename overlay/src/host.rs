@@ -1,26 +1,47 @@
-//! The host's own namespace: a table of nftables rules, forwarding, and the host's ends of networks' ways out.
+//! The host's own namespace: nftables tables of this instance, forwarding, and the host's ends of networks' ways out.
 //!
-//! Driven by [`crate::netd`]. Touches only its own table and its own devices, and never flushes anything.
+//! Driven by [`crate::netd`]. Touches only its own tables and its own devices, and never flushes anything; what others have
+//! decided about forwarding is in [`forwarding`] and [`firewall`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_netlink::conntrack::Filter;
 use skep_netlink::link::{LinkChange, LinkKind, Macvlan, NewLink};
-use skep_netlink::nft::{
-    BaseChain, ChainType, Element, Family, Hook, Nft, Rule, Selector, Set, Table, Transaction, Transport, Value,
-    Verdict,
-};
-use skep_netlink::sysctl::Sysctl;
+use skep_netlink::nft::{Nft, Transport};
+use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
 
-use crate::network::{out_addresses, remove_link};
+use crate::network::remove_link;
+use crate::plan::out;
 
-/// Addresses of networks' ways out.
-const OUT: Prefix = Prefix { address: IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), length: 16 };
+pub mod firewall;
+pub mod forwarding;
+mod rules;
+
 /// What an Ethernet carries, where the underlay's device is not known.
 const ETHERNET: u32 = 1500;
+
+/// A port that the host leads on to a network, of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Published {
+    /// Of IPv6 rather than IPv4.
+    pub ipv6: bool,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// On the host.
+    pub port: u16,
+}
+
+/// What the host's rules say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct State {
+    /// Published ports, with the index of the network that they lead to.
+    ports: BTreeMap<Published, u16>,
+    /// Whether packets are forwarded for networks, by family: IPv4, IPv6.
+    forward: [bool; 2],
+}
 
 /// The host's namespace with what is open in it.
 #[derive(Debug)]
@@ -28,20 +49,18 @@ pub struct Host {
     namespace: Namespace,
     rtnetlink: Rtnetlink,
     nft: Arc<Nft>,
-    table: Table,
-    /// Published ports, with the index of the network that they lead to.
-    ports: Mutex<BTreeMap<(Transport, u16), u16>>,
+    instance: String,
+    /// Held while it is put in place: a later state is never overtaken by an earlier one.
+    state: Mutex<State>,
 }
 
 impl Host {
-    /// Opens the host's namespace, this process's, makes it forward and puts the table of this instance there: no port is
-    /// published then.
+    /// Opens the host's namespace, this process's. Nothing is changed there yet.
     pub fn open(instance: &str) -> Result<Self, NetlinkError> {
         let namespace = Namespace::host()?;
         let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?)));
         let (rtnetlink, nft) = namespace.enter(open)?;
-        let table = Table::new(Family::Ip, format!("skep-{instance}"));
-        Ok(Self { namespace, rtnetlink, nft, table, ports: Mutex::default() })
+        Ok(Self { namespace, rtnetlink, nft, instance: instance.to_owned(), state: Mutex::default() })
     }
 
     /// Its namespace.
@@ -59,119 +78,147 @@ impl Host {
         &self.rtnetlink
     }
 
-    /// Makes it forward packets, and gives what comes from networks its own address. Called with the first network that
-    /// has a way out.
-    pub fn forward(&self) -> Result<(), NetlinkError> {
-        self.namespace.enter(|inside| {
-            if inside.sysctl(&Sysctl::Ipv4Forward)? != "1" {
-                inside.write_sysctls(&[(Sysctl::Ipv4Forward, "1")])?;
-            }
-            Ok::<_, NetlinkError>(())
-        })?;
-        if !self.nft.tables()?.contains(&self.table) {
-            self.commit()?;
-        }
-        Ok(())
-    }
-
     /// nftables in it.
     pub fn nft(&self) -> &Arc<Nft> {
         &self.nft
     }
 
+    /// Makes it forward packets, and gives what comes from networks its own address. Called with each network that has a
+    /// way out, before it has one.
+    pub fn forward(&self, ipv6: bool) -> Result<(), NetlinkError> {
+        let mut state = self.lock();
+        let wanted = [true, state.forward[1] || ipv6];
+        if state.forward == wanted {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut state.forward, wanted);
+        let done = self.complete(&state);
+        if done.is_err() {
+            state.forward = before;
+        }
+        done
+    }
+
+    /// Makes right what others may have taken away meanwhile: a firewall that was loaded afresh flushes everything.
+    pub fn check(&self) -> Result<(), NetlinkError> {
+        let state = self.lock();
+        if !state.forward[0] {
+            return Ok(());
+        }
+        forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
+        firewall::ensure(&self.namespace, &self.nft, &self.instance, state.forward)?;
+        let tables = self.nft.tables()?;
+        let ours = [false, true].into_iter().filter(|ipv6| state.forward[usize::from(*ipv6)]);
+        if ours.map(|ipv6| rules::table(&self.instance, ipv6)).any(|table| !tables.contains(&table)) {
+            tracing::warn!("the nftables rules of published ports were gone and are made again");
+            self.commit(&state)?;
+        }
+        Ok(())
+    }
+
+    /// Sentences about what is in the way of packets here, or was changed for them.
+    pub fn notes(&self) -> Vec<String> {
+        if !self.lock().forward[0] {
+            return Vec::new();
+        }
+        let mut notes = forwarding::notes(&self.nft).unwrap_or_default();
+        notes.extend(firewall::notes(&self.nft).unwrap_or_default());
+        notes
+    }
+
     /// Publishes ports, each by the network of an index, and takes others back. Nothing happens where that is so already.
     /// Returns the connections that must be forgotten then: whoever sends datagrams to a port for long would go on to
     /// wherever it led before.
-    pub fn publish(
-        &self,
-        put: &[((Transport, u16), u16)],
-        remove: &[(Transport, u16)],
-    ) -> Result<Vec<Filter>, NetlinkError> {
-        let changed: Vec<u16> = {
-            let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = ports.clone();
-            for port in remove {
-                ports.remove(port);
-            }
-            ports.extend(put.iter().copied());
-            if *ports == before {
-                return Ok(Vec::new());
-            }
-            let other = |(port, index): &&((Transport, u16), u16)| before.get(port) != Some(index);
-            let udp = put.iter().filter(other).filter(|((transport, _), _)| *transport == Transport::Udp);
-            udp.map(|((_, port), _)| *port).collect()
-        };
-        self.commit()?;
+    pub fn publish(&self, put: &[(Published, u16)], remove: &[Published]) -> Result<Vec<Filter>, NetlinkError> {
+        let mut state = self.lock();
+        let mut ports = state.ports.clone();
+        for port in remove {
+            ports.remove(port);
+        }
+        ports.extend(put.iter().copied());
+        let before = std::mem::replace(&mut state.ports, ports);
+        if state.ports == before {
+            return Ok(Vec::new());
+        }
+        if let Err(error) = self.complete(&state) {
+            state.ports = before;
+            return Err(error);
+        }
+        drop(state);
+        let other = |(port, index): &&(Published, u16)| before.get(port) != Some(index);
+        let udp = put.iter().filter(other).filter(|(port, _)| port.transport == Transport::Udp);
+        let changed: Vec<Published> = udp.map(|(port, _)| *port).collect();
         let addresses = match changed.is_empty() {
             true => Vec::new(),
             false => self.rtnetlink.addresses()?,
         };
-        let filter = |port: u16, address: IpAddr| Filter {
+        let filter = |port: Published, address: IpAddr| Filter {
             destination: Some(address),
-            destination_port: Some(port),
-            protocol: Some(Transport::Udp.number()),
+            destination_port: Some(port.port),
+            protocol: Some(port.transport.number()),
             ..Filter::default()
         };
-        let of_port = |port| addresses.iter().map(move |found| filter(port, found.prefix.address));
-        Ok(changed.into_iter().flat_map(of_port).collect())
+        let of = |port: Published| {
+            let own = addresses.iter().map(|found| found.prefix.address);
+            own.filter(move |address| address.is_ipv6() == port.ipv6).map(move |address| filter(port, address))
+        };
+        Ok(changed.into_iter().flat_map(of).collect())
     }
 
     /// Which network a port leads to.
-    pub fn published(&self, port: (Transport, u16)) -> Option<u16> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).get(&port).copied()
+    pub fn published(&self, port: Published) -> Option<u16> {
+        self.lock().ports.get(&port).copied()
     }
 
-    /// Puts the whole table in place, at once.
-    fn commit(&self) -> Result<(), NetlinkError> {
-        // Held until it is committed: a later state is never overtaken by an earlier one.
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = &self.table;
-        let mut transaction = Transaction::new();
-        transaction.reset_table(table);
-        let key = [Selector::Protocol, Selector::DestinationPort];
-        transaction.add_set(table, &Set::verdicts("published", &key.map(Selector::field)));
-        let rule = || Rule::new(Family::Ip);
-        for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
-            transaction.add_base_chain(table, chain, BaseChain::new(ChainType::Nat, hook, -100));
-            // The host's own loopback cannot be routed: connections to it are not for us.
-            let not_loopback =
-                rule().destination_not(Prefix { address: Ipv4Addr::new(127, 0, 0, 0).into(), length: 8 });
-            transaction.add_rule(table, chain, &not_loopback.local_destination().verdict_of(&key, "published"));
-        }
-        let mut indices: Vec<u16> = ports.values().copied().collect();
-        indices.sort_unstable();
-        indices.dedup();
-        for index in indices {
-            let chain = format!("to_{index}");
-            transaction.add_chain(table, &chain);
-            transaction.add_rule(table, &chain, &rule().destination_nat(out_addresses(index).1.into(), None));
-        }
-        let elements: Vec<Element> = ports
-            .iter()
-            .map(|((transport, port), index)| {
-                let key = Value::new().protocol(*transport).port(*port);
-                Element::verdict(key, Verdict::Goto(format!("to_{index}")))
-            })
-            .collect();
-        transaction.add_elements(table, "published", &elements);
-        transaction.add_base_chain(table, "postrouting", BaseChain::new(ChainType::Nat, Hook::Postrouting, 100));
-        transaction.add_rule(table, "postrouting", &rule().source(OUT).destination_not(OUT).masquerade());
-        self.nft.commit(&transaction)
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a device of ours its address and raises it. Idempotent.
-    pub fn ensure_address(&self, name: &str, prefix: Prefix) -> Result<(), NetlinkError> {
+    fn complete(&self, state: &State) -> Result<(), NetlinkError> {
+        forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
+        firewall::ensure(&self.namespace, &self.nft, &self.instance, state.forward)?;
+        self.commit(state)
+    }
+
+    /// Puts the whole tables in place, at once.
+    fn commit(&self, state: &State) -> Result<(), NetlinkError> {
+        self.nft.commit(&rules::rules(&self.instance, state))
+    }
+
+    /// Gives a device of ours its addresses and raises it. Idempotent.
+    pub fn ensure_addresses(&self, name: &str, prefixes: &[Prefix]) -> Result<(), NetlinkError> {
         let Some(link) = self.rtnetlink.link(name)? else {
             let problem = "it is not there".to_owned();
             return Err(NetlinkError::Invalid { action: format!("give device {name} an address"), problem });
         };
+        let device = || Scope::Device(name.to_owned());
+        // What comes from 127.0.0.1 may leave by this device, and answers come back; the rules let nothing else in.
+        let mut sysctls = vec![(Sysctl::RouteLocalnet(device()), "1")];
+        if prefixes.iter().any(|prefix| prefix.address.is_ipv6()) {
+            sysctls.extend([
+                (Sysctl::DisableIpv6(device()), "0"),
+                (Sysctl::AcceptDad(device()), "0"),
+                (Sysctl::AcceptRa(device()), "0"),
+            ]);
+        }
+        self.namespace.enter(|inside| inside.write_sysctls(&sysctls))?;
         let mut changes = Changes::new();
         changes.change_link(link.index, &LinkChange { up: Some(true), ..LinkChange::default() });
         let found = self.rtnetlink.addresses()?;
-        if !found.iter().any(|address| address.device == link.index && address.prefix == prefix) {
-            changes.add_address(link.index, prefix);
+        for prefix in prefixes {
+            if !found.iter().any(|address| address.device == link.index && address.prefix == *prefix) {
+                changes.add_address(link.index, *prefix);
+            }
         }
         self.rtnetlink.apply(&changes)
+    }
+
+    /// Whether one of its devices that is not `name` has the addresses of a way out: those of another instance.
+    pub fn has_out(&self, index: u16, name: &str) -> Result<bool, NetlinkError> {
+        let own = self.rtnetlink.link(name)?.map(|link| link.index);
+        let outer = IpAddr::from(out::v4(index).0);
+        let found = self.rtnetlink.addresses()?;
+        Ok(found.iter().any(|address| address.prefix.address == outer && Some(address.device) != own))
     }
 
     /// Deletes a device of ours. Idempotent.
@@ -207,10 +254,11 @@ impl Host {
         Ok(links.iter().find(|link| link.index == found.device).map_or(ETHERNET, |link| link.mtu))
     }
 
-    /// Removes its table.
+    /// Removes its tables, and what it changed for them.
     pub fn close(&self) -> Result<(), NetlinkError> {
-        let mut transaction = Transaction::new();
-        transaction.remove_table(&self.table);
-        self.nft.commit(&transaction)
+        *self.lock() = State::default();
+        self.nft.commit(&rules::none(&self.instance))?;
+        firewall::remove(&self.namespace, &self.nft, &self.instance)?;
+        forwarding::restore(&self.namespace, &self.nft)
     }
 }

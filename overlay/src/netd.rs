@@ -25,6 +25,7 @@ use crate::host::Host;
 use crate::mesh::{Mesh, MeshError};
 use crate::network::{self, NetworkError};
 use crate::plan::mtu::MtuError;
+use crate::plan::out;
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::table::TableError;
 use state::NetworkState;
@@ -154,13 +155,22 @@ impl Netd {
     }
 
     /// A number for a network's way out: the one it has had, or a free one.
-    fn take_index(&self, id: NetworkId) -> Result<u16, NetdError> {
+    fn take_index(&self, id: NetworkId, short: &str) -> Result<u16, NetdError> {
         if let Some(index) = network::index_of(&self.network_dir(id)) {
             lock(&self.indices).insert(index);
             return Ok(index);
         }
         let mut taken = lock(&self.indices);
-        let Some(index) = (0..network::INDICES).find(|index| !taken.contains(index)) else {
+        // Each instance on this machine begins elsewhere, and skips what another has.
+        let start = self.instance.bytes().fold(0u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let mut free = None;
+        for index in (0..out::INDICES).map(|step| start.wrapping_add(step) % out::INDICES) {
+            if !taken.contains(&index) && !self.host.has_out(index, &network::out_name(short))? {
+                free = Some(index);
+                break;
+            }
+        }
+        let Some(index) = free else {
             return Err(NetdError::Refused("this host has no addresses left for ways out of networks".to_owned()));
         };
         taken.insert(index);

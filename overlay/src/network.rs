@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use skep_fabric::tap;
 use skep_netlink::link::{Bridge, Link, LinkChange, LinkKind, NewLink, Vxlan, VxlanLink};
 use skep_netlink::neighbour::{Neighbour, NeighbourChange};
-use skep_netlink::nft::{BaseChain, ChainType, ConnectionState, Family, Hook, Nft, Rule, Table, Transaction, Verdict};
+use skep_netlink::nft::{
+    BaseChain, ChainType, ConnectionState, Element, Family, Hook, Nft, Rule, Selector, Set, Table, Transaction,
+    Transport, Value, Verdict,
+};
 use skep_netlink::route::Route;
 use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
@@ -25,6 +28,7 @@ use crate::host::Host;
 use crate::mesh::{Mesh, MeshError};
 use crate::plan;
 use crate::plan::ingress::Port;
+use crate::plan::out;
 
 /// The bridge's number in its namespace.
 pub const BRIDGE: u32 = 2;
@@ -40,8 +44,6 @@ const INDEX: &str = "index";
 const OVERLAY: &str = "overlay";
 /// How long a bridge's port may take until it forwards: the kernel's linkwatch, on a host under load.
 const FORWARDING: Duration = Duration::from_secs(5);
-/// Networks with a way out that a host can have: a pair of addresses each, of 169.254.0.0/16.
-pub const INDICES: u16 = 1 << 15;
 
 /// Why a network cannot be made or changed on this host.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +108,8 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    fn ipv6(&self) -> bool {
+    /// Whether it has IPv6.
+    pub fn ipv6(&self) -> bool {
         self.addresses.iter().any(|prefix| prefix.address.is_ipv6())
     }
 }
@@ -121,15 +124,9 @@ pub struct LiveNetwork {
     nft: Arc<Nft>,
 }
 
-/// The addresses of the two ends of a way out: the host's and the network's.
-pub fn out_addresses(index: u16) -> (Ipv4Addr, Ipv4Addr) {
-    let base = u32::from(Ipv4Addr::new(169, 254, 0, 0)) + 2 * u32::from(index % INDICES);
-    (Ipv4Addr::from(base), Ipv4Addr::from(base + 1))
-}
-
 /// The name of a network's device in the host's namespace.
 pub fn out_name(short: &str) -> String {
-    format!("sk-{short}")
+    format!("{}{short}", out::DEVICES)
 }
 
 /// The index that a network in the folder has had, if it has one.
@@ -288,53 +285,72 @@ impl LiveNetwork {
 
     fn complete_out(&self, host: &Host, index: u16, there: bool) -> Result<(), NetlinkError> {
         let name = out_name(&self.wanted.short);
-        let (outer, inner) = out_addresses(index);
-        let prefix = |address: Ipv4Addr| Prefix { address: address.into(), length: 31 };
-        if there {
-            // Both ends live and die together; the addresses were given right after.
-            host.ensure_address(&name, prefix(outer))?;
-        } else {
+        let pairs = out::pairs(index, self.wanted.ipv6());
+        if !there {
             host.remove_link(&name)?;
             let peer = NewLink { namespace: Some(host.namespace().as_fd()), ..NewLink::new(&name, LinkKind::Peer) };
             let mut changes = Changes::new();
             let kind = LinkKind::Veth(Box::new(peer));
             changes.add_link(&NewLink { index: Some(OUT), up: true, ..NewLink::new("out0", kind) });
             self.rtnetlink.apply(&changes)?;
-            host.ensure_address(&name, prefix(outer))?;
         }
+        // Both ends live and die together; the addresses were given right after.
+        let outer: Vec<Prefix> = pairs.iter().map(|(outer, _)| *outer).collect();
+        host.ensure_addresses(&name, &outer)?;
+        let found = self.rtnetlink.addresses()?;
         let mut changes = Changes::new();
-        if !self.rtnetlink.addresses()?.iter().any(|address| address.prefix == prefix(inner)) {
-            changes.add_address(OUT, prefix(inner));
+        for (outer, inner) in &pairs {
+            if !found.iter().any(|address| address.device == OUT && address.prefix == *inner) {
+                changes.add_address(OUT, *inner);
+            }
+            let default = if inner.address.is_ipv4() { Prefix::DEFAULT_V4 } else { Prefix::DEFAULT_V6 };
+            changes.replace_route(&Route::gateway(default, outer.address));
         }
-        changes.replace_route(&Route::gateway(Prefix::DEFAULT_V4, outer.into()));
         self.rtnetlink.apply(&changes)
     }
 
     /// The way out, and that nothing comes in but replies and what was published.
     fn rules(&self) -> Transaction {
         let mut transaction = Transaction::new();
-        let table = Table::new(Family::Ip, "skep");
-        if self.wanted.out.is_none() {
-            transaction.remove_table(&table);
-            return transaction;
+        for family in self.families() {
+            let table = Table::new(family, "skep");
+            if self.wanted.out.is_none() {
+                transaction.remove_table(&table);
+                continue;
+            }
+            transaction.reset_table(&table);
+            transaction.add_base_chain(&table, "out", BaseChain::new(ChainType::Nat, Hook::Postrouting, 100));
+            transaction.add_base_chain(&table, "in", BaseChain::new(ChainType::Filter, Hook::Forward, 0));
+            let rule = || Rule::new(family);
+            transaction.add_rule(&table, "out", &rule().output_device("out0").masquerade());
+            let known = ConnectionState::ESTABLISHED.or(ConnectionState::RELATED);
+            let from_host = || rule().input_device("out0");
+            transaction.add_rule(&table, "in", &from_host().state(known).verdict(Verdict::Accept));
+            transaction.add_rule(&table, "in", &from_host().was_redirected().verdict(Verdict::Accept));
+            transaction.add_rule(&table, "in", &from_host().verdict(Verdict::Drop));
+            // Nobody listens here. Refused before it is a connection: a sender of datagrams would go on with that one when
+            // the port is published again.
+            transaction.add_base_chain(&table, "here", BaseChain::new(ChainType::Filter, Hook::Input, 0));
+            let key = [Selector::Protocol];
+            transaction.add_set(&table, &Set::new("listened", &key.map(Selector::field)));
+            let transports = [Transport::Tcp, Transport::Udp].map(|each| Element::new(Value::new().protocol(each)));
+            transaction.add_elements(&table, "listened", &transports);
+            let asked = || from_host().in_set(&key, "listened");
+            transaction.add_rule(&table, "here", &from_host().state(known).verdict(Verdict::Accept));
+            transaction.add_rule(&table, "here", &asked().reset());
+            transaction.add_rule(&table, "here", &asked().reject());
         }
-        transaction.reset_table(&table);
-        transaction.add_base_chain(&table, "out", BaseChain::new(ChainType::Nat, Hook::Postrouting, 100));
-        transaction.add_base_chain(&table, "in", BaseChain::new(ChainType::Filter, Hook::Forward, 0));
-        let rule = || Rule::new(Family::Ip);
-        transaction.add_rule(&table, "out", &rule().output_device("out0").masquerade());
-        let known = ConnectionState::ESTABLISHED.or(ConnectionState::RELATED);
-        let from_host = || rule().input_device("out0");
-        transaction.add_rule(&table, "in", &from_host().state(known).verdict(Verdict::Accept));
-        transaction.add_rule(&table, "in", &from_host().was_redirected().verdict(Verdict::Accept));
-        transaction.add_rule(&table, "in", &from_host().verdict(Verdict::Drop));
-        // Nobody listens here. Refused before it is a connection: a sender of datagrams would go on with that one when the
-        // port is published again.
-        transaction.add_base_chain(&table, "here", BaseChain::new(ChainType::Filter, Hook::Input, 0));
-        transaction.add_rule(&table, "here", &from_host().state(known).verdict(Verdict::Accept));
-        transaction.add_rule(&table, "here", &from_host().reset());
-        transaction.add_rule(&table, "here", &from_host().reject());
         transaction
+    }
+
+    /// The families that it has.
+    fn families(&self) -> impl Iterator<Item = Family> {
+        [Family::Ip, Family::Ip6].into_iter().take(1 + usize::from(self.wanted.ipv6()))
+    }
+
+    /// Makes right what others may have changed meanwhile.
+    pub fn check(&self) -> Result<(), NetlinkError> {
+        self.namespace.enter(stay_out_of_the_bridge)
     }
 
     /// What it was made as.
@@ -405,30 +421,38 @@ impl LiveNetwork {
 
     /// Leads published ports of mode host on to their tasks; replaces what was said before.
     pub fn publish<'a>(&self, ports: impl Iterator<Item = (&'a Port, IpAddr)>) -> Result<(), NetlinkError> {
-        let table = Table::new(Family::Ip, "skep-ports");
         let mut transaction = Transaction::new();
-        transaction.reset_table(&table);
-        transaction.add_base_chain(&table, "in", BaseChain::new(ChainType::Nat, Hook::Prerouting, -100));
+        let tables = self.families().map(|family| Table::new(family, "skep-ports"));
+        let tables: Vec<Table> = tables.collect();
+        for table in &tables {
+            transaction.reset_table(table);
+            transaction.add_base_chain(table, "in", BaseChain::new(ChainType::Nat, Hook::Prerouting, -100));
+        }
         for (port, address) in ports {
-            let rule = Rule::new(Family::Ip).input_device("out0").local_destination();
+            let Some(table) = tables.iter().find(|table| (table.family == Family::Ip6) == address.is_ipv6()) else {
+                continue;
+            };
+            let rule = Rule::new(table.family).input_device("out0").local_destination();
             let rule = rule.destination_port(port.transport, port.published);
-            transaction.add_rule(&table, "in", &rule.destination_nat(address, Some(port.target)));
+            transaction.add_rule(table, "in", &rule.destination_nat(address, Some(port.target)));
         }
         self.nft.commit(&transaction)
     }
 
-    /// Leads replies of the routing mesh's backends back to this host.
-    pub fn source_ingress(&self, address: Option<IpAddr>) -> Result<(), NetlinkError> {
-        let table = Table::new(Family::Ip, "skep-source");
+    /// Leads replies of the routing mesh's backends back to this host, by its addresses there.
+    pub fn source_ingress(&self, own: &[IpAddr]) -> Result<(), NetlinkError> {
         let mut transaction = Transaction::new();
-        transaction.reset_table(&table);
-        transaction.add_base_chain(&table, "out", BaseChain::new(ChainType::Nat, Hook::Postrouting, 90));
-        let rule = Rule::new(Family::Ip).output_device("br0").was_redirected();
-        let rule = match address {
-            Some(address) => rule.source_nat(address),
-            None => rule.masquerade(),
-        };
-        transaction.add_rule(&table, "out", &rule);
+        for family in self.families() {
+            let table = Table::new(family, "skep-source");
+            transaction.reset_table(&table);
+            transaction.add_base_chain(&table, "out", BaseChain::new(ChainType::Nat, Hook::Postrouting, 90));
+            let rule = Rule::new(family).output_device("br0").was_redirected();
+            let rule = match own.iter().find(|address| address.is_ipv6() == (family == Family::Ip6)) {
+                Some(address) => rule.source_nat(*address),
+                None => rule.masquerade(),
+            };
+            transaction.add_rule(&table, "out", &rule);
+        }
         self.nft.commit(&transaction)
     }
 
@@ -495,14 +519,22 @@ fn prepare(inside: &Inside, wanted: &Wanted) -> Result<(), NetlinkError> {
         (Sysctl::RpFilter(Scope::All), "0"),
         (Sysctl::RpFilter(Scope::Default), "0"),
     ];
-    if !wanted.ipv6() {
-        sysctls.push((Sysctl::DisableIpv6(Scope::Default), "1"));
+    match wanted.ipv6() {
+        false => sysctls.push((Sysctl::DisableIpv6(Scope::Default), "1")),
+        // Nobody else has its addresses: not to be waited for.
+        true => sysctls.extend([(Sysctl::AcceptDad(Scope::Default), "0"), (Sysctl::Ipv6Forward, forward)]),
     }
-    // There where a kernel has br_netfilter: nftables would see each packet twice.
+    inside.write_sysctls(&sysctls)?;
+    stay_out_of_the_bridge(inside)
+}
+
+/// Where a kernel has br_netfilter, nftables would see each packet twice. It may be loaded at any time, and is on then, in
+/// all namespaces.
+fn stay_out_of_the_bridge(inside: &Inside) -> Result<(), NetlinkError> {
     for sysctl in [Sysctl::BridgeCallIptables, Sysctl::BridgeCallIp6tables] {
-        if inside.sysctl(&sysctl).is_ok() {
-            sysctls.push((sysctl, "0"));
+        if inside.sysctl(&sysctl).is_ok_and(|value| value != "0") {
+            inside.write_sysctls(&[(sysctl, "0")])?;
         }
     }
-    inside.write_sysctls(&sysctls)
+    Ok(())
 }

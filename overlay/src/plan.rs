@@ -11,6 +11,7 @@ pub mod ingress;
 pub mod mesh;
 pub mod mtu;
 pub mod names;
+pub mod out;
 
 use std::net::IpAddr;
 

@@ -160,6 +160,43 @@ impl Nft {
         count.map_err(|error| error.into_error(format!("count the elements of {set} in table {table}")))
     }
 
+    /// The chains that the kernel calls, of all families that skep uses.
+    pub fn base_chains(&self) -> Result<Vec<FoundChain>, NetlinkError> {
+        let mut request = Batch::new();
+        request.message(kind(NFT_MSG_GETCHAIN), 0, |message| message.raw(&[0; 4]));
+        let found = self.socket().dump(&request, |found: &mut Vec<FoundChain>, message| {
+            found.extend(parse_chain(message)?);
+            Ok(())
+        });
+        found.map_err(|error| error.into_error("list nftables chains"))
+    }
+
+    /// The handles of a chain's rules, in order, each with its comment.
+    pub fn rule_comments(&self, table: &Table, chain: &str) -> Result<Vec<(u64, String)>, NetlinkError> {
+        let mut request = Batch::new();
+        request.message(kind(NFT_MSG_GETRULE), 0, |message| {
+            message.raw(&[table.family.number(), 0, 0, 0]);
+            message.string(NFTA_RULE_TABLE, &table.name);
+            message.string(NFTA_RULE_CHAIN, chain);
+        });
+        let found = self.socket().dump(&request, |found: &mut Vec<(u64, String)>, message| {
+            if message.kind == kind(NFT_MSG_NEWRULE) {
+                let (mut handle, mut comment) = (0, String::new());
+                for attribute in message.split(4)?.1 {
+                    let attribute = attribute?;
+                    match attribute.kind {
+                        NFTA_RULE_HANDLE => handle = attribute.u64().map(u64::from_be)?,
+                        NFTA_RULE_USERDATA => comment = read_comment(attribute.payload),
+                        _ => {}
+                    }
+                }
+                found.push((handle, comment));
+            }
+            Ok(())
+        });
+        found.map_err(|error| error.into_error(format!("list the rules of chain {chain} in table {table}")))
+    }
+
     /// The handles of a chain's rules, in order: what [`Transaction::replace_rule`] and `delete_rule` take.
     pub fn rule_handles(&self, table: &Table, chain: &str) -> Result<Vec<u64>, NetlinkError> {
         let mut request = Batch::new();
@@ -191,18 +228,77 @@ fn kind(message: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | message
 }
 
+/// A chain that the kernel calls, as it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundChain {
+    /// Its table.
+    pub table: Table,
+    /// Its name.
+    pub name: String,
+    /// Where it is called ([`Hook`]'s number).
+    pub hook: u32,
+    /// Whether it drops what its rules do not decide about.
+    pub drop: bool,
+}
+
+fn family(fixed: &[u8]) -> Option<Family> {
+    match fixed.first() {
+        Some(1) => Some(Family::Inet),
+        Some(2) => Some(Family::Ip),
+        Some(10) => Some(Family::Ip6),
+        _ => None,
+    }
+}
+
+/// Reads an `NFT_MSG_NEWCHAIN`; `None` for any other message and family, and for chains that only rules lead to.
+fn parse_chain(message: Message<'_>) -> Result<Option<FoundChain>, crate::message::Malformed> {
+    if message.kind != kind(NFT_MSG_NEWCHAIN) {
+        return Ok(None);
+    }
+    let (fixed, attributes) = message.split(4)?;
+    let Some(family) = family(fixed) else { return Ok(None) };
+    let (mut table, mut name, mut hook, mut drop) = (String::new(), String::new(), None, false);
+    for attribute in attributes {
+        let attribute = attribute?;
+        match attribute.kind {
+            NFTA_CHAIN_TABLE => table = attribute.string()?,
+            NFTA_CHAIN_NAME => name = attribute.string()?,
+            NFTA_CHAIN_POLICY => drop = attribute.be32()? == 0,
+            NFTA_CHAIN_HOOK => {
+                for part in attribute.nested() {
+                    let part = part?;
+                    if part.kind == NFTA_HOOK_HOOKNUM {
+                        hook = Some(part.be32()?);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(hook.map(|hook| FoundChain { table: Table { family, name: table }, name, hook, drop }))
+}
+
+/// A rule's comment in its user data: type, length and value of each part (libnftnl's `NFTNL_UDATA_RULE_COMMENT` is 0).
+fn read_comment(data: &[u8]) -> String {
+    let mut rest = data;
+    while let [kind, length, tail @ ..] = rest {
+        let Some((value, next)) = tail.split_at_checked(usize::from(*length)) else { break };
+        if *kind == 0 {
+            let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+            return String::from_utf8_lossy(text).into_owned();
+        }
+        rest = next;
+    }
+    String::new()
+}
+
 /// Reads an `NFT_MSG_NEWTABLE`; `None` for any other message and family.
 pub(crate) fn parse_table(message: Message<'_>) -> Result<Option<Table>, crate::message::Malformed> {
     if message.kind != kind(NFT_MSG_NEWTABLE) {
         return Ok(None);
     }
     let (fixed, attributes) = message.split(4)?;
-    let family = match fixed.first() {
-        Some(1) => Family::Inet,
-        Some(2) => Family::Ip,
-        Some(10) => Family::Ip6,
-        _ => return Ok(None),
-    };
+    let Some(family) = family(fixed) else { return Ok(None) };
     for attribute in attributes {
         let attribute = attribute?;
         if attribute.kind == NFTA_TABLE_NAME {

@@ -89,9 +89,9 @@ impl Netd {
             state.join(task, &nft)?;
             live.extend(state.live.clone());
             let way_out = !define::internal(&each.definition) && !define::ingress(&each.definition);
-            let address = each.addresses.iter().copied().find(|address| way_out && address.is_ipv4());
-            if let Some(address) = address {
-                let these = std::mem::take(&mut ports).into_iter().map(|port| (port, address)).collect();
+            if way_out {
+                let of_all = |port: Port| each.addresses.iter().map(move |address| (port, *address));
+                let these = std::mem::take(&mut ports).into_iter().flat_map(of_all).collect();
                 state.join_ports(self, task, these)?;
             }
         }

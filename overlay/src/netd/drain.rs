@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use skep_netlink::NetlinkError;
 use skep_netlink::conntrack::Filter;
-use skep_netlink::nft::{Nft, Transport};
+use skep_netlink::nft::Nft;
 
 use super::Netd;
-use crate::network::{LiveNetwork, out_addresses};
+use crate::host::Published;
+use crate::network::LiveNetwork;
 use crate::plan::ingress::Port;
+use crate::plan::out;
 
 /// What comes within this time is done at once: tables change in bursts.
 const GATHER: Duration = Duration::from_millis(20);
@@ -47,11 +49,7 @@ impl Drain {
 
 impl Netd {
     /// Publishes ports on the host ([`crate::host::Host::publish`]).
-    pub(super) fn publish(
-        &self,
-        put: &[((Transport, u16), u16)],
-        remove: &[(Transport, u16)],
-    ) -> Result<(), NetlinkError> {
+    pub(super) fn publish(&self, put: &[(Published, u16)], remove: &[Published]) -> Result<(), NetlinkError> {
         let ended = self.host.publish(put, remove)?;
         self.drain.forget(vec![Arc::clone(self.host.nft())], ended);
         Ok(())
@@ -61,13 +59,13 @@ impl Netd {
     pub(super) fn end_host_ports(&self, live: &LiveNetwork, index: u16, ports: &[(Port, IpAddr)]) {
         let from = |address: IpAddr| Filter { reply_source: Some(address), ..Filter::default() };
         self.drain.forget(vec![Arc::clone(live.nft())], ports.iter().map(|(_, address)| from(*address)).collect());
-        let inner: IpAddr = out_addresses(index).1.into();
-        let on_host = |port: &Port| Filter {
+        let on_host = |port: &Port, address: &IpAddr| Filter {
             protocol: Some(port.transport.number()),
             destination_port: Some(port.published),
-            ..from(inner)
+            ..from(out::inner(index, address.is_ipv6()))
         };
-        self.drain.forget(vec![Arc::clone(self.host.nft())], ports.iter().map(|(port, _)| on_host(port)).collect());
+        let ended = ports.iter().map(|(port, address)| on_host(port, address)).collect();
+        self.drain.forget(vec![Arc::clone(self.host.nft())], ended);
     }
 }
 

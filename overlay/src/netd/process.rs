@@ -30,6 +30,9 @@ const BLOCKING_THREADS: usize = 64;
 /// How long calls under way may take when it is to end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often it looks whether others changed what it made: a firewall that is loaded afresh flushes everything.
+const CHECK_PERIOD: Duration = Duration::from_secs(5);
+
 /// What netd is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -140,6 +143,17 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
         tokio::time::sleep(PATIENCE).await;
     };
     tracing::info!(pid = std::process::id(), bridge = define::LOCAL_SUBNET, "netd listens on {}", socket.display());
+    let looked_at = Arc::clone(&netd);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(CHECK_PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let netd = Arc::clone(&looked_at);
+            // It only fails where it panics, which the runtime tells.
+            let _ = tokio::task::spawn_blocking(move || netd.check()).await;
+        }
+    });
     let calls = NetdServer::new(Service(netd)).max_decoding_message_size(LARGEST_REQUEST);
     let server = tonic::transport::Server::builder()
         .add_service(calls)

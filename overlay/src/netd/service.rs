@@ -126,6 +126,20 @@ impl Netd {
         }
     }
 
+    /// Makes right what others may have changed in the kernel meanwhile.
+    pub(super) fn check(&self) {
+        let told = |error: &(dyn std::error::Error + 'static)| tracing::warn!("{}", text(error));
+        if let Err(error) = self.host.check() {
+            told(&error);
+        }
+        for network in self.all_networks() {
+            let live = lock(&network).live.clone();
+            if let Some(Err(error)) = live.map(|live| live.check()) {
+                told(&error);
+            }
+        }
+    }
+
     fn state(&self) -> v1::NetdStateResponse {
         let mut networks = Vec::new();
         for network in self.all_networks() {
@@ -140,7 +154,7 @@ impl Netd {
             sandboxes: lock(&self.attached).keys().map(|task| task.to_vec()).collect(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            notes: self.mesh.notes(self.host.has_wireguard()),
+            notes: [self.mesh.notes(self.host.has_wireguard()), self.host.notes()].concat(),
         }
     }
 

@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use skep_netlink::NetlinkError;
-use skep_netlink::nft::{Frontend, Nft, Transaction, Transport};
+use skep_netlink::nft::{Frontend, Nft, Transaction};
 use skep_proto::id::{NetworkId, TaskId};
 use skep_proto::v1;
 
 use super::{Netd, NetdError, define};
+use crate::host::Published;
 use crate::network::{self, LiveNetwork, OverlayPort, PORT};
 use crate::plan::balance::{Balance, Kind};
 use crate::plan::drain;
@@ -34,7 +35,8 @@ pub(super) struct NetworkState {
     pub(super) followed: FollowedTable,
     pub(super) names: Option<Arc<skep_dns::Network>>,
     balances: Vec<Balance>,
-    ingress: Option<Balance>,
+    /// Of the routing mesh, by family.
+    ingress: Vec<Balance>,
     forwarding: Option<Forwarding>,
     forwarding_own: Option<skep_proto::id::NodeId>,
     pub(super) live: Option<Arc<LiveNetwork>>,
@@ -45,7 +47,7 @@ pub(super) struct NetworkState {
     /// Published in mode host, with the address of the task.
     pub(super) host_ports: BTreeMap<TaskId, Vec<(Port, IpAddr)>>,
     /// What the host hands on to the routing mesh.
-    served: BTreeSet<(Transport, u16)>,
+    served: BTreeSet<Published>,
     /// The kernel is not as the plans say.
     dirty: bool,
     dropped: bool,
@@ -59,7 +61,7 @@ impl NetworkState {
             followed: FollowedTable::default(),
             names: None,
             balances: Vec::new(),
-            ingress: None,
+            ingress: Vec::new(),
             forwarding: None,
             forwarding_own: None,
             live: None,
@@ -99,10 +101,10 @@ impl NetworkState {
             for ipv6 in [false, true] {
                 if subnets.iter().any(|subnet| subnet.prefix.address.is_ipv6() == ipv6) {
                     self.balances.push(Balance::new(Kind::Addresses, &table, ipv6));
+                    if define::ingress(network) {
+                        self.ingress.push(Balance::new(Kind::Ports, "skep-ingress", ipv6));
+                    }
                 }
-            }
-            if define::ingress(network) {
-                self.ingress = Some(Balance::new(Kind::Ports, "skep-ingress", false));
             }
         }
         self.definition = Some(Arc::clone(network));
@@ -150,7 +152,7 @@ impl NetworkState {
 
     /// Where its connections are balanced.
     fn balanced_places(&self) -> Vec<Arc<Nft>> {
-        let ingress = self.live.iter().filter(|_| self.ingress.is_some()).map(|live| Arc::clone(live.nft()));
+        let ingress = self.live.iter().filter(|_| !self.ingress.is_empty()).map(|live| Arc::clone(live.nft()));
         self.members.values().map(|member| Arc::clone(&member.nft)).chain(ingress).collect()
     }
 
@@ -228,31 +230,35 @@ impl NetworkState {
 
     /// The routing mesh.
     fn publish(&mut self, netd: &Netd, change: &TableChange) -> Result<(), NetdError> {
-        let Some(mut ingress) = self.ingress.take() else { return Ok(()) };
-        let transaction = ingress.change(self.followed.current(), change);
-        self.ingress = Some(ingress);
+        if self.ingress.is_empty() {
+            return Ok(());
+        }
+        let table = self.followed.current();
+        let changes: Vec<Transaction> = self.ingress.iter_mut().map(|balance| balance.change(table, change)).collect();
         if self.live.is_none() {
             if self.is_wanted() {
                 self.ensure_live(netd)?;
             }
             return Ok(());
         }
-        if !transaction.is_empty()
-            && let Some(live) = &self.live
-        {
-            live.nft().commit(&transaction)?;
+        if let Some(live) = &self.live {
+            for transaction in changes.iter().filter(|transaction| !transaction.is_empty()) {
+                live.nft().commit(transaction)?;
+            }
         }
         self.serve(netd)
     }
 
     /// Hands published ports that have backends to the mesh.
     fn serve(&mut self, netd: &Netd) -> Result<(), NetdError> {
-        let (Some(ingress), Some(index)) = (&self.ingress, self.index) else { return Ok(()) };
-        let port = |frontend| match frontend {
-            Frontend::Published(transport, port) => Some((transport, port)),
-            _ => None,
-        };
-        let served: BTreeSet<(Transport, u16)> = ingress.served().filter_map(port).collect();
+        let Some(index) = self.index.filter(|_| !self.ingress.is_empty()) else { return Ok(()) };
+        let served = self.ingress.iter().flat_map(|balance| {
+            balance.served().filter_map(|frontend| match frontend {
+                Frontend::Published(transport, port) => Some(Published { ipv6: balance.ipv6(), transport, port }),
+                _ => None,
+            })
+        });
+        let served: BTreeSet<Published> = served.collect();
         let put: Vec<_> = served.iter().map(|port| (*port, index)).collect();
         let gone: Vec<_> = self.served.difference(&served).copied().collect();
         netd.publish(&put, &gone)?;
@@ -268,7 +274,7 @@ impl NetworkState {
     /// Whether the network has to be there.
     fn is_wanted(&self) -> bool {
         let published = || self.followed.current().services.values().any(|service| !service.ports.is_empty());
-        !self.holders.is_empty() || (!self.dropped && self.ingress.is_some() && published())
+        !self.holders.is_empty() || (!self.dropped && !self.ingress.is_empty() && published())
     }
 
     /// Makes the network's namespace, or makes it right, with all that is planned for it.
@@ -279,7 +285,7 @@ impl NetworkState {
             return Ok(());
         }
         if self.index.is_none() && !define::internal(&definition) {
-            self.index = Some(netd.take_index(self.id)?);
+            self.index = Some(netd.take_index(self.id, &self.short(netd))?);
         }
         let config = netd.config();
         let underlay = |address| Ok(netd.host.underlay_mtu(address)?);
@@ -304,7 +310,7 @@ impl NetworkState {
             return Ok(());
         }
         if self.index.is_some() {
-            netd.host.forward()?;
+            netd.host.forward(wanted.ipv6())?;
         }
         self.live = Some(Arc::new(LiveNetwork::ensure(&netd.network_dir(self.id), &wanted, &netd.host, &netd.mesh)?));
         self.dirty = true;
@@ -312,10 +318,11 @@ impl NetworkState {
             self.forward(netd, &TableChange::default())?;
         }
         self.sync_neighbours(netd)?;
-        if let (Some(live), Some(ingress)) = (&self.live, &self.ingress) {
-            let own = define::own_ingress(&definition, self.followed.current(), &config);
-            live.nft().commit(&ingress.whole(None))?;
-            live.source_ingress(own.iter().copied().find(IpAddr::is_ipv4))?;
+        if let Some(live) = self.live.iter().find(|_| !self.ingress.is_empty()) {
+            for balance in &self.ingress {
+                live.nft().commit(&balance.whole(None))?;
+            }
+            live.source_ingress(define::own_ingress(&definition, self.followed.current(), &config))?;
         }
         self.publish_host_ports(netd)?;
         self.serve(netd)?;
@@ -335,7 +342,7 @@ impl NetworkState {
         if left || (self.dirty && needed) {
             self.ensure_live(netd)?;
         }
-        if self.ingress.is_some() && !self.is_wanted() {
+        if !self.ingress.is_empty() && !self.is_wanted() {
             self.tidy(netd)?;
         }
         let stale: Vec<TaskId> = self.members.iter().filter(|(_, member)| member.stale).map(|(id, _)| *id).collect();
@@ -371,7 +378,7 @@ impl NetworkState {
         if old.is_empty() && ports.is_empty() {
             return Ok(());
         }
-        let gone: Vec<_> = old.iter().map(|(port, _)| (port.transport, port.published)).collect();
+        let gone: Vec<_> = old.iter().map(on_host).collect();
         if !ports.is_empty() {
             self.host_ports.insert(task, ports);
         }
@@ -386,8 +393,8 @@ impl NetworkState {
         Ok(())
     }
 
-    fn taken(&self) -> BTreeSet<(Transport, u16)> {
-        self.host_ports.values().flatten().map(|(port, _)| (port.transport, port.published)).collect()
+    fn taken(&self) -> BTreeSet<Published> {
+        self.host_ports.values().flatten().map(on_host).collect()
     }
 
     fn publish_host_ports(&self, netd: &Netd) -> Result<(), NetdError> {
@@ -454,4 +461,9 @@ impl NetworkState {
             super::lock(&netd.indices).remove(&index);
         }
     }
+}
+
+/// A port of mode host with its task's address, on the host.
+fn on_host((port, address): &(Port, IpAddr)) -> Published {
+    Published { ipv6: address.is_ipv6(), transport: port.transport, port: port.published }
 }

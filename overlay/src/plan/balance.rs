@@ -60,6 +60,11 @@ impl Balance {
         Self { kind, ipv6, balancer, serving: HashMap::new(), held: BTreeMap::new(), numbers: BTreeSet::new() }
     }
 
+    /// Of which family it is.
+    pub fn ipv6(&self) -> bool {
+        self.ipv6
+    }
+
     /// Follows a change that led to `table`. Returns what is to be changed in each namespace that has the table.
     pub fn change(&mut self, table: &Table, change: &TableChange) -> Transaction {
         let mut touched: BTreeSet<ServiceId> = change.services.keys().copied().collect();

@@ -162,7 +162,10 @@ fn datagrams_to_published_ports_move_on() {
         vec![service(9, "web", Ipv4Addr::new(10, 255, 9, 9), vec![port(v1::PublishMode::Ingress, 8053)])];
     table.put_peers = vec![peer(1), peer(2)];
     table.put_endpoints = vec![endpoint(2, 2, 9, ingress(2), true), endpoint(2, 3, 9, ingress(3), true)];
+    let other = network(6, |_| {});
     for host in &hosts {
+        host.know(&net);
+        host.know(&other);
         host.follow(&[table.clone()]);
     }
     for last in [2, 3] {
@@ -192,7 +195,6 @@ fn datagrams_to_published_ports_move_on() {
     }
 
     // Mode host: the next task on the same port may be on another network.
-    let other = network(6, |_| {});
     for (task, net, last) in [(21, &net, 21), (22, &other, 22), (23, &net, 23)] {
         let own = IpAddr::from([10, if last == 22 { 6 } else { 5 }, 1, last]);
         let mut request = attach_request(task, &[(net, own)]);

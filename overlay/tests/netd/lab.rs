@@ -50,7 +50,7 @@ pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
 }
 
-fn place() -> (Namespace, Rtnetlink) {
+pub(crate) fn place() -> (Namespace, Rtnetlink) {
     Namespace::anonymous(Inside::rtnetlink).unwrap()
 }
 
@@ -78,7 +78,17 @@ impl Lab {
         let mut changes = Changes::new();
         changes.change_link(2, &LinkChange { up: Some(true), ..LinkChange::default() });
         changes.add_address(2, format!("10.77.0.{number}/24").parse().unwrap());
+        changes.add_address(2, format!("fd77::{number}/64").parse().unwrap());
         rtnetlink.apply(&changes).unwrap();
+    }
+
+    /// A cable between two: `leg` in the one, `eth0` in the other.
+    pub(crate) fn link(&self, one: &Namespace, other: &Namespace) {
+        let peer = NewLink { namespace: Some(other.as_fd()), ..NewLink::new("eth0", LinkKind::Peer) };
+        let kind = LinkKind::Veth(Box::new(peer));
+        let mut changes = Changes::new();
+        changes.add_link(&NewLink { namespace: Some(one.as_fd()), ..NewLink::new("leg", kind) });
+        self.rtnetlink.apply(&changes).unwrap();
     }
 
     /// A host with a netd that knows who it is.
@@ -121,6 +131,24 @@ pub(crate) fn run(namespace: &Namespace, command: &str) -> std::process::Output 
 impl Host<'_> {
     pub(crate) fn node(&self) -> NodeId {
         NodeId::new(u128::from(self.number))
+    }
+
+    /// Another netd on the same machine.
+    pub(crate) fn beside(&self) -> Self {
+        let dir = self.dir.join("beside");
+        fs::create_dir_all(&dir).unwrap();
+        let namespace = self.namespace.try_clone().unwrap();
+        let rtnetlink = namespace.enter(Inside::rtnetlink).unwrap();
+        let mut host =
+            Self { lab: self.lab, number: self.number, namespace, rtnetlink, dir, who: self.who.clone(), child: None };
+        host.start();
+        host
+    }
+
+    /// A sysctl of the host.
+    pub(crate) fn sysctl(&self, name: &str) -> String {
+        let output = run(&self.namespace, &format!("sysctl -n {name}"));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// Starts a process of netd.
@@ -244,8 +272,9 @@ pub(crate) fn network(number: u8, change: impl FnOnce(&mut v1::NetworkSpec)) -> 
         ..v1::Subnet::default()
     }];
     if spec.ipv6 {
-        let gateway = format!("fd0{number}::1");
-        subnets.push(v1::Subnet { subnet: format!("fd0{number}::/64"), gateway, ..v1::Subnet::default() });
+        let prefix = if spec.ingress { "fdff".to_owned() } else { format!("fd0{number}") };
+        let gateway = format!("{prefix}::{}", if spec.ingress { "ffff" } else { "1" });
+        subnets.push(v1::Subnet { subnet: format!("{prefix}::/64"), gateway, ..v1::Subnet::default() });
     }
     v1::Network {
         id: NetworkId::new((u128::from(number) << 120) | 7).to_vec(),
@@ -400,7 +429,8 @@ pub(crate) fn who(from: &Namespace, to: SocketAddr) -> std::io::Result<String> {
 
 /// Who answers a datagram.
 pub(crate) fn who_udp(from: &Namespace, to: SocketAddr) -> std::io::Result<String> {
-    let socket = from.enter(|inside| inside.udp(SocketAddr::from(([0, 0, 0, 0], 0)))).unwrap();
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = from.enter(|inside| inside.udp(SocketAddr::new(any, 0))).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
     socket.connect(to)?;
     socket.send(b"?")?;

@@ -5,10 +5,12 @@
 mod draining;
 mod encrypted;
 mod figures;
+mod firewall;
 mod lab;
 mod published;
 mod restart;
 mod traffic;
+mod ways;
 
 /// No test: the netd of a host, in a process of its own.
 #[test]

@@ -38,6 +38,10 @@ pub enum Selector {
     Mark,
     /// `ct mark`
     CtMark,
+    /// `iifname`
+    InputDevice,
+    /// `oifname`
+    OutputDevice,
 }
 
 impl Selector {
@@ -50,6 +54,7 @@ impl Selector {
             Self::Protocol => Field::Protocol,
             Self::DestinationPort => Field::Port,
             Self::Mark | Self::CtMark => Field::Mark,
+            Self::InputDevice | Self::OutputDevice => Field::Device,
         }
     }
 
@@ -68,6 +73,8 @@ impl Selector {
             Self::Protocol => Expression::Meta { key: Meta::L4proto, to },
             Self::Mark => Expression::Meta { key: Meta::Mark, to },
             Self::CtMark => Expression::Ct { key: Ct::Mark, to },
+            Self::InputDevice => Expression::Meta { key: Meta::Iifname, to },
+            Self::OutputDevice => Expression::Meta { key: Meta::Oifname, to },
         }
     }
 }
@@ -135,6 +142,16 @@ impl Rule {
     /// `oifname != "…"`
     pub fn output_device_not(self, name: &str) -> Self {
         self.meta(Meta::Oifname, Comparison::NotEqual, Value::new().device(name))
+    }
+
+    /// `iifname "…*"`
+    pub fn input_device_prefix(self, prefix: &str) -> Self {
+        self.meta_is(Meta::Iifname, Value::new().device_prefix(prefix))
+    }
+
+    /// `oifname "…*"`
+    pub fn output_device_prefix(self, prefix: &str) -> Self {
+        self.meta_is(Meta::Oifname, Value::new().device_prefix(prefix))
     }
 
     /// `meta l4proto …`

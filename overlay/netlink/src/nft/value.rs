@@ -24,6 +24,8 @@ pub enum Field {
     Number,
     /// A mark.
     Mark,
+    /// The name of a device.
+    Device,
 }
 
 impl Field {
@@ -37,6 +39,7 @@ impl Field {
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Mark => 19,
+            Self::Device => 41,
         }
     }
 
@@ -47,14 +50,14 @@ impl Field {
             Self::Port => 2,
             Self::Ip4 | Self::Number | Self::Mark => 4,
             Self::Mac => 6,
-            Self::Ip6 => 16,
+            Self::Ip6 | Self::Device => 16,
         }
     }
 
     /// Registers of four bytes.
     pub(crate) fn registers(self) -> u32 {
         match self {
-            Self::Ip6 => 4,
+            Self::Ip6 | Self::Device => 4,
             Self::Mac => 2,
             _ => 1,
         }
@@ -139,6 +142,11 @@ impl Value {
             *slot = byte;
         }
         self.push(&bytes)
+    }
+
+    /// Appends what the names of devices begin with.
+    pub fn device_prefix(self, prefix: &str) -> Self {
+        self.push(prefix.as_bytes())
     }
 
     /// What a single value is on the wire, or several: only between values there is padding, and behind the last of
