@@ -41,6 +41,8 @@ struct State {
     ports: BTreeMap<Published, u16>,
     /// Whether packets are forwarded for networks, by family: IPv4, IPv6.
     forward: [bool; 2],
+    /// The kernel is left as it was found: those who know what is published have not all said so yet.
+    held: bool,
 }
 
 /// The host's namespace with what is open in it.
@@ -61,6 +63,21 @@ impl Host {
         let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?)));
         let (rtnetlink, nft) = namespace.enter(open)?;
         Ok(Self { namespace, rtnetlink, nft, instance: instance.to_owned(), state: Mutex::default() })
+    }
+
+    /// Leaves the rules that are found as they are until [`Self::release`], and only remembers what they are to be.
+    pub fn hold(&self) {
+        self.lock().held = true;
+    }
+
+    /// Puts what was said meanwhile in place of what was found, at once.
+    pub fn release(&self) -> Result<(), NetlinkError> {
+        let mut state = self.lock();
+        state.held = false;
+        match *state == State::default() {
+            true => Ok(()),
+            false => self.complete(&state),
+        }
     }
 
     /// Its namespace.
@@ -102,7 +119,7 @@ impl Host {
     /// Makes right what others may have taken away meanwhile: a firewall that was loaded afresh flushes everything.
     pub fn check(&self) -> Result<(), NetlinkError> {
         let state = self.lock();
-        if !state.forward[0] {
+        if !state.forward[0] || state.held {
             return Ok(());
         }
         forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
@@ -144,6 +161,10 @@ impl Host {
             state.ports = before;
             return Err(error);
         }
+        if state.held {
+            // Nothing is new: connections that an earlier netd led here go on.
+            return Ok(Vec::new());
+        }
         drop(state);
         let other = |(port, index): &&(Published, u16)| before.get(port) != Some(index);
         let udp = put.iter().filter(other).filter(|(port, _)| port.transport == Transport::Udp);
@@ -175,6 +196,9 @@ impl Host {
     }
 
     fn complete(&self, state: &State) -> Result<(), NetlinkError> {
+        if state.held {
+            return Ok(());
+        }
         forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
         firewall::ensure(&self.namespace, &self.nft, &self.instance, state.forward)?;
         self.commit(state)

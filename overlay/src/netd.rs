@@ -6,7 +6,9 @@
 mod attach;
 mod define;
 mod drain;
+mod keep;
 mod process;
+mod restore;
 mod service;
 mod state;
 
@@ -14,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use skep_netlink::NetlinkError;
@@ -28,6 +31,7 @@ use crate::plan::mtu::MtuError;
 use crate::plan::out;
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::table::TableError;
+use keep::Journal;
 use state::NetworkState;
 
 pub(crate) use service::text;
@@ -88,8 +92,9 @@ struct Config {
 #[derive(Clone, Debug)]
 struct Attached {
     request: v1::AttachRequest,
-    response: v1::AttachResponse,
-    /// Its networks, in order.
+    /// `None`: not all of it was made.
+    response: Option<v1::AttachResponse>,
+    /// Networks that it is on, or may be.
     networks: Vec<NetworkId>,
 }
 
@@ -99,6 +104,10 @@ struct Netd {
     dir: PathBuf,
     instance: String,
     sandboxes: Sandboxes,
+    /// What the next netd is to know.
+    kept: Sandboxes,
+    /// What is published by sandboxes is not known yet.
+    restoring: AtomicBool,
     names: skep_dns::Server,
     runtime: tokio::runtime::Handle,
     stop: Notify,
@@ -136,7 +145,7 @@ impl Netd {
 
     /// The state of a network, made where there is none.
     fn network(&self, id: NetworkId) -> Arc<Mutex<NetworkState>> {
-        let state = || Arc::new(Mutex::new(NetworkState::new(id)));
+        let state = || Arc::new(Mutex::new(NetworkState::new(Journal::new(&self.tables_dir(), id), id)));
         Arc::clone(lock(&self.networks).entry(id).or_insert_with(state))
     }
 

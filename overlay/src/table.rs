@@ -45,6 +45,11 @@ impl Table {
         change::between(older, self)
     }
 
+    /// All of it as one message.
+    pub fn message(&self, network: NetworkId) -> v1::NetworkTable {
+        wire::whole(network, self)
+    }
+
     /// A host's own row.
     pub fn peer(&self, node: Option<NodeId>) -> Option<&Peer> {
         self.peers.get(&node?).map(Arc::as_ref)
@@ -130,6 +135,11 @@ impl FollowedTable {
     /// The newest version that is whole.
     pub fn current(&self) -> &Table {
         &self.current
+    }
+
+    /// Whether there are messages of a version that has not ended.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Takes one message. `Some` with what changed where it ended a version; an old version changes nothing.

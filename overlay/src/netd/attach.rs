@@ -5,7 +5,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use skep_dns::{Origin, Upstream, View};
 use skep_netlink::{Inside, Namespace};
@@ -14,7 +14,8 @@ use skep_proto::id::{NetworkId, TaskId};
 use skep_proto::v1;
 
 use super::define::{self, LOCAL};
-use super::{Attached, Netd, NetdError, lock};
+use super::state::NetworkState;
+use super::{Attached, Netd, NetdError, keep, lock};
 use crate::endpoint::{self, Plug, Unplug, Wanted};
 use crate::network::remove_link;
 use crate::plan::ingress::Port;
@@ -35,6 +36,9 @@ fn no_table(id: NetworkId) -> NetdError {
     NetdError::Refused(format!("the table of network {id} has not come to this host yet"))
 }
 
+/// What a network is, where a sandbox may come to it.
+type Defined = fn(&NetworkState) -> Option<Arc<v1::Network>>;
+
 /// An endpoint of the request, read.
 struct Endpoint {
     id: NetworkId,
@@ -45,24 +49,72 @@ struct Endpoint {
 impl Netd {
     /// Makes a sandbox with all its endpoints, or finds it made.
     pub(super) fn attach(&self, request: v1::AttachRequest) -> Result<v1::AttachResponse, NetdError> {
+        self.attach_as(request, NetworkState::told)
+    }
+
+    /// Does so with what an earlier netd kept, also where no task needs the table any more.
+    pub(super) fn attach_again(&self, request: v1::AttachRequest) -> Result<v1::AttachResponse, NetdError> {
+        self.attach_as(request, |state| state.definition.clone())
+    }
+
+    fn attach_as(&self, request: v1::AttachRequest, defined: Defined) -> Result<v1::AttachResponse, NetdError> {
         let task = TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))?;
         let turn = Arc::clone(lock(&self.tasks).entry(task).or_default());
-        let _turn = lock(&turn);
-        let before = lock(&self.attached).get(&task).cloned();
-        if let Some(before) = before.filter(|before| before.request == request)
-            && Namespace::open(&self.sandboxes.net(&task.to_string())).is_ok()
-        {
-            return Ok(before.response);
-        }
+        let made = {
+            let _turn = lock(&turn);
+            self.attach_in_turn(task, request, defined)
+        };
+        self.end_turn(task, turn);
+        made
+    }
+
+    fn attach_in_turn(
+        &self,
+        task: TaskId,
+        request: v1::AttachRequest,
+        defined: Defined,
+    ) -> Result<v1::AttachResponse, NetdError> {
         let fresh = Namespace::open(&self.sandboxes.net(&task.to_string())).is_err();
-        let endpoints = self.endpoints(task, &request)?;
-        let made = self.attach_all(task, &request, &endpoints);
-        if made.is_err() && fresh {
-            let networks: Vec<NetworkId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
-            // The first error is the one to tell.
-            let _ = self.detach_from(task, &networks);
+        let before = lock(&self.attached).get(&task).cloned();
+        if let Some(response) = before.as_ref().filter(|before| !fresh && before.request == request)
+            && let Some(response) = &response.response
+        {
+            return Ok(response.clone());
+        }
+        let endpoints = self.endpoints(task, &request, defined)?;
+        let networks: Vec<NetworkId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
+        // Whatever becomes of this, a detach knows where to look.
+        let left: Vec<NetworkId> =
+            before.into_iter().flat_map(|before| before.networks).filter(|id| !networks.contains(id)).collect();
+        let all = networks.iter().chain(&left).copied().collect();
+        let asked = Attached { request: request.clone(), response: None, networks: all };
+        lock(&self.attached).insert(task, asked.clone());
+        let made = self.attach_all(task, &request, &endpoints, defined);
+        match &made {
+            Ok(_) => {
+                for id in left {
+                    self.leave(task, id)?;
+                }
+                if let Some(attached) = lock(&self.attached).get_mut(&task) {
+                    attached.networks = networks;
+                }
+                if let Err(error) = keep::write(&self.request_file(task), &request) {
+                    tracing::warn!(task = %task, "cannot keep what its sandbox is: {error}");
+                }
+            }
+            Err(_) if fresh => {
+                // The first error is the one to tell.
+                let _ = self.detach_from(task, &asked.networks);
+            }
+            Err(_) => {}
         }
         made
+    }
+
+    /// Forgets the turn of a task where nobody else waits for it.
+    fn end_turn(&self, task: TaskId, turn: Arc<Mutex<()>>) {
+        drop(turn);
+        lock(&self.tasks).retain(|id, turn| *id != task || Arc::strong_count(turn) > 1);
     }
 
     fn attach_all(
@@ -70,13 +122,14 @@ impl Netd {
         task: TaskId,
         request: &v1::AttachRequest,
         endpoints: &[Endpoint],
+        defined: Defined,
     ) -> Result<v1::AttachResponse, NetdError> {
         self.sandboxes.make(&task.to_string())?;
         let path = self.sandboxes.net(&task.to_string());
         let name = device(task);
         let mut wanted = Vec::new();
         for each in endpoints {
-            wanted.push(self.endpoint(task, each, &name)?);
+            wanted.push(self.endpoint(task, each, &name, defined)?);
         }
         self.runtime.block_on(self.names.remove(&task.to_string()));
         let opened = endpoint::ensure(&path, &wanted, !endpoints.is_empty())?;
@@ -110,15 +163,24 @@ impl Netd {
             name_server: opened.sockets.is_some(),
         };
         let networks = endpoints.iter().map(|endpoint| endpoint.id).collect();
-        let attached = Attached { request: request.clone(), response: response.clone(), networks };
+        let attached = Attached { request: request.clone(), response: Some(response.clone()), networks };
         if let Some((udp, tcp)) = opened.sockets {
             self.names.add(&task.to_string(), udp, tcp, self.view(task, &attached))?;
         }
-        lock(&self.attached).insert(task, attached);
+        if let Some(known) = lock(&self.attached).get_mut(&task) {
+            known.response = attached.response;
+        }
+        // A table that came meanwhile did not know that there is a name server.
+        self.refresh_names(task);
         Ok(response)
     }
 
-    fn endpoints(&self, task: TaskId, request: &v1::AttachRequest) -> Result<Vec<Endpoint>, NetdError> {
+    fn endpoints(
+        &self,
+        task: TaskId,
+        request: &v1::AttachRequest,
+        defined: Defined,
+    ) -> Result<Vec<Endpoint>, NetdError> {
         if request.endpoints.is_empty() && request.local_bridge {
             let addresses = vec![self.lease(task)?];
             return Ok(vec![Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses }]);
@@ -126,7 +188,7 @@ impl Netd {
         let read = |endpoint: &v1::SandboxEndpoint| {
             let id = NetworkId::from_wire(&endpoint.network_id).map_err(|source| NetdError::Id("network", source))?;
             let known = lock(&self.networks).get(&id).cloned();
-            let definition = known.and_then(|network| lock(&network).told()).ok_or_else(|| no_table(id))?;
+            let definition = known.and_then(|network| defined(&lock(&network))).ok_or_else(|| no_table(id))?;
             let address = |bytes: &Vec<u8>| {
                 let problem = || NetdError::Refused(format!("an address of {} bytes on network {id}", bytes.len()));
                 address_from_wire(bytes).ok_or_else(problem)
@@ -138,10 +200,16 @@ impl Netd {
     }
 
     /// Makes the network be there for the task, and says what its end is to be.
-    fn endpoint<'a>(&'a self, task: TaskId, each: &Endpoint, name: &str) -> Result<Wanted<'a>, NetdError> {
+    fn endpoint<'a>(
+        &'a self,
+        task: TaskId,
+        each: &Endpoint,
+        name: &str,
+        defined: Defined,
+    ) -> Result<Wanted<'a>, NetdError> {
         let network = self.network(each.id);
         let mut state = lock(&network);
-        match (each.id, state.told()) {
+        match (each.id, defined(&state)) {
             (LOCAL, _) if state.definition.is_none() => state.define(&each.definition)?,
             (LOCAL, _) | (_, Some(_)) => {}
             // It was dropped a moment ago.
@@ -193,20 +261,25 @@ impl Netd {
                 None => self.detach_found(task),
             }
         };
-        drop(turn);
-        lock(&self.tasks).retain(|id, turn| *id != task || Arc::strong_count(turn) > 1);
+        self.end_turn(task, turn);
         result
     }
 
     fn detach_from(&self, task: TaskId, networks: &[NetworkId]) -> Result<(), NetdError> {
         self.runtime.block_on(self.names.remove(&task.to_string()));
         for id in networks {
-            let network = self.network(*id);
-            lock(&network).leave(self, task, &device(task))?;
-            self.forget(&network, *id);
+            self.leave(task, *id)?;
         }
         self.remove_sandbox(task)?;
         lock(&self.attached).remove(&task);
+        Ok(())
+    }
+
+    /// Takes a sandbox off a network.
+    fn leave(&self, task: TaskId, id: NetworkId) -> Result<(), NetdError> {
+        let network = self.network(id);
+        lock(&network).leave(self, task, &device(task))?;
+        self.forget(&network, id);
         Ok(())
     }
 
@@ -269,9 +342,7 @@ impl Netd {
             .map(|server| SocketAddr::new(server, DNS))
             .collect();
         let upstream = match (servers.is_empty(), way_out) {
-            (false, _) => {
-                Upstream::servers(&servers, Origin::Namespace(attached.response.namespace_path.clone().into()))
-            }
+            (false, _) => Upstream::servers(&servers, Origin::Namespace(self.sandboxes.net(&task.to_string()))),
             (true, true) => Upstream::Host,
             (true, false) => Upstream::None,
         };
@@ -289,6 +360,7 @@ impl Netd {
     /// An address on the host's own bridge: the one that the task has, or a free one.
     fn lease(&self, task: TaskId) -> Result<IpAddr, NetdError> {
         let address = |last: u16| IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 29, 0, 0)) + u32::from(last)));
+        let dir = self.sandboxes.make(&task.to_string())?;
         let mut leases = lock(&self.leases);
         let last = match leases.get(&task) {
             Some(last) => *last,
@@ -297,14 +369,16 @@ impl Netd {
                 let Some(last) = (2..u16::MAX).find(|last| !taken.contains(last)) else {
                     return Err(NetdError::Refused("the host's own bridge has no free address".to_owned()));
                 };
+                let path = dir.join(LEASE);
+                fs::write(&path, last.to_string()).map_err(|source| NetdError::File {
+                    action: "write",
+                    path,
+                    source,
+                })?;
                 leases.insert(task, last);
                 last
             }
         };
-        drop(leases);
-        let dir = self.sandboxes.make(&task.to_string())?;
-        let path = dir.join(LEASE);
-        fs::write(&path, last.to_string()).map_err(|source| NetdError::File { action: "write", path, source })?;
         Ok(address(last))
     }
 

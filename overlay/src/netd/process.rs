@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often it looks whether others changed what it made: a firewall that is loaded afresh flushes everything.
 const CHECK_PERIOD: Duration = Duration::from_secs(5);
+/// How often that is tried again which could not be done.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// What netd is started with.
 #[derive(Clone, Debug)]
@@ -110,6 +113,8 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
     let netd = Arc::new(Netd {
         instance: instance.clone(),
         sandboxes: Sandboxes::open(&sandboxes)?,
+        kept: Sandboxes::open(&dir.join("kept"))?,
+        restoring: AtomicBool::new(false),
         names: skep_dns::Server::new(runtime.clone(), resolv_conf),
         runtime,
         stop: Notify::new(),
@@ -124,7 +129,13 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
         mesh: Mesh::default(),
         dir,
     });
+    for kept in [netd.tables_dir(), netd.kept.dir("host")] {
+        fs::create_dir_all(&kept).map_err(file("make", &kept))?;
+    }
     netd.find_taken();
+    let restoring = Arc::clone(&netd);
+    // A panic was said already, and what is not restored is told again.
+    let _ = tokio::task::spawn_blocking(move || restoring.restore()).await;
     let listener = listen(&socket)?;
     let mut term = signal(SignalKind::terminate()).map_err(|error| StartError::Process("wait for signals", error))?;
     let ended = Arc::clone(&netd);
@@ -142,6 +153,7 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
         let _ = stopping.wait_for(|stopping| *stopping).await;
         tokio::time::sleep(PATIENCE).await;
     };
+    tokio::spawn(try_again(Arc::clone(&netd)));
     tracing::info!(pid = std::process::id(), bridge = define::LOCAL_SUBNET, "netd listens on {}", socket.display());
     let looked_at = Arc::clone(&netd);
     tokio::spawn(async move {
@@ -164,6 +176,18 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
     }
     let _ = fs::remove_file(&socket);
     Ok(())
+}
+
+/// Tries again what could not be done, now and then.
+async fn try_again(netd: Arc<Netd>) {
+    let mut ticks = tokio::time::interval(RETRY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let netd = Arc::clone(&netd);
+        // A panic is said by the thread that it happens in.
+        let _ = tokio::task::spawn_blocking(move || netd.try_again()).await;
+    }
 }
 
 /// Makes sure that this is the only one. Held until the process ends.

@@ -7,7 +7,7 @@ use skep_proto::v1;
 use skep_proto::v1::netd_server::Netd as Calls;
 use tonic::{Request, Response, Status};
 
-use super::{Netd, NetdError, lock};
+use super::{Netd, NetdError, define, keep, lock};
 use crate::mesh::MeshError;
 use crate::network::NetworkError;
 use crate::table::TableError;
@@ -74,8 +74,12 @@ impl Netd {
         let mut state = lock(&network);
         for message in messages {
             match state.apply(self, message) {
-                Ok(tasks) => touched.extend(tasks),
+                Ok(tasks) => {
+                    state.note(None);
+                    touched.extend(tasks);
+                }
                 Err(error) => {
+                    state.note(Some(&error));
                     let needs_complete = matches!(error, NetdError::Table(TableError::Gap { .. }));
                     let error = text(&error);
                     tracing::warn!(network = %id, "{error}");
@@ -99,12 +103,15 @@ impl Netd {
         (v1::AppliedVersion { object_id: id.to_vec(), version }, fault)
     }
 
-    fn configure(&self, request: v1::ConfigureRequest) -> Result<v1::ConfigureResponse, NetdError> {
+    pub(super) fn configure(&self, request: v1::ConfigureRequest) -> Result<v1::ConfigureResponse, NetdError> {
         let node = NodeId::from_wire_opt(&request.node_id).map_err(|source| NetdError::Id("node", source))?;
         let key = self.mesh.configure(node, &request)?;
         let changed = {
             let mut config = self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             let changed = config.request != request;
+            if changed && let Err(error) = keep::write(&self.config_file(), &request) {
+                tracing::warn!("cannot keep what this host is: {error}");
+            }
             config.node = node;
             config.request = request;
             changed
@@ -119,8 +126,10 @@ impl Netd {
     fn reconfigure(&self) {
         for network in self.all_networks() {
             let mut state = lock(&network);
-            if let Err(error) = state.reconfigure(self) {
-                // It is tried again with the network's next table, whose answer says so.
+            let followed = state.reconfigure(self);
+            state.note(followed.as_ref().err());
+            if let Err(error) = followed {
+                // It is tried again.
                 tracing::warn!(network = %state.id, "{}", text(&error));
             }
         }
@@ -140,21 +149,38 @@ impl Netd {
         }
     }
 
+    /// Tries again what could not be done.
+    pub(super) fn try_again(&self) {
+        for network in self.all_networks() {
+            let mut state = lock(&network);
+            if state.fault.is_some() {
+                state.try_again(self);
+            }
+        }
+    }
+
     fn state(&self) -> v1::NetdStateResponse {
-        let mut networks = Vec::new();
+        let (mut networks, mut notes) = (Vec::new(), self.mesh.notes(self.host.has_wireguard()));
         for network in self.all_networks() {
             let state = lock(&network);
             let version = state.version();
+            if let Some(fault) = &state.fault {
+                let name = state.definition.as_deref().map_or("", define::name);
+                notes.push(format!("network {name} is not as it should be: {fault}"));
+            }
             if version > 0 {
                 networks.push(v1::AppliedVersion { object_id: state.id.to_vec(), version });
             }
         }
+        let attached = lock(&self.attached);
+        let whole = attached.iter().filter(|(_, attached)| attached.response.is_some());
+        let sandboxes = whole.map(|(task, _)| task.to_vec()).collect();
         v1::NetdStateResponse {
             networks,
-            sandboxes: lock(&self.attached).keys().map(|task| task.to_vec()).collect(),
+            sandboxes,
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            notes: [self.mesh.notes(self.host.has_wireguard()), self.host.notes()].concat(),
+            notes: [notes, self.host.notes()].concat(),
         }
     }
 
@@ -170,6 +196,7 @@ impl Netd {
             state.take_down(self)?;
         }
         lock(&self.networks).clear();
+        self.kept.clone().close()?;
         self.mesh.stop();
         for entry in std::fs::read_dir(self.networks_dir()).into_iter().flatten().flatten() {
             crate::network::remove(&entry.path())?;

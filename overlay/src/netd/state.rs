@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use skep_netlink::NetlinkError;
 use skep_netlink::nft::{Frontend, Nft, Transaction};
 use skep_proto::id::{NetworkId, TaskId};
 use skep_proto::v1;
 
+use super::keep::{Journal, KeptTable};
 use super::{Netd, NetdError, define};
 use crate::host::Published;
 use crate::network::{self, LiveNetwork, OverlayPort, PORT};
@@ -51,10 +53,13 @@ pub(super) struct NetworkState {
     /// The kernel is not as the plans say.
     dirty: bool,
     dropped: bool,
+    /// What could not be done, and is tried again.
+    pub(super) fault: Option<String>,
+    journal: Journal,
 }
 
 impl NetworkState {
-    pub(super) fn new(id: NetworkId) -> Self {
+    pub(super) fn new(journal: Journal, id: NetworkId) -> Self {
         Self {
             id,
             definition: None,
@@ -72,7 +77,32 @@ impl NetworkState {
             served: BTreeSet::new(),
             dirty: false,
             dropped: false,
+            fault: None,
+            journal,
         }
+    }
+
+    /// Its file.
+    pub(super) fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// Remembers whether something could not be done that may be done later. What only another table can make right is
+    /// no such thing.
+    pub(super) fn note(&mut self, error: Option<&NetdError>) {
+        if !matches!(error, Some(NetdError::Table(_))) {
+            self.fault = error.map(|error| super::text(error));
+        }
+    }
+
+    /// Tries again what could not be done.
+    pub(super) fn try_again(&mut self, netd: &Netd) {
+        let tried =
+            self.reconfigure(netd).and_then(|()| self.repair(netd)).and_then(|()| self.publish_host_ports(netd));
+        if self.fault.is_some() && tried.is_ok() {
+            tracing::info!(network = %self.id, "it is as it should be again");
+        }
+        self.note(tried.as_ref().err());
     }
 
     /// Its name in devices' names.
@@ -115,13 +145,35 @@ impl NetworkState {
     pub(super) fn apply(&mut self, netd: &Netd, message: &v1::NetworkTable) -> Result<Vec<TaskId>, NetdError> {
         if message.dropped {
             self.dropped = true;
+            if self.followed.current().version > 0 {
+                self.journal.drop_table(self.followed.current());
+            }
             return self.tidy(netd).map(|()| Vec::new());
         }
-        self.dropped = false;
+        let alone = !message.complete && !self.followed.is_pending();
         let Some(change) = self.followed.take(self.id, message)? else {
             self.repair(netd)?;
             return Ok(Vec::new());
         };
+        self.dropped = false;
+        self.journal.keep(self.followed.current(), alone.then_some(message));
+        self.follow(netd, &change)
+    }
+
+    /// Takes what an earlier netd has kept.
+    pub(super) fn restore(&mut self, netd: &Netd, kept: KeptTable) -> Result<(), NetdError> {
+        self.followed = kept.followed;
+        self.dropped = kept.dropped;
+        if self.followed.current().version == 0 {
+            self.journal.remove();
+            return Ok(());
+        }
+        let all = self.followed.current().all();
+        self.follow(netd, &all).map(drop)
+    }
+
+    /// Makes everything follow a change of the table. Returns the tasks here whose own rows changed.
+    fn follow(&mut self, netd: &Netd, change: &TableChange) -> Result<Vec<TaskId>, NetdError> {
         if let Some(network) = self.followed.current().network.clone() {
             self.define(&network)?;
         }
@@ -129,13 +181,13 @@ impl NetworkState {
             let table = self.followed.current();
             match change.endpoints.len() + change.services.len() > 1000 {
                 true => zone.replace(names::whole(table)),
-                false => zone.change(|zone| names::change(zone, &change)),
+                false => zone.change(|zone| names::change(zone, change)),
             }
         }
-        let balanced = self.balance(&change);
-        let ended = drain::ended(self.followed.current(), &change);
-        let forwarded = self.forward(netd, &change);
-        let published = self.publish(netd, &change);
+        let balanced = self.balance(change);
+        let ended = drain::ended(self.followed.current(), change);
+        let forwarded = self.forward(netd, change);
+        let published = self.publish(netd, change);
         self.dirty = forwarded.is_err() || published.is_err() || self.dirty;
         // After the balancing: what comes next goes elsewhere.
         netd.drain.forget(self.balanced_places(), ended);
@@ -309,11 +361,12 @@ impl NetworkState {
         if !self.dirty && self.live.as_ref().is_some_and(|live| *live.wanted() == wanted) {
             return Ok(());
         }
+        // Until all of it is done.
+        self.dirty = true;
         if self.index.is_some() {
             netd.host.forward(wanted.ipv6())?;
         }
         self.live = Some(Arc::new(LiveNetwork::ensure(&netd.network_dir(self.id), &wanted, &netd.host, &netd.mesh)?));
-        self.dirty = true;
         if self.forwarding.is_none() || self.forwarding_own != config.node {
             self.forward(netd, &TableChange::default())?;
         }
@@ -399,6 +452,10 @@ impl NetworkState {
 
     fn publish_host_ports(&self, netd: &Netd) -> Result<(), NetdError> {
         let (Some(live), Some(index)) = (&self.live, self.index) else { return Ok(()) };
+        if netd.restoring.load(Ordering::SeqCst) {
+            // Some of them would be away until all are known again.
+            return Ok(());
+        }
         live.publish(self.host_ports.values().flatten().map(|(port, address)| (port, *address)))?;
         let put: Vec<_> = self.taken().into_iter().map(|port| (port, index)).collect();
         netd.publish(&put, &[])?;
@@ -449,13 +506,16 @@ impl NetworkState {
         self.dirty = false;
         if self.dropped {
             // What is known of it goes too: the next table comes whole.
-            *self = Self { holders: std::mem::take(&mut self.holders), ..Self::new(self.id) };
+            self.journal.remove();
+            *self = Self::new(Journal::new(&netd.tables_dir(), self.id), self.id);
         }
         Ok(())
     }
 
     fn release_index(&mut self, netd: &Netd) {
+        // One that an earlier netd made has its number still.
         if self.live.is_none()
+            && network::index_of(&netd.network_dir(self.id)).is_none()
             && let Some(index) = self.index.take()
         {
             super::lock(&netd.indices).remove(&index);

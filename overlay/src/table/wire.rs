@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use skep_proto::id::{IdError, NodeId, ServiceId, TaskId};
+use skep_proto::cidr::address_to_wire;
+use skep_proto::id::{IdError, NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::v1;
 
 use super::{DataPathPort, Endpoint, Peer, Service, Table};
@@ -67,6 +68,43 @@ pub(super) fn merge(table: &mut Table, message: &v1::NetworkTable) -> Result<(),
         table.peers.remove(&id(gone, "node_id", NodeId::from_wire)?);
     }
     Ok(())
+}
+
+/// A table as a whole, in one message.
+pub(super) fn whole(network: NetworkId, table: &Table) -> v1::NetworkTable {
+    let all = |addresses: &[IpAddr]| addresses.iter().map(|address| address_to_wire(*address)).collect();
+    let endpoint = |(id, row): (&TaskId, &Arc<Endpoint>)| v1::NetworkEndpoint {
+        task_id: id.to_vec(),
+        node_id: row.node.to_vec(),
+        service_id: row.service.to_vec(),
+        addresses: all(&row.addresses),
+        names: row.names.clone(),
+        state: if row.serving { v1::EndpointState::Serving } else { v1::EndpointState::Quiet }.into(),
+    };
+    let service = |(id, row): (&ServiceId, &Arc<Service>)| v1::NetworkService {
+        service_id: id.to_vec(),
+        names: row.names.clone(),
+        virtual_addresses: all(&row.virtual_addresses),
+        ports: row.ports.clone(),
+    };
+    let peer = |(id, row): (&NodeId, &Arc<Peer>)| v1::NetworkPeer {
+        node_id: id.to_vec(),
+        endpoint: Some(row.endpoint.clone()),
+        fabric_number: row.fabric_number,
+        addresses: all(&row.addresses),
+    };
+    v1::NetworkTable {
+        network_id: network.to_vec(),
+        complete: true,
+        version: table.version,
+        end: true,
+        network: table.network.as_deref().cloned(),
+        data_path_port: table.data_path_port.0.into(),
+        put_endpoints: table.endpoints.iter().map(endpoint).collect(),
+        put_services: table.services.iter().map(service).collect(),
+        put_peers: table.peers.iter().map(peer).collect(),
+        ..v1::NetworkTable::default()
+    }
 }
 
 fn endpoint(row: &v1::NetworkEndpoint) -> Result<Endpoint, MalformedTable> {

@@ -166,6 +166,18 @@ impl Host<'_> {
         until("netd does not answer", || self.configure().ok());
     }
 
+    /// Starts its netd and tells it nothing. Returns when it answers.
+    pub(crate) fn start_alone(&mut self) -> v1::NetdStateResponse {
+        let child = self.spawn();
+        let pid = child.id();
+        self.child = Some(child);
+        until("netd does not answer", || {
+            let answer = self.lab.runtime.block_on(self.client().state(v1::NetdStateRequest {})).ok()?.into_inner();
+            // Until then the one before it answers.
+            (answer.pid == pid).then_some(answer)
+        })
+    }
+
     pub(crate) fn configure(&self) -> Result<v1::ConfigureResponse, tonic::Status> {
         self.lab.runtime.block_on(self.client().configure(self.who.clone())).map(tonic::Response::into_inner)
     }
@@ -247,7 +259,7 @@ impl Drop for Host<'_> {
         if std::thread::panicking() {
             eprintln!("host {}: {}", self.number, fs::read_to_string(self.dir.join("log")).unwrap_or_default());
         }
-        for folder in ["sandboxes", "networks"] {
+        for folder in ["sandboxes", "networks", "kept"] {
             if let Ok(found) = skep_overlay::Sandboxes::open(&self.dir.join(folder)) {
                 let _ = found.close();
             }

@@ -6,6 +6,7 @@ mod draining;
 mod encrypted;
 mod figures;
 mod firewall;
+mod kept;
 mod lab;
 mod published;
 mod restart;
