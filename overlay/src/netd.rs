@@ -11,6 +11,7 @@ mod process;
 mod restore;
 mod service;
 mod state;
+mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,7 +1,7 @@
 //! The process: one of its kind on a host, listening on a socket that only root may open. SIGTERM ends it, and leaves all
 //! that the kernel does as it is.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use skep_netlink::NetlinkError;
 use skep_proto::v1::netd_server::NetdServer;
 use tokio::net::UnixListener;
@@ -18,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use super::service::Service;
-use super::{Netd, define, drain};
+use super::{Netd, define, drain, turn};
 use crate::host::Host;
 use crate::mesh::Mesh;
 use crate::sandbox::{SandboxError, Sandboxes};
@@ -52,8 +51,8 @@ pub struct Options {
 /// Why netd did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Another one works in this folder.
-    #[error("another netd runs in {}", .0.display())]
+    /// Another one works in this folder, and does not end.
+    #[error("another netd runs in {} and does not end", .0.display())]
     Taken(PathBuf),
     /// A file or the socket.
     #[error("cannot {action} {}", path.display())]
@@ -80,7 +79,7 @@ pub enum StartError {
     Server(#[from] tonic::transport::Error),
 }
 
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
+pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
     let path = path.to_owned();
     move |source| StartError::File { action, path, source }
 }
@@ -106,7 +105,7 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
     let Options { dir, socket, sandboxes, resolv_conf } = options;
     fs::create_dir_all(&dir).map_err(file("make", &dir))?;
     let dir = dir.canonicalize().map_err(file("find", &dir))?;
-    let _lock = take(&dir)?;
+    turn::take(&dir, &socket)?;
     // In memory, and shared, as sandboxes are.
     Sandboxes::open(&dir.join("networks"))?;
     let instance = instance(&dir);
@@ -188,13 +187,6 @@ async fn try_again(netd: Arc<Netd>) {
         // A panic is said by the thread that it happens in.
         let _ = tokio::task::spawn_blocking(move || netd.try_again()).await;
     }
-}
-
-/// Makes sure that this is the only one. Held until the process ends.
-fn take(dir: &Path) -> Result<Flock<File>, StartError> {
-    let path = dir.join("lock");
-    let lock = File::create(&path).map_err(file("make", &path))?;
-    Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| StartError::Taken(dir.to_owned()))
 }
 
 /// Listens on a socket of mode 0600, in place of one that a dead netd left: the lock says that nobody else listens.

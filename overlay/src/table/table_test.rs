@@ -81,6 +81,26 @@ fn what_cannot_be_read_changes_nothing() {
 }
 
 proptest! {
+    /// What comes from outside: any octets, and tables with some of theirs changed.
+    #[test]
+    fn any_octets_can_be_taken(octets in prop::collection::vec(any::<u8>(), 0..200), changed in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        use prost::Message as _;
+        let mut table = FollowedTable::default();
+        table.take(NETWORK, &whole(5, vec![endpoint(1, 1), endpoint(2, 2)])).unwrap();
+        let mut encoded = table.current().message(NETWORK).encode_to_vec();
+        for (at, to) in changed {
+            let at = at.index(encoded.len());
+            encoded[at] = to;
+        }
+        for octets in [octets, encoded] {
+            let Ok(message) = v1::NetworkTable::decode(octets.as_slice()) else { continue };
+            let before = table.current().clone();
+            if table.take(NETWORK, &message).is_err() {
+                prop_assert_eq!(table.current(), &before);
+            }
+        }
+    }
+
     /// Whatever rows come and go: the changes lead from one version to the next, and differences end where a whole
     /// table does.
     #[test]

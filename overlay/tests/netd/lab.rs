@@ -178,6 +178,15 @@ impl Host<'_> {
         })
     }
 
+    /// Starts another one beside its netd, which takes its place. Returns when it answers.
+    pub(crate) fn replace(&mut self) -> v1::NetdStateResponse {
+        let mut before = self.child.take().unwrap();
+        let ended = std::thread::spawn(move || before.wait().unwrap());
+        let state = self.start_alone();
+        assert!(ended.join().unwrap().success());
+        state
+    }
+
     pub(crate) fn configure(&self) -> Result<v1::ConfigureResponse, tonic::Status> {
         self.lab.runtime.block_on(self.client().configure(self.who.clone())).map(tonic::Response::into_inner)
     }
