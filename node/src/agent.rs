@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use skep_identity::PeerIdentity;
-use skep_worker::{Agent, AgentConfig, AgentEvent, AgentHandle, SessionState, SessionTiming};
+use skep_worker::{Agent, AgentConfig, AgentEvent, AgentHandle, Networks, SessionState, SessionTiming};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
@@ -32,11 +32,13 @@ impl MemberAgent {
         address: IpAddr,
     ) -> anyhow::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
+        let networks = Networks::new(host.netd.channel());
         let config = AgentConfig {
             node_id: identity.node_id,
             data_dir: host.config.data_dir.clone(),
             description: host.description_config(Some(address)),
-            executor: host.executor(identity.node_id, links.clone()),
+            executor: host.executor(identity.node_id, links.clone(), networks.clone()),
+            networks,
             connector: links,
             managers: contacts.managers(),
             events,

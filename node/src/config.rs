@@ -25,11 +25,15 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// `libcontainer` (embedded), `crun`, `runc`, or a path.
     pub runtime: String,
+    /// The program whose `netd` command keeps this host's networks, this very one. `None`: none is started.
+    pub netd: Option<PathBuf>,
     /// Labels of the engine, for constraints.
     pub labels: BTreeMap<String, String>,
 }
 
 /// Port of the managers' API.
 pub const MANAGER_PORT: u16 = 2377;
+/// Port of the hosts' WireGuard devices (UDP).
+pub(crate) const WIREGUARD_PORT: u16 = 51820;
 /// Port where nodes serve images to each other.
 pub const PEER_PORT: u16 = 2378;

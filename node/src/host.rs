@@ -11,11 +11,12 @@ use skep_manager::images::Registries;
 use skep_proto::id::NodeId;
 use skep_proto::v1::NodeDescription;
 use skep_worker::description::{DescriptionConfig, describe};
-use skep_worker::{Executor, OciConfig, OciExecutor};
+use skep_worker::{Executor, Networks, OciConfig, OciExecutor};
 use tracing::warn;
 
 use crate::config::Config;
 use crate::links::Links;
+use crate::netd::Netd;
 use crate::registries::DaemonRegistries;
 
 /// The kernel's name of this boot.
@@ -27,6 +28,7 @@ pub(crate) struct Host {
     pub(crate) hostname: String,
     pub(crate) boot_id: String,
     pub(crate) images: Images,
+    pub(crate) netd: Netd,
     registry: Registry,
 }
 
@@ -49,7 +51,8 @@ impl Host {
             Some(id) => id.clone(),
             None => std::fs::read_to_string(BOOT_ID).context(BOOT_ID)?.trim().to_owned(),
         };
-        Ok(Self { images: Images::new(store, registry.clone()), registry, hostname, boot_id, config })
+        let (images, netd) = (Images::new(store, registry.clone()), Netd::new(&config));
+        Ok(Self { images, netd, registry, hostname, boot_id, config })
     }
 
     /// Credentials of this node.
@@ -86,6 +89,8 @@ impl Host {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.boot_id.clone(),
             peer_addr: peer_addr.unwrap_or_default(),
+            // Told when netd runs.
+            fabric: None,
         }
     }
 
@@ -95,8 +100,8 @@ impl Host {
     }
 
     /// Runs this host's containers.
-    pub(crate) fn executor(&self, node: NodeId, links: Arc<Links>) -> Arc<dyn Executor> {
-        Arc::new(OciExecutor::new(self.oci_config(Some(node)), self.images.clone(), links))
+    pub(crate) fn executor(&self, node: NodeId, links: Arc<Links>, networks: Networks) -> Arc<dyn Executor> {
+        Arc::new(OciExecutor::new(self.oci_config(Some(node)), self.images.clone(), links, networks))
     }
 
     fn oci_config(&self, node: Option<NodeId>) -> OciConfig {
@@ -111,6 +116,7 @@ impl Host {
 
     /// Outside of a swarm nothing runs here: removes what an earlier membership left.
     pub(crate) async fn clear_leftovers(&self) {
+        self.netd.shutdown().await;
         if let Err(error) = OciExecutor::clear(&self.oci_config(None)).await {
             warn!(error = %error.sentence(), "what earlier tasks left could not be removed");
         }

@@ -11,6 +11,7 @@ mod host;
 mod links;
 mod lock;
 mod membership;
+mod netd;
 mod registries;
 mod renewal;
 mod seat;

@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | actor | the handle's `shutdown` or `stop_all` | never cancelled | logs, goes on |
 //! | driver of each task | actor's `JoinSet` | leaves its containers running | becomes the task's status |
+//! | netd's caller | actor's `JoinSet` | leaves networks as they are | logs, tries again |
 //! | log stream | `LogStreams` | ends | a warning in the stream |
 //! | session thread | `SessionGuard` | says goodbye | reconnects |
 //! | record thread | `RecordGuard` | writes what is queued | answers who waits |
@@ -33,6 +34,7 @@ use crate::assignments::AssignmentSet;
 use crate::description::{DescriptionConfig, describe};
 use crate::executor::{ExecError, Executor, TaskJob};
 use crate::logs::LogStreams;
+use crate::networks::Networks;
 use crate::reconcile::{self, Held};
 use crate::record::{Record, RecordError, RecordGuard, Recorded, SessionMark};
 use crate::session::{Connector, FromManager, Session, SessionConfig, SessionGuard, SessionState, SessionTiming};
@@ -58,6 +60,8 @@ pub struct AgentConfig {
     pub description: DescriptionConfig,
     /// Runs the containers.
     pub executor: Arc<dyn Executor>,
+    /// This host's networks.
+    pub networks: Networks,
     /// Opens connections with the node's identity.
     pub connector: Arc<dyn Connector>,
     /// Managers to try besides those that the record knows.
@@ -209,6 +213,8 @@ struct Inner {
     drivers: JoinSet<(TaskId, bool)>,
     /// Removals of logs under way.
     forgets: JoinSet<()>,
+    /// Speaks with netd; ends with the agent.
+    networks: JoinSet<()>,
     reports: Reports,
     credentials: watch::Sender<Credentials>,
     managers: Vec<ManagerAddr>,
@@ -236,6 +242,7 @@ impl Agent {
             resume: resume_mark(&recorded),
             description: described,
             images: config.executor.held_images(),
+            tables: config.networks.table_port(),
             timing: config.timing,
         });
         let reports = Reports::new(record.clone(), session);
@@ -259,6 +266,7 @@ impl Agent {
             wants: BTreeMap::new(),
             drivers: JoinSet::new(),
             forgets: JoinSet::new(),
+            networks: JoinSet::new(),
             reports,
             credentials: watch::channel(Credentials::default()).0,
             managers: recorded.managers.managers.clone(),
@@ -269,6 +277,8 @@ impl Agent {
         };
         let boot_id = config.description.boot_id.clone();
         inner.adopt(recorded, &boot_id).await.map_err(AgentError::Recover)?;
+        // Not before: what was taken over is to stay.
+        inner.networks.spawn(config.networks.run());
         record.boot(&boot_id).await.map_err(record_error)?;
         let guards = Guards { session: session_guard, record: record_guard, path };
         tokio::spawn(inner.run(from_manager, command_queue, guards));

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use skep_proto::v1::{NodeDescription, Platform, Resources};
+use skep_proto::v1::{FabricEndpoint, NodeDescription, Platform, Resources};
 
 /// What the daemon knows and the kernel does not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct DescriptionConfig {
     pub boot_id: String,
     /// `host:port` of this node's image service. Empty: it serves none.
     pub peer_addr: String,
+    /// How other hosts reach its networks. `None`: it has no overlays.
+    pub fabric: Option<FabricEndpoint>,
 }
 
 /// Gathers the description. What cannot be read is left empty: a node without it is still of use.
@@ -37,8 +39,7 @@ pub fn describe(config: &DescriptionConfig) -> NodeDescription {
         boot_id: config.boot_id.clone(),
         peer_addr: config.peer_addr.clone(),
         kernel: kernel.trim().to_owned(),
-        // No netd is driven yet: the node has no overlays.
-        fabric: None,
+        fabric: config.fabric.clone(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use skep_proto::id::{CredentialId, NodeId, ServiceId, TaskId};
 use skep_proto::v1::{
-    ContainerSpec, Credential, ImageSourcesResponse, LogLine, LogOptions, Platform, Revision, Task, TaskTemplate,
+    ContainerSpec, Credential, ImageSourcesResponse, LogLine, LogOptions, NetworkAddresses, Platform, PortSpec, Revision, Task, TaskTemplate,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -41,6 +41,10 @@ pub struct TaskJob {
     pub slot: u64,
     /// What it runs.
     pub revision: Arc<Revision>,
+    /// Its addresses on its networks, in the order of its devices.
+    pub networks: Vec<NetworkAddresses>,
+    /// Ports that its node publishes for it, resolved.
+    pub ports: Vec<PortSpec>,
 }
 
 impl TaskJob {
@@ -53,6 +57,8 @@ impl TaskJob {
             service_id: ServiceId::from_wire(&task.service_id).ok()?,
             slot: task.slot,
             revision: Arc::clone(revision),
+            networks: task.networks.clone(),
+            ports: task.ports.clone(),
         })
     }
 

@@ -3,7 +3,7 @@
 //! Start reading at [`agent`]. The decisions are pure and apart from the I/O: [`assignments`] (what is to run),
 //! [`reconcile`] (what to begin and end), [`task`] (one task's life), [`health`] (what health
 //! checks mean), [`outbox`] (what is still to be told), [`managers`]
-//! (whom to connect to). Around them: [`session`] (the stream to a manager),
+//! (whom to connect to). Around them: [`session`] (the stream to a manager), [`networks`] (the host's netd),
 //! [`record`] (the local record), [`executor`] with its implementations.
 //!
 //! Deliberately absent: identity and TLS (the node gives a [`Connector`]), and every decision of the managers.
@@ -16,6 +16,7 @@ pub mod gc;
 pub mod health;
 mod logs;
 pub mod managers;
+pub mod networks;
 pub mod oci;
 pub mod outbox;
 pub mod peer;
@@ -29,6 +30,7 @@ pub use agent::{Agent, AgentConfig, AgentError, AgentEvent, AgentHandle};
 pub use description::{DescriptionConfig, describe, platform};
 pub use executor::{Executor, NodeFacts};
 pub use gc::GcPolicy;
-pub use oci::{OciConfig, OciExecutor, cgroup_layout};
+pub use networks::Networks;
+pub use oci::{OciConfig, OciExecutor, cgroup_layout, monitors_cgroup, sandboxes_dir};
 pub use peer::{PeerService, TicketCheck};
 pub use session::{ConnectError, Connector, ManagerLink, SessionState, SessionTiming};

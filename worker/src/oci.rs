@@ -12,6 +12,7 @@ mod logs;
 mod peers;
 mod progress;
 mod recover;
+mod sandbox;
 mod signal;
 mod spec;
 
@@ -24,7 +25,7 @@ use std::time::Duration;
 use skep_image::{Images, Pin};
 use skep_overlay::Sandboxes;
 use skep_proto::id::{NodeId, TaskId};
-use skep_proto::v1::{LogLine, LogOptions, NetworkMode};
+use skep_proto::v1::{LogLine, LogOptions};
 use skep_runtime::{
     Container, ContainerSpec as RuntimeSpec, ExecEnd as RuntimeEnd, OciRuntime, Runtime, RuntimeConfig, RuntimeError,
     State,
@@ -39,8 +40,9 @@ use crate::executor::{
 };
 use crate::gc::{self, GcPolicy};
 use crate::health::Check;
+use crate::networks::Networks;
 use crate::session::Connector;
-use files::{Files, Sandbox};
+use files::Files;
 use images::ImageKeeper;
 use layout::Layout;
 use spec::{Plan, Shared};
@@ -68,6 +70,20 @@ pub fn cgroup_layout() -> String {
     }
 }
 
+/// Files that take the id of a process which is to outlive the daemon: those of the containers' monitors, whose group is
+/// made. Empty where there are no cgroups.
+pub fn monitors_cgroup(parent: &Path) -> Vec<PathBuf> {
+    let Ok(Some(cgroups)) = skep_runtime::cgroup::Cgroups::detect() else { return Vec::new() };
+    let joined = cgroups.monitors(&parent.join("shims"));
+    // A whole process, where a monitor moves its only thread.
+    joined.into_iter().map(|file| file.with_file_name("cgroup.procs")).collect()
+}
+
+/// The folder of the tasks' sandboxes of a daemon with this data directory.
+pub fn sandboxes_dir(data: &Path) -> PathBuf {
+    Layout::new(data).sandboxes()
+}
+
 /// Runs tasks as containers of this host.
 pub struct OciExecutor {
     inner: Arc<Inner>,
@@ -92,6 +108,7 @@ struct Inner {
     facts: NodeFacts,
     layout: Layout,
     keeper: Arc<ImageKeeper>,
+    networks: Networks,
     creates: Semaphore,
     /// Set by `recover`, which comes before all else.
     host: OnceLock<Host>,
@@ -113,6 +130,8 @@ struct Entry {
     /// Signals that ask its containers to stop.
     stop_signals: HashMap<String, i32>,
     containers: BTreeMap<String, Container>,
+    /// Its sandbox is, or may be, attached to networks.
+    attached: bool,
     /// Held while its sandbox is made, by a step that goes on when the preparation is cancelled.
     making: Arc<tokio::sync::Mutex<()>>,
     /// Changes with `containers`; gone with the entry, which ends log followers.
@@ -126,6 +145,7 @@ impl Default for Entry {
             plans: HashMap::new(),
             stop_signals: HashMap::new(),
             containers: BTreeMap::new(),
+            attached: false,
             making: Arc::default(),
             changed: watch::channel(()).0,
         }
@@ -135,11 +155,11 @@ impl Default for Entry {
 impl OciExecutor {
     /// An executor whose containers are created by this program's own `create-container` command. Call it within a tokio
     /// runtime: it looks after images in the background.
-    pub fn new(config: OciConfig, images: Images, connector: Arc<dyn Connector>) -> Self {
+    pub fn new(config: OciConfig, images: Images, connector: Arc<dyn Connector>, networks: Networks) -> Self {
         // This very program, even after an upgrade has put another one in its place: both ends of `creator.json` are of
         // the same build.
         let creator = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
-        Self::with_creator(config, images, connector, creator, GcPolicy::default())
+        Self::with_creator(config, images, connector, networks, creator, GcPolicy::default())
     }
 
     /// The same with another program for `create-container`, and rules for unused images.
@@ -147,6 +167,7 @@ impl OciExecutor {
         config: OciConfig,
         images: Images,
         connector: Arc<dyn Connector>,
+        networks: Networks,
         creator: PathBuf,
         policy: GcPolicy,
     ) -> Self {
@@ -161,6 +182,7 @@ impl OciExecutor {
             facts: NodeFacts { id: config.node, hostname: config.hostname.clone(), platform: platform() },
             layout: Layout::new(&config.data_dir),
             keeper,
+            networks,
             // Two a core: half of a creation is waiting for the kernel.
             creates: Semaphore::new(cores * 2),
             host: OnceLock::new(),
@@ -266,12 +288,12 @@ impl Inner {
             .ok_or_else(|| ExecError::new(format!("container {name} does not exist")))
     }
 
-    /// Keeps a container's handle.
     /// The lock on making and removing the task's sandbox.
     fn making(&self, task: TaskId) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.tasks().entry(task).or_default().making)
     }
 
+    /// Keeps a container's handle.
     fn hold(&self, task: TaskId, name: &str, container: Container) {
         let mut tasks = self.tasks();
         let entry = tasks.entry(task).or_default();
@@ -299,45 +321,11 @@ impl Inner {
             leases.push(held.lease);
         }
         let binds: Vec<PathBuf> = plans.values().flat_map(|plan| plan.binds.clone()).collect();
-        self.make_shared(&job, shared.hostname, files, binds).await?;
+        self.make_shared(&job, shared.hostname, files, binds, &supplies).await?;
         let mut tasks = self.tasks();
         let entry = tasks.entry(job.id).or_default();
         (entry.leases, entry.plans, entry.stop_signals) = (leases, plans, stop_signals);
         Ok(())
-    }
-
-    /// Files and network namespace of the sandbox.
-    async fn make_shared(
-        &self,
-        job: &Arc<TaskJob>,
-        hostname: String,
-        files: Files,
-        binds: Vec<PathBuf>,
-    ) -> Result<(), ExecError> {
-        let job = Arc::clone(job);
-        let sandboxes = self.host()?.sandboxes.clone();
-        let making = self.making(job.id).lock_owned().await;
-        blocking(move || {
-            let _making = making;
-            if let Some(missing) = binds.iter().find(|path| !path.exists()) {
-                return Err(ExecError::new(format!("bind source path does not exist: {}", missing.display())));
-            }
-            let (template, name) = (job.template(), job.id.to_string());
-            sandboxes.make(&name).map_err(|error| failed("make the task's sandbox", error))?;
-            let sandbox = Sandbox {
-                network: template.network_mode(),
-                hostname: &hostname,
-                extra_hosts: &template.hosts,
-                dns: template.dns.as_ref(),
-            };
-            files.write(&sandbox).map_err(|error| ExecError::new(crate::executor::chain(&error)))?;
-            if template.network_mode() == NetworkMode::None {
-                let made = sandboxes.make_net(&name);
-                made.map_err(|error| failed("make the task's network namespace", error))?;
-            }
-            Ok(())
-        })
-        .await
     }
 
     async fn start(&self, job: &TaskJob, name: &str) -> Result<Started, ExecError> {
@@ -387,15 +375,7 @@ impl Inner {
         for container in containers {
             container.remove().await.map_err(|error| failed("remove a container", error))?;
         }
-        let sandboxes = self.host()?.sandboxes.clone();
-        // What a cancelled preparation still makes is there to be removed afterwards.
-        let made = self.making(task).lock_owned().await;
-        blocking(move || {
-            let _made = made;
-            let removed = sandboxes.remove(&task.to_string());
-            removed.map_err(|error| failed("remove the task's sandbox", error))
-        })
-        .await?;
+        self.remove_shared(task).await?;
         // Last: its leases keep the images, its sender the log followers.
         let entry = self.tasks().remove(&task);
         // They were used until now.

@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 
 use crate::executor::HeldImages;
 use crate::managers::ManagerPicker;
+use crate::networks::TablePort;
 use crate::outbox::Outbox;
 use crate::record::SessionMark;
 use patience::Patience;
@@ -148,6 +149,8 @@ pub struct SessionConfig {
     pub description: watch::Receiver<NodeDescription>,
     /// Held images; changes are pushed.
     pub images: watch::Receiver<HeldImages>,
+    /// Tables of networks; what is held of them is told.
+    pub tables: TablePort,
     /// Time limits.
     pub timing: SessionTiming,
 }
@@ -312,6 +315,8 @@ enum End {
     Removed,
     /// The agent wants a complete set.
     Resync,
+    /// The manager is to be told anew which tables of networks there are; the session goes on.
+    Again,
     /// It was a session, and it broke.
     Lost(String),
     /// The manager did not answer a heartbeat in time.
@@ -358,6 +363,7 @@ impl Runner {
                 End::Closed => break SessionState::Closed,
                 End::Removed => break SessionState::Removed,
                 End::Resync => mark = SessionMark::default(),
+                End::Again => {}
                 End::Lost(error) => self.lost(&addr, &error, &mut picker),
                 End::Silent(error) => {
                     self.patience.ran_out();

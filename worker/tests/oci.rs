@@ -14,7 +14,7 @@ use skep_image::{Digest, Images, ImportOptions, Progress, Registry, RegistryConf
 use skep_proto::v1::assignment_item::Item;
 use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::*;
-use skep_worker::{AgentHandle, GcPolicy, OciConfig, OciExecutor};
+use skep_worker::{AgentHandle, GcPolicy, Networks, OciConfig, OciExecutor};
 use support::*;
 
 /// One node with real containers; removes everything it made.
@@ -50,7 +50,8 @@ impl Host {
     fn executor(&self) -> Arc<OciExecutor> {
         let creator = PathBuf::from(env!("CARGO_BIN_EXE_skep-worker-creator"));
         let (config, images) = (self.config.clone(), self.images.clone());
-        Arc::new(OciExecutor::with_creator(config, images, Arc::new(Plain::default()), creator, GcPolicy::default()))
+        let (connector, policy) = (Arc::new(Plain::default()), GcPolicy::default());
+        Arc::new(OciExecutor::with_creator(config, images, connector, Networks::none(), creator, policy))
     }
 
     async fn start(&self, server: &Server) -> AgentHandle {
@@ -203,6 +204,7 @@ async fn a_container_runs_as_its_spec_says() {
         containers: vec![main],
         hostname: "web-{{.Task.Slot}}".to_owned(),
         hosts: vec!["db:10.9.8.7".to_owned()],
+        network_mode: NetworkMode::None.into(),
         ..TaskTemplate::default()
     };
     manager.assign(vec![task(1, 1, WantedState::Running), with_template(1, template)], vec![]);

@@ -95,6 +95,8 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
         peer_port: args.peer_port,
         insecure_registries: args.insecure_registry,
         runtime: args.runtime,
+        // Known at the start: an upgrade puts another file there, and its netd is as good.
+        netd: std::env::current_exe().ok(),
     })
 }
 

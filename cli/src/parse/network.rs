@@ -1,4 +1,4 @@
-//! `--network`: the swarm's networks by name, with aliases and addresses; or the host's, or none.
+//! `--network`: the swarm's networks by name, with aliases and addresses; or the host's, its own bridge, or none.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use super::{ParseError, csv};
 /// What the values of `--network` ask for together.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Networks {
-    /// `host` or `none`. `None`: neither was named.
+    /// `host`, `none` or `bridge` (the default). `None`: none of them was named.
     pub(crate) mode: Option<NetworkMode>,
     /// The swarm's networks, in the order given.
     pub(crate) attachments: Vec<NetworkAttachment>,
@@ -28,13 +28,13 @@ impl Networks {
                     return Err(ParseError::invalid(message));
                 }
                 Some(mode) if networks.mode.is_some_and(|known| known != mode) => {
-                    return Err(ParseError::invalid("host and none do not go together"));
+                    return Err(ParseError::invalid("host, none and bridge do not go together"));
                 }
                 Some(mode) => networks.mode = Some(mode),
             }
         }
         if networks.mode.is_some() && !networks.attachments.is_empty() {
-            return Err(ParseError::invalid("host and none do not go together with other networks"));
+            return Err(ParseError::invalid("host, none and bridge do not go together with other networks"));
         }
         Ok(networks)
     }
@@ -45,7 +45,7 @@ pub(crate) fn predefined(name: &str) -> Result<Option<NetworkMode>, ParseError> 
     match name {
         "host" => Ok(Some(NetworkMode::Host)),
         "none" => Ok(Some(NetworkMode::None)),
-        "bridge" => Err(ParseError::unsupported("bridge (the host's own; make a network with `network create`)")),
+        "bridge" => Ok(Some(NetworkMode::Default)),
         _ => Ok(None),
     }
 }
@@ -105,8 +105,8 @@ mod tests {
         assert_eq!(parse(&["host"]).unwrap().mode, Some(NetworkMode::Host));
         assert_eq!(parse(&["name=none"]).unwrap().mode, Some(NetworkMode::None));
         assert_eq!(parse(&["host", "name=host"]).unwrap().mode, Some(NetworkMode::Host));
-        assert!(matches!(parse(&["bridge"]), Err(ParseError::Unsupported(_))));
-        for wrong in [&["name=host,alias=x"][..], &["host", "none"], &["host", "front"], &["front", "none"]] {
+        assert_eq!(parse(&["bridge"]).unwrap().mode, Some(NetworkMode::Default));
+        for wrong in [&["name=host,alias=x"][..], &["host", "none"], &["host", "front"], &["front", "none"], &["front", "bridge"]] {
             assert!(matches!(parse(wrong), Err(ParseError::Invalid(_))), "{wrong:?}");
         }
     }

@@ -116,18 +116,18 @@ mod tests {
             ("published=8080,target=80", 8080, Protocol::Tcp),
             ("target=80,protocol=udp,mode=ingress", 0, Protocol::Udp),
         ] {
-            let port = parse(text, NetworkMode::None).unwrap();
+            let port = parse(text, NetworkMode::Default).unwrap();
             assert_eq!((port.published_port, port.target_port), (published, 80), "{text}");
             assert_eq!((port.protocol(), port.mode()), (protocol, PublishMode::Ingress), "{text}");
         }
-        let port = parse("published=8080,target=80,mode=host", NetworkMode::None).unwrap();
+        let port = parse("published=8080,target=80,mode=host", NetworkMode::Default).unwrap();
         assert_eq!((port.published_port, port.mode()), (8080, PublishMode::Host));
     }
 
     #[test]
     fn what_is_not_there_yet() {
         for text in ["8000-8010:80", "127.0.0.1:80:80", "80/sctp", "published=8000-8001,target=80"] {
-            let result = parse(text, NetworkMode::None);
+            let result = parse(text, NetworkMode::Default);
             assert!(matches!(result, Err(ParseError::Unsupported(_))), "{text}: {result:?}");
         }
     }

@@ -129,10 +129,12 @@ fn placement(page: &mut Page, template: &TaskTemplate) {
     }
 }
 
-/// `front back`, or `host`; empty with loopback only.
+/// `front back`, `host` or `none`; empty with the host's own bridge, the default.
 fn attached(template: &TaskTemplate) -> String {
-    if template.networks.is_empty() && template.network_mode() == NetworkMode::Host {
-        return "host".to_owned();
+    match template.network_mode() {
+        NetworkMode::Default => {}
+        NetworkMode::Host => return "host".to_owned(),
+        NetworkMode::None => return "none".to_owned(),
     }
     let name = |attached: &NetworkAttachment| match attached.name.as_str() {
         "" => super::id(&attached.network_id),

@@ -199,6 +199,7 @@ struct Target {
 fn networks(template: &v1::TaskTemplate) -> Vec<Target> {
     if template.networks.is_empty() {
         let name = match template.network_mode() {
+            v1::NetworkMode::Default => "bridge",
             v1::NetworkMode::None => "none",
             v1::NetworkMode::Host => "host",
         };

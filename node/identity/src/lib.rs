@@ -11,6 +11,7 @@ mod credentials;
 mod deny;
 mod join;
 mod key;
+mod mesh;
 mod peer;
 mod pem;
 mod role;
@@ -39,6 +40,7 @@ pub use credentials::{Credentials, CredentialsError, LiveCredentials, Validity, 
 pub use deny::{Denied, DenyList};
 pub use join::{JoinError, join_channel};
 pub use key::{KeyError, NodeKey};
+pub use mesh::{MESH_KEY_FILE, MeshKey};
 pub use peer::{PeerError, PeerIdentity};
 pub use role::{Role, RoleError};
 pub use roots::{RootBundle, RootCert, RootError};

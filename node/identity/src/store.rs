@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::credentials::{Credentials, CredentialsError};
 use crate::key::{KeyError, NodeKey, SEALED_LABEL};
+use crate::mesh::MESH_KEY_FILE;
 use crate::peer::CertificateFacts;
 use crate::pem;
 use crate::roots::RootBundle;
@@ -124,9 +125,9 @@ impl Credentials {
         Ok(())
     }
 
-    /// Removes the credentials (`swarm leave`), the key first. Files that are not there are no error.
+    /// Removes the credentials (`swarm leave`), the keys first. Files that are not there are no error.
     pub fn erase(dir: &Path) -> Result<(), StoreError> {
-        for name in [KEY_FILE, CERT_FILE, ROOT_FILE] {
+        for name in [KEY_FILE, MESH_KEY_FILE, CERT_FILE, ROOT_FILE] {
             let path = dir.join(name);
             match std::fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -172,13 +173,13 @@ fn read_keys(path: &Path) -> Result<Vec<NodeKey>, StoreError> {
     if keys.is_empty() { Err(unusable(None)) } else { Ok(keys) }
 }
 
-fn make_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn make_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Replaces a file durably. The temporary name is fixed: one daemon owns the directory, and a leftover is overwritten.
-fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
     let path = dir.join(name);
     let temporary = dir.join(format!(".{name}.new"));
     let write = || -> io::Result<()> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use skep_identity::{Credentials, DenyList, LiveCredentials, Role};
+use skep_worker::DescriptionConfig;
 use tokio::task::JoinSet;
 use tracing::info;
 
@@ -12,6 +13,7 @@ use crate::agent::MemberAgent;
 use crate::contacts::Contacts;
 use crate::host::Host;
 use crate::links::{Links, serve_peers};
+use crate::netd::{Netd, Place};
 use crate::renewal;
 use crate::seat::{First, Seat, SeatParts};
 
@@ -29,6 +31,9 @@ pub(crate) struct Member {
     /// The image port.
     listeners: JoinSet<()>,
     background: JoinSet<()>,
+    /// Keeps this host's netd running, which outlives it.
+    networks: JoinSet<()>,
+    netd: Netd,
 }
 
 impl Member {
@@ -88,18 +93,29 @@ impl Member {
         let mut background = JoinSet::new();
         background.spawn(renewal::run(live.clone(), links, contacts.clone(), host.identity_dir()));
         background.spawn(close_expired(deny.clone()));
-        Ok(Self { seat, agent, record, contacts, live, deny, listeners, background })
+        // After the agent, which has opened the sandboxes: netd finds them there.
+        let mut networks = JoinSet::new();
+        let place = Place { node: identity.node_id, address, identity_dir: host.identity_dir() };
+        let (handle, description) = (agent.handle.clone(), host.description_config(Some(address)));
+        networks.spawn(host.netd.clone().keep(place, move |fabric| {
+            handle.redescribe(DescriptionConfig { fabric: Some(fabric), ..description.clone() });
+        }));
+        let netd = host.netd.clone();
+        Ok(Self { seat, agent, record, contacts, live, deny, listeners, background, networks, netd })
     }
 
     /// The daemon stops: containers go on.
-    pub(super) async fn shutdown(self) {
+    pub(super) async fn shutdown(mut self) {
+        self.networks.shutdown().await;
         self.agent.handle.shutdown().await;
         self.stop().await;
     }
 
-    /// The node is no longer in the swarm: containers stop.
-    pub(super) async fn end(self) {
+    /// The node is no longer in the swarm: containers stop, networks go.
+    pub(super) async fn end(mut self) {
+        self.networks.shutdown().await;
         self.agent.handle.stop_all().await;
+        self.netd.shutdown().await;
         self.stop().await;
     }
 

@@ -54,6 +54,7 @@ async fn place(dir: &Path, peer_port: u16) -> (Arc<Membership>, Parent) {
         advertise_addr: None,
         insecure_registries: Vec::new(),
         runtime: "libcontainer".to_owned(),
+        netd: None,
         labels: std::collections::BTreeMap::new(),
     };
     (begin(Arc::new(Host::open(config).await.unwrap())).await, parent)

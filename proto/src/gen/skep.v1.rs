@@ -488,7 +488,7 @@ pub struct TaskTemplate {
     /// Where tasks may run.
     #[prost(message, optional, tag = "3")]
     pub placement: ::core::option::Option<Placement>,
-    /// The sandbox's network until it attaches to networks.
+    /// Where it is no default, the sandbox has no networks.
     #[prost(enumeration = "NetworkMode", tag = "4")]
     pub network_mode: i32,
     /// Hostname of the sandbox; `{{.Task.Slot}}` and the like are filled in. Default: the task id's short form.
@@ -973,14 +973,16 @@ impl PublishMode {
         }
     }
 }
-/// The network of a sandbox that has no network attachments.
+/// What kind of network a sandbox has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum NetworkMode {
-    /// A network namespace with loopback only. The default until overlays come.
-    None = 0,
+    /// The networks that it attaches to; with none, the host's own bridge: a way out, and no names but its own.
+    Default = 0,
     /// The host's network.
     Host = 1,
+    /// A network namespace with loopback only.
+    None = 2,
 }
 impl NetworkMode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -989,15 +991,17 @@ impl NetworkMode {
     /// (if the ProtoBuf definition does not change) and safe for programmatic use.
     pub fn as_str_name(&self) -> &'static str {
         match self {
-            Self::None => "NETWORK_MODE_NONE",
+            Self::Default => "NETWORK_MODE_DEFAULT",
             Self::Host => "NETWORK_MODE_HOST",
+            Self::None => "NETWORK_MODE_NONE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
-            "NETWORK_MODE_NONE" => Some(Self::None),
+            "NETWORK_MODE_DEFAULT" => Some(Self::Default),
             "NETWORK_MODE_HOST" => Some(Self::Host),
+            "NETWORK_MODE_NONE" => Some(Self::None),
             _ => None,
         }
     }

@@ -266,6 +266,9 @@ pub(super) fn endpoint(endpoint: Option<&EndpointSpec>, mode: NetworkMode) -> Re
         let message = format!("at most {MAX_PORTS} are allowed, not {}", endpoint.ports.len());
         return Err(Invalid::new("endpoint.ports", message));
     }
+    if mode == NetworkMode::None && !endpoint.ports.is_empty() {
+        return Err(Invalid::new("endpoint.ports", "tasks without a network cannot publish ports"));
+    }
     let on_host = mode == NetworkMode::Host;
     let mut seen = HashSet::new();
     for (index, port) in endpoint.ports.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! The files that a sandbox's containers share: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`. Contents are pure.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use skep_proto::v1::{DnsSpec, NetworkMode};
@@ -26,10 +27,17 @@ pub(super) enum FileError {
 pub(super) struct Sandbox<'a> {
     pub(super) network: NetworkMode,
     pub(super) hostname: &'a str,
+    /// On its first network.
+    pub(super) addresses: &'a [IpAddr],
+    /// Whether netd answers names at [`NAME_SERVER`].
+    pub(super) name_server: bool,
     /// `name:address`.
     pub(super) extra_hosts: &'a [String],
     pub(super) dns: Option<&'a DnsSpec>,
 }
+
+/// Where netd's name server is in each sandbox; Docker's.
+const NAME_SERVER: &str = "127.0.0.11";
 
 /// Where the files are.
 #[derive(Debug, Clone)]
@@ -54,7 +62,7 @@ impl Files {
         let contents = [
             (&self.hosts, hosts(sandbox, &read("/etc/hosts"))?),
             (&self.hostname, format!("{}\n", sandbox.hostname)),
-            (&self.resolv_conf, resolv_conf(sandbox.dns, &read("/etc/resolv.conf"))),
+            (&self.resolv_conf, resolv_conf(sandbox.dns, sandbox.name_server, &read("/etc/resolv.conf"))),
         ];
         for (path, content) in contents {
             std::fs::write(path, content).map_err(failed(path))?;
@@ -73,11 +81,17 @@ fn hosts(sandbox: &Sandbox<'_>, host_file: &str) -> Result<String, FileError> {
             }
             out
         }
-        NetworkMode::None => format!(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
-             ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.0.1\t{}\n",
-            sandbox.hostname
-        ),
+        NetworkMode::Default | NetworkMode::None => {
+            let mut out = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+                           ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+                .to_owned();
+            let own = |address: &dyn std::fmt::Display| format!("{address}\t{}\n", sandbox.hostname);
+            match sandbox.addresses {
+                [] => out.push_str(&own(&Ipv4Addr::LOCALHOST)),
+                addresses => out.extend(addresses.iter().map(|address| own(address))),
+            }
+            out
+        }
     };
     for entry in sandbox.extra_hosts {
         // The address may be IPv6, so the name ends at the first colon.
@@ -90,29 +104,33 @@ fn hosts(sandbox: &Sandbox<'_>, host_file: &str) -> Result<String, FileError> {
     Ok(out)
 }
 
-/// `/etc/resolv.conf` (resolv.conf(5)): what the spec says, and the node's own for what it does not.
-fn resolv_conf(dns: Option<&DnsSpec>, host_file: &str) -> String {
+/// `/etc/resolv.conf` (resolv.conf(5)): what the spec says, and the node's own for what it does not. With netd's name
+/// server, that one alone: it asks the others.
+fn resolv_conf(dns: Option<&DnsSpec>, name_server: bool, host_file: &str) -> String {
     let empty = DnsSpec::default();
     let dns = dns.unwrap_or(&empty);
-    if *dns == empty {
+    if *dns == empty && !name_server {
         return host_file.to_owned();
     }
-    let kept = |keyword: &str, replaced: bool| -> String {
-        let lines = host_file.lines().filter(|line| line.split_whitespace().next() == Some(keyword));
-        if replaced { String::new() } else { lines.map(|line| format!("{line}\n")).collect() }
+    let of_host = |keyword: &str| -> Vec<String> {
+        let lines = host_file.lines().map(str::split_whitespace);
+        lines.filter_map(|mut words| (words.next() == Some(keyword)).then(|| words.map(str::to_owned))).flatten().collect()
     };
-    let mut out = kept("search", !dns.search.is_empty());
-    if !dns.search.is_empty() {
-        out.push_str(&format!("search {}\n", dns.search.join(" ")));
+    let said = |own: &[String], keyword: &str| if own.is_empty() { of_host(keyword) } else { own.to_vec() };
+    let mut options = said(&dns.options, "options");
+    let servers = if name_server { vec![NAME_SERVER.to_owned()] } else { said(&dns.nameservers, "nameserver") };
+    if name_server && !options.iter().any(|option| option.starts_with("ndots:")) {
+        // Names without a dot are the swarm's first (Docker's).
+        options.insert(0, "ndots:0".to_owned());
     }
-    out.push_str(&kept("nameserver", !dns.nameservers.is_empty()));
-    for server in &dns.nameservers {
-        out.push_str(&format!("nameserver {server}\n"));
-    }
-    out.push_str(&kept("options", !dns.options.is_empty()));
-    if !dns.options.is_empty() {
-        out.push_str(&format!("options {}\n", dns.options.join(" ")));
-    }
+    let mut out = String::new();
+    let line = |keyword: &str, words: &[String]| match words {
+        [] => String::new(),
+        words => format!("{keyword} {}\n", words.join(" ")),
+    };
+    out.push_str(&line("search", &said(&dns.search, "search")));
+    servers.into_iter().for_each(|server| out.push_str(&line("nameserver", &[server])));
+    out.push_str(&line("options", &options));
     out
 }
 
@@ -122,7 +140,7 @@ mod tests {
     use super::*;
 
     fn sandbox<'a>(network: NetworkMode, extra_hosts: &'a [String]) -> Sandbox<'a> {
-        Sandbox { network, hostname: "web-1", extra_hosts, dns: None }
+        Sandbox { network, hostname: "web-1", addresses: &[], name_server: false, extra_hosts, dns: None }
     }
 
     #[test]
@@ -133,6 +151,9 @@ mod tests {
         assert!(own.ends_with("10.0.0.5\tdb\nfd00::1\tv6\n") && !own.contains("secret"));
         let shared = hosts(&sandbox(NetworkMode::Host, &extra[..1]), "1.2.3.4 other").unwrap();
         assert_eq!(shared, "1.2.3.4 other\n10.0.0.5\tdb\n");
+        let addresses = ["10.0.1.7".parse().unwrap(), "fd00::7".parse().unwrap()];
+        let on = Sandbox { addresses: &addresses, ..sandbox(NetworkMode::Default, &[]) };
+        assert!(hosts(&on, "").unwrap().ends_with("ff02::2\tip6-allrouters\n10.0.1.7\tweb-1\nfd00::7\tweb-1\n"));
         let bad = ["nocolon".to_owned()];
         assert_eq!(
             hosts(&sandbox(NetworkMode::None, &bad), "").unwrap_err().to_string(),
@@ -143,10 +164,15 @@ mod tests {
     #[test]
     fn resolv_conf_is_the_nodes_with_what_the_spec_says() {
         let node = "search lan\nnameserver 192.168.0.1\noptions ndots:2\n";
-        assert_eq!(resolv_conf(None, node), node);
+        assert_eq!(resolv_conf(None, false, node), node);
         let dns = DnsSpec { nameservers: vec!["1.1.1.1".to_owned(), "::1".to_owned()], ..DnsSpec::default() };
-        assert_eq!(resolv_conf(Some(&dns), node), "search lan\nnameserver 1.1.1.1\nnameserver ::1\noptions ndots:2\n");
+        assert_eq!(resolv_conf(Some(&dns), false, node), "search lan\nnameserver 1.1.1.1\nnameserver ::1\noptions ndots:2\n");
         let dns = DnsSpec { search: vec!["a".to_owned(), "b".to_owned()], ..DnsSpec::default() };
-        assert_eq!(resolv_conf(Some(&dns), node), "search a b\nnameserver 192.168.0.1\noptions ndots:2\n");
+        assert_eq!(resolv_conf(Some(&dns), false, node), "search a b\nnameserver 192.168.0.1\noptions ndots:2\n");
+        // Netd's asks the others; it honours what the user said, so only the resolver's own part is here.
+        assert_eq!(resolv_conf(Some(&dns), true, node), "search a b\nnameserver 127.0.0.11\noptions ndots:2\n");
+        assert_eq!(resolv_conf(None, true, "nameserver 9.9.9.9\n"), "nameserver 127.0.0.11\noptions ndots:0\n");
+        let dns = DnsSpec { options: vec!["timeout:1".to_owned()], ..DnsSpec::default() };
+        assert_eq!(resolv_conf(Some(&dns), true, node), "search lan\nnameserver 127.0.0.11\noptions ndots:0 timeout:1\n");
     }
 }

@@ -113,6 +113,8 @@ fn job(credential: bool) -> TaskJob {
         service_id: ServiceId::new(1),
         slot: 1,
         revision: Arc::new(Revision { template, ..Revision::default() }),
+        networks: Vec::new(),
+        ports: Vec::new(),
     }
 }
 

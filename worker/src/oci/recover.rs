@@ -9,6 +9,7 @@ use skep_runtime::{Recovered, State};
 
 use super::files::Files;
 use super::layout::Layout;
+use super::sandbox::attach_request;
 use super::spec::Shared;
 use super::{Entry, Host, Inner, blocking, exit_of, failed, open_host, remove_dir, spec, started};
 use crate::executor::{ContainerExit, ExecError, Found, FoundTask, TaskJob};
@@ -68,7 +69,12 @@ impl Inner {
                 container.remove().await.map_err(|error| failed("remove a container", error))?;
                 Found::Exited(Some(begun), ContainerExit { lost: true, ..ContainerExit::default() })
             }
-            State::Running { .. } | State::Creating => Found::Running(begun),
+            State::Running { .. } | State::Creating => {
+                if let Some(request) = attach_request(job) {
+                    self.networks.adopt(job.id, request);
+                }
+                Found::Running(begun)
+            }
         };
         self.hold(job.id, name, container);
         Ok(found)
@@ -84,6 +90,7 @@ impl Inner {
         let mut tasks = self.tasks();
         let entry: &mut Entry = tasks.entry(job.id).or_default();
         entry.leases.push(lease);
+        entry.attached = attach_request(job).is_some();
         let image = image.ok()?;
         if let Ok(signal) = spec::stop_signal(container, &image) {
             entry.stop_signals.insert(name.to_owned(), signal);

@@ -246,7 +246,7 @@ fn directory(service: &str, image: &str) -> Result<String, SpecError> {
 fn network(template: &TaskTemplate, job: &TaskJob, layout: &Layout) -> NetworkNamespace {
     match template.network_mode() {
         NetworkMode::Host => NetworkNamespace::Host,
-        NetworkMode::None => NetworkNamespace::Path(layout.sandbox(job.id).join("net")),
+        NetworkMode::Default | NetworkMode::None => NetworkNamespace::Path(layout.sandbox(job.id).join("net")),
     }
 }
 
@@ -307,7 +307,7 @@ fn sysctls(container: &ContainerSpec, network: NetworkMode) -> Result<BTreeMap<S
     for key in container.sysctls.keys() {
         let own = IPC.contains(&key.as_str())
             || key.starts_with("fs.mqueue.")
-            || (key.starts_with("net.") && network == NetworkMode::None);
+            || (key.starts_with("net.") && network != NetworkMode::Host);
         // A slash is another way to write the dot, and a way out of the folder.
         if !own || key.contains('/') {
             return Err(SpecError::Sysctl(key.clone()));

@@ -38,6 +38,8 @@ fn job(template: TaskTemplate) -> TaskJob {
             service_name: "web".to_owned(),
             ..Revision::default()
         }),
+        networks: Vec::new(),
+        ports: Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prost::Message as _;
 use rand::Rng;
 use skep_proto::id::NodeId;
 use skep_proto::v1::dispatch_client::DispatchClient;
@@ -12,7 +13,7 @@ use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::session_up::Message as Up;
 use skep_proto::v1::{
     Denied, Goodbye, Heartbeat, HeldImages as HeldImagesMessage, ManagerAddr, Register, Registered, SessionDown,
-    SessionUp, StatusBatch, TaskObserved,
+    NetworkTable, SessionUp, StatusBatch, TaskObserved,
 };
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
@@ -22,6 +23,7 @@ use tonic::Streaming;
 use super::{End, FromManager, ManagerLink, Runner, SessionState, Why, stop_asked};
 use crate::executor::{HeldImages, chain};
 use crate::managers::ManagerPicker;
+use crate::networks::TableMessage;
 use crate::outbox::Batch;
 use crate::record::SessionMark;
 
@@ -46,6 +48,8 @@ struct Open {
     denied: BTreeSet<NodeId>,
     /// What the manager knows we hold. `None`: nothing was sent yet.
     sent_images: Option<HeldImages>,
+    /// Of the tables that it was told at the registration.
+    generation: u64,
 }
 
 impl Runner {
@@ -94,11 +98,12 @@ impl Runner {
             .map_err(|error| self.refused(error.as_ref(), chain(error.as_ref())))?;
         let (up, queue) = mpsc::unbounded_channel();
         let description = self.config.description.borrow().clone();
+        let tables = self.config.tables.held.borrow().clone();
         let register = Register {
             description: Some(description),
             session_id: mark.session_id.clone(),
             sequence: if mark.session_id.is_empty() { 0 } else { mark.sequence },
-            networks: Vec::new(),
+            networks: tables.to_wire(),
         };
         let _ = up.send(SessionUp { message: Some(Up::Register(register)) });
         let mut client = DispatchClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
@@ -128,6 +133,7 @@ impl Runner {
             next_beat: now,
             denied: BTreeSet::new(),
             sent_images: None,
+            generation: tables.generation,
         };
         Ok((open, registered))
     }
@@ -206,6 +212,14 @@ impl Runner {
                 self.config.images.mark_unchanged();
                 self.send_images(open);
             }
+            Ok(()) = self.config.tables.held.changed() => {
+                let generation = self.config.tables.held.borrow_and_update().generation;
+                if generation != open.generation {
+                    return Some(End::Again);
+                }
+                // At once: a task that drains waits for it.
+                self.beat(open);
+            }
             () = self.shared.resync.notified() => return Some(End::Resync),
         }
         None
@@ -216,7 +230,8 @@ impl Runner {
         // A new session's set may still be on its way to the record: the old one's number means nothing in it.
         let applied_sequence = if applied.session_id == *open.session_id { applied.sequence } else { 0 };
         drop(applied);
-        send(open, Up::Heartbeat(Heartbeat { applied_sequence, networks: Vec::new() }));
+        let networks = self.config.tables.held.borrow().to_wire();
+        send(open, Up::Heartbeat(Heartbeat { applied_sequence, networks }));
         let now = Instant::now();
         open.unanswered.get_or_insert(now);
         // A little early and never in step with other nodes.
@@ -256,8 +271,13 @@ impl Runner {
             Down::RenewCertificate(_) => forward(FromManager::RenewCertificate),
             Down::Removed(_) => return Some(self.removed()),
             Down::Denied(denied) => self.deny(open, &denied),
-            // No netd is driven yet; the managers send none to a node without tasks on networks.
-            Down::Network(_) => {}
+            Down::Network(bytes) => match NetworkTable::decode(&*bytes) {
+                Ok(table) => {
+                    let message = TableMessage { generation: open.generation, table };
+                    let _ = self.config.tables.messages.send(message);
+                }
+                Err(error) => return Some(End::Lost(format!("it sent a table that cannot be read: {error}"))),
+            },
         }
         None
     }

@@ -20,7 +20,7 @@ use skep_proto::v1::*;
 use skep_worker::executor::Executor;
 use skep_worker::simulated::{Simulated, World};
 use skep_worker::{
-    Agent, AgentConfig, AgentEvent, AgentHandle, ConnectError, Connector, DescriptionConfig, SessionTiming,
+    Agent, AgentConfig, AgentEvent, AgentHandle, ConnectError, Connector, DescriptionConfig, Networks, SessionTiming,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -349,6 +349,7 @@ impl TestNode {
                 ..DescriptionConfig::default()
             },
             executor,
+            networks: Networks::none(),
             connector: Arc::new(self.connector.clone()),
             managers: managers.iter().map(ToString::to_string).collect(),
             events,
@@ -407,6 +408,8 @@ pub fn revision_of(number: u64, containers: Vec<ContainerSpec>, credential: Opti
             template: Some(TaskTemplate {
                 containers,
                 credential_id: credential.map(CredentialId::to_vec).unwrap_or_default(),
+                // These hosts have no netd.
+                network_mode: NetworkMode::None.into(),
                 ..TaskTemplate::default()
             }),
             service_name: "web".to_owned(),

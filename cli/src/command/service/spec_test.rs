@@ -43,7 +43,7 @@ fn the_shortest_line() {
     let container = main_container(&spec);
     assert_eq!((container.name.as_str(), container.image.as_str()), ("main", "nginx"));
     assert!(container.command.is_empty() && container.args.is_empty());
-    assert_eq!(spec.template.as_ref().unwrap().network_mode(), NetworkMode::None);
+    assert_eq!(spec.template.as_ref().unwrap().network_mode(), NetworkMode::Default);
     assert_eq!(skep_proto::validate::service_spec(&spec), Ok(()));
 }
 

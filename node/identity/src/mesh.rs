@@ -1,0 +1,122 @@
+//! A host's WireGuard key (x25519, RFC 7748): made on the host, in `<dir>/wireguard.key` beside its other credentials.
+//!
+//! Used by the node, which tells the managers the public half and its own netd the private one. Never printed.
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rand::RngCore as _;
+use rand::rngs::OsRng;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use crate::store::{StoreError, make_dir, replace};
+
+/// The host's WireGuard key, as `wg genkey` prints it.
+pub const MESH_KEY_FILE: &str = "wireguard.key";
+
+/// A host's WireGuard key pair. Its memory is wiped when it goes.
+pub struct MeshKey(StaticSecret);
+
+impl MeshKey {
+    /// Makes a new key from the system's random source, clamped as RFC 7748 section 5 asks.
+    fn generate() -> Self {
+        let mut bytes = [0; 32];
+        OsRng.fill_bytes(&mut bytes);
+        bytes[0] &= 248;
+        bytes[31] = (bytes[31] & 127) | 64;
+        Self(StaticSecret::from(bytes))
+    }
+
+    /// The key in `dir`; makes one, durably, where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the file cannot be read or written, is readable by others, or holds no key. It is left as it is.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join(MESH_KEY_FILE);
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = Self::generate();
+                make_dir(dir).map_err(|source| StoreError::Write { path: dir.to_owned(), source })?;
+                replace(dir, MESH_KEY_FILE, format!("{}\n", BASE64.encode(made.secret())).as_bytes(), 0o600)?;
+                return Ok(made);
+            }
+            Err(source) => return Err(StoreError::Read { path, source }),
+        };
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(StoreError::Exposed { path, mode });
+        }
+        let text = std::fs::read_to_string(&path).map_err(|source| StoreError::Read { path: path.clone(), source })?;
+        let bytes = BASE64.decode(text.trim()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        bytes.map(|bytes| Self(StaticSecret::from(bytes))).ok_or(StoreError::Key { path, source: None })
+    }
+
+    /// What other hosts know it by.
+    pub fn public(&self) -> [u8; 32] {
+        PublicKey::from(&self.0).to_bytes()
+    }
+
+    /// The private half: for this host's own WireGuard device, nothing else.
+    pub fn secret(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+}
+
+impl fmt::Debug for MeshKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MeshKey(hidden)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::Credentials;
+
+    #[test]
+    fn it_is_made_once_and_goes_with_the_credentials() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = dir.path().join("identity");
+        let made = MeshKey::open(&identity).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let file = identity.join(MESH_KEY_FILE);
+        assert_eq!((mode(&identity), mode(&file)), (0o700, 0o600));
+        let found = MeshKey::open(&identity).unwrap();
+        assert_eq!((made.secret(), made.public()), (found.secret(), found.public()));
+        assert_ne!(made.public(), made.secret());
+        assert_eq!(format!("{made:?}"), "MeshKey(hidden)");
+        Credentials::erase(&identity).unwrap();
+        assert!(!file.exists());
+        assert_ne!(MeshKey::open(&identity).unwrap().public(), made.public(), "another membership, another key");
+    }
+
+    #[test]
+    fn a_key_of_somebody_else_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        // RFC 7748 section 6.1.
+        let alice = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+        replace(dir.path(), MESH_KEY_FILE, alice.as_bytes(), 0o600).unwrap();
+        let public = BASE64.encode(MeshKey::open(dir.path()).unwrap().public());
+        assert_eq!(public, "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
+
+    #[test]
+    fn a_bad_file_is_told_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, mode) in [("AAAA\n", 0o600), ("", 0o600), ("no key", 0o600), ("whatever", 0o644)] {
+            replace(dir.path(), MESH_KEY_FILE, text.as_bytes(), mode).unwrap();
+            let error = MeshKey::open(dir.path()).unwrap_err();
+            match mode {
+                0o600 => assert!(matches!(error, StoreError::Key { .. }), "{error}"),
+                _ => assert!(matches!(error, StoreError::Exposed { .. }), "{error}"),
+            }
+            assert_eq!(std::fs::read_to_string(dir.path().join(MESH_KEY_FILE)).unwrap(), text);
+        }
+    }
+}

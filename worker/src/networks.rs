@@ -1,0 +1,245 @@
+//! This host's networks, as agent and executor ask its `skep netd` for them: tables of the managers handed on, sandboxes
+//! attached and detached.
+//!
+//! Made by the node, which keeps netd running; [`Networks::run`] is spawned by the agent when it has taken over what runs.
+//! Nothing that a packet needs is here: netd does its work whether or not anybody listens to it. A netd that comes back is
+//! brought to what ought to be. This must never make or change a network itself.
+
+mod tables;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use skep_proto::id::{NetworkId, TaskId};
+use skep_proto::v1::netd_client::NetdClient;
+use skep_proto::v1::{AttachRequest, AttachResponse, DetachRequest, NetdStateRequest};
+use tokio::sync::{RwLock, mpsc, watch};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::executor::ExecError;
+
+pub use tables::{HeldTables, TableMessage};
+
+/// For a call: netd answers in milliseconds, on a busy machine in seconds.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Until something is asked again that netd could not do for want of something else.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long the removal of a task waits for a netd that is not there; later netd is told when it comes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The host's networks. Clones are cheap, and one.
+#[derive(Debug, Clone)]
+pub struct Networks(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// A connection to netd, which knows who this host is. `None`: it does not run now.
+    netd: watch::Receiver<Option<Channel>>,
+    /// Sandboxes that ought to be attached.
+    wanted: Mutex<BTreeMap<TaskId, AttachRequest>>,
+    /// Held by the attachments, and alone by whoever compares netd's sandboxes with the wanted ones.
+    settled: RwLock<()>,
+    held: watch::Sender<HeldTables>,
+    messages: mpsc::UnboundedSender<TableMessage>,
+    /// Taken by `run`.
+    queue: Mutex<Option<mpsc::UnboundedReceiver<TableMessage>>>,
+}
+
+/// The session's ends: what it tells managers of tables, and where it puts what they send.
+#[derive(Debug, Clone)]
+pub struct TablePort {
+    /// Which tables netd has.
+    pub held: watch::Receiver<HeldTables>,
+    /// Takes messages, in order.
+    pub messages: mpsc::UnboundedSender<TableMessage>,
+}
+
+impl Networks {
+    /// The networks of the netd that is reached by `netd`.
+    pub fn new(netd: watch::Receiver<Option<Channel>>) -> Self {
+        let (messages, queue) = mpsc::unbounded_channel();
+        Self(Arc::new(Inner {
+            netd,
+            wanted: Mutex::default(),
+            settled: RwLock::default(),
+            held: watch::channel(HeldTables::default()).0,
+            messages,
+            queue: Mutex::new(Some(queue)),
+        }))
+    }
+
+    /// On a host where no netd is kept: tasks that need one wait, and say so.
+    pub fn none() -> Self {
+        Self::new(watch::channel(None).1)
+    }
+
+    /// For the session.
+    pub fn table_port(&self) -> TablePort {
+        TablePort { held: self.0.held.subscribe(), messages: self.0.messages.clone() }
+    }
+
+    /// The connection to netd, now and later.
+    pub fn netd(&self) -> watch::Receiver<Option<Channel>> {
+        self.0.netd.clone()
+    }
+
+    /// Attaches a sandbox to its networks; finds it attached. Waits for netd and for the tables of the networks, and says
+    /// so by `progress`. Dropping the future is a cancel; [`detach`](Self::detach) undoes what was done.
+    pub async fn attach(
+        &self,
+        task: TaskId,
+        request: AttachRequest,
+        progress: impl Fn(String) + Sync,
+    ) -> Result<AttachResponse, ExecError> {
+        self.wanted().insert(task, request.clone());
+        let ids = request.endpoints.iter().filter_map(|endpoint| NetworkId::from_wire(&endpoint.network_id).ok());
+        let ids: Vec<NetworkId> = ids.collect();
+        let mut trouble = String::new();
+        loop {
+            let channel = self.channel(&progress).await;
+            self.tables(&ids, &progress).await;
+            let settled = self.0.settled.read().await;
+            let answer = call(NetdClient::new(channel).attach(request.clone())).await;
+            drop(settled);
+            match answer {
+                Ok(response) => return Ok(response),
+                Err(status) if is_passing(&status) => {
+                    if status.message() != trouble {
+                        trouble = status.message().to_owned();
+                        progress(format!("waiting for its networks: {trouble}"));
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(status) => {
+                    return Err(ExecError::new(format!("cannot attach the task to its networks: {}", status.message())));
+                }
+            }
+        }
+    }
+
+    /// Detaches a sandbox; no error if it is not attached. Without a netd it is done when one comes.
+    pub async fn detach(&self, task: TaskId) -> Result<(), ExecError> {
+        self.wanted().remove(&task);
+        let mut netd = self.0.netd.clone();
+        let there = tokio::time::timeout(PATIENCE, netd.wait_for(Option::is_some)).await;
+        let Some(channel) = there.ok().and_then(|known| known.ok()?.clone()) else {
+            tracing::warn!(%task, "netd does not run: a task's networks are taken down when it does");
+            return Ok(());
+        };
+        let _settled = self.0.settled.read().await;
+        match call(NetdClient::new(channel).detach(DetachRequest { task_id: task.to_vec() })).await {
+            Err(status) if is_passing(&status) => {
+                tracing::warn!(%task, error = status.message(), "a task's networks are taken down when netd answers again");
+                Ok(())
+            }
+            answer => answer.map(drop).map_err(|status| {
+                ExecError::new(format!("cannot detach the task from its networks: {}", status.message()))
+            }),
+        }
+    }
+
+    /// Takes note of a sandbox that an earlier agent had attached, and that is to stay.
+    pub fn adopt(&self, task: TaskId, request: AttachRequest) {
+        self.wanted().insert(task, request);
+    }
+
+    /// Whether a task was attached, or was to be.
+    pub fn is_wanted(&self, task: TaskId) -> bool {
+        self.wanted().contains_key(&task)
+    }
+
+    /// Hands tables on, and compares netd's sandboxes with the wanted ones whenever one comes. Ends when the node's part
+    /// is gone; a second call returns at once.
+    pub async fn run(self) {
+        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut queue) = queue else { return };
+        let mut netd = self.0.netd.clone();
+        loop {
+            let Ok(channel) = netd.wait_for(Option::is_some).await.map(|channel| channel.clone()) else { return };
+            let Some(channel) = channel else { continue };
+            netd.mark_unchanged();
+            match self.compare(channel.clone()).await {
+                Ok(()) => {
+                    tokio::select! {
+                        () = tables::hand_on(channel, &mut queue, &self.0.held) => {}
+                        _ = netd.changed() => {}
+                    }
+                }
+                Err(status) => tracing::warn!(error = status.message(), "netd does not say what it has"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Asks netd what it has; what nobody wants goes, what it lost is attached again.
+    async fn compare(&self, channel: Channel) -> Result<(), Status> {
+        let mut netd = NetdClient::new(channel);
+        let _alone = self.0.settled.write().await;
+        let state = call(netd.state(NetdStateRequest {})).await?;
+        tables::found(&state.networks, &self.0.held);
+        let attached: Vec<TaskId> = state.sandboxes.iter().filter_map(|id| TaskId::from_wire(id).ok()).collect();
+        let wanted = self.wanted().clone();
+        for task in attached.iter().filter(|task| !wanted.contains_key(task)) {
+            tracing::info!(%task, "taking down the networks of a task that is gone");
+            call(netd.detach(DetachRequest { task_id: task.to_vec() })).await?;
+        }
+        for (task, request) in wanted.iter().filter(|(task, _)| !attached.contains(task)) {
+            if let Err(status) = call(netd.attach(request.clone())).await {
+                // Of a task that is only now prepared, say: its preparation tries for itself.
+                tracing::warn!(%task, error = status.message(), "netd cannot attach a task again");
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection, as soon as there is one.
+    async fn channel(&self, progress: &(impl Fn(String) + Sync)) -> Channel {
+        let mut netd = self.0.netd.clone();
+        if netd.borrow_and_update().is_none() {
+            progress("waiting for this host's netd, which keeps its networks".to_owned());
+        }
+        match netd.wait_for(Option::is_some).await.map(|channel| channel.clone()) {
+            Ok(Some(channel)) => channel,
+            // The node's part is going, and whoever waits here with it.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Returns when netd has these tables.
+    async fn tables(&self, ids: &[NetworkId], progress: &(impl Fn(String) + Sync)) {
+        let mut held = self.0.held.subscribe();
+        let has = |held: &HeldTables| ids.iter().all(|id| held.versions.contains_key(id));
+        if !has(&held.borrow_and_update()) {
+            progress("waiting for a manager to tell who else is on its networks".to_owned());
+        }
+        // The sender is this very value's.
+        let _ = held.wait_for(has).await;
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, BTreeMap<TaskId, AttachRequest>> {
+        self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn call<T>(answer: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+    match tokio::time::timeout(ANSWER, answer).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(Status::unavailable(format!("netd did not answer within {} s", ANSWER.as_secs()))),
+    }
+}
+
+/// Whether a failure lies with netd's being away, or with something that is still to come.
+fn is_passing(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Aborted => true,
+        // The connection broke in the middle of the call.
+        Code::Unknown | Code::Internal => std::error::Error::source(status).is_some(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "networks_test.rs"]
+mod networks_test;

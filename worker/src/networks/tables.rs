@@ -1,0 +1,150 @@
+//! Tables of networks on their way from the session to netd, in order and whole versions at a time; and what netd has of
+//! them, for the managers.
+//!
+//! Used by [`Networks`](super::Networks). A table that netd cannot follow (it lost it, a difference does not fit) is asked
+//! for by a new registration: the generation rises, and messages of the registration before are worth nothing any more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_proto::id::NetworkId;
+use skep_proto::v1::netd_client::NetdClient;
+use skep_proto::v1::{AppliedVersion, ApplyTablesRequest, NetworkTable};
+use tokio::sync::{mpsc, watch};
+use tonic::transport::Channel;
+
+/// Rows that go to netd in one call at most, about; well below its limit of bytes.
+const BATCH_ROWS: usize = 100_000;
+/// Bytes of a call.
+const LARGEST_REQUEST: usize = 64 << 20;
+
+/// What netd has, and since which registration that is what managers know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeldTables {
+    /// Rises when the managers must be told anew by a registration.
+    pub generation: u64,
+    /// Version of each table.
+    pub versions: Arc<BTreeMap<NetworkId, u64>>,
+}
+
+impl HeldTables {
+    /// As messages have it.
+    pub fn to_wire(&self) -> Vec<AppliedVersion> {
+        let row = |(id, version): (&NetworkId, &u64)| AppliedVersion { object_id: id.to_vec(), version: *version };
+        self.versions.iter().map(row).collect()
+    }
+}
+
+/// A manager's message, with the generation that the session had registered with.
+#[derive(Debug)]
+pub struct TableMessage {
+    /// See [`HeldTables::generation`].
+    pub generation: u64,
+    /// What it says.
+    pub table: NetworkTable,
+}
+
+/// Takes what a netd has that was just found. Managers are asked for the difference where that is not what they know.
+pub(super) fn found(networks: &[AppliedVersion], held: &watch::Sender<HeldTables>) {
+    let read = |one: &AppliedVersion| Some((NetworkId::from_wire(&one.object_id).ok()?, one.version));
+    let versions: BTreeMap<NetworkId, u64> = networks.iter().filter_map(read).collect();
+    held.send_if_modified(|held| {
+        let is_new = *held.versions != versions;
+        if is_new {
+            *held = HeldTables { generation: held.generation + 1, versions: Arc::new(versions) };
+        }
+        is_new
+    });
+}
+
+/// Messages in hand.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Whole versions, in order.
+    ready: Vec<NetworkTable>,
+    rows: usize,
+    /// The beginnings of versions, by network.
+    begun: BTreeMap<Vec<u8>, Vec<NetworkTable>>,
+}
+
+impl Waiting {
+    fn add(&mut self, table: NetworkTable) {
+        self.rows += table.put_endpoints.len() + table.put_services.len() + table.put_peers.len() + 1;
+        let is_whole = table.end || table.dropped;
+        let begun = self.begun.entry(table.network_id.clone()).or_default();
+        begun.push(table);
+        if is_whole {
+            self.ready.append(begun);
+        }
+    }
+}
+
+/// Hands tables on until netd fails.
+pub(super) async fn hand_on(
+    channel: Channel,
+    queue: &mut mpsc::UnboundedReceiver<TableMessage>,
+    held: &watch::Sender<HeldTables>,
+) {
+    let mut netd = NetdClient::new(channel).max_encoding_message_size(LARGEST_REQUEST);
+    let mut waiting = Waiting::default();
+    let mut generation = held.borrow().generation;
+    while let Some(message) = queue.recv().await {
+        let mut next = Some(message);
+        while let Some(message) = next {
+            let newest = held.borrow().generation;
+            if generation != newest {
+                (generation, waiting) = (newest, Waiting::default());
+            }
+            if message.generation == generation {
+                waiting.add(message.table);
+            }
+            next = if waiting.rows < BATCH_ROWS { queue.try_recv().ok() } else { None };
+        }
+        if waiting.ready.is_empty() {
+            continue;
+        }
+        let tables = std::mem::take(&mut waiting.ready);
+        waiting.rows = 0;
+        if let Err(status) = apply(&mut netd, tables, held).await {
+            tracing::warn!(error = status.message(), "netd did not take tables of networks");
+            // It may have taken some.
+            held.send_modify(|held| held.generation += 1);
+            return;
+        }
+    }
+    // The session is gone; so is the agent.
+    std::future::pending::<()>().await;
+}
+
+async fn apply(
+    netd: &mut NetdClient<Channel>,
+    tables: Vec<NetworkTable>,
+    held: &watch::Sender<HeldTables>,
+) -> Result<(), tonic::Status> {
+    // The last word on each network counts.
+    let gone: BTreeMap<Vec<u8>, bool> = tables.iter().map(|table| (table.network_id.clone(), table.dropped)).collect();
+    let answer = super::call(netd.apply(ApplyTablesRequest { tables })).await?;
+    let mut lost = Vec::new();
+    for fault in &answer.faults {
+        let Ok(id) = NetworkId::from_wire(&fault.network_id) else { continue };
+        tracing::warn!(network = %id, error = fault.error, "a network of this host is not as it ought to be");
+        if fault.needs_complete {
+            lost.push(id);
+        }
+    }
+    held.send_modify(|held| {
+        let versions = Arc::make_mut(&mut held.versions);
+        for one in &answer.applied {
+            let Ok(id) = NetworkId::from_wire(&one.object_id) else { continue };
+            let is_gone = one.version == 0 || gone.get(&one.object_id) == Some(&true);
+            if is_gone { versions.remove(&id) } else { versions.insert(id, one.version) };
+        }
+        for id in &lost {
+            versions.remove(id);
+        }
+        if !lost.is_empty() {
+            held.generation += 1;
+        }
+    });
+    Ok(())
+}
