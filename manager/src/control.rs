@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use skep_core::store::State;
 use skep_proto::id::NodeId;
-use skep_proto::validate::network::Feature;
 use tokio::sync::watch::Receiver;
 
 use crate::images::Registries;
@@ -34,21 +33,18 @@ pub(crate) struct Control {
     /// The answering manager's own node.
     node: NodeId,
     raft: Receiver<skep_raft::Status>,
-    /// What of networks may be asked for.
-    supported: &'static [Feature],
 }
 
 impl Control {
     /// `registries` resolves image references at `service create`; `node` is what `self` means; `raft` tells who is a
-    /// manager; `supported` is what hosts can do about networks.
+    /// manager.
     pub(crate) fn new(
         store: Store,
         registries: Arc<dyn Registries>,
         node: NodeId,
         raft: Receiver<skep_raft::Status>,
-        supported: &'static [Feature],
     ) -> Self {
-        Self { store, registries, node, raft, supported }
+        Self { store, registries, node, raft }
     }
 
     /// The managers as this one sees them. Looks at every node.

@@ -21,7 +21,6 @@ use skep_proto::v1::services_server::ServicesServer;
 use skep_proto::v1::tasks_server::TasksServer;
 use skep_proto::v1::watch_server::WatchServer;
 use skep_proto::v1::{ClusterSpec, NodeDescription, NodeRole, NodeSpec};
-use skep_proto::validate::network::Feature;
 use skep_raft::{Consensus, RaftId, RaftNode, Role, Start, StartError, Status, StopCause, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -72,8 +71,6 @@ pub struct ManagerConfig {
     /// This manager's id in Raft: [`FIRST_RAFT_ID`] for a new swarm's, else what [`crate::peers::enter`] answered.
     pub raft_id: RaftId,
     pub start: ManagerStart,
-    /// What of networks may be asked for: [`skep_proto::validate::network::SUPPORTED`], in tests all.
-    pub networks: &'static [Feature],
 }
 
 /// What a manager starts from. Said by the caller, never guessed: an empty directory must not become a new swarm.
@@ -173,7 +170,7 @@ impl Manager {
         let links = Arc::new(store.peers().clone());
         let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone(), links);
         background.spawn(dispatcher.clone().run());
-        let control = Control::new(store.clone(), config.registries, config.node, raft.status(), config.networks);
+        let control = Control::new(store.clone(), config.registries, config.node, raft.status());
         let routes = Routes::new(ClustersServer::new(control.clone()))
             .add_service(NodesServer::new(control.clone()))
             .add_service(ServicesServer::new(control.clone()))

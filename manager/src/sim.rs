@@ -22,7 +22,6 @@ use skep_identity::transport::ConnectionInfo;
 use skep_proto::id::{ClusterId, NodeId};
 use skep_proto::v1::nodes_server::Nodes as _;
 use skep_proto::v1::{ClusterSpec, NodeRole, NodeSpec, RegistryAuth, RemoveNodeRequest, UpdateNodeRequest};
-use skep_proto::validate::network::SUPPORTED;
 use skep_raft::{Consensus, RaftNode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -98,7 +97,7 @@ impl SimManager {
         let store = Store::new(applied, submit, clock, peers);
         tasks.spawn(leader::keep_clock(store.clone()));
         tasks.spawn(keep_roles(Arc::clone(&raft), store.clone()));
-        let control = Control::new(store.clone(), Arc::new(NoRegistries), node, raft.status(), SUPPORTED);
+        let control = Control::new(store.clone(), Arc::new(NoRegistries), node, raft.status());
         let routes = Routes::new(QuorumService::new(Arc::clone(&raft), store.clone()).service());
         tasks.spawn(leader::follow(leader::Parts {
             raft: Arc::clone(&raft),

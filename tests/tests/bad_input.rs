@@ -26,7 +26,8 @@ fn services_with_mistakes_are_refused() {
     create(&["--name", "web", "--hostname", "{{.Bogus}}", "busybox:1"]).fails(USAGE, "hostname");
     create(&["--name", "web", "--limit-memory", "1k", "busybox:1"]).fails(USAGE, "at least 4 MiB");
     create(&["--name", "web", "--constraint", "node.colour==red", "busybox:1"]).fails(USAGE, "node.colour");
-    create(&["--name", "web", "--publish", "80:80", "busybox:1"]).fails(UNSUPPORTED, "not supported yet");
+    create(&["--name", "web", "--publish", "80:80", "--network", "none", "busybox:1"]).fails(USAGE, "publish ports");
+    create(&["--name", "web", "--network", "nosuch", "busybox:1"]).fails(FAILED, "nosuch");
     create(&["--name", "web", "web/UPPER:1"]).fails(USAGE, "UPPER");
     create(&["--name", "web", "127.0.0.1:1/nosuch:1"]).fails(TEMPORARY, "127.0.0.1:1");
     assert_eq!(lab.list(1, &["service", "ls"]).len(), 0, "nothing is half-made");

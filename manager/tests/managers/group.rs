@@ -73,7 +73,6 @@ impl Host {
             registries: Arc::new(NoRegistries),
             raft_id: self.raft_id,
             start,
-            networks: skep_proto::validate::network::EVERYTHING,
         };
         let manager = Manager::start(config).await.unwrap();
         let tls = ServerTls::new(&self.credentials, &self.deny, Anonymous::Allowed);

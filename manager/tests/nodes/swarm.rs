@@ -90,7 +90,6 @@ impl Swarm {
             registries: Arc::new(NoRegistries),
             raft_id: skep_manager::FIRST_RAFT_ID,
             start: ManagerStart::Bootstrap(Box::new(bootstrap)),
-            networks: skep_proto::validate::network::EVERYTHING,
         };
         let manager = Manager::start(config).await.unwrap();
         let server = serve(listener, &credentials, &deny, manager.routes());

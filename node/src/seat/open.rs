@@ -46,7 +46,6 @@ pub(super) async fn open(parts: &SeatParts, how: How, stop: &mut watch::Receiver
         registries: parts.host.registries(),
         raft_id,
         start,
-        networks: skep_proto::validate::network::SUPPORTED,
     };
     let manager = skep_manager::Manager::start(config).await?;
     let served = async {

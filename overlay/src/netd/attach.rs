@@ -181,10 +181,6 @@ impl Netd {
         request: &v1::AttachRequest,
         defined: Defined,
     ) -> Result<Vec<Endpoint>, NetdError> {
-        if request.endpoints.is_empty() && request.local_bridge {
-            let addresses = vec![self.lease(task)?];
-            return Ok(vec![Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses }]);
-        }
         let read = |endpoint: &v1::SandboxEndpoint| {
             let id = NetworkId::from_wire(&endpoint.network_id).map_err(|source| NetdError::Id("network", source))?;
             let known = lock(&self.networks).get(&id).cloned();
@@ -196,7 +192,15 @@ impl Netd {
             let addresses = endpoint.addresses.iter().map(address).collect::<Result<_, _>>()?;
             Ok(Endpoint { id, definition, addresses })
         };
-        request.endpoints.iter().map(read).collect()
+        let mut endpoints = Vec::new();
+        if request.local_bridge {
+            let addresses = vec![self.lease(task)?];
+            endpoints.push(Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses });
+        }
+        for endpoint in &request.endpoints {
+            endpoints.push(read(endpoint)?);
+        }
+        Ok(endpoints)
     }
 
     /// Makes the network be there for the task, and says what its end is to be.

@@ -28,63 +28,6 @@ const MAX_INTERFACE: usize = 15;
 /// Ports that one service may publish.
 const MAX_PORTS: usize = 1_000;
 
-/// What of networks a host can be asked for, as far as it is built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Feature {
-    /// Networks of driver overlay, and services on them.
-    Overlay,
-    /// Networks of driver bridge.
-    Bridge,
-    /// Networks of driver macvlan.
-    Macvlan,
-    /// Ports published by the routing mesh.
-    IngressPorts,
-    /// Ports of one host, of tasks with a network of their own.
-    HostPorts,
-}
-
-/// What hosts can do. What is missing is refused by the control service, see [`unsupported_network`] and
-/// [`unsupported_service`]; everything behind it is there.
-pub const SUPPORTED: &[Feature] = &[];
-/// All there is, for tests.
-pub const EVERYTHING: &[Feature] =
-    &[Feature::Overlay, Feature::Bridge, Feature::Macvlan, Feature::IngressPorts, Feature::HostPorts];
-
-/// Refuses a network that hosts cannot make yet.
-pub fn unsupported_network(spec: &NetworkSpec, supported: &[Feature]) -> Result<(), Invalid> {
-    let (feature, what) = match spec.driver() {
-        NetworkDriver::Overlay => (Feature::Overlay, "overlay networks"),
-        NetworkDriver::Bridge => (Feature::Bridge, "bridge networks"),
-        NetworkDriver::Macvlan => (Feature::Macvlan, "macvlan networks"),
-    };
-    refuse(supported, feature, "driver", what)
-}
-
-/// Refuses what a service asks of networks and hosts cannot do yet.
-pub fn unsupported_service(spec: &ServiceSpec, supported: &[Feature]) -> Result<(), Invalid> {
-    let on_host = spec.template.as_ref().is_some_and(|template| template.network_mode() == NetworkMode::Host);
-    let ports = spec.endpoint.as_ref().map_or(&[][..], |endpoint| &endpoint.ports);
-    for (index, port) in ports.iter().enumerate() {
-        let field = format!("endpoint.ports[{index}].mode");
-        if port.mode() == PublishMode::Ingress {
-            refuse(supported, Feature::IngressPorts, &field, "ports published by the routing mesh")?;
-        } else if !on_host {
-            let what = "published ports without the host's network (`--network host`)";
-            refuse(supported, Feature::HostPorts, &field, what)?;
-        }
-    }
-    let attaches = spec.template.as_ref().is_some_and(|template| !template.networks.is_empty());
-    let any = [Feature::Overlay, Feature::Bridge, Feature::Macvlan];
-    if attaches && !any.iter().any(|feature| supported.contains(feature)) {
-        return Err(Invalid::new("networks", "not supported yet: services on networks"));
-    }
-    Ok(())
-}
-
-fn refuse(supported: &[Feature], feature: Feature, field: &str, what: &str) -> Result<(), Invalid> {
-    if supported.contains(&feature) { Ok(()) } else { Err(Invalid::new(field, format!("not supported yet: {what}"))) }
-}
-
 /// Checks a network's spec. What is taken is the managers' to know.
 pub fn network_spec(spec: &NetworkSpec) -> Result<(), Invalid> {
     name("name", &spec.name)?;

@@ -155,24 +155,9 @@ fn ports_are_checked() {
     assert_eq!(twice, "endpoint.ports[1].published_port: port 80 is published twice");
     assert!(check(&ports(&[(80, 80, Ingress)]), NetworkMode::Host).unwrap_err().contains("mode=host"));
     assert!(check(&ports(&[(80, 81, Host)]), NetworkMode::Host).unwrap_err().contains("listens on"));
+    let apart = check(&ports(&[(80, 80, Host)]), NetworkMode::None).unwrap_err();
+    assert_eq!(apart, "endpoint.ports: tasks without a network cannot publish ports");
     let dnsrr = EndpointSpec { mode: EndpointMode::Dnsrr.into(), ..ports(&[(80, 80, Ingress)]) };
     assert!(check(&dnsrr, none).unwrap_err().contains("endpoint mode vip"));
     assert_eq!(check(&EndpointSpec { mode: EndpointMode::Dnsrr.into(), ..ports(&[(80, 80, Host)]) }, none), Ok(()));
-}
-
-#[test]
-fn what_hosts_cannot_do_yet_is_refused_by_name() {
-    let message = |result: Result<(), Invalid>| result.unwrap_err().message;
-    assert_eq!(message(unsupported_network(&network(), &[])), "not supported yet: overlay networks");
-    assert_eq!(unsupported_network(&network(), &[Feature::Overlay]), Ok(()));
-    assert_eq!(message(unsupported_service(&service(&["front"]), &[])), "not supported yet: services on networks");
-    let mut spec = service(&[]);
-    assert_eq!(unsupported_service(&spec, &[]), Ok(()));
-    spec.endpoint = Some(ports(&[(80, 80, PublishMode::Ingress)]));
-    assert!(message(unsupported_service(&spec, &[])).contains("routing mesh"));
-    spec.endpoint = Some(ports(&[(80, 80, PublishMode::Host)]));
-    assert!(message(unsupported_service(&spec, &[])).contains("host's network"));
-    assert_eq!(unsupported_service(&spec, EVERYTHING), Ok(()));
-    spec.template.as_mut().unwrap().set_network_mode(NetworkMode::Host);
-    assert_eq!(unsupported_service(&spec, &[]), Ok(()));
 }

@@ -30,7 +30,6 @@ impl Control {
         let request_id = request_id(write)?;
         let mut spec = spec.ok_or_else(|| Status::invalid_argument("a service spec is needed"))?;
         validate::service_spec(&spec).map_err(IntoStatus::into_status)?;
-        validate::network::unsupported_service(&spec, self.supported).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;
         if let Some((id, version)) = read::first_answer(&state, request_id) {
             let revision = self.revision_of(&id);
