@@ -109,6 +109,13 @@ pub fn redis(name: &str) -> Image {
     Image::pack(name, root.dir.path(), &config)
 }
 
+/// Debian's socat; what it joins is the command.
+pub fn socat(name: &str) -> Image {
+    let root = RootFs::new();
+    root.program("/usr/bin/socat");
+    Image::pack(name, root.dir.path(), &json!({ "Entrypoint": ["/usr/bin/socat"] }))
+}
+
 struct RootFs {
     dir: TempDir,
 }

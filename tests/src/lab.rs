@@ -295,7 +295,7 @@ impl Drop for Lab {
     }
 }
 
-fn run(command: &mut Command, input: Option<&Path>) -> Output {
+pub(crate) fn run(command: &mut Command, input: Option<&Path>) -> Output {
     let stdin = input.map_or_else(Stdio::null, |path| std::fs::File::open(path).expect("the input exists").into());
     let output = command.stdin(stdin).output().expect("skep starts");
     Output {

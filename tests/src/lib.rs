@@ -7,10 +7,12 @@ mod host;
 mod images;
 mod lab;
 mod registry;
+mod task;
 mod wait;
 
 pub use host::Upheavals;
-pub use images::{Image, big, busybox, foreign, nginx, redis};
+pub use images::{Image, big, busybox, foreign, nginx, redis, socat};
 pub use lab::{IDLE, Lab, Output, Running, host_number, skep_binary};
 pub use registry::Registry;
+pub use task::{Capture, addresses};
 pub use wait::{alive, until, until_some};

@@ -1,76 +1,153 @@
-//! Networks of hosts: who keeps them, and that nothing of them stays.
+//! Overlay networks on a lab: tasks on several hosts find each other by name, and nobody else finds them.
 #![allow(clippy::unwrap_used)]
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use skep_tests::{Lab, alive, until, until_some};
+use skep_tests::{Capture, Lab, Running, addresses, redis, until, until_some};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Processes that run `skep netd` for a host: their folder of sandboxes is in its data directory.
-fn netds(lab: &Lab, host: u32) -> Vec<u64> {
-    let sandboxes = lab.data(host).join("sandboxes").display().to_string();
-    let runs = |pid: u64| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        words.get(1) == Some(&&b"netd"[..]) && words.contains(&sandboxes.as_bytes())
-    };
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| runs(*pid)).collect()
+/// What redis answers to a command that a task sends it by a name or an address.
+fn ask_redis(lab: &Lab, task: &Running, redis: &str, command: &str) -> Result<String, String> {
+    let script = format!("printf '{command}\\r\\nQUIT\\r\\n' | nc -w 3 {redis} 6379");
+    let said = lab.inside(task, &["sh", "-c", &script]);
+    if said.code == 0 && said.stdout.contains("+OK") { Ok(said.stdout) } else { Err(format!("{said:?}")) }
 }
 
-#[track_caller]
-fn the_netd(lab: &Lab, host: u32) -> u64 {
-    until_some("one netd", SOON, || match netds(lab, host)[..] {
-        [pid] => Ok(pid),
-        ref other => Err(format!("{other:?}")),
-    })
-}
-
-/// How often daemons of a host have found netd, or started it, and told it who the host is.
-fn told(lab: &Lab, host: u32) -> usize {
-    lab.log(host).matches("netd knows this host").count()
+/// Whether a task gets an answer to a ping.
+fn pings(lab: &Lab, task: &Running, to: &str) -> bool {
+    lab.inside(task, &["ping", "-c", "1", "-W", "1", to]).code == 0
 }
 
 #[test]
-fn netd_outlives_daemons_and_ends_with_the_membership_and_the_host() {
-    let lab = Lab::up("netd", 3, &[]);
-    let first: Vec<u64> = (1..=3).map(|host| the_netd(&lab, host)).collect();
-    (1..=3).for_each(|host| until("netd to be told", SOON, || told(&lab, host) == 1));
-    let key = |host| lab.data(host).join("identity").join("wireguard.key");
-    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    let keys: Vec<String> = (1..=3).map(|host| std::fs::read_to_string(key(host)).unwrap()).collect();
-    assert!((1..=3).all(|host| mode(&key(host)) == 0o600));
-    assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
+fn tasks_reach_each_other_by_name_and_the_underlay_sees_nothing() {
+    let lab = Lab::with_busybox("names", 3);
+    lab.skep_with_input(1, &["image", "load"], &redis("redis:7").archive()).ok();
+    lab.run(&["network", "create", "sealed"]).ok();
+    lab.run(&["network", "create", "--opt", "encrypted=false", "open"]).ok();
+    for (name, network) in [("store", "sealed"), ("shelf", "open")] {
+        let on = ["--network", network, "--constraint", "node.hostname==host2", "redis:7"];
+        lab.run(&[&["service", "create", "--detach", "--name", name][..], &on].concat()).ok();
+    }
+    let both = ["--network", "sealed", "--network", "open", "--constraint", "node.hostname==host3"];
+    lab.create("client", &both, &["sleep", "1000"]);
+    let client = lab.running("client", 1, SOON).remove(0);
+    for name in ["store", "shelf"] {
+        lab.running(name, 1, SOON);
+        until_some("redis to answer", SOON, || ask_redis(&lab, &client, name, "PING"));
+    }
+    // The service's name is a virtual address; its tasks' is another.
+    let (name, tasks) = (addresses(&lab, &client, "store"), addresses(&lab, &client, "tasks.store"));
+    assert!(name.len() == 1 && tasks.len() == 1 && name != tasks, "{name:?} {tasks:?}");
 
-    // Without a daemon it stays; a daemon that comes finds it.
-    lab.command(&["kill", "2"]).ok();
-    assert!(alive(first[1]));
-    lab.command(&["start", "2"]).ok();
-    until("netd to be told again", SOON, || told(&lab, 2) == 2);
-    assert_eq!(netds(&lab, 2), [first[1]]);
-    assert_eq!(std::fs::read_to_string(key(2)).unwrap(), keys[1], "the same key");
-    // Killed, it is started again.
-    kill(Pid::from_raw(first[1].try_into().unwrap()), Signal::SIGKILL).unwrap();
-    until("another netd to be told", SOON, || told(&lab, 2) == 3);
-    assert_ne!(the_netd(&lab, 2), first[1]);
+    let capture = Capture::start(&lab, 2);
+    let stored = |name, value: &str| ask_redis(&lab, &client, name, &format!("SET key {value}")).unwrap();
+    stored("store", "mark-that-nobody-may-read");
+    stored("shelf", "mark-that-anybody-may-read");
+    until("the capture to see what is not sealed", SOON, || capture.saw("mark-that-anybody-may-read"));
+    assert!(!capture.saw("mark-that-nobody-may-read"), "a sealed network's data is on the wire in the clear");
+}
 
-    // It goes with the membership, and so does the key.
-    lab.skep(2, &["swarm", "leave"]).ok();
-    until("netd to be gone", SOON, || netds(&lab, 2).is_empty());
-    assert!(!key(2).exists());
-    lab.exec(2, &["ls", "/run/skep/skep.netd"]).fails(2, "No such file");
+#[test]
+fn networks_are_apart_internal_ones_have_no_way_out_and_names_can_be_all_addresses() {
+    let lab = Lab::with_busybox("apart", 2);
+    lab.run(&["network", "create", "front"]).ok();
+    lab.run(&["network", "create", "--internal", "vault"]).ok();
+    let wait = ["sleep", "1000"];
+    lab.create("web", &["--network", "front", "--replicas", "4", "--endpoint-mode", "dnsrr"], &wait);
+    lab.create("safe", &["--network", "vault", "--mode", "global"], &wait);
+    lab.create("loner", &["--network", "none"], &wait);
+    lab.create("plain", &["--mode", "global"], &wait);
+    let (web, safe) = (lab.running("web", 4, SOON), lab.running("safe", 2, SOON));
+    let (loner, plain) = (lab.running("loner", 1, SOON).remove(0), lab.running("plain", 2, SOON));
 
-    let last = the_netd(&lab, 3);
-    lab.command(&["power-off", "3"]).ok();
-    assert!(!alive(last), "a host without power runs nothing");
-    lab.command(&["start", "3"]).ok();
-    let last = the_netd(&lab, 3);
-    assert_eq!(netds(&lab, 1), [first[0]], "nothing happened to it");
-    drop(lab);
-    assert!(!alive(last) && !alive(first[0]), "netd runs on after the lab");
+    // All addresses of the service's tasks, by both names.
+    let all = until_some("all addresses of web", SOON, || {
+        let found = addresses(&lab, &web[0], "web");
+        if found.len() == 4 { Ok(found) } else { Err(format!("{found:?}")) }
+    });
+    assert_eq!(addresses(&lab, &web[0], "tasks.web"), all);
+    assert!(all.iter().all(|address| pings(&lab, &web[0], address)), "{all:?}");
+    let vaults = addresses(&lab, &safe[0], "tasks.safe");
+    assert_eq!(vaults.len(), 2);
+    assert!(vaults.iter().all(|address| pings(&lab, &safe[0], address)), "{vaults:?}");
+
+    // Neither names nor addresses of a network that a task is not on.
+    for outsider in [&safe[0], &loner, &plain[0]] {
+        assert_eq!(addresses(&lab, outsider, "web"), BTreeSet::new());
+        assert!(!all.iter().any(|address| pings(&lab, outsider, address)));
+    }
+    assert!(!vaults.iter().any(|address| pings(&lab, &web[0], address)));
+    // The ways out: the hosts' own network stands for the world.
+    let out = |task: &Running| (1..=2).all(|host| pings(&lab, task, &format!("10.90.0.{host}")));
+    assert!(out(&web[0]) && out(&plain[0]) && out(&plain[1]));
+    assert!(!out(&safe[0]) && !out(&loner));
+
+    // In use, a network stays.
+    lab.run(&["network", "rm", "front"]).fails(1, "web");
+    lab.run(&["service", "rm", "web"]).ok();
+    until_some("the network to be free", SOON, || {
+        let removed = lab.run(&["network", "rm", "front"]);
+        if removed.code == 0 { Ok(()) } else { Err(format!("{removed:?}")) }
+    });
+    lab.run(&["network", "inspect", "front"]).fails(1, "front");
+}
+
+#[test]
+fn tasks_join_the_hosts_network_one_of_its_interfaces_or_a_bridge() {
+    let lab = Lab::with_busybox("kinds", 2);
+    let lan = ["--driver", "macvlan", "--subnet", "192.168.77.0/24", "--opt", "parent=eth0"];
+    lab.run(&[&["network", "create"][..], &lan, &["lan"]].concat()).ok();
+    lab.run(&["network", "create", "--driver", "bridge", "own"]).ok();
+    for network in ["lan", "own", "host"] {
+        lab.create(&format!("on-{network}"), &["--network", network, "--mode", "global"], &["sleep", "1000"]);
+    }
+    let tasks = |network: &str| lab.running(&format!("on-{network}"), 2, SOON);
+    let lan = tasks("lan");
+    let found = until_some("both addresses", SOON, || {
+        let found = addresses(&lab, &lan[0], "tasks.on-lan");
+        if found.len() == 2 { Ok(found) } else { Err(format!("{found:?}")) }
+    });
+    assert!(found.iter().all(|address| address.starts_with("192.168.77.")), "{found:?}");
+    assert!(lan.iter().all(|task| found.iter().all(|address| pings(&lab, task, address))), "over the hosts' own network");
+    let own = tasks("own");
+    assert!(own.iter().all(|task| pings(&lab, task, "10.90.0.1") && pings(&lab, task, "10.90.0.2")), "a way out");
+    let host = tasks("host");
+    let links = |task: &Running| lab.inside(task, &["ip", "-o", "addr", "show", "eth0"]).ok();
+    assert!(host.iter().all(|task| links(task).contains("10.90.0.")));
+}
+
+#[test]
+fn two_hundred_tasks_are_on_one_network_and_a_partition_heals() {
+    let lab = Lab::with_busybox("many", 3);
+    lab.run(&["network", "create", "--subnet", "10.200.0.0/16", "wide"]).ok();
+    lab.create("idle", &["--network", "wide", "--replicas", "197"], &["sleep", "1000"]);
+    lab.create("probe", &["--network", "wide", "--mode", "global"], &["sleep", "1000"]);
+    lab.running("idle", 197, Duration::from_secs(180));
+    let probes = lab.running("probe", 3, SOON);
+    let probe = |host: &str| probes.iter().find(|probe| probe.node == host).unwrap();
+    let all = until_some("all addresses", SOON, || {
+        let found = addresses(&lab, probe("host1"), "tasks.idle");
+        if found.len() == 197 { Ok(found) } else { Err(format!("{} of 197", found.len())) }
+    });
+    for address in all.iter().step_by(20) {
+        assert!(pings(&lab, probe("host2"), address), "{address}");
+    }
+    let of = |host: &str| addresses(&lab, probe("host1"), &format!("probe.{host}")).into_iter().next();
+    // A task's own name is long; its address is what it says of itself.
+    let own = |host: &str| {
+        let hosts = lab.inside(probe(host), &["cat", "/etc/hosts"]).ok();
+        let line = hosts.lines().find(|line| line.starts_with("10.200.")).unwrap().to_owned();
+        line.split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(of("nowhere"), None);
+    let (one, three) = (own("host1"), own("host3"));
+    assert!(pings(&lab, probe("host3"), &one) && pings(&lab, probe("host1"), &three));
+    lab.command(&["partition", "3", "1,2"]).ok();
+    assert!(!pings(&lab, probe("host3"), &one), "the cut is one");
+    lab.command(&["heal"]).ok();
+    until_some("the hosts to reach each other", SOON, || {
+        if pings(&lab, probe("host3"), &one) && pings(&lab, probe("host1"), &three) { Ok(()) } else { Err("not yet".to_owned()) }
+    });
 }

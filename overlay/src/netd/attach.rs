@@ -190,7 +190,7 @@ impl Netd {
                 address_from_wire(bytes).ok_or_else(problem)
             };
             let addresses = endpoint.addresses.iter().map(address).collect::<Result<_, _>>()?;
-            Ok(Endpoint { id, definition, addresses })
+            Ok::<_, NetdError>(Endpoint { id, definition, addresses })
         };
         let mut endpoints = Vec::new();
         if request.local_bridge {

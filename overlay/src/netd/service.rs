@@ -36,7 +36,8 @@ fn status(error: NetdError) -> Status {
         NetdError::Id(..) => Status::invalid_argument(text),
         NetdError::Refused(_) | NetdError::Mtu(_) => Status::failed_precondition(text),
         NetdError::Mesh(MeshError::Waits(_)) | NetdError::Network(NetworkError::Mesh(MeshError::Waits(_))) => {
-            Status::failed_precondition(text)
+            // It comes with a table.
+            Status::unavailable(text)
         }
         NetdError::Mesh(MeshError::Key(..) | MeshError::Address(_) | MeshError::Number(_)) => {
             Status::invalid_argument(text)

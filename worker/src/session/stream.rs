@@ -81,8 +81,8 @@ impl Runner {
     }
 
     async fn open(&mut self, addr: &str, mark: &SessionMark, connect: Duration) -> Result<(Open, Registered), End> {
-        let opening = self.open_stream(addr, mark, connect);
         let mut stopped = self.stopped.clone();
+        let opening = self.open_stream(addr, mark, connect);
         tokio::select! {
             biased;
             _ = stop_asked(&mut stopped) => Err(End::Closed),
@@ -90,14 +90,15 @@ impl Runner {
         }
     }
 
-    async fn open_stream(&self, addr: &str, mark: &SessionMark, connect: Duration) -> Result<(Open, Registered), End> {
+    async fn open_stream(&mut self, addr: &str, mark: &SessionMark, connect: Duration) -> Result<(Open, Registered), End> {
         let timing = self.config.timing;
         let channel = timeout(connect, self.config.connector.manager(addr))
             .await
             .map_err(|_| End::Refused(format!("no connection within {connect:?}")))?
             .map_err(|error| self.refused(error.as_ref(), chain(error.as_ref())))?;
         let (up, queue) = mpsc::unbounded_channel();
-        let description = self.config.description.borrow().clone();
+        // Marked as seen now: what changes during the registration is told after it.
+        let description = self.config.description.borrow_and_update().clone();
         let tables = self.config.tables.held.borrow().clone();
         let register = Register {
             description: Some(description),
@@ -154,8 +155,6 @@ impl Runner {
             *mark = SessionMark { session_id: registered.session_id.clone(), sequence: 0 };
         }
         mark.session_id.clone_from(&registered.session_id);
-        // The description went out with the registration.
-        self.config.description.mark_unchanged();
         self.config.images.mark_unchanged();
         if let Some(managers) = &registered.managers {
             self.learn(managers.managers.clone(), picker);

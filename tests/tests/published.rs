@@ -1,0 +1,75 @@
+//! Ports that hosts publish: the routing mesh on all of them, mode host on the tasks' own.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use skep_tests::{Lab, nginx, socat, until_some};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// The page at an address, asked for on a host.
+fn page(lab: &Lab, from: u32, address: &str) -> Result<String, String> {
+    let said = lab.exec(from, &["curl", "-sS", "--max-time", "3", &format!("http://{address}/")]);
+    if said.code == 0 { Ok(said.stdout) } else { Err(said.stderr) }
+}
+
+#[track_caller]
+fn answers(lab: &Lab, from: u32, address: &str) {
+    let page = until_some(&format!("a page at {address} from host{from}"), SOON, || page(lab, from, address));
+    assert_eq!(page.trim(), "hello from nginx");
+}
+
+#[test]
+fn every_host_answers_for_a_service_of_one_task() {
+    let lab = Lab::up("mesh", 3, &[]);
+    lab.skep_with_input(1, &["image", "load"], &nginx("nginx:1").archive()).ok();
+    let create = |name: &str, port: &str, flags: &[&str]| {
+        let head = ["service", "create", "--detach", "--name", name, "--publish", port];
+        lab.run(&[&head[..], flags, &["nginx:1"]].concat())
+    };
+    create("web", "80:8080", &[]).ok();
+    lab.running("web", 1, SOON);
+    for host in 1..=3 {
+        answers(&lab, host, "10.90.0.1:80");
+        answers(&lab, 1, &format!("10.90.0.{host}:80"));
+    }
+    // Taken is taken, free is free.
+    create("other", "80:8080", &[]).fails(1, "web");
+    lab.run(&["service", "update", "--detach", "--publish-rm", "8080", "--publish-add", "81:8080", "web"]).ok();
+    for host in 1..=3 {
+        answers(&lab, host, &format!("10.90.0.{host}:81"));
+    }
+    until_some("port 80 to be closed", SOON, || page(&lab, 2, "10.90.0.2:80").err().ok_or("open".to_owned()));
+    create("other", "80:8080", &[]).ok();
+    answers(&lab, 3, "10.90.0.2:80");
+    lab.run(&["service", "rm", "web", "other"]).ok();
+    for port in [80, 81] {
+        let address = format!("10.90.0.1:{port}");
+        until_some("the port to be closed", SOON, || page(&lab, 3, &address).err().ok_or("open".to_owned()));
+    }
+
+    // Of one host only.
+    let flags = ["--constraint", "node.hostname==host2"];
+    create("here", "published=82,target=8080,mode=host", &flags).ok();
+    lab.running("here", 1, SOON);
+    answers(&lab, 1, "10.90.0.2:82");
+    answers(&lab, 2, "10.90.0.2:82");
+    page(&lab, 1, "10.90.0.3:82").unwrap_err();
+}
+
+#[test]
+fn datagrams_are_balanced_too() {
+    let lab = Lab::up("datagrams", 2, &[]);
+    lab.skep_with_input(1, &["image", "load"], &socat("socat:1").archive()).ok();
+    let head = ["service", "create", "--detach", "--name", "echo", "--replicas", "2"];
+    let tail = ["--publish", "9000:9000/udp", "socat:1", "UDP4-RECVFROM:9000,fork", "PIPE"];
+    lab.run(&[&head[..], &tail].concat()).ok();
+    lab.running("echo", 2, SOON);
+    for (from, to) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+        let ask = format!("echo hello | socat -t 2 - UDP4:10.90.0.{to}:9000");
+        until_some("an echo", SOON, || {
+            let said = lab.exec(from, &["sh", "-c", &ask]);
+            if said.stdout == "hello\n" { Ok(()) } else { Err(format!("{said:?}")) }
+        });
+    }
+}
