@@ -24,7 +24,11 @@ pub fn until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
     until_some(what, deadline, || if holds() { Ok(()) } else { Err("it does not hold".to_owned()) });
 }
 
-/// Whether there is a process of that number.
+/// Whether a process of that number runs. One that is dead and not yet waited for does not (proc_pid_stat(5), field 3).
 pub fn alive(pid: u64) -> bool {
-    std::path::Path::new(&format!("/proc/{pid}")).exists()
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().next())
+        .is_some_and(|state| state != "Z" && state != "X")
 }

@@ -110,7 +110,10 @@ fn tasks_join_the_hosts_network_one_of_its_interfaces_or_a_bridge() {
         if found.len() == 2 { Ok(found) } else { Err(format!("{found:?}")) }
     });
     assert!(found.iter().all(|address| address.starts_with("192.168.77.")), "{found:?}");
-    assert!(lan.iter().all(|task| found.iter().all(|address| pings(&lab, task, address))), "over the hosts' own network");
+    assert!(
+        lan.iter().all(|task| found.iter().all(|address| pings(&lab, task, address))),
+        "over the hosts' own network"
+    );
     let own = tasks("own");
     assert!(own.iter().all(|task| pings(&lab, task, "10.90.0.1") && pings(&lab, task, "10.90.0.2")), "a way out");
     let host = tasks("host");
@@ -148,6 +151,10 @@ fn two_hundred_tasks_are_on_one_network_and_a_partition_heals() {
     assert!(!pings(&lab, probe("host3"), &one), "the cut is one");
     lab.command(&["heal"]).ok();
     until_some("the hosts to reach each other", SOON, || {
-        if pings(&lab, probe("host3"), &one) && pings(&lab, probe("host1"), &three) { Ok(()) } else { Err("not yet".to_owned()) }
+        if pings(&lab, probe("host3"), &one) && pings(&lab, probe("host1"), &three) {
+            Ok(())
+        } else {
+            Err("not yet".to_owned())
+        }
     });
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use skep_proto::id::{CredentialId, NodeId, ServiceId, TaskId};
 use skep_proto::v1::{
-    ContainerSpec, Credential, ImageSourcesResponse, LogLine, LogOptions, NetworkAddresses, Platform, PortSpec, Revision, Task, TaskTemplate,
+    ContainerSpec, Credential, ImageSourcesResponse, LogLine, LogOptions, NetworkAddresses, Platform, PortSpec,
+    Revision, Task, TaskTemplate,
 };
 use tokio::sync::{mpsc, watch};
 

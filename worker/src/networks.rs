@@ -38,13 +38,21 @@ struct Inner {
     /// A connection to netd, which knows who this host is. `None`: it does not run now.
     netd: watch::Receiver<Option<Channel>>,
     /// Sandboxes that ought to be attached.
-    wanted: Mutex<BTreeMap<TaskId, AttachRequest>>,
+    wanted: Mutex<BTreeMap<TaskId, Wanted>>,
     /// Held by the attachments, and alone by whoever compares netd's sandboxes with the wanted ones.
     settled: RwLock<()>,
     held: watch::Sender<HeldTables>,
     messages: mpsc::UnboundedSender<TableMessage>,
     /// Taken by `run`.
     queue: Mutex<Option<mpsc::UnboundedReceiver<TableMessage>>>,
+}
+
+/// A sandbox that ought to be attached.
+#[derive(Debug, Clone)]
+struct Wanted {
+    request: AttachRequest,
+    /// It was, once: then netd is told again when it lost it. Until then its preparation tells.
+    attached: bool,
 }
 
 /// The session's ends: what it tells managers of tables, and where it puts what they send.
@@ -93,7 +101,7 @@ impl Networks {
         request: AttachRequest,
         progress: impl Fn(String) + Sync,
     ) -> Result<AttachResponse, ExecError> {
-        self.wanted().insert(task, request.clone());
+        self.wanted().insert(task, Wanted { request: request.clone(), attached: false });
         let ids = request.endpoints.iter().filter_map(|endpoint| NetworkId::from_wire(&endpoint.network_id).ok());
         let ids: Vec<NetworkId> = ids.collect();
         let mut trouble = String::new();
@@ -104,7 +112,12 @@ impl Networks {
             let answer = call(NetdClient::new(channel).attach(request.clone())).await;
             drop(settled);
             match answer {
-                Ok(response) => return Ok(response),
+                Ok(response) => {
+                    if let Some(wanted) = self.wanted().get_mut(&task) {
+                        wanted.attached = true;
+                    }
+                    return Ok(response);
+                }
                 Err(status) if is_passing(&status) => {
                     if status.message() != trouble {
                         trouble = status.message().to_owned();
@@ -113,7 +126,10 @@ impl Networks {
                     tokio::time::sleep(AGAIN).await;
                 }
                 Err(status) => {
-                    return Err(ExecError::new(format!("cannot attach the task to its networks: {}", status.message())));
+                    return Err(ExecError::new(format!(
+                        "cannot attach the task to its networks: {}",
+                        status.message()
+                    )));
                 }
             }
         }
@@ -142,7 +158,7 @@ impl Networks {
 
     /// Takes note of a sandbox that an earlier agent had attached, and that is to stay.
     pub fn adopt(&self, task: TaskId, request: AttachRequest) {
-        self.wanted().insert(task, request);
+        self.wanted().insert(task, Wanted { request, attached: true });
     }
 
     /// Whether a task was attached, or was to be.
@@ -185,9 +201,8 @@ impl Networks {
             tracing::info!(%task, "taking down the networks of a task that is gone");
             call(netd.detach(DetachRequest { task_id: task.to_vec() })).await?;
         }
-        for (task, request) in wanted.iter().filter(|(task, _)| !attached.contains(task)) {
-            if let Err(status) = call(netd.attach(request.clone())).await {
-                // Of a task that is only now prepared, say: its preparation tries for itself.
+        for (task, lost) in wanted.iter().filter(|(task, one)| one.attached && !attached.contains(task)) {
+            if let Err(status) = call(netd.attach(lost.request.clone())).await {
                 tracing::warn!(%task, error = status.message(), "netd cannot attach a task again");
             }
         }
@@ -218,7 +233,7 @@ impl Networks {
         let _ = held.wait_for(has).await;
     }
 
-    fn wanted(&self) -> MutexGuard<'_, BTreeMap<TaskId, AttachRequest>> {
+    fn wanted(&self) -> MutexGuard<'_, BTreeMap<TaskId, Wanted>> {
         self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

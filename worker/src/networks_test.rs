@@ -161,9 +161,8 @@ async fn a_task_waits_for_netd_and_its_table_and_is_attached() {
     let (host, fake) = (host(), Fake::default());
     let said = Arc::new(Mutex::new(Vec::new()));
     let (networks, log) = (host.networks.clone(), Arc::clone(&said));
-    let attaching = tokio::spawn(async move {
-        networks.attach(TASK, request(TASK), |text| log.lock().unwrap().push(text)).await
-    });
+    let attaching =
+        tokio::spawn(async move { networks.attach(TASK, request(TASK), |text| log.lock().unwrap().push(text)).await });
     // Something that is still to come, and a passing absence.
     fake.has().refusals = vec![Status::unavailable("the host has no number yet"), Status::aborted("away")];
     host.netd.send_replace(Some(fake.serve().await.0));
@@ -226,7 +225,13 @@ async fn a_netd_that_comes_back_is_brought_to_what_ought_to_be() {
     // The managers are told what it has.
     host.until_held(held(1, &[4])).await;
     let settled = || fake.has().sandboxes == [kept, lost];
-    tokio::time::timeout(DEADLINE, async { while !settled() { tokio::task::yield_now().await } }).await.unwrap();
+    tokio::time::timeout(DEADLINE, async {
+        while !settled() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await
+    .unwrap();
     assert_eq!(fake.has().calls, ["detach 5", "attach 6"]);
     // Its successor knows nothing.
     server.abort();
@@ -234,7 +239,13 @@ async fn a_netd_that_comes_back_is_brought_to_what_ought_to_be() {
     host.netd.send_replace(Some(fresh.serve().await.0));
     host.until_held(held(2, &[])).await;
     let settled = || fresh.has().sandboxes == [lost, kept];
-    tokio::time::timeout(DEADLINE, async { while !settled() { tokio::task::yield_now().await } }).await.unwrap();
+    tokio::time::timeout(DEADLINE, async {
+        while !settled() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await
+    .unwrap();
     host.send(2, table(0, 12, true));
     host.until_held(held(2, &[12])).await;
 }

@@ -106,7 +106,13 @@ mod tests {
         assert_eq!(parse(&["name=none"]).unwrap().mode, Some(NetworkMode::None));
         assert_eq!(parse(&["host", "name=host"]).unwrap().mode, Some(NetworkMode::Host));
         assert_eq!(parse(&["bridge"]).unwrap().mode, Some(NetworkMode::Default));
-        for wrong in [&["name=host,alias=x"][..], &["host", "none"], &["host", "front"], &["front", "none"], &["front", "bridge"]] {
+        for wrong in [
+            &["name=host,alias=x"][..],
+            &["host", "none"],
+            &["host", "front"],
+            &["front", "none"],
+            &["front", "bridge"],
+        ] {
             assert!(matches!(parse(wrong), Err(ParseError::Invalid(_))), "{wrong:?}");
         }
     }

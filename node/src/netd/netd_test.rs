@@ -25,11 +25,25 @@ impl Fake {
     /// Listens until it is told to end, as netd does.
     fn listen(&self, netd: &Netd) -> JoinHandle<()> {
         fs::create_dir_all(&netd.dir).unwrap();
-        let incoming = unix_incoming(bind_unix(&netd.socket()).unwrap());
+        let socket = netd.socket();
         let (service, end) = (NetdServer::new(self.clone()), Arc::clone(&self.end));
         let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(async move {
-            server.serve_with_incoming_shutdown(incoming, async move { end.notified().await }).await.unwrap();
+        // With a runtime of its own, all its connections end when it does.
+        tokio::task::spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = unix_incoming(bind_unix(&socket).unwrap());
+                let told = Arc::new(Notify::new());
+                let hears = Arc::clone(&told);
+                let stop = async move {
+                    end.notified().await;
+                    hears.notify_one();
+                };
+                let serving = tokio::spawn(server.serve_with_incoming_shutdown(listener, stop));
+                told.notified().await;
+                // As netd does: the last answers go out, connections that rest are cut.
+                let _ = tokio::time::timeout(Duration::from_millis(200), serving).await;
+            });
         })
     }
 }

@@ -190,15 +190,12 @@ impl Netd {
                 address_from_wire(bytes).ok_or_else(problem)
             };
             let addresses = endpoint.addresses.iter().map(address).collect::<Result<_, _>>()?;
-            Ok::<_, NetdError>(Endpoint { id, definition, addresses })
+            Ok(Endpoint { id, definition, addresses })
         };
-        let mut endpoints = Vec::new();
+        let mut endpoints = request.endpoints.iter().map(read).collect::<Result<Vec<_>, NetdError>>()?;
         if request.local_bridge {
             let addresses = vec![self.lease(task)?];
-            endpoints.push(Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses });
-        }
-        for endpoint in &request.endpoints {
-            endpoints.push(read(endpoint)?);
+            endpoints.insert(0, Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses });
         }
         Ok(endpoints)
     }

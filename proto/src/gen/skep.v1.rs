@@ -10839,10 +10839,10 @@ pub struct NetworkFault {
 pub struct AttachRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub task_id: ::prost::alloc::vec::Vec<u8>,
-    /// In this order eth0, eth1, …; empty with `local_bridge` false: loopback only.
+    /// In this order eth0, eth1, …, after the host's own bridge; empty without that: loopback only.
     #[prost(message, repeated, tag = "2")]
     pub endpoints: ::prost::alloc::vec::Vec<SandboxEndpoint>,
-    /// No networks, but a way out: eth0 on the host's own bridge.
+    /// A way out where no network gives one: eth0 on the host's own bridge.
     #[prost(bool, tag = "3")]
     pub local_bridge: bool,
     /// Name servers, search domains, options that the sandbox's name server honours.

@@ -137,7 +137,11 @@ async fn apply(
         for one in &answer.applied {
             let Ok(id) = NetworkId::from_wire(&one.object_id) else { continue };
             let is_gone = one.version == 0 || gone.get(&one.object_id) == Some(&true);
-            if is_gone { versions.remove(&id) } else { versions.insert(id, one.version) };
+            if is_gone {
+                versions.remove(&id)
+            } else {
+                versions.insert(id, one.version)
+            };
         }
         for id in &lost {
             versions.remove(id);

@@ -114,7 +114,10 @@ fn resolv_conf(dns: Option<&DnsSpec>, name_server: bool, host_file: &str) -> Str
     }
     let of_host = |keyword: &str| -> Vec<String> {
         let lines = host_file.lines().map(str::split_whitespace);
-        lines.filter_map(|mut words| (words.next() == Some(keyword)).then(|| words.map(str::to_owned))).flatten().collect()
+        lines
+            .filter_map(|mut words| (words.next() == Some(keyword)).then(|| words.map(str::to_owned)))
+            .flatten()
+            .collect()
     };
     let said = |own: &[String], keyword: &str| if own.is_empty() { of_host(keyword) } else { own.to_vec() };
     let mut options = said(&dns.options, "options");
@@ -166,13 +169,19 @@ mod tests {
         let node = "search lan\nnameserver 192.168.0.1\noptions ndots:2\n";
         assert_eq!(resolv_conf(None, false, node), node);
         let dns = DnsSpec { nameservers: vec!["1.1.1.1".to_owned(), "::1".to_owned()], ..DnsSpec::default() };
-        assert_eq!(resolv_conf(Some(&dns), false, node), "search lan\nnameserver 1.1.1.1\nnameserver ::1\noptions ndots:2\n");
+        assert_eq!(
+            resolv_conf(Some(&dns), false, node),
+            "search lan\nnameserver 1.1.1.1\nnameserver ::1\noptions ndots:2\n"
+        );
         let dns = DnsSpec { search: vec!["a".to_owned(), "b".to_owned()], ..DnsSpec::default() };
         assert_eq!(resolv_conf(Some(&dns), false, node), "search a b\nnameserver 192.168.0.1\noptions ndots:2\n");
         // Netd's asks the others; it honours what the user said, so only the resolver's own part is here.
         assert_eq!(resolv_conf(Some(&dns), true, node), "search a b\nnameserver 127.0.0.11\noptions ndots:2\n");
         assert_eq!(resolv_conf(None, true, "nameserver 9.9.9.9\n"), "nameserver 127.0.0.11\noptions ndots:0\n");
         let dns = DnsSpec { options: vec!["timeout:1".to_owned()], ..DnsSpec::default() };
-        assert_eq!(resolv_conf(Some(&dns), true, node), "search lan\nnameserver 127.0.0.11\noptions ndots:0 timeout:1\n");
+        assert_eq!(
+            resolv_conf(Some(&dns), true, node),
+            "search lan\nnameserver 127.0.0.11\noptions ndots:0 timeout:1\n"
+        );
     }
 }

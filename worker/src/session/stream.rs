@@ -12,8 +12,8 @@ use skep_proto::v1::dispatch_client::DispatchClient;
 use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::session_up::Message as Up;
 use skep_proto::v1::{
-    Denied, Goodbye, Heartbeat, HeldImages as HeldImagesMessage, ManagerAddr, Register, Registered, SessionDown,
-    NetworkTable, SessionUp, StatusBatch, TaskObserved,
+    Denied, Goodbye, Heartbeat, HeldImages as HeldImagesMessage, ManagerAddr, NetworkTable, Register, Registered,
+    SessionDown, SessionUp, StatusBatch, TaskObserved,
 };
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
@@ -90,7 +90,12 @@ impl Runner {
         }
     }
 
-    async fn open_stream(&mut self, addr: &str, mark: &SessionMark, connect: Duration) -> Result<(Open, Registered), End> {
+    async fn open_stream(
+        &mut self,
+        addr: &str,
+        mark: &SessionMark,
+        connect: Duration,
+    ) -> Result<(Open, Registered), End> {
         let timing = self.config.timing;
         let channel = timeout(connect, self.config.connector.manager(addr))
             .await

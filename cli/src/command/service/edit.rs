@@ -265,7 +265,8 @@ impl NetworkLists {
         let added = Networks::parse(&self.network_add).map_err(|error| error.of("--network-add"))?;
         if let Some(mode) = added.mode {
             if !template.networks.is_empty() {
-                let message = "host, none and bridge do not go together with other networks: remove those with --network-rm";
+                let message =
+                    "host, none and bridge do not go together with other networks: remove those with --network-rm";
                 return Err(Failure::Usage(message.to_owned()));
             }
             template.set_network_mode(mode);
