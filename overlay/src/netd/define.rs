@@ -61,6 +61,11 @@ pub(super) fn ingress(network: &v1::Network) -> bool {
     network.spec.as_ref().is_some_and(|spec| spec.ingress)
 }
 
+/// Whether each host has its own of it, apart from the others'.
+pub(super) fn local_only(network: &v1::Network) -> bool {
+    network.spec.as_ref().is_some_and(|spec| spec.driver() == v1::NetworkDriver::Bridge)
+}
+
 /// Its option of a name.
 pub(super) fn option<'a>(network: &'a v1::Network, name: &str) -> Option<&'a str> {
     network.spec.as_ref()?.options.get(name).map(String::as_str)

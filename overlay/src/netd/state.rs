@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use skep_netlink::NetlinkError;
 use skep_netlink::nft::{Frontend, Nft, Transaction};
-use skep_proto::id::{NetworkId, TaskId};
+use skep_proto::id::{NetworkId, NodeId, TaskId};
 use skep_proto::v1;
 
 use super::keep::{Journal, KeptTable};
@@ -20,8 +20,8 @@ use crate::plan::balance::{Balance, Kind};
 use crate::plan::drain;
 use crate::plan::forwarding::{Forwarding, Way};
 use crate::plan::ingress::Port;
-use crate::plan::names;
-use crate::table::{FollowedTable, TableChange};
+use crate::plan::{local, names};
+use crate::table::{FollowedTable, Table, TableChange};
 
 /// A sandbox on the network.
 pub(super) struct Member {
@@ -39,8 +39,10 @@ pub(super) struct NetworkState {
     balances: Vec<Balance>,
     /// Of the routing mesh, by family.
     ingress: Vec<Balance>,
+    /// As which host names and balancing see a network that each host has its own of.
+    seen_as: Option<NodeId>,
     forwarding: Option<Forwarding>,
-    forwarding_own: Option<skep_proto::id::NodeId>,
+    forwarding_own: Option<NodeId>,
     pub(super) live: Option<Arc<LiveNetwork>>,
     index: Option<u16>,
     /// Tasks that are being attached or are.
@@ -67,6 +69,7 @@ impl NetworkState {
             names: None,
             balances: Vec::new(),
             ingress: Vec::new(),
+            seen_as: None,
             forwarding: None,
             forwarding_own: None,
             live: None,
@@ -177,14 +180,16 @@ impl NetworkState {
         if let Some(network) = self.followed.current().network.clone() {
             self.define(&network)?;
         }
+        self.see_as(netd.config().node);
+        let seen = if self.each_host_has_its_own() { Some(local::change(change, self.seen_as)) } else { None };
+        let seen = seen.as_ref().unwrap_or(&change);
         if let Some(zone) = &self.names {
-            let table = self.followed.current();
-            match change.endpoints.len() + change.services.len() > 1000 {
-                true => zone.replace(names::whole(table)),
-                false => zone.change(|zone| names::change(zone, change)),
+            match seen.endpoints.len() + seen.services.len() > 1000 {
+                true => zone.replace(names::whole(&self.seen_table())),
+                false => zone.change(|zone| names::change(zone, seen)),
             }
         }
-        let balanced = self.balance(change);
+        let balanced = self.balance(seen);
         let ended = drain::ended(self.followed.current(), change);
         let forwarded = self.forward(netd, change);
         let published = self.publish(netd, change);
@@ -200,6 +205,35 @@ impl NetworkState {
         }
         self.repair(netd)?;
         Ok(change.endpoints.keys().filter(|task| self.holders.contains(task)).copied().collect())
+    }
+
+    fn each_host_has_its_own(&self) -> bool {
+        self.definition.as_ref().is_some_and(|definition| define::local_only(definition))
+    }
+
+    /// The table as names and balancing see it.
+    fn seen_table(&self) -> Table {
+        let table = self.followed.current();
+        if self.each_host_has_its_own() { local::table(table, self.seen_as) } else { table.clone() }
+    }
+
+    /// Takes which host this is: what was planned as another one is planned again.
+    fn see_as(&mut self, own: Option<NodeId>) {
+        if self.seen_as == own || !self.each_host_has_its_own() {
+            return;
+        }
+        self.seen_as = own;
+        let table = self.seen_table();
+        if let Some(zone) = &self.names {
+            zone.replace(names::whole(&table));
+        }
+        for balance in &mut self.balances {
+            *balance = balance.afresh();
+            let _ = balance.change(&table, &table.all());
+        }
+        for member in self.members.values_mut() {
+            member.stale = true;
+        }
     }
 
     /// Where its connections are balanced.
@@ -385,6 +419,7 @@ impl NetworkState {
 
     /// Follows a changed configuration of this host, where the network is there.
     pub(super) fn reconfigure(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        self.see_as(netd.config().node);
         if self.live.is_some() || self.is_wanted() { self.ensure_live(netd) } else { Ok(()) }
     }
 

@@ -60,6 +60,12 @@ impl Balance {
         Self { kind, ipv6, balancer, serving: HashMap::new(), held: BTreeMap::new(), numbers: BTreeSet::new() }
     }
 
+    /// One of the same table, without services.
+    pub fn afresh(&self) -> Self {
+        let (serving, held, numbers) = (HashMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { kind: self.kind, ipv6: self.ipv6, balancer: self.balancer.clone(), serving, held, numbers }
+    }
+
     /// Of which family it is.
     pub fn ipv6(&self) -> bool {
         self.ipv6

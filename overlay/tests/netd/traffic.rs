@@ -248,3 +248,44 @@ fn many_at_once_of_both_families_and_on_the_hosts_own_network() {
     host.detach(task_id(40));
     assert!(!ping(&lab.outside, "10.77.0.40"));
 }
+
+#[test]
+fn each_host_has_its_own_network_of_driver_bridge() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let hosts = [lab.host(1), lab.host(2)];
+    let net = network(5, |spec| {
+        spec.driver = skep_proto::v1::NetworkDriver::Bridge.into();
+        spec.options.clear();
+    });
+    let vip = Ipv4Addr::new(10, 5, 0, 2);
+    let address = |last: u8| IpAddr::from([10, 5, 1, last]);
+    let mut table = whole(&net, 1);
+    table.put_services = vec![service(9, "web", vip, Vec::new())];
+    table.put_endpoints = [1, 2].map(|host| endpoint(host, host.into(), 9, address(host), true)).to_vec();
+    table.put_endpoints.push(endpoint(2, 3, 9, address(3), true));
+    let sandboxes = [(0, 1), (1, 2), (1, 3)].map(|(host, last): (usize, u8)| {
+        hosts[host].follow(&[table.clone()]);
+        let sandbox = hosts[host].attach(&attach_request(last.into(), &[(&net, address(last))]));
+        serve(&sandbox, 80, &format!("task{last}"));
+        sandbox
+    });
+    let answers = |from| (0..20).map(|_| who(from, SocketAddr::from((vip, 80))).unwrap()).collect::<BTreeSet<_>>();
+    let names = |from, name| resolve(from, name).len();
+    assert_eq!(answers(&sandboxes[0]), ["task1".to_owned()].into());
+    assert_eq!(answers(&sandboxes[1]), ["task2", "task3"].map(str::to_owned).into());
+    for (sandbox, own, other) in [(&sandboxes[0], "task1", "task2"), (&sandboxes[2], "task2", "task1")] {
+        assert_eq!((names(sandbox, own), names(sandbox, other)), (1, 0));
+    }
+    assert_eq!((names(&sandboxes[0], "tasks.web"), names(&sandboxes[2], "tasks.web")), (1, 2));
+    // Changes too: one goes, another host's comes and goes.
+    let mut change = difference(&net, 2);
+    change.put_endpoints = vec![endpoint(2, 3, 9, address(3), false), endpoint(1, 4, 9, address(4), true)];
+    for host in &hosts {
+        host.follow(&[change.clone()]);
+    }
+    assert_eq!(answers(&sandboxes[1]), ["task2".to_owned()].into());
+    assert_eq!((names(&sandboxes[0], "task4"), names(&sandboxes[2], "task4")), (1, 0));
+}
