@@ -439,14 +439,16 @@ impl LiveNetwork {
         self.nft.commit(&transaction)
     }
 
-    /// Leads replies of the routing mesh's backends back to this host, by its addresses there.
-    pub fn source_ingress(&self, own: &[IpAddr]) -> Result<(), NetlinkError> {
+    /// Leads replies of the routing mesh's backends back to this host, by its addresses there. `keep`: only those to the
+    /// host itself and to its own tasks, whose addresses mean nothing elsewhere.
+    pub fn source_ingress(&self, own: &[IpAddr], keep: bool) -> Result<(), NetlinkError> {
         let mut transaction = Transaction::new();
         for family in self.families() {
             let table = Table::new(family, "skep-source");
             transaction.reset_table(&table);
             transaction.add_base_chain(&table, "out", BaseChain::new(ChainType::Nat, Hook::Postrouting, 90));
             let rule = Rule::new(family).output_device("br0").was_redirected();
+            let rule = if keep { rule.source(out::all(family == Family::Ip6)) } else { rule };
             let rule = match own.iter().find(|address| address.is_ipv6() == (family == Family::Ip6)) {
                 Some(address) => rule.source_nat(*address),
                 None => rule.masquerade(),

@@ -8,6 +8,7 @@ pub mod balance;
 pub mod drain;
 pub mod forwarding;
 pub mod ingress;
+pub mod keep;
 pub mod local;
 pub mod mesh;
 pub mod mtu;

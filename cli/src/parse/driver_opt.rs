@@ -7,14 +7,15 @@ use super::ParseError;
 /// Docker's name for the MTU.
 const DOCKERS_MTU: &str = "com.docker.network.driver.mtu";
 
-/// Reads `name=value`; a name alone has no value, except `encrypted`, which is switched on by it, as in Docker.
+/// Reads `name=value`; a name alone has no value, except `encrypted`, which is switched on by it, as in
+/// Docker, and `keep-source`.
 pub(crate) fn options(list: &[String]) -> Result<BTreeMap<String, String>, ParseError> {
     let mut options = BTreeMap::new();
     for text in list {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         let (name, value) = match (name.trim(), value) {
             ("", _) => return Err(ParseError::invalid(format!("{text:?} has no name: write name=value"))),
-            ("encrypted", "") => ("encrypted", "true"),
+            (name @ ("encrypted" | "keep-source"), "") => (name, "true"),
             (DOCKERS_MTU, value) => ("mtu", value),
             (name, value) => (name, value),
         };
@@ -39,6 +40,7 @@ mod tests {
         let options = read(&["encrypted", "com.docker.network.driver.mtu=1400", "parent=eth0.10"]).unwrap();
         let pairs: Vec<String> = options.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(pairs, ["encrypted=true", "mtu=1400", "parent=eth0.10"]);
+        assert_eq!(read(&["keep-source"]).unwrap()["keep-source"], "true");
         assert_eq!(read(&["encrypted=false"]).unwrap()["encrypted"], "false");
         assert_eq!(read(&["mtu"]).unwrap()["mtu"], "");
         for wrong in [&["=x"][..], &[""], &["mtu=1", "com.docker.network.driver.mtu=2"]] {

@@ -36,6 +36,8 @@ pub enum Family {
     Ip6,
     /// Both.
     Inet,
+    /// All frames of a device.
+    Netdev,
 }
 
 impl Family {
@@ -44,6 +46,7 @@ impl Family {
         match self {
             Self::Inet => 1,
             Self::Ip => 2,
+            Self::Netdev => 5,
             Self::Ip6 => 10,
         }
     }
@@ -54,6 +57,7 @@ impl Family {
             Self::Inet => "inet",
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::Netdev => "netdev",
         }
     }
 }
@@ -245,6 +249,7 @@ fn family(fixed: &[u8]) -> Option<Family> {
     match fixed.first() {
         Some(1) => Some(Family::Inet),
         Some(2) => Some(Family::Ip),
+        Some(5) => Some(Family::Netdev),
         Some(10) => Some(Family::Ip6),
         _ => None,
     }

@@ -68,7 +68,7 @@ impl Prefix {
     }
 
     /// The mask, as long as the address.
-    pub(crate) fn mask(self) -> IpAddr {
+    pub fn mask(self) -> IpAddr {
         match self.address {
             IpAddr::V4(_) => {
                 Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(self.length.min(32))).unwrap_or(0)).into()

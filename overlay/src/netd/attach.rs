@@ -247,7 +247,8 @@ impl Netd {
                 (Box::new(plug), Box::new(|| Ok(())))
             }
         };
-        Ok(Wanted { addresses, mac, gateways, plug, unplug })
+        let keep_source = define::keep_source(&each.definition);
+        Ok(Wanted { addresses, mac, gateways, keep_source, plug, unplug })
     }
 
     /// Removes a sandbox. Idempotent.

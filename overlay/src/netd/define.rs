@@ -66,6 +66,11 @@ pub(super) fn local_only(network: &v1::Network) -> bool {
     network.spec.as_ref().is_some_and(|spec| spec.driver() == v1::NetworkDriver::Bridge)
 }
 
+/// Whether it leads clients' connections on with their own addresses.
+pub(super) fn keep_source(network: &v1::Network) -> bool {
+    ingress(network) && option(network, "keep-source") == Some("true")
+}
+
 /// Its option of a name.
 pub(super) fn option<'a>(network: &'a v1::Network, name: &str) -> Option<&'a str> {
     network.spec.as_ref()?.options.get(name).map(String::as_str)

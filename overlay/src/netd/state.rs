@@ -182,7 +182,7 @@ impl NetworkState {
         }
         self.see_as(netd.config().node);
         let seen = if self.each_host_has_its_own() { Some(local::change(change, self.seen_as)) } else { None };
-        let seen = seen.as_ref().unwrap_or(&change);
+        let seen = seen.as_ref().unwrap_or(change);
         if let Some(zone) = &self.names {
             match seen.endpoints.len() + seen.services.len() > 1000 {
                 true => zone.replace(names::whole(&self.seen_table())),
@@ -409,7 +409,8 @@ impl NetworkState {
             for balance in &self.ingress {
                 live.nft().commit(&balance.whole(None))?;
             }
-            live.source_ingress(define::own_ingress(&definition, self.followed.current(), &config))?;
+            let own = define::own_ingress(&definition, self.followed.current(), &config);
+            live.source_ingress(own, define::keep_source(&definition))?;
         }
         self.publish_host_ports(netd)?;
         self.serve(netd)?;

@@ -10,6 +10,7 @@ mod kept;
 mod lab;
 mod published;
 mod restart;
+mod source;
 mod traffic;
 mod ways;
 

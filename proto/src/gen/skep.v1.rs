@@ -314,7 +314,8 @@ pub struct NetworkSpec {
     >,
     #[prost(enumeration = "NetworkDriver", tag = "3")]
     pub driver: i32,
-    /// `encrypted` (true, the default, or false), `mtu`, `parent` (macvlan: an interface of every host).
+    /// `encrypted` (true, the default, or false), `mtu`, `parent` (macvlan: an interface of every host), `keep-source` (the
+    /// routing mesh's: true leads connections on with the addresses of clients; false, the default, with those of nodes).
     #[prost(btree_map = "string, string", tag = "4")]
     pub options: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,

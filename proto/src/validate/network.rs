@@ -59,6 +59,7 @@ pub fn network_spec(spec: &NetworkSpec) -> Result<(), Invalid> {
 
 fn options(spec: &NetworkSpec, driver: NetworkDriver) -> Result<(), Invalid> {
     let allowed: &[&str] = match driver {
+        NetworkDriver::Overlay if spec.ingress => &["encrypted", "keep-source", "mtu"],
         NetworkDriver::Overlay => &["encrypted", "mtu"],
         NetworkDriver::Bridge => &["mtu"],
         NetworkDriver::Macvlan => &["parent", "mtu"],
@@ -67,8 +68,10 @@ fn options(spec: &NetworkSpec, driver: NetworkDriver) -> Result<(), Invalid> {
         let message = format!("there is no option {unknown:?} for this driver: it has {}", allowed.join(", "));
         return Err(Invalid::new("options", message));
     }
-    if let Some(text) = spec.options.get("encrypted").filter(|text| !["true", "false"].contains(&text.as_str())) {
-        return Err(Invalid::new("options.encrypted", format!("must be true or false, not {text:?}")));
+    for name in ["encrypted", "keep-source"] {
+        if let Some(text) = spec.options.get(name).filter(|text| !["true", "false"].contains(&text.as_str())) {
+            return Err(Invalid::new(format!("options.{name}"), format!("must be true or false, not {text:?}")));
+        }
     }
     let has_v6 = spec.ipv6 || spec.subnets.iter().any(|subnet| subnet.subnet.contains(':'));
     let smallest = if has_v6 { MIN_MTU_V6 } else { MIN_MTU };

@@ -49,6 +49,11 @@ fn mistakes_in_networks_name_the_field() {
     assert!(refused(|spec| spec.driver = 99).starts_with("driver: must be overlay"));
     assert!(refused(|spec| spec.options = option("colour", "red")).contains("it has encrypted, mtu"));
     assert!(refused(|spec| spec.options = option("encrypted", "maybe")).contains("must be true or false"));
+    // Only the routing mesh leads clients on.
+    assert!(refused(|spec| spec.options = option("keep-source", "true")).contains("it has encrypted, mtu"));
+    let kept = |value| NetworkSpec { ingress: true, options: option("keep-source", value), ..network() };
+    assert_eq!(network_spec(&kept("true")), Ok(()));
+    assert!(network_spec(&kept("yes")).unwrap_err().to_string().starts_with("options.keep-source: must be true"));
     for mtu in ["", "67", "65536", "-1", "x"] {
         assert!(refused(|spec| spec.options = option("mtu", mtu)).starts_with("options.mtu: must be 68"), "{mtu}");
     }

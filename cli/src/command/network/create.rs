@@ -27,7 +27,8 @@ pub(crate) struct CreateArgs {
     /// Address that no task gets, as NAME=ADDRESS.
     #[arg(long, value_name = "NAME=ADDRESS", value_delimiter = ',')]
     aux_address: Vec<String>,
-    /// Option of the driver: encrypted=true|false (overlay), parent=INTERFACE (macvlan), mtu=NUMBER.
+    /// Option of the driver: encrypted=true|false (overlay), keep-source=true|false (with --ingress: tasks see the addresses
+    /// of clients), parent=INTERFACE (macvlan), mtu=NUMBER.
     #[arg(short, long, value_name = "OPTION")]
     opt: Vec<String>,
     /// Label, as NAME=VALUE.

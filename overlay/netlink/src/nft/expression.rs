@@ -92,6 +92,7 @@ pub enum Ct {
     Direction = 1,
     Status = 2,
     Mark = 3,
+    Zone = 17,
 }
 
 /// How values are compared (`NFT_CMP_*`).
@@ -110,6 +111,8 @@ pub enum Expression {
     Payload { header: Header, offset: u32, length: u32, to: Register },
     /// Loads what is known of the packet.
     Meta { key: Meta, to: Register },
+    /// Changes bytes of the packet, and no checksum.
+    SetPayload { header: Header, offset: u32, length: u32, from: Register },
     /// Sets the packet's mark.
     SetMark { from: Register },
     /// Sets the packet's priority for queueing.
@@ -118,6 +121,8 @@ pub enum Expression {
     Ct { key: Ct, to: Register },
     /// Sets the connection's mark.
     SetCtMark { from: Register },
+    /// Sets the zone in which the packet's connection is looked for, as far as it is of the original direction.
+    SetOriginalZone { from: Register },
     /// Loads the type of the destination address (`RTN_*`): whether it is this host's.
     DestinationType { to: Register },
     /// Goes on only if a register holds a value, or does not.
@@ -162,9 +167,9 @@ impl Expression {
     /// The kernel's name.
     fn name(&self) -> &'static str {
         match self {
-            Self::Payload { .. } => "payload",
+            Self::Payload { .. } | Self::SetPayload { .. } => "payload",
             Self::Meta { .. } | Self::SetMark { .. } | Self::SetPriority { .. } => "meta",
-            Self::Ct { .. } | Self::SetCtMark { .. } => "ct",
+            Self::Ct { .. } | Self::SetCtMark { .. } | Self::SetOriginalZone { .. } => "ct",
             Self::DestinationType { .. } => "fib",
             Self::Compare { .. } => "cmp",
             Self::Mask { .. } => "bitwise",
@@ -187,6 +192,12 @@ impl Expression {
                 data.be32(NFTA_PAYLOAD_OFFSET, *offset);
                 data.be32(NFTA_PAYLOAD_LEN, *length);
             }
+            Self::SetPayload { header, offset, length, from } => {
+                data.be32(NFTA_PAYLOAD_SREG, from.number());
+                data.be32(NFTA_PAYLOAD_BASE, *header as u32);
+                data.be32(NFTA_PAYLOAD_OFFSET, *offset);
+                data.be32(NFTA_PAYLOAD_LEN, *length);
+            }
             Self::Meta { key, to } => {
                 data.be32(NFTA_META_DREG, to.number());
                 data.be32(NFTA_META_KEY, *key as u32);
@@ -200,6 +211,11 @@ impl Expression {
             Self::SetCtMark { from } => {
                 data.be32(NFTA_CT_KEY, Ct::Mark as u32);
                 data.be32(NFTA_CT_SREG, from.number());
+            }
+            Self::SetOriginalZone { from } => {
+                data.be32(NFTA_CT_KEY, Ct::Zone as u32);
+                data.be32(NFTA_CT_SREG, from.number());
+                data.u8(NFTA_CT_DIRECTION, 0);
             }
             Self::DestinationType { to } => {
                 data.be32(NFTA_FIB_DREG, to.number());
@@ -279,7 +295,7 @@ fn write_reject(data: &mut Writer<'_>, family: Family) {
     let (kind, code) = match family {
         Family::Ip => (0, 3),
         Family::Ip6 => (0, 4),
-        Family::Inet => (2, 1),
+        Family::Inet | Family::Netdev => (2, 1),
     };
     data.be32(NFTA_REJECT_TYPE, kind);
     data.u8(NFTA_REJECT_ICMP_CODE, code);

@@ -105,6 +105,9 @@ const STATUS_DNAT: u32 = 1 << 5;
 const LOCAL: u32 = 2;
 /// `ARPHRD_ETHER`.
 const ETHER: u16 = 1;
+/// Where the last four bytes of an Ethernet header's destination and source begin.
+const RECEIVER: u32 = 2;
+const SENDER: u32 = 8;
 
 impl Rule {
     /// A rule for tables of a family, that matches all packets and does nothing.
@@ -193,6 +196,40 @@ impl Rule {
     /// `meta mark …`
     pub fn mark(self, mark: u32) -> Self {
         self.meta_is(Meta::Mark, Value::new().number(mark))
+    }
+
+    /// `meta mark & … == …`: the mark's bytes, as they lie in memory, are an address of the prefix.
+    pub fn mark_in(self, prefix: Prefix) -> Self {
+        self.with(Selector::Mark.load(Register::FIRST)).in_prefix(prefix)
+    }
+
+    /// `ct mark & … == …`: the mark's bytes, as they lie in memory, are an address of the prefix.
+    pub fn ct_mark_in(self, prefix: Prefix) -> Self {
+        self.with(Selector::CtMark.load(Register::FIRST)).in_prefix(prefix)
+    }
+
+    /// Sets the connection's mark to bytes of the frame's Ethernet source.
+    pub fn set_ct_mark_of_sender(self) -> Self {
+        let rule = self.meta_is(Meta::Iiftype, Value::new().type_of_device(ETHER));
+        rule.with(Expression::Payload { header: Header::Link, offset: SENDER, length: 4, to: Register::FIRST })
+            .with(Expression::SetCtMark { from: Register::FIRST })
+    }
+
+    /// `ct original zone set …`: connections are told apart by the last two bytes of the Ethernet source.
+    pub fn set_zone_of_sender(self) -> Self {
+        let rule = self.meta_is(Meta::Iiftype, Value::new().type_of_device(ETHER));
+        rule.with(Expression::Payload { header: Header::Link, offset: SENDER + 2, length: 2, to: Register::FIRST })
+            .with(Expression::SetOriginalZone { from: Register::FIRST })
+    }
+
+    /// Sets the last four bytes of the Ethernet destination to those of the mark. Only in tables of devices.
+    pub fn set_receiver_of_mark(self) -> Self {
+        self.with(Selector::Mark.load(Register::FIRST)).with(Expression::SetPayload {
+            header: Header::Link,
+            offset: RECEIVER,
+            length: 4,
+            from: Register::FIRST,
+        })
     }
 
     /// `ct mark …`
@@ -369,6 +406,13 @@ impl Rule {
             rule = rule.with(Expression::Mask { register, mask: Value::new().ip(prefix.mask()) });
         }
         rule.with(Expression::Compare { register, comparison, value: Value::new().ip(prefix.network()) })
+    }
+
+    /// Goes on where the first register has an IPv4 address of the prefix.
+    fn in_prefix(self, prefix: Prefix) -> Self {
+        let register = Register::FIRST;
+        self.with(Expression::Mask { register, mask: Value::new().ip(prefix.mask()) })
+            .equals(Value::new().ip(prefix.network()))
     }
 
     fn any_bit(self, key: Ct, bits: u32) -> Self {

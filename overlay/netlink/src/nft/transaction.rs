@@ -148,6 +148,23 @@ impl Transaction {
         });
     }
 
+    /// Adds a chain that the kernel calls for all that leaves by a device of this namespace (Linux 5.16). Only in tables
+    /// of devices.
+    pub fn add_egress_chain(&mut self, table: &Table, chain: &str, device: &str) {
+        self.push("add", "chain", chain, table, NFT_MSG_NEWCHAIN, NLM_F_CREATE, |message| {
+            message.string(NFTA_CHAIN_TABLE, &table.name);
+            message.string(NFTA_CHAIN_NAME, chain);
+            message.nested(NFTA_CHAIN_HOOK, |hook| {
+                // NF_NETDEV_EGRESS.
+                hook.be32(NFTA_HOOK_HOOKNUM, 1);
+                hook.be32(NFTA_HOOK_PRIORITY, 0);
+                hook.string(NFTA_HOOK_DEV, device);
+            });
+            message.be32(NFTA_CHAIN_POLICY, 1);
+            message.string(NFTA_CHAIN_TYPE, "filter");
+        });
+    }
+
     /// Adds a chain that rules lead to.
     pub fn add_chain(&mut self, table: &Table, chain: &str) {
         self.push("add", "chain", chain, table, NFT_MSG_NEWCHAIN, NLM_F_CREATE, |message| {
