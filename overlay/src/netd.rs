@@ -1,7 +1,9 @@
 //! `skep netd`: keeps this host's networks as the managers' tables say, for the agent that drives it over a unix socket.
 //!
 //! Whatever happens to it, packets go on: it makes the kernel do the work, and only a call of `Shutdown` takes anything
-//! down. Work on one network waits for that network only; the kernel is talked to on threads that may block.
+//! down. What it was told lies in its folder (tmpfs, [`keep`]), and one that starts there, after a kill or in place of another
+//! ([`turn`]), is whole again without any agent ([`restore`]). Work on one network waits for that network only; the kernel is
+//! talked to on threads that may block.
 
 mod attach;
 mod define;

@@ -11,6 +11,7 @@ mod lab;
 mod published;
 mod restart;
 mod source;
+mod stress;
 mod traffic;
 mod ways;
 
