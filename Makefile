@@ -6,12 +6,14 @@ BIN     := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/skep
 # Debian packages: what skep is built with, and the real parts that the tests run.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config make curl iproute2 nftables
 TEST_PACKAGES  := busybox-static redis-server nginx-light docker-registry skopeo faketime iputils-ping wireguard-go wireguard-tools bind9-dnsutils musl-tools tcpdump socat
+# What `make bench-net` measures with.
+BENCH_PACKAGES := iperf3 wrk
 
 # Of the simulation: how many seeds, from which on; SEED=n runs one and prints what happens.
 SEEDS   ?= 200
 FROM    ?= 0
 
-.PHONY: help setup setup-test build demo test verify fix unit sim sim-test e2e bench clean
+.PHONY: help setup setup-test build demo test verify fix unit sim sim-test e2e bench bench-net clean
 
 help:
 	@echo "make setup    install the Debian packages that building and the demo need"
@@ -21,6 +23,7 @@ help:
 	@echo "make fix      format, and let clippy mend what it can"
 	@echo "make sim      managers in simulated time under faults: SEEDS=n for more, SEED=n for one with its trace"
 	@echo "make bench    figures next to the peers' (as root, release build)"
+	@echo "make bench-net  the same of networks (iperf3, wrk, a lab)"
 
 setup:
 	@deploy/setup.sh $(BUILD_PACKAGES)
@@ -68,6 +71,11 @@ e2e: build target/whoami.tar
 bench: setup-test
 	$(CARGO) build --locked --release -p skep
 	SKEP_BIN=$(CURDIR)/target/release/skep $(CARGO) run --locked --release -p skep-tests --bin bench
+
+bench-net:
+	@deploy/setup.sh $(BUILD_PACKAGES) $(TEST_PACKAGES) $(BENCH_PACKAGES)
+	$(CARGO) build --locked --release -p skep
+	SKEP_BIN=$(CURDIR)/target/release/skep $(CARGO) run --locked --release -p skep-tests --bin bench -- net.
 
 clean:
 	$(CARGO) clean

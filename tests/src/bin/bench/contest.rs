@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use skep_tests::busybox;
+use skep_tests::{Image, busybox};
 
 use crate::cgroup::Hierarchies;
 use crate::command::{finished, quiet, run, wait_for};
@@ -49,17 +49,26 @@ pub(crate) enum Network {
     Default,
     /// `--network host`: no network is made, so that both do the same.
     Host,
+    /// An overlay of this name.
+    Overlay(&'static str),
 }
 
 /// Name of the image in every orchestrator's store.
 const IMAGE: &str = "busybox:bench";
 
+/// What its containers run.
+pub(crate) fn image() -> Image {
+    busybox(IMAGE)
+}
+
 /// The flags and arguments of `service create`, which are the same for all.
 pub(crate) fn service_args(service: &str, replicas: u64, network: Network) -> Vec<String> {
     let replicas = replicas.to_string();
     let mut args = vec!["--name", service, "--replicas", &replicas, "--stop-signal", "SIGKILL"];
-    if network == Network::Host {
-        args.extend(["--network", "host"]);
+    match network {
+        Network::Default => {}
+        Network::Host => args.extend(["--network", "host"]),
+        Network::Overlay(name) => args.extend(["--network", name]),
     }
     args.extend([IMAGE, "sleep", "1000000"]);
     args.into_iter().map(str::to_owned).collect()
@@ -84,9 +93,9 @@ const SERIES: [Series; 4] = [
 ];
 
 /// Rounds that are alike.
-struct Series {
+pub(crate) struct Series {
     /// Of the time from the creation of the service until all of it runs.
-    metric: &'static Metric,
+    pub(crate) metric: &'static Metric,
     replicas: u64,
     network: Network,
     rounds: u32,
@@ -97,6 +106,11 @@ struct Series {
 impl Series {
     const fn new(metric: &'static Metric, replicas: u64, network: Network, rounds: u32, ask_again: Duration) -> Self {
         Self { metric, replicas, network, rounds, ask_again }
+    }
+
+    /// Rounds of many replicas, as many as the caller makes.
+    pub(crate) const fn many(metric: &'static Metric, replicas: u64, network: Network) -> Self {
+        Self::new(metric, replicas, network, 0, LOOK_AGAIN)
     }
 
     /// Whether CPU, memory and the end are measured too.
@@ -113,7 +127,7 @@ impl Series {
 /// Measures all selected metrics of [`metric::CONTAINERS`]; false if skep lacks one.
 pub(crate) fn measure(run: &Run, selection: &Selection, report: &mut Report) -> Result<bool> {
     let cgroups = Hierarchies::discover()?;
-    let image = busybox(IMAGE);
+    let image = image();
     let mut skep = Side::new("skep", &cgroups, Skep::start(run.clone()).map(|skep| Some(Box::new(skep) as _)));
     let swarm = Swarm::start(run, &cgroups).map(|swarm| swarm.map(|swarm| Box::new(swarm) as _));
     let mut swarm = Side::new("Docker Swarm", &cgroups, swarm);
@@ -146,14 +160,14 @@ pub(crate) fn measure(run: &Run, selection: &Selection, report: &mut Report) -> 
 }
 
 /// An orchestrator's place in the contest: empty once it has failed or if it is not installed.
-struct Side<'a> {
-    name: String,
+pub(crate) struct Side<'a> {
+    pub(crate) name: String,
     contestant: Option<Contestant<'a>>,
-    samples: Samples,
+    pub(crate) samples: Samples,
 }
 
 impl<'a> Side<'a> {
-    fn new(kind: &str, cgroups: &'a Hierarchies, started: Result<Option<Box<dyn Orchestrator>>>) -> Self {
+    pub(crate) fn new(kind: &str, cgroups: &'a Hierarchies, started: Result<Option<Box<dyn Orchestrator>>>) -> Self {
         let orchestrator = started.unwrap_or_else(|error| {
             eprintln!("{kind} does not come up: {error:#}");
             None
@@ -164,7 +178,7 @@ impl<'a> Side<'a> {
     }
 
     /// One step; who fails is out, and keeps what it has.
-    fn attempt(&mut self, what: &str, step: impl FnOnce(&Contestant<'a>, &mut Samples) -> Result<()>) {
+    pub(crate) fn attempt(&mut self, what: &str, step: impl FnOnce(&Contestant<'a>, &mut Samples) -> Result<()>) {
         let Some(contestant) = &self.contestant else { return };
         if let Err(error) = step(contestant, &mut self.samples) {
             eprintln!("{}: {what}: {error:#}\n{}", self.name, contestant.orchestrator.log());
@@ -173,7 +187,8 @@ impl<'a> Side<'a> {
     }
 }
 
-struct Contestant<'a> {
+/// An orchestrator that takes part.
+pub(crate) struct Contestant<'a> {
     orchestrator: Box<dyn Orchestrator>,
     cgroups: &'a Hierarchies,
 }
@@ -188,14 +203,14 @@ impl Contestant<'_> {
     }
 
     /// The image is loaded, unpacked, and has run once: what follows measures starts, not first times.
-    fn warm_up(&self, archive: &Path) -> Result<()> {
+    pub(crate) fn warm_up(&self, archive: &Path) -> Result<()> {
         run(&mut self.orchestrator.load(archive))?;
         let first = Series::new(&metric::START_1, 1, Network::Default, 1, LOOK_AGAIN);
         self.round(&first, 0, &mut Samples::default())
     }
 
     /// One service, from creation to end.
-    fn round(&self, series: &Series, round: u32, samples: &mut Samples) -> Result<()> {
+    pub(crate) fn round(&self, series: &Series, round: u32, samples: &mut Samples) -> Result<()> {
         let group = self.orchestrator.cgroup();
         let service = format!("bench-{}-{round}", series.replicas);
         let memory_before = self.settled_memory()?;

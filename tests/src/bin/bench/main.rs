@@ -1,6 +1,7 @@
 //! `make bench`: figures of skep next to those of its peers, measured in the same run on the same machine.
 //!
-//!     bench            all metrics
+//!     bench            all metrics but those of networks
+//!     bench net.       those of networks: `make bench-net`
 //!     bench NAME…      those whose names start with one of these
 //!     bench --list     the names
 //!
@@ -17,6 +18,7 @@ mod failover;
 mod host_process;
 mod load;
 mod metric;
+mod net;
 mod report;
 mod run;
 mod samples;
@@ -74,6 +76,9 @@ fn measure(run: &Run, selection: &Selection) -> Result<bool> {
     }
     if selection.has_any(metric::FAILOVER) {
         failover::measure(run, selection, &mut report)?;
+    }
+    if metric::NET.iter().any(|metrics| selection.has_any(metrics)) {
+        complete &= net::measure(run, selection, &mut report)?;
     }
     Ok(complete)
 }

@@ -33,12 +33,14 @@ impl Report {
         Ok(Self { file })
     }
 
-    /// One metric. The ratio says how many times less skep needs.
+    /// One metric. The ratio says how many times better skep's figure is.
     pub(crate) fn add(&mut self, metric: &Metric, skep: f64, peer: Option<&Peer>) -> Result<()> {
-        let ratio = peer.map(|peer| peer.value / skep);
+        // Not one by nothing, which is no number of JSON.
+        let ratio = peer.map(|peer| metric.ratio(skep, peer.value)).filter(|ratio| ratio.is_finite());
         let unit = metric.unit;
         let peer_text = peer.map_or("-".to_owned(), |peer| format!("{} {unit} ({})", number(peer.value), peer.name));
-        let ratio_text = ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.1}"));
+        let ratio_text = ratio
+            .map_or("-".to_owned(), |ratio| if ratio < 10.0 { format!("{ratio:.2}") } else { format!("{ratio:.1}") });
         writeln!(stdout(), "{} | {} {unit} | {peer_text} | {ratio_text}", metric.name, number(skep))?;
         let line = json!({
             "metric": metric.name,
@@ -62,7 +64,7 @@ impl Report {
 
 /// `bench --list`.
 pub(crate) fn print_names() {
-    let names: Vec<&str> = metric::ALL.iter().map(|metric| metric.name).collect();
+    let names: Vec<&str> = metric::all().map(|metric| metric.name).collect();
     // Fails only when the reader is gone.
     let _ = writeln!(stdout(), "{}", names.join("\n"));
 }

@@ -52,4 +52,9 @@ impl Run {
     pub(crate) fn peer_cgroup(&self) -> PathBuf {
         PathBuf::from(&self.name)
     }
+
+    /// The cgroup below it of the peer's daemon and its helpers.
+    pub(crate) fn daemon_cgroup(&self) -> PathBuf {
+        self.peer_cgroup().join("daemon")
+    }
 }

@@ -46,7 +46,7 @@ impl Skep {
     }
 
     /// The command line as a user of the host would have it, without the lab's own detour.
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(skep_binary());
         command.args(args).env("SKEP_HOST", format!("unix://{}", self.socket.display()));
         command

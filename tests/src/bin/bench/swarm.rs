@@ -58,7 +58,7 @@ impl Swarm {
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let cgroup = bench.peer_cgroup();
         let mut swarm = Self { version: String::new(), socket: dir.join("docker.sock"), cgroup, dir };
-        swarm.start_daemon(cgroups)?;
+        swarm.start_daemon(bench, cgroups)?;
         let version = get(&swarm.socket, "/version")?;
         swarm.version = version["Version"].as_str().unwrap_or("of unknown version").to_owned();
         run(&mut swarm.docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]))?;
@@ -68,8 +68,8 @@ impl Swarm {
         Ok(Some(swarm))
     }
 
-    fn start_daemon(&self, cgroups: &Hierarchies) -> Result<()> {
-        let own = cgroups.create(&self.cgroup.join("daemon"))?;
+    fn start_daemon(&self, bench: &Run, cgroups: &Hierarchies) -> Result<()> {
+        let own = cgroups.create(&bench.daemon_cgroup())?;
         let log = File::create(self.dir.join("log")).context("cannot create the daemon's log")?;
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--propagation", "slave", "sh", "-c", SET_UP, "sh"]).arg(own);
