@@ -4,7 +4,6 @@
 
 mod draining;
 mod encrypted;
-mod figures;
 mod firewall;
 mod kept;
 mod lab;

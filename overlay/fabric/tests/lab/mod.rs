@@ -1,7 +1,6 @@
 //! Hosts on this machine: network namespaces with one underlay, and on each host a network's bridge and a container.
 //!
 //! Names are unique to the process and the lab; everything is removed when the lab is dropped, also on a panic.
-#![allow(dead_code)] // Each of its users needs another part.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -145,10 +144,6 @@ impl Lab {
 
     fn name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
-    }
-
-    pub(crate) fn underlay(&self) -> String {
-        self.name("u")
     }
 
     pub(crate) fn host(&self, host: usize) -> String {

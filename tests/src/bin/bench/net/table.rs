@@ -118,7 +118,7 @@ impl Network {
     /// A task with an end on this network.
     pub(super) fn attach(&self, number: u32) -> v1::AttachRequest {
         let addresses = vec![address_to_wire(self.address(number))];
-        let end = v1::SandboxEndpoint { network: Some(self.wire.clone()), addresses };
+        let end = v1::SandboxEndpoint { network_id: self.wire.id.clone(), addresses };
         v1::AttachRequest { task_id: task(number).to_vec(), endpoints: vec![end], ..v1::AttachRequest::default() }
     }
 }
@@ -142,10 +142,9 @@ fn peer(host: u8) -> v1::NetworkPeer {
 pub(super) fn identity(host: u8) -> v1::ConfigureRequest {
     v1::ConfigureRequest {
         node_id: node(host).to_vec(),
-        fabric_number: host.into(),
         private_key: key(host).to_bytes().to_vec(),
         wireguard_addr: format!("{}:51820", underlay::address(host)),
         vxlan_addr: underlay::address(host).to_string(),
-        ..v1::ConfigureRequest::default()
+        previous_private_key: Vec::new(),
     }
 }
