@@ -25,6 +25,8 @@ pub(crate) struct Lab {
     pub(crate) hosts: usize,
     namespaces: Vec<String>,
     children: Vec<Child>,
+    /// Of others' devices, which leave them behind when they are killed.
+    sockets: Vec<String>,
     pub(crate) v6_underlay: bool,
     pub(crate) overlay_mtu: u16,
 }
@@ -86,7 +88,8 @@ impl Lab {
     pub(crate) fn new(hosts: usize, underlay_mtu: u16, v6_underlay: bool) -> Lab {
         let prefix = format!("sf{}x{}", std::process::id(), LABS.fetch_add(1, Relaxed));
         let overlay_mtu = underlay_mtu - 130;
-        let mut lab = Lab { prefix, hosts, namespaces: vec![], children: vec![], v6_underlay, overlay_mtu };
+        let mut lab =
+            Lab { prefix, hosts, namespaces: vec![], children: vec![], sockets: vec![], v6_underlay, overlay_mtu };
         let underlay = lab.add("u");
         lab.ip(&underlay, &["link add br0 type bridge", "link set br0 up"]);
         for host in 1..=hosts {
@@ -281,6 +284,7 @@ impl Lab {
     ) -> u32 {
         let (namespace, network) = (self.host(host), self.network(host));
         let interface = format!("{}w{host}", &self.prefix[2..]).replace('x', "_");
+        self.sockets.push(format!("/var/run/wireguard/{interface}.sock"));
         let id = self.spawn(&namespace, &format!("{program} {interface}"));
         let show = format!("wg show {interface}");
         until("the other device answers", 10, || {
@@ -325,6 +329,9 @@ impl Drop for Lab {
         for child in &mut self.children {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
         }
         for namespace in &self.namespaces {
             let _ = Command::new("ip").args(["netns", "del", namespace]).output();
