@@ -13,11 +13,16 @@ use crate::lab::{Lab, Output, Running, run};
 impl Lab {
     /// Runs a program of a task's image with its root and its network.
     pub fn inside(&self, task: &Running, args: &[&str]) -> Output {
+        run(self.enter(task).args(args), None)
+    }
+
+    /// The same, not yet started; its arguments are to be added.
+    pub fn enter(&self, task: &Running) -> Command {
         let pid = self.pid(&task.id).to_string();
         let mut command = Command::new("nsenter");
-        command.args(["--target", &pid, "--mount", "--net", "--root", "--wd", "--"]).args(args);
+        command.args(["--target", &pid, "--mount", "--net", "--root", "--wd", "--"]);
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        run(&mut command, None)
+        command
     }
 }
 

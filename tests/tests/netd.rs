@@ -3,11 +3,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use skep_tests::{Lab, alive, until, until_some};
+use skep_tests::{Lab, addresses, alive, until, until_some};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -73,4 +74,45 @@ fn netd_outlives_daemons_and_ends_with_the_membership_and_the_host() {
     assert_eq!(netds(&lab, 1), [first[0]], "nothing happened to it");
     drop(lab);
     assert!(!alive(last) && !alive(first[0]), "netd runs on after the lab");
+}
+
+#[test]
+fn networks_work_while_no_agent_does() {
+    let lab = Lab::with_busybox("absent", 2);
+    lab.run(&["network", "create", "front"]).ok();
+    let (listen, wait) = (["nc", "-ll", "-p", "80", "-e", "echo", "hello"], ["sleep", "1000"]);
+    lab.create("web", &["--network", "front", "--constraint", "node.hostname==host1"], &listen);
+    lab.create("probe", &["--network", "front", "--constraint", "node.hostname==host2"], &wait);
+    let web = lab.running("web", 1, SOON).remove(0);
+    let probe = lab.running("probe", 1, SOON).remove(0);
+    let connects = || lab.inside(&probe, &["nc", "-w", "2", "web", "80"]).stdout == "hello\n";
+    until("web to answer", SOON, connects);
+
+    // Neither host's agent is there: every ping in 30 s, every name, every connection by a virtual address.
+    let to = addresses(&lab, &probe, "tasks.web").into_iter().next().unwrap();
+    let ping = ["ping", "-c", "300", "-i", "0.1", "-W", "5", &to];
+    let pings = lab.enter(&probe).args(ping).stdout(Stdio::piped()).spawn().unwrap();
+    // They are entered before there is nobody to ask where.
+    let mut connect = lab.enter(&probe);
+    connect.args(["nc", "-w", "2", "web", "80"]);
+    lab.command(&["kill", "all"]).ok();
+    let start = Instant::now();
+    let mut connected = 0;
+    while start.elapsed() < Duration::from_secs(30) {
+        let said = connect.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "hello\n", "after {connected} connections");
+        connected += 1;
+    }
+    let said = pings.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout);
+    assert!(said.contains(" 0% packet loss"), "{said}");
+    lab.command(&["start", "all"]).ok();
+    assert_eq!(lab.running("web", 1, SOON), [web]);
+    until("web to answer", SOON, connects);
+
+    // Killed itself, netd comes back, and so does everything.
+    let netd = the_netd(&lab, 2);
+    kill(Pid::from_raw(netd.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    until("netd to be back", SOON, || netds(&lab, 2).iter().any(|pid| *pid != netd));
+    until("web to answer", SOON, connects);
 }

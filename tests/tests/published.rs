@@ -1,6 +1,7 @@
 //! Ports that hosts publish: the routing mesh on all of them, mode host on the tasks' own.
 #![allow(clippy::unwrap_used)]
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use skep_tests::{Lab, nginx, socat, until_some};
@@ -72,4 +73,36 @@ fn datagrams_are_balanced_too() {
             if said.stdout == "hello\n" { Ok(()) } else { Err(format!("{said:?}")) }
         });
     }
+}
+
+#[test]
+fn no_request_fails_while_all_tasks_are_replaced() {
+    let lab = Lab::up("rolling", 3, &[]);
+    lab.skep_with_input(1, &["image", "load"], &nginx("nginx:1").archive()).ok();
+    let head = ["service", "create", "--name", "web", "--replicas", "3", "--publish", "80:8080"];
+    lab.run(&[&head[..], &["--update-monitor", "1s", "--update-order", "start-first", "nginx:1"]].concat()).ok();
+    let before = lab.running("web", 3, SOON);
+    for host in 1..=3 {
+        answers(&lab, 1, &format!("10.90.0.{host}:80"));
+    }
+    // Connection after connection to every host until the update is over, and a few more.
+    let script = "n=0; while [ ! -e $1 ] || [ $n -lt 100 ]; do
+        curl -sS --max-time 5 -o /dev/null http://$2/ || exit 1; n=$((n + 1)); done; echo $n";
+    let over = lab.dir().join("over");
+    let clients: Vec<_> = (1..=3)
+        .map(|host| {
+            let mut command = lab.on(host, &["sh", "-c", script, "sh"]);
+            let address = format!("10.90.0.{}:80", host % 3 + 1);
+            command.arg(&over).arg(address).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    lab.run(&["service", "update", "--force", "--update-parallelism", "1", "web"]).ok();
+    std::fs::write(&over, "").unwrap();
+    for client in clients {
+        let output = client.wait_with_output().unwrap();
+        assert!(output.status.success(), "a request failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let after = lab.running("web", 3, SOON);
+    assert!(after.iter().all(|task| before.iter().all(|old| old.id != task.id)), "all are new");
 }
