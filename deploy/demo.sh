@@ -24,14 +24,15 @@ on 1 skep node ls
 say "An image that only host1 is given: no registry anywhere"
 on 1 skep image import --change 'ENTRYPOINT ["/whoami"]' --change 'EXPOSE 8000' "$root/target/whoami.tar" whoami:1
 
-say "A service of three replicas"
-on 1 skep service create --name whoami --replicas 3 --network host \
+say "An encrypted network over all hosts, and a service of three replicas on it, published on port 80 of every host"
+on 1 skep network create front
+on 1 skep service create --name whoami --replicas 3 --network front --publish 80:8000 \
     --env 'TASK={{.Task.Name}}' --env 'NODE={{.Node.Hostname}}' whoami:1
 on 1 skep service ps whoami
 
-say "One answer from each host"
+say "The page, asked for on host1 at the address of each host"
 for host in 1 2 3; do
-    on "$host" curl -sS --max-time 5 http://127.0.0.1:8000/
+    on 1 curl -sS --max-time 5 "http://host$host/"
 done
 
 say "Six replicas"
