@@ -122,8 +122,7 @@ impl Host {
         if !state.forward[0] || state.held {
             return Ok(());
         }
-        forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
-        firewall::ensure(&self.namespace, &self.nft, &self.instance, state.forward)?;
+        self.open_ways(&state)?;
         let tables = self.nft.tables()?;
         let ours = [false, true].into_iter().filter(|ipv6| state.forward[usize::from(*ipv6)]);
         if ours.map(|ipv6| rules::table(&self.instance, ipv6)).any(|table| !tables.contains(&table)) {
@@ -139,7 +138,7 @@ impl Host {
             return Vec::new();
         }
         let mut notes = forwarding::notes(&self.nft).unwrap_or_default();
-        notes.extend(firewall::notes(&self.nft).unwrap_or_default());
+        notes.extend(firewall::notes(&self.nft, &self.instance).unwrap_or_default());
         notes
     }
 
@@ -199,9 +198,17 @@ impl Host {
         if state.held {
             return Ok(());
         }
-        forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
-        firewall::ensure(&self.namespace, &self.nft, &self.instance, state.forward)?;
+        self.open_ways(state)?;
         self.commit(state)
+    }
+
+    fn open_ways(&self, state: &State) -> Result<(), NetlinkError> {
+        forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
+        // Another's chain may be closed to us; the notes say what to do then.
+        if let Err(error) = firewall::ensure(&self.namespace, &self.nft, &self.instance, state.forward) {
+            tracing::warn!("{}", crate::netd::text(&error));
+        }
+        Ok(())
     }
 
     /// Puts the whole tables in place, at once.
@@ -209,8 +216,8 @@ impl Host {
         self.nft.commit(&rules::rules(&self.instance, state))
     }
 
-    /// Gives a device of ours its addresses and raises it. Idempotent.
-    pub fn ensure_addresses(&self, name: &str, prefixes: &[Prefix]) -> Result<(), NetlinkError> {
+    /// Gives a device of ours its addresses and the size of its packets, and raises it. Idempotent.
+    pub fn ensure_addresses(&self, name: &str, prefixes: &[Prefix], mtu: u32) -> Result<(), NetlinkError> {
         let Some(link) = self.rtnetlink.link(name)? else {
             let problem = "it is not there".to_owned();
             return Err(NetlinkError::Invalid { action: format!("give device {name} an address"), problem });
@@ -227,7 +234,7 @@ impl Host {
         }
         self.namespace.enter(|inside| inside.write_sysctls(&sysctls))?;
         let mut changes = Changes::new();
-        changes.change_link(link.index, &LinkChange { up: Some(true), ..LinkChange::default() });
+        changes.change_link(link.index, &LinkChange { mtu: Some(mtu), up: Some(true), ..LinkChange::default() });
         let found = self.rtnetlink.addresses()?;
         for prefix in prefixes {
             if !found.iter().any(|address| address.device == link.index && address.prefix == *prefix) {

@@ -42,6 +42,8 @@ const NET: &str = "net";
 const INDEX: &str = "index";
 /// Device of the way to other hosts.
 const OVERLAY: &str = "overlay";
+/// What a way out carries at least.
+const ETHERNET: u32 = 1500;
 /// How long a bridge's port may take until it forwards: the kernel's linkwatch, on a host under load.
 const FORWARDING: Duration = Duration::from_secs(5);
 
@@ -286,19 +288,23 @@ impl LiveNetwork {
     fn complete_out(&self, host: &Host, index: u16, there: bool) -> Result<(), NetlinkError> {
         let name = out_name(&self.wanted.short);
         let pairs = out::pairs(index, self.wanted.ipv6());
+        // Whatever the network carries comes as far as the host, which knows what lies behind.
+        let mtu = self.wanted.mtu.max(ETHERNET);
         if !there {
             host.remove_link(&name)?;
-            let peer = NewLink { namespace: Some(host.namespace().as_fd()), ..NewLink::new(&name, LinkKind::Peer) };
+            let namespace = Some(host.namespace().as_fd());
+            let peer = NewLink { namespace, mtu: Some(mtu), ..NewLink::new(&name, LinkKind::Peer) };
             let mut changes = Changes::new();
             let kind = LinkKind::Veth(Box::new(peer));
-            changes.add_link(&NewLink { index: Some(OUT), up: true, ..NewLink::new("out0", kind) });
+            changes.add_link(&NewLink { index: Some(OUT), mtu: Some(mtu), up: true, ..NewLink::new("out0", kind) });
             self.rtnetlink.apply(&changes)?;
         }
         // Both ends live and die together; the addresses were given right after.
         let outer: Vec<Prefix> = pairs.iter().map(|(outer, _)| *outer).collect();
-        host.ensure_addresses(&name, &outer)?;
+        host.ensure_addresses(&name, &outer, mtu)?;
         let found = self.rtnetlink.addresses()?;
         let mut changes = Changes::new();
+        changes.change_link(OUT, &LinkChange { mtu: Some(mtu), ..LinkChange::default() });
         for (outer, inner) in &pairs {
             if !found.iter().any(|address| address.device == OUT && address.prefix == *inner) {
                 changes.add_address(OUT, *inner);

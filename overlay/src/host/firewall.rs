@@ -71,9 +71,15 @@ pub(super) fn remove(host: &Namespace, nft: &Nft, instance: &str) -> Result<(), 
 }
 
 /// What its owner has to do, for a person.
-pub(super) fn notes(nft: &Nft) -> Result<Vec<String>, NetlinkError> {
+pub(super) fn notes(nft: &Nft, instance: &str) -> Result<Vec<String>, NetlinkError> {
     let chains = nft.base_chains()?;
-    let others = chains.iter().filter(|chain| forwarding(chain) && chain.drop && !is_iptables(chain));
+    let has_ours = |chain: &FoundChain| {
+        let rules = nft.rule_comments(&chain.table, &chain.name).unwrap_or_default();
+        is_iptables(chain) && rules.iter().any(|(_, found)| *found == comment(instance))
+    };
+    let others = chains.iter().filter(|chain| forwarding(chain) && chain.drop && !has_ours(chain));
+    // Where no network has IPv6, nothing of ours is to pass there.
+    let others = others.filter(|chain| !is_iptables(chain) || chain.table.family == Family::Ip);
     let mut notes: Vec<String> = others
         .map(|chain| {
             let (table, name, devices) = (&chain.table, &chain.name, out::DEVICES);

@@ -82,6 +82,21 @@ impl Lab {
         rtnetlink.apply(&changes).unwrap();
     }
 
+    /// Makes the underlay carry packets of this size, up to these hosts.
+    pub(crate) fn widen(&self, mtu: u32, hosts: &[&Host<'_>]) {
+        let mut changes = Changes::new();
+        let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
+        for link in self.rtnetlink.links().unwrap().iter().filter(|link| link.name != "lo") {
+            changes.change_link(link.index, &change);
+        }
+        self.rtnetlink.apply(&changes).unwrap();
+        for rtnetlink in hosts.iter().map(|host| &host.rtnetlink) {
+            let mut changes = Changes::new();
+            changes.change_link(2, &change);
+            rtnetlink.apply(&changes).unwrap();
+        }
+    }
+
     /// A cable between two: `leg` in the one, `eth0` in the other.
     pub(crate) fn link(&self, one: &Namespace, other: &Namespace) {
         let peer = NewLink { namespace: Some(other.as_fd()), ..NewLink::new("eth0", LinkKind::Peer) };

@@ -228,3 +228,85 @@ fn the_underlay_may_be_ipv6() {
         assert_eq!(who(&sandboxes[0], SocketAddr::new(address(2), 80)).unwrap(), "task2");
     }
 }
+
+/// Fragments that a namespace has made (`FragCreates` of RFC 4293).
+fn fragments(namespace: &Namespace) -> u64 {
+    let output = run(namespace, "cat /proc/net/snmp");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Ip: ")).map(|line| line.split(' '));
+    let (mut names, mut values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.position(|name| name == "FragCreates").unwrap();
+    values.nth(at).unwrap().parse().unwrap()
+}
+
+/// The largest segment of a connection as its end here sends it, with timestamps (12 bytes) left out.
+fn segment(stream: &std::net::TcpStream) -> u32 {
+    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::TcpMaxSeg).unwrap()
+}
+
+#[test]
+fn a_large_underlay_carries_large_packets_all_the_way() {
+    use std::io::{Read, Write};
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let hosts = [lab.host(1), lab.host(2)];
+    lab.widen(9000, &[&hosts[0], &hosts[1]]);
+    assert!(run(&lab.outside, "ip link set eth0 mtu 9000").status.success());
+    for (number, mtu) in [(5, 8950), (6, 8870)] {
+        let net = network(number, |spec| {
+            if number == 6 {
+                spec.options.clear()
+            }
+        });
+        let address = |last: u8| IpAddr::from([10, number, 1, last]);
+        let mut table = whole(&net, 1);
+        table.put_peers = vec![peer(1), peer(2)];
+        table.put_endpoints =
+            [1, 2].map(|host| endpoint(host, u128::from(10 * number + host), 9, address(host), true)).to_vec();
+        let sandboxes: Vec<Namespace> = hosts
+            .iter()
+            .map(|host| {
+                host.follow(&[table.clone()]);
+                let request = attach_request((10 * number + host.number).into(), &[(&net, address(host.number))]);
+                let published = u32::from(number) * 1000;
+                let host_ports = vec![port(published, false, v1::PublishMode::Host)];
+                host.attach(&v1::AttachRequest { host_ports, ..request })
+            })
+            .collect();
+        let long = |to: &str, size: u32| {
+            let output = run(&sandboxes[0], &format!("ping -n -c 1 -W 1 -M do -s {} {to}", size - 28));
+            output.status.success()
+        };
+        let there = address(2).to_string();
+        assert!(long(&there, mtu) && !long(&there, mtu + 1), "{number}");
+        // The way out is no bottleneck.
+        assert!(long("10.77.0.100", mtu), "{number}");
+        serve(&sandboxes[1], 80, "task2");
+        let places: Vec<&Namespace> = sandboxes.iter().chain(hosts.iter().map(|host| &host.namespace)).collect();
+        let before: u64 = places.iter().map(|place| fragments(place)).sum();
+        let by_host = SocketAddr::from(([10, 77, 0, 2], u16::from(number) * 1000));
+        for (from, to) in [(&sandboxes[0], SocketAddr::new(address(2), 80)), (&lab.outside, by_host)] {
+            let mut stream = connect(from, to).unwrap();
+            assert_eq!(segment(&stream), mtu - 40 - 12, "{number} {to}");
+            // Each byte is answered by five: full segments both ways.
+            let mut answers = stream.try_clone().unwrap();
+            let reader = std::thread::spawn(move || {
+                let mut answer = vec![0; 5 * 100_000];
+                answers.read_exact(&mut answer).map(|()| answer)
+            });
+            stream.write_all(&vec![b'?'; 100_000]).unwrap();
+            assert!(reader.join().unwrap().unwrap().starts_with(b"task2task2"));
+        }
+        assert_eq!(places.iter().map(|place| fragments(place)).sum::<u64>(), before, "{number}");
+    }
+    // What does not fit is refused, in words.
+    let large = network(7, |spec| drop(spec.options.insert("mtu".into(), "8951".into())));
+    hosts[0].know(&large);
+    let error = hosts[0].try_attach(&attach_request(70, &[(&large, IpAddr::from([10, 7, 1, 1]))])).unwrap_err();
+    assert!(
+        error.message().contains("option mtu: 8951 does not fit: this host's underlay carries 8950 bytes at most"),
+        "{error}"
+    );
+}
