@@ -244,12 +244,28 @@ impl Host {
         self.rtnetlink.apply(&changes)
     }
 
-    /// Whether one of its devices that is not `name` has the addresses of a way out: those of another instance.
-    pub fn has_out(&self, index: u16, name: &str) -> Result<bool, NetlinkError> {
-        let own = self.rtnetlink.link(name)?.map(|link| link.index);
+    /// Whether one of its devices has the addresses of a way out: then they are another instance's.
+    pub fn has_out(&self, index: u16) -> Result<bool, NetlinkError> {
+        let outer = IpAddr::from(out::v4(index).0);
+        Ok(self.rtnetlink.addresses()?.iter().any(|address| address.prefix.address == outer))
+    }
+
+    /// Makes room for the device of a way out: what an earlier process left of it goes.
+    ///
+    /// # Errors
+    /// Where it is another instance's, on the same network.
+    pub fn clear_out(&self, name: &str, index: u16) -> Result<(), NetlinkError> {
+        let Some(link) = self.rtnetlink.link(name)? else { return Ok(()) };
         let outer = IpAddr::from(out::v4(index).0);
         let found = self.rtnetlink.addresses()?;
-        Ok(found.iter().any(|address| address.prefix.address == outer && Some(address.device) != own))
+        let mut v4 = found.iter().filter(|address| address.device == link.index && address.prefix.address.is_ipv4());
+        if v4.any(|address| address.prefix.address != outer) {
+            let problem = "it is another node's: two nodes on one machine that are on the same network need a network \
+                           namespace each"
+                .to_owned();
+            return Err(NetlinkError::Invalid { action: format!("make device {name}"), problem });
+        }
+        self.remove_link(name)
     }
 
     /// Deletes a device of ours. Idempotent.

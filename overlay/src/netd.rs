@@ -167,7 +167,7 @@ impl Netd {
     }
 
     /// A number for a network's way out: the one it has had, or a free one.
-    fn take_index(&self, id: NetworkId, short: &str) -> Result<u16, NetdError> {
+    fn take_index(&self, id: NetworkId) -> Result<u16, NetdError> {
         if let Some(index) = network::index_of(&self.network_dir(id)) {
             lock(&self.indices).insert(index);
             return Ok(index);
@@ -177,7 +177,7 @@ impl Netd {
         let start = self.instance.bytes().fold(0u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let mut free = None;
         for index in (0..out::INDICES).map(|step| start.wrapping_add(step) % out::INDICES) {
-            if !taken.contains(&index) && !self.host.has_out(index, &network::out_name(short))? {
+            if !taken.contains(&index) && !self.host.has_out(index)? {
                 free = Some(index);
                 break;
             }

@@ -291,7 +291,7 @@ impl LiveNetwork {
         // Whatever the network carries comes as far as the host, which knows what lies behind.
         let mtu = self.wanted.mtu.max(ETHERNET);
         if !there {
-            host.remove_link(&name)?;
+            host.clear_out(&name, index)?;
             let namespace = Some(host.namespace().as_fd());
             let peer = NewLink { namespace, mtu: Some(mtu), ..NewLink::new(&name, LinkKind::Peer) };
             let mut changes = Changes::new();

@@ -371,7 +371,7 @@ impl NetworkState {
             return Ok(());
         }
         if self.index.is_none() && !define::internal(&definition) {
-            self.index = Some(netd.take_index(self.id, &self.short(netd))?);
+            self.index = Some(netd.take_index(self.id)?);
         }
         let config = netd.config();
         let underlay = |address| Ok(netd.host.underlay_mtu(address)?);

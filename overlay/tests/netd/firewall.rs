@@ -146,6 +146,17 @@ fn forwarding_is_ours_alone_and_the_last_one_puts_it_back() {
     let two = task(&other, &network(6, |_| {}), 2, 8090);
     assert_eq!(done(&host.namespace, "nft list ruleset"), rules);
     drop(two);
+    // On the same network it cannot be, and says so; the first one's is left alone.
+    let shared = network(8, |spec| {
+        spec.driver = v1::NetworkDriver::Bridge.into();
+        spec.options.clear();
+    });
+    let third = task(&host, &shared, 3, 8100);
+    other.know(&shared);
+    let error = other.try_attach(&attach_request(4, &[(&shared, IpAddr::from([10, 8, 1, 4]))])).unwrap_err();
+    assert!(error.message().contains("need a network namespace each"), "{error}");
+    assert!(ping(&third, "10.77.0.100"));
+    assert_eq!(who(&lab.outside, at(8100)).unwrap(), "task3");
     // The first one goes; the second still works, and turns the light off.
     host.shutdown();
     assert_eq!(forward(&host), "1");
