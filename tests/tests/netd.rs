@@ -72,8 +72,11 @@ fn netd_outlives_daemons_and_ends_with_the_membership_and_the_host() {
     lab.command(&["start", "3"]).ok();
     let last = the_netd(&lab, 3);
     assert_eq!(netds(&lab, 1), [first[0]], "nothing happened to it");
+    let dir = lab.dir().to_owned();
     drop(lab);
     assert!(!alive(last) && !alive(first[0]), "netd runs on after the lab");
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!dir.exists() && !mounts.contains(&dir.display().to_string()), "something of the lab is left");
 }
 
 #[test]

@@ -84,9 +84,13 @@ fn networks_are_apart_internal_ones_have_no_way_out_and_names_can_be_all_address
     assert!(out(&web[0]) && out(&plain[0]) && out(&plain[1]));
     assert!(!out(&safe[0]) && !out(&loner));
 
-    // In use, a network stays.
+    // In use, a network stays; a host with no task on it holds nothing of it.
     lab.run(&["network", "rm", "front"]).fails(1, "web");
+    let id = lab.run(&["network", "inspect", "--format", "{{.ID}}", "front"]).ok();
+    let held = |host| lab.exec(host, &["ls", "/run/skep/skep.netd/networks"]).ok().contains(id.trim());
+    assert!((1..=2).all(held));
     lab.run(&["service", "rm", "web"]).ok();
+    until("the hosts to hold nothing of the network", SOON, || !(1..=2).any(held));
     until_some("the network to be free", SOON, || {
         let removed = lab.run(&["network", "rm", "front"]);
         if removed.code == 0 { Ok(()) } else { Err(format!("{removed:?}")) }
