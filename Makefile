@@ -13,7 +13,7 @@ BENCH_PACKAGES := iperf3 wrk
 SEEDS   ?= 200
 FROM    ?= 0
 
-.PHONY: help setup setup-test build demo test verify fix unit sim sim-test e2e bench bench-net clean
+.PHONY: help setup setup-test build demo test verify fix unit sim sim-test e2e test-vm bench bench-net clean
 
 help:
 	@echo "make setup    install the Debian packages that building and the demo need"
@@ -22,6 +22,7 @@ help:
 	@echo "make verify   format, lints and licences only; writes nothing"
 	@echo "make fix      format, and let clippy mend what it can"
 	@echo "make sim      managers in simulated time under faults: SEEDS=n for more, SEED=n for one with its trace"
+	@echo "make test-vm  kernel WireGuard, cgroup v2 and systemd, in a virtual machine (as root, by hand)"
 	@echo "make bench    figures next to the peers' (as root, release build)"
 	@echo "make bench-net  the same of networks (iperf3, wrk, a lab)"
 
@@ -67,6 +68,13 @@ sim-test:
 
 e2e: build target/whoami.tar
 	SKEP_BIN=$(CURDIR)/$(BIN) $(CARGO) nextest run --locked -p skep-tests
+
+# By hand, outside CI: a kernel and a small Debian come to target/vm.
+test-vm: setup target/whoami.tar
+	@deploy/setup.sh busybox-static debootstrap qemu-system-x86 cpio kmod e2fsprogs binutils musl-tools
+	$(CARGO) build --locked -p skep
+	@tests=$$($(CARGO) test --locked -p skep-overlay --test netd --no-run 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p') && \
+	    tests/vm/run.sh target/debug/skep target/whoami.tar "$$tests"
 
 bench: setup-test
 	$(CARGO) build --locked --release -p skep

@@ -39,6 +39,7 @@ use state::NetworkState;
 
 pub(crate) use service::text;
 
+pub use crate::mesh::Choice;
 pub use process::{Options, StartError, run};
 
 /// Why something could not be done; the text is for a person.

@@ -25,15 +25,15 @@ use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
 
 use crate::host::Host;
-use crate::mesh::{Mesh, MeshError};
+use crate::mesh::{self, Mesh, MeshError};
 use crate::plan;
 use crate::plan::ingress::Port;
 use crate::plan::out;
 
 /// The bridge's number in its namespace.
 pub const BRIDGE: u32 = 2;
-/// The number of the overlay's port.
-pub const PORT: u32 = 3;
+/// The number of the overlay's port: one that no device of the host has, as kernels before 6.14 take that for the same one.
+pub const PORT: u32 = 0x4000_0000;
 /// The number of the way out.
 const OUT: u32 = 4;
 /// File of the namespace in the network's folder.
@@ -81,7 +81,14 @@ pub enum OverlayPort {
         /// UDP port on all hosts.
         port: u16,
     },
-    /// A TAP of the mesh's device.
+    /// A VXLAN device on the kernel's device of the mesh.
+    Sealed {
+        /// The network's number.
+        vni: u32,
+        /// This host's address inside the mesh.
+        local: IpAddr,
+    },
+    /// A TAP of skep's own device of the mesh.
     Fabric {
         /// The network's number.
         vni: u32,
@@ -90,6 +97,16 @@ pub enum OverlayPort {
     },
     /// Not at all: each host has its own.
     Local,
+}
+
+impl OverlayPort {
+    /// The network's number, where it is in the mesh.
+    pub fn in_mesh(self) -> Option<u32> {
+        match self {
+            Self::Sealed { vni, .. } | Self::Fabric { vni, .. } => Some(vni),
+            Self::Vxlan { .. } | Self::Local => None,
+        }
+    }
 }
 
 /// What a network is to be on this host.
@@ -175,7 +192,7 @@ impl LiveNetwork {
             Ok(()) => Ok(this),
             Err(error) => {
                 if fresh {
-                    if let OverlayPort::Fabric { vni, .. } = wanted.port {
+                    if let Some(vni) = wanted.port.in_mesh() {
                         let _ = mesh.leave(vni);
                     }
                     // The first error is the one to tell.
@@ -226,19 +243,18 @@ impl LiveNetwork {
         }
         self.rtnetlink.apply(&changes)?;
         let port = find(OVERLAY);
-        if let OverlayPort::Vxlan { vni, local, port: number } = wanted.port {
-            let right = VxlanLink { id: vni, port: number, local: Some(local) };
-            if port.is_none_or(|link| link.vxlan != Some(right) || link.mtu != wanted.mtu || link.master.is_none()) {
-                if port.is_some() {
-                    let mut changes = Changes::new();
-                    changes.delete_link(PORT);
-                    self.rtnetlink.apply(&changes)?;
-                }
-                self.add_vxlan(host, Vxlan { local: Some(local), proxy: true, ..Vxlan::new(vni, number) })?;
+        match wanted.port {
+            OverlayPort::Vxlan { vni, local, port: number } => {
+                let vxlan = Vxlan { local: Some(local), proxy: true, ..Vxlan::new(vni, number) };
+                self.complete_vxlan(host.rtnetlink(), vxlan, port)?;
             }
-        }
-        if let OverlayPort::Fabric { vni, .. } = wanted.port {
-            self.complete_tap(mesh, vni, port)?;
+            OverlayPort::Sealed { vni, local } => {
+                let vxlan = Vxlan { local: Some(local), proxy: true, ..Vxlan::new(vni, mesh::VXLAN_PORT) };
+                let make = |inside: &Rtnetlink| Ok::<_, NetworkError>(self.complete_vxlan(inside, vxlan, port)?);
+                mesh.carry(wanted.mtu, make)?;
+            }
+            OverlayPort::Fabric { vni, .. } => self.complete_tap(mesh, vni, port)?,
+            OverlayPort::Local => {}
         }
         if let Some(index) = wanted.out {
             self.complete_out(host, index, find("out0").is_some())?;
@@ -247,8 +263,18 @@ impl LiveNetwork {
         Ok(())
     }
 
-    /// The device is made in the host's namespace, where its tunnel stays, and lies in the network's.
-    fn add_vxlan(&self, host: &Host, vxlan: Vxlan) -> Result<(), NetlinkError> {
+    /// The device is made in the namespace of `underlay`, where its tunnel stays, and lies in the network's.
+    fn complete_vxlan(&self, underlay: &Rtnetlink, vxlan: Vxlan, found: Option<&Link>) -> Result<(), NetlinkError> {
+        let right = Some(VxlanLink { id: vxlan.id, port: vxlan.port, local: vxlan.local });
+        if found.is_some_and(|link| {
+            let here = link.index == PORT && link.master.is_some();
+            here && link.vxlan == right && link.mtu == self.wanted.mtu
+        }) {
+            return Ok(());
+        }
+        if found.is_some() {
+            remove_link(&self.rtnetlink, OVERLAY)?;
+        }
         let mut changes = Changes::new();
         changes.add_link(&NewLink {
             index: Some(PORT),
@@ -256,7 +282,7 @@ impl LiveNetwork {
             namespace: Some(self.namespace.as_fd()),
             ..NewLink::new(OVERLAY, LinkKind::Vxlan(vxlan))
         });
-        host.rtnetlink().apply(&changes)?;
+        underlay.apply(&changes)?;
         let mut changes = Changes::new();
         changes.change_link(PORT, &LinkChange { master: Some(BRIDGE), up: Some(true), ..LinkChange::default() });
         self.rtnetlink.apply(&changes)

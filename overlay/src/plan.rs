@@ -14,6 +14,7 @@ pub mod mesh;
 pub mod mtu;
 pub mod names;
 pub mod out;
+pub mod wireguard;
 
 use std::net::IpAddr;
 

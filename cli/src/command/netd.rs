@@ -23,6 +23,9 @@ pub(crate) struct NetdArgs {
     /// The host's name servers.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
+    /// Which WireGuard encrypted networks go through: the kernel's, skep's own (userspace), or the kernel's where it has it.
+    #[arg(long, value_name = "DEVICE", env = "SKEP_MESH", default_value = "auto")]
+    mesh: skep_overlay::netd::Choice,
     /// What to log: error, warn, info, debug, trace, or filters.
     #[arg(long, value_name = "LEVEL", env = "SKEP_LOG", default_value = "info")]
     log_level: String,
@@ -38,6 +41,7 @@ pub(crate) fn run(args: NetdArgs) -> Result<ExitCode, Failure> {
         dir: args.dir,
         socket: args.socket,
         resolv_conf: args.resolv_conf,
+        mesh: args.mesh,
     };
     skep_overlay::netd::run(options).map_err(|error| {
         let reason = std::error::Error::source(&error).map(|reason| format!(": {reason}")).unwrap_or_default();

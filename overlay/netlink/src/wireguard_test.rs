@@ -93,6 +93,7 @@ fn a_dump_is_read() {
         let time = [1_700_000_000i64.to_ne_bytes(), 5i64.to_ne_bytes()].concat();
         let rest = [
             attribute(4, &endpoint),
+            attribute(5, &25u16.to_ne_bytes()),
             attribute(6, &time),
             attribute(7, &10u64.to_ne_bytes()),
             attribute(8, &11u64.to_ne_bytes()),
@@ -111,6 +112,7 @@ fn a_dump_is_read() {
         last_handshake: Some(Duration::new(1_700_000_000, 5)),
         rx_bytes: 10,
         tx_bytes: 11,
+        keepalive: Duration::from_secs(25),
         allowed: vec!["10.0.0.1/32".parse().unwrap(), "10.0.0.2/32".parse().unwrap()],
     };
     assert_eq!(device, Device { public_key: None, port: 9, peers: vec![peer] });

@@ -98,8 +98,8 @@ pub(super) fn own_ingress<'a>(network: &v1::Network, table: &'a Table, config: &
     table.peer(config.node).filter(|_| ingress(network)).map_or(&[], |own| &own.addresses)
 }
 
-/// What the network's namespace is to be. `underlay`: the largest packet of the device with an address. `device`: the number
-/// of the mesh's device, which runs then.
+/// What the network's namespace is to be. `underlay`: the largest packet of the device with an address. `sealed`: the way
+/// that a network of a number has through the mesh, whose device runs then.
 pub(super) fn wanted(
     network: &v1::Network,
     table: &Table,
@@ -107,19 +107,19 @@ pub(super) fn wanted(
     short: String,
     out: Option<u16>,
     underlay: impl Fn(IpAddr) -> Result<u32, NetdError>,
-    device: impl Fn() -> Result<u64, NetdError>,
+    sealed: impl Fn(u32) -> Result<OverlayPort, NetdError>,
 ) -> Result<Wanted, NetdError> {
     let subnets = subnets(network)?;
     let host: Option<IpAddr> = config.request.vxlan_addr.parse().ok();
     let driver = network.spec.as_ref().map_or(v1::NetworkDriver::Overlay, v1::NetworkSpec::driver);
     let (port, carrier, largest) = match (driver, host) {
         (v1::NetworkDriver::Overlay, _) if encrypted(network) => {
-            let device = device()?;
+            let port = sealed(network.vni)?;
             let underlay = match config.request.wireguard_addr.parse::<SocketAddr>() {
                 Ok(listen) => underlay(listen.ip())?,
                 Err(_) => ETHERNET,
             };
-            (OverlayPort::Fabric { vni: network.vni, device }, Carrier::Encrypted, underlay)
+            (port, Carrier::Encrypted, underlay)
         }
         (v1::NetworkDriver::Overlay, None) => {
             return Err(NetdError::Refused(format!(

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use super::service::Service;
 use super::{Netd, define, drain, turn};
 use crate::host::Host;
-use crate::mesh::Mesh;
+use crate::mesh::{Choice, Mesh};
 use crate::sandbox::{SandboxError, Sandboxes};
 
 /// Bytes of a request at most: a table of ten thousands of endpoints in one message.
@@ -46,6 +46,8 @@ pub struct Options {
     pub sandboxes: PathBuf,
     /// The host's name servers.
     pub resolv_conf: PathBuf,
+    /// Which device seals encrypted networks.
+    pub mesh: Choice,
 }
 
 /// Why netd did not start.
@@ -102,7 +104,7 @@ pub fn run(options: Options) -> Result<(), StartError> {
 }
 
 async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), StartError> {
-    let Options { dir, socket, sandboxes, resolv_conf } = options;
+    let Options { dir, socket, sandboxes, resolv_conf, mesh } = options;
     fs::create_dir_all(&dir).map_err(file("make", &dir))?;
     let dir = dir.canonicalize().map_err(file("find", &dir))?;
     turn::take(&dir, &socket)?;
@@ -125,7 +127,7 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
         leases: Mutex::default(),
         host: Host::open(&instance)?,
         drain: drain::Drain::start().map_err(|error| StartError::Process("start threads", error))?,
-        mesh: Mesh::default(),
+        mesh: Mesh::open(&dir.join("fabric"), mesh)?,
         dir,
     });
     for kept in [netd.tables_dir(), netd.kept.dir("host")] {

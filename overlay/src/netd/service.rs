@@ -198,7 +198,7 @@ impl Netd {
         }
         lock(&self.networks).clear();
         self.kept.clone().close()?;
-        self.mesh.stop();
+        self.mesh.stop()?;
         for entry in std::fs::read_dir(self.networks_dir()).into_iter().flatten().flatten() {
             crate::network::remove(&entry.path())?;
         }
@@ -257,7 +257,7 @@ impl Calls for Service {
     }
 
     async fn mesh(&self, _: Request<v1::MeshRequest>) -> Result<Response<v1::MeshResponse>, Status> {
-        self.call(|netd| Ok(netd.mesh.status())).await
+        self.call(|netd| Ok(netd.mesh.status()?)).await
     }
 
     async fn shutdown(

@@ -265,6 +265,7 @@ impl NetworkState {
         let Some(own) = netd.config().node else { return Ok(()) };
         let table = self.followed.current();
         let encrypted = self.definition.as_ref().is_some_and(|definition| define::encrypted(definition));
+        let port = self.port();
         let forwarding = match &mut self.forwarding {
             Some(forwarding) if self.forwarding_own == Some(own) => forwarding,
             _ => {
@@ -275,21 +276,23 @@ impl NetworkState {
                 return self.sync_neighbours(netd);
             }
         };
-        if encrypted {
+        // The entries follow the table in any case.
+        let told = match port.and_then(OverlayPort::in_mesh).filter(|_| !change.peers.is_empty()) {
+            Some(vni) => netd.mesh.follow_peers(vni, table),
+            None => Ok(()),
+        };
+        if let Some(OverlayPort::Fabric { vni, .. }) = port {
             let forwards = forwarding.change_forwards(table, change);
-            if let Some(OverlayPort::Fabric { vni, .. }) = self.port() {
-                if !change.peers.is_empty() {
-                    netd.mesh.follow_peers(vni, self.followed.current())?;
-                }
-                match netd.mesh.is_attached(vni) {
-                    true => netd.mesh.forward(vni, forwards)?,
-                    // Another device runs now: everything is told to it when the network is attached there.
-                    false => self.dirty = true,
-                }
+            told?;
+            match netd.mesh.is_attached(vni) {
+                true => netd.mesh.forward(vni, forwards)?,
+                // Another device runs now: everything is told to it when the network is attached there.
+                false => self.dirty = true,
             }
             return Ok(());
         }
         let changes = forwarding.change(table, change, PORT);
+        told?;
         match &self.live {
             Some(live) if live.wanted().port != OverlayPort::Local => Ok(live.change_neighbours(&changes)?),
             _ => Ok(()),
@@ -300,6 +303,10 @@ impl NetworkState {
         let (Some(live), Some(forwarding)) = (&self.live, &self.forwarding) else { return Ok(()) };
         match live.wanted().port {
             OverlayPort::Vxlan { .. } => live.sync_neighbours(forwarding.entries(PORT))?,
+            OverlayPort::Sealed { vni, .. } => {
+                netd.mesh.follow_peers(vni, self.followed.current())?;
+                live.sync_neighbours(forwarding.entries(PORT))?;
+            }
             OverlayPort::Fabric { vni, .. } => {
                 netd.mesh.follow_peers(vni, self.followed.current())?;
                 netd.mesh.sync_forwards(vni, forwarding.forwards().collect())?;
@@ -375,12 +382,12 @@ impl NetworkState {
         }
         let config = netd.config();
         let underlay = |address| Ok(netd.host.underlay_mtu(address)?);
-        let device = || {
-            netd.mesh.follow_peers(definition.vni, self.followed.current())?;
-            Ok(netd.mesh.start()?)
+        let sealed = |vni| {
+            netd.mesh.follow_peers(vni, self.followed.current())?;
+            Ok(netd.mesh.port(vni)?)
         };
         let (table, short) = (self.followed.current(), self.short(netd));
-        let wanted = define::wanted(&definition, table, &config, short, self.index, underlay, device);
+        let wanted = define::wanted(&definition, table, &config, short, self.index, underlay, sealed);
         let wanted = match wanted {
             Ok(wanted) => wanted,
             Err(error) => {

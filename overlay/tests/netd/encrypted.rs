@@ -1,5 +1,6 @@
 //! Encrypted networks: what works on others works here, and nobody on the underlay reads or forges it.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
@@ -102,7 +103,7 @@ fn tasks_talk_and_the_underlay_sees_nothing() {
     assert_eq!(answers.len(), 2, "{answers:?}");
 
     let mesh = hosts[0].mesh();
-    assert_eq!((mesh.device.as_str(), mesh.peers.len()), ("userspace", 1));
+    assert_eq!((mesh.device.as_str(), mesh.peers.len()), (device_of(1), 1));
     let seen_peer = &mesh.peers[0];
     assert_eq!(
         (seen_peer.node_id.as_slice(), seen_peer.endpoint.as_str()),
@@ -139,6 +140,78 @@ fn tasks_talk_and_the_underlay_sees_nothing() {
     hosts[0].detach(task_id(1));
     assert!(hosts[0].mesh().peers.is_empty());
     assert!(!ping(&sandboxes[1], "10.6.1.1"));
+}
+
+/// What no two neighbouring pieces have in common.
+fn pattern(at: usize) -> u8 {
+    (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7]
+}
+
+/// Sends so many bytes over TCP, and checks each at the other end.
+fn stream(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) {
+    let at = SocketAddr::from((address, 8080));
+    let listener = to.enter(|inside| inside.tcp(at)).unwrap();
+    let mut out = connect(from, at).unwrap();
+    let sender = std::thread::spawn(move || {
+        let data: Vec<u8> = (0..bytes).map(pattern).collect();
+        out.write_all(&data).unwrap();
+    });
+    let (mut inward, _) = listener.accept().unwrap();
+    inward.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut data = Vec::with_capacity(bytes);
+    inward.read_to_end(&mut data).unwrap();
+    sender.join().unwrap();
+    assert_eq!(data.len(), bytes);
+    assert!(data.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
+}
+
+#[test]
+fn all_sizes_arrive_whole_both_ways() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let hosts = [lab.host(1), lab.host(2)];
+    let sandboxes = plug(&hosts, &sealed(6), 6);
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to, address) = (&sandboxes[from], &sandboxes[to], address(6, hosts[to].number));
+        for size in [0, 1, 1000, 1370 - 28, 1370 - 27, 9000, 60_000] {
+            assert!(run(from, &format!("ping -n -c 1 -W 2 -s {size} {address}")).status.success(), "{size}");
+        }
+        let (out, inward) = (udp(from, 0), udp(to, 7777));
+        let mut buffer = vec![0; 1 << 16];
+        for size in (0..=64).chain([1000, 1341, 1342, 1343, 4000, 30_000]) {
+            let data: Vec<u8> = (size..2 * size).map(pattern).collect();
+            out.send_to(&data, (address, 7777)).unwrap();
+            let length = inward.recv(&mut buffer).unwrap();
+            assert!(buffer[..length] == data, "{size}");
+        }
+        for bytes in [1, 1330, 100_000, 8 << 20] {
+            stream(from, to, address, bytes);
+        }
+    }
+    let mesh = hosts.each_ref().map(|host| host.mesh().device);
+    assert_eq!(mesh, [device_of(1), device_of(2)]);
+}
+
+/// Takes two minutes, so it is run by hand, and by `make test-vm`.
+#[test]
+#[ignore = "WireGuard renews sessions after two minutes"]
+fn sessions_are_renewed_without_loss() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let hosts = [lab.host(1), lab.host(2)];
+    let sandboxes = plug(&hosts, &sealed(6), 6);
+    assert!(ping(&sandboxes[0], "10.6.1.2"));
+    let handshake = |host: &Host<'_>| host.mesh().peers[0].last_handshake_ms;
+    let before = hosts.each_ref().map(handshake);
+    let output = run(&sandboxes[0], "ping -n -i 0.5 -c 270 -W 2 10.6.1.2");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(" 0% packet loss"), "{text}");
+    let after = hosts.each_ref().map(handshake);
+    assert!(before.iter().zip(&after).all(|(before, after)| after - before > 100_000), "{before:?} {after:?}");
 }
 
 /// An Ethernet frame with a UDP datagram to port 7777 in VXLAN, as anybody on the underlay can send it.
@@ -240,18 +313,27 @@ fn a_new_key_loses_nothing_and_a_new_address_is_followed() {
     fabric.public_key = new.public().to_vec();
     fabric.previous_public_key = old.public().to_vec();
     tell(&hosts, 2, row.clone());
-    until("no handshake with the new key", || (handshake(&hosts[1]) > before + 100).then_some(()));
+    let changed = || until("no handshake with the new key", || (handshake(&hosts[1]) > before + 100).then_some(()));
+    // The kernel's device has one key: the old one for as long as that is valid.
+    if device_of(1) == "userspace" {
+        changed();
+    }
     hosts[0].who.previous_private_key.clear();
     hosts[0].configure().unwrap();
     row.endpoint.as_mut().unwrap().previous_public_key.clear();
+    // The kernel's changes over at once, and those that know both keys see it.
+    until("no handshake with the new key", || (handshake(&hosts[1]) > before + 100).then_some(()));
     tell(&hosts, 3, row.clone());
     assert!(ping(&sandboxes[0], "10.6.1.2") && ping(&sandboxes[1], "10.6.1.1"));
     let output = running.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains(" 0% packet loss"), "{text}");
+    // The other end's kernel takes what comes under the new key once netd has seen the handshake.
+    let lost_at_most = usize::from(device_of(2) == "kernel");
+    assert!((0..=lost_at_most).any(|lost| text.contains(&format!(" {} received", 100 - lost))), "{text}");
 
     // It moves: another address and port, another number.
     let mut changes = skep_netlink::Changes::new();
+    changes.delete_address(2, "10.77.0.1/24".parse().unwrap());
     changes.add_address(2, "10.77.0.51/24".parse().unwrap());
     hosts[0].rtnetlink.apply(&changes).unwrap();
     hosts[0].who.wireguard_addr = "10.77.0.51:51999".to_owned();
@@ -275,15 +357,27 @@ fn a_netd_that_was_killed_takes_its_networks_up_again() {
     let sandboxes = plug(&hosts, &net, 6);
     serve(&sandboxes[1], 80, "task2");
     let mut open = connect(&sandboxes[0], SocketAddr::from((address(6, 2), 80))).unwrap();
+    let kernels = device_of(1) == "kernel" && device_of(2) == "kernel";
+    let running = kernels.then(|| pings(&sandboxes[0], "10.6.1.2"));
     for (signal, which) in [(Signal::SIGKILL, 0), (Signal::SIGTERM, 0), (Signal::SIGKILL, 1)] {
         assert_eq!(ask(&mut open).unwrap(), "task2");
         hosts[which].signal(signal);
+        // The kernel's device needs nobody.
+        if device_of(hosts[which].number) == "kernel" {
+            assert!(ping(&sandboxes[0], "10.6.1.2"));
+            assert_eq!(ask(&mut open).unwrap(), "task2");
+        }
         hosts[which].start();
         hosts[which].follow(&[table(&net, 6)]);
         let number = hosts[which].number;
         hosts[which].attach(&attach_request(number.into(), &[(&net, address(6, number))]));
         assert!(ping(&sandboxes[0], "10.6.1.2") && ping(&sandboxes[1], "10.6.1.1"), "{signal} {which}");
         assert_eq!(ask(&mut open).unwrap(), "task2");
+    }
+    if let Some(running) = running {
+        let output = running.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(" 0% packet loss"), "{text}");
     }
     // Nothing is left of it when it goes, nor of one that nobody claimed.
     hosts[0].detach(task_id(1));

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use skep_fabric::PrivateKey;
 use skep_netlink::link::{Bridge, LinkChange, LinkKind, NewLink};
 use skep_netlink::{Changes, Inside, Namespace, NetlinkError, Rtnetlink};
+use skep_overlay::netd::Choice;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::v1;
 use skep_proto::v1::netd_client::NetdClient;
@@ -19,6 +20,34 @@ use tonic::transport::{Channel, Endpoint};
 
 /// Set for the process that is a netd.
 pub(crate) const NETD: &str = "SKEP_TEST_NETD";
+
+/// Set to choose the device of encrypted networks: kernel, userspace or auto. On each host: `kernel,userspace` gives the
+/// first one the kernel's and the second one skep's own.
+const MESH: &str = "SKEP_TEST_MESH";
+/// Set for the process that is a netd: its host's number.
+const NUMBER: &str = "SKEP_TEST_HOST";
+
+/// The device that the host of a number is to have.
+pub(crate) fn choice_of(number: u8) -> Choice {
+    let chosen = std::env::var(MESH).unwrap_or_default();
+    let mut of_hosts = chosen.split(',').cycle().skip(usize::from(number.saturating_sub(1)));
+    of_hosts.next().filter(|text| !text.is_empty()).map(|text| text.parse().unwrap()).unwrap_or_default()
+}
+
+/// The device that the host of a number has, as netd names it.
+pub(crate) fn device_of(number: u8) -> &'static str {
+    let there = || Namespace::anonymous(|inside| inside.wireguard().map(drop)).is_ok();
+    match choice_of(number) {
+        Choice::Kernel => "kernel",
+        Choice::Auto if there() => "kernel",
+        Choice::Auto | Choice::Userspace => "userspace",
+    }
+}
+
+/// The device that this process is to have.
+pub(crate) fn choice() -> Choice {
+    choice_of(std::env::var(NUMBER).ok().and_then(|number| number.parse().ok()).unwrap_or(1))
+}
 
 /// Whether the test can run. Says so if not.
 pub(crate) fn root() -> bool {
@@ -36,7 +65,7 @@ pub(crate) fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = check() {
             return value;
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -172,7 +201,8 @@ impl Host<'_> {
         let mut command = Command::new("nsenter");
         command.arg(net).arg(std::env::current_exe().unwrap()).args(["netd_process", "--exact", "--nocapture"]);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        command.env(NETD, &self.dir).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+        command.env(NETD, &self.dir).env(NUMBER, self.number.to_string());
+        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
     /// Starts its netd and tells it who it is.
@@ -283,7 +313,10 @@ impl Drop for Host<'_> {
         if std::thread::panicking() {
             eprintln!("host {}: {}", self.number, fs::read_to_string(self.dir.join("log")).unwrap_or_default());
         }
-        for folder in ["sandboxes", "networks", "kept"] {
+        for folder in ["sandboxes", "networks", "fabric", "kept"] {
+            if !self.dir.join(folder).exists() {
+                continue;
+            }
             if let Ok(found) = skep_overlay::Sandboxes::open(&self.dir.join(folder)) {
                 let _ = found.close();
             }

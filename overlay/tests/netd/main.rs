@@ -22,6 +22,7 @@ fn netd_process() {
         socket: dir.join("netd.sock"),
         sandboxes: dir.join("sandboxes"),
         resolv_conf: dir.join("resolv.conf"),
+        mesh: lab::choice(),
         dir,
     };
     skep_overlay::netd::run(options).unwrap();
