@@ -21,7 +21,7 @@ check() {
     else
         failed=$((failed + 1))
         echo "FAILED  $name ($((SECONDS - started)) s)"
-        sed 's/^/        /' $log | tail -n 60
+        sed 's/^/        /' $log | tail -n 30
     fi
 }
 

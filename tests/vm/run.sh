@@ -67,7 +67,7 @@ timeout --foreground 2400 nice -n 5 qemu-system-x86_64 -accel "$accel" -cpu "$cp
     -append "console=ttyS0 rw panic=-1 systemd.unit=multi-user.target systemd.unified_cgroup_hierarchy=1" \
     -drive file="$disk",if=none,id=system,format=raw,snapshot=on -device virtio-blk-pci,drive=system \
     -drive file="$work/skep.ext4",if=none,id=skep,format=raw,snapshot=on -device virtio-blk-pci,drive=skep \
-    -serial file:"$vm/console.log" -serial stdio </dev/null | tr -d '\r' | tee "$work/output" || code=$?
+    -serial file:"$vm/console.log" -serial stdio </dev/null | sed -u 's|\r||g' | tee "$work/output" || code=$?
 result=$(sed -n 's/^SKEP-VM-RESULT //p' "$work/output" | tail -n 1)
 if [ -z "$result" ]; then
     echo "the virtual machine ended without a result (code $code); the end of target/vm/console.log:" >&2

@@ -31,8 +31,9 @@ use crate::sandbox::Sandboxes;
 
 /// The device.
 const DEVICE: &str = "skep-mesh";
-/// Its number: one that no device of the host has, as kernels before 6.14 take that for the same one.
-const INDEX: u32 = 0x4000_0000;
+/// Its number: one that no device of the host and no network's VXLAN device has, as kernels before 6.14 take them for the
+/// same one.
+const INDEX: u32 = 0x4000_0001;
 /// File of the namespace in the mesh's folder.
 const NET: &str = "net";
 /// Length of the mesh's prefix, 100.64.0.0/10.

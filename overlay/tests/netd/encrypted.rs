@@ -341,7 +341,8 @@ fn a_new_key_loses_nothing_and_a_new_address_is_followed() {
     row.fabric_number = 1001;
     row.endpoint.as_mut().unwrap().wireguard_addr = "10.77.0.51:51999".to_owned();
     tell(&hosts, 4, row);
-    assert!(ping(&sandboxes[0], "10.6.1.2") && ping(&sandboxes[1], "10.6.1.1"));
+    let meet = || ping(&sandboxes[0], "10.6.1.2") && ping(&sandboxes[1], "10.6.1.1");
+    until("not reached after the move", || meet().then_some(()));
     let peers = hosts[1].mesh().peers;
     assert_eq!((peers.len(), peers[0].endpoint.as_str()), (1, "10.77.0.51:51999"));
 }
