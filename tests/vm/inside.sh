@@ -8,21 +8,29 @@ only=$(cat only)
 failed=0
 log=/tmp/check.log
 
-# check NAME COMMAND…: says whether it worked, and what it printed if not.
+# check NAME COMMAND…: says whether it worked, and what it printed if not. An emulated machine on a host that others load
+# is slow at times, so a check that fails is tried a second time, and that is said.
 check() {
-    local name=$1 started=$SECONDS word
+    local name=$1 started=$SECONDS word try output
     shift
-    for word in $only; do
-        case $name in *"$word"*) word=; break ;; esac
-    done
-    if [ -n "$only" ] && [ -n "$word" ]; then return; fi
-    if "$@" >$log 2>&1; then
-        echo "ok      $name ($((SECONDS - started)) s)"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $name ($((SECONDS - started)) s)"
-        sed 's/^/        /' $log | tail -n 30
+    if [ -n "$only" ]; then
+        for word in $only; do
+            case $name in *"$word"*) word=; break ;; esac
+        done
+        [ -z "$word" ] || return 0
     fi
+    for try in first second; do
+        if "$@" >$log 2>&1; then
+            echo "ok      $name ($((SECONDS - started)) s$([ $try = first ] || echo ", at the $try try"))"
+            return
+        fi
+        [ $try = second ] || cp $log /tmp/first-try.log
+    done
+    failed=$((failed + 1))
+    echo "FAILED  $name ($((SECONDS - started)) s)"
+    for output in /tmp/first-try.log $log; do
+        sed 's/^/        /' $output | tail -n 25
+    done
 }
 
 # until_ok SECONDS COMMAND…: again and again until it works.
@@ -42,8 +50,11 @@ cgroup_v2_alone() {
     [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ] && [ "$(cut -d: -f1 /proc/self/cgroup)" = 0 ]
 }
 wireguard_loads_by_itself() {
-    # Nobody has loaded it: skep's question for it does.
-    ! grep -q '^wireguard ' /proc/modules && SKEP_TEST_MESH=kernel tests encrypted::tasks_talk && grep -q '^wireguard ' /proc/modules
+    # Nobody has loaded it: skep's question for it does. What there was before is kept for a second try.
+    local before
+    [ -e /tmp/modules ] || cp /proc/modules /tmp/modules
+    before=$(cat /tmp/modules)
+    SKEP_TEST_MESH=kernel tests encrypted::forged && ! grep -q '^wireguard ' <<<"$before" && grep -q '^wireguard ' /proc/modules
 }
 # tests FILTER…: netd's own tests, one after the other, of which at least one has to run.
 tests() {

@@ -62,7 +62,7 @@ fi
 case $accel in kvm) cpu=host ;; *) cpu=max ;; esac
 echo "QEMU ($accel), $release; the system's messages go to target/vm/console.log"
 code=0
-timeout --foreground 2400 nice -n 5 qemu-system-x86_64 -accel "$accel" -cpu "$cpu" -smp 1 -m 1536 -nodefaults -display none -no-reboot \
+timeout --foreground 2400 qemu-system-x86_64 -accel "$accel" -cpu "$cpu" -smp 1 -m 1536 -nodefaults -display none -no-reboot \
     -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initrd" \
     -append "console=ttyS0 rw panic=-1 systemd.unit=multi-user.target systemd.unified_cgroup_hierarchy=1" \
     -drive file="$disk",if=none,id=system,format=raw,snapshot=on -device virtio-blk-pci,drive=system \
