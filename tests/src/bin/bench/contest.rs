@@ -101,16 +101,18 @@ pub(crate) struct Series {
     rounds: u32,
     /// How often the manager is asked whether all run.
     ask_again: Duration,
+    /// Of the CPU time of a replica.
+    cpu: Option<&'static Metric>,
 }
 
 impl Series {
     const fn new(metric: &'static Metric, replicas: u64, network: Network, rounds: u32, ask_again: Duration) -> Self {
-        Self { metric, replicas, network, rounds, ask_again }
+        Self { metric, replicas, network, rounds, ask_again, cpu: None }
     }
 
-    /// Rounds of many replicas, as many as the caller makes.
-    pub(crate) const fn many(metric: &'static Metric, replicas: u64, network: Network) -> Self {
-        Self::new(metric, replicas, network, 0, LOOK_AGAIN)
+    /// Rounds of many replicas, as many as the caller makes. `cpu` is of each of them, as [`metric::START_CPU`].
+    pub(crate) const fn many(metric: &'static Metric, cpu: &'static Metric, replicas: u64, network: Network) -> Self {
+        Self { cpu: Some(cpu), ..Self::new(metric, replicas, network, 0, LOOK_AGAIN) }
     }
 
     /// Whether CPU, memory and the end are measured too.
@@ -222,8 +224,8 @@ impl Contestant<'_> {
         let processes = self.container_processes() as u64;
         let replicas = series.replicas;
         ensure!(processes >= replicas, "{replicas} replicas are reported as running, but {processes} processes run");
-        if series.is_full() {
-            samples.add(&metric::START_CPU, cpu.as_secs_f64() * 1000.0 / replicas as f64);
+        if let Some(metric) = series.cpu.or(series.is_full().then_some(&metric::START_CPU)) {
+            samples.add(metric, cpu.as_secs_f64() * 1000.0 / replicas as f64);
         }
         if series.is_full() && round == 1 {
             let grown = self.settled_memory()?.saturating_sub(memory_before);

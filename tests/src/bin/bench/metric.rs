@@ -101,6 +101,9 @@ pub(crate) const TABLE_CHANGE_CPU: Metric = metric("net.table.10000_endpoints.ch
 /// As [`START_50`], of 200 containers on an overlay, and on the host's network.
 pub(crate) const START_200_OVERLAY: Metric = metric("net.start.200_replicas_overlay.seconds", "s");
 pub(crate) const START_200_HOST: Metric = metric("net.start.200_replicas_host_network.seconds", "s");
+/// CPU of all processes of the orchestrator and of the containers meanwhile, by 200: it says more on a busy machine.
+pub(crate) const START_200_OVERLAY_CPU: Metric = metric("net.start.200_replicas_overlay.cpu_ms_per_container", "ms");
+pub(crate) const START_200_HOST_CPU: Metric = metric("net.start.200_replicas_host_network.cpu_ms_per_container", "ms");
 /// HTTP requests to a published port that fail while all tasks of the service are replaced, and what is answered a second.
 pub(crate) const ROLLING_FAILED: Metric = metric("net.rolling.failed_requests", "");
 pub(crate) const ROLLING_RATE: Metric = more("net.rolling.requests_per_s", "1/s");
@@ -115,7 +118,8 @@ pub(crate) const NET_VIP: &[&Metric] = &[&VIP_ROUND_TRIP, &VIP_CONNECT];
 pub(crate) const NET_ENDPOINTS: &[&Metric] =
     &[&ATTACH_CPU, &ATTACH_WALL, &DETACH_CPU, &DETACH_WALL, &CHANGE_WALL, &CHANGE_CPU];
 pub(crate) const NET_TABLES: &[&Metric] = &[&TABLE_WALL, &TABLE_CPU, &TABLE_CHANGE_WALL, &TABLE_CHANGE_CPU];
-pub(crate) const NET_START: &[&Metric] = &[&START_200_OVERLAY, &START_200_HOST];
+pub(crate) const NET_START: &[&Metric] =
+    &[&START_200_OVERLAY, &START_200_OVERLAY_CPU, &START_200_HOST, &START_200_HOST_CPU];
 pub(crate) const NET_ROLLING: &[&Metric] = &[&ROLLING_FAILED, &ROLLING_RATE, &ROLLING_KEPT_FAILED];
 
 /// Those of `make bench-net`, in the order of printing.

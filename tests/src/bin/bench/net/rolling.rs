@@ -88,6 +88,8 @@ fn roll(lab: &Lab, close: bool) -> Result<(Load, usize)> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let load = Load::parse(&text).with_context(|| format!("wrk says {text:?}"))?;
     ensure!(load.requests > 0, "wrk got no answer");
+    let of_what = |line: &&str| line.contains("Socket errors:") || line.contains("Non-2xx");
+    text.lines().filter(of_what).for_each(|line| eprintln!("bench: wrk: {}", line.trim()));
     Ok((load, replaced))
 }
 
