@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 use crate::lab::{Lab, Output, Running, run};
 
@@ -37,30 +37,34 @@ pub fn addresses(lab: &Lab, task: &Running, name: &str) -> BTreeSet<String> {
     said.lines().filter(|line| line.parse::<std::net::Ipv4Addr>().is_ok()).map(str::to_owned).collect()
 }
 
+/// A capture's file.
+const FILE: &str = "packets";
+
 /// All packets of a host's network while it lives.
 pub struct Capture {
     child: Child,
-    file: PathBuf,
+    /// Holds its file, and goes with it.
+    dir: TempDir,
 }
 
 impl Capture {
     /// Begins; returns when packets are seen.
     #[track_caller]
     pub fn start(lab: &Lab, host: u32) -> Self {
-        let file = lab.dir().join(format!("capture-{host}"));
+        let dir = tempfile::tempdir().expect("a folder for the capture");
         let mut command = lab.on(host, &["tcpdump", "--immediate-mode", "-i", "eth0", "-U", "-s", "0", "-w"]);
-        let mut child = command.arg(&file).stderr(Stdio::piped()).spawn().expect("tcpdump starts");
+        let mut child = command.arg(dir.path().join(FILE)).stderr(Stdio::piped()).spawn().expect("tcpdump starts");
         let mut said = BufReader::new(child.stderr.take().expect("its stderr is ours")).lines();
         let listens = said.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
         assert!(listens, "tcpdump does not listen");
         // Goes on being read, so that it never waits for us.
         std::thread::spawn(move || said.for_each(drop));
-        Self { child, file }
+        Self { child, dir }
     }
 
     /// Whether it saw these bytes so far.
     pub fn saw(&self, mark: &str) -> bool {
-        let bytes = std::fs::read(&self.file).unwrap_or_default();
+        let bytes = std::fs::read(self.dir.path().join(FILE)).unwrap_or_default();
         bytes.windows(mark.len()).any(|window| window == mark.as_bytes())
     }
 }
