@@ -20,6 +20,9 @@ const PEERS: u8 = 50;
 const PORT: u16 = 9;
 const WARM_UP: Duration = Duration::from_secs(1);
 const TIME: Duration = Duration::from_secs(3);
+/// All are reached by then.
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Of one write, and one read.
 const BUFFER: usize = 128 << 10;
 
@@ -92,7 +95,14 @@ fn sink(namespace: &Namespace, counters: Counters, peer: usize) -> Result<()> {
 fn source(namespace: &Namespace, to: IpAddr, stop: Arc<AtomicBool>) -> Result<()> {
     let to = SocketAddr::from((to, PORT));
     let connect = |_: &Inside| Ok::<_, NetlinkError>(TcpStream::connect_timeout(&to, Duration::from_secs(10)));
-    let mut stream = namespace.enter(connect)?.with_context(|| format!("cannot connect to {to}"))?;
+    // On a busy machine a handshake takes longer than the kernel waits for a neighbour.
+    let started = Instant::now();
+    let mut stream = loop {
+        match namespace.enter(connect)? {
+            Err(_) if started.elapsed() < PATIENCE => thread::sleep(LOOK_AGAIN),
+            answer => break answer.with_context(|| format!("cannot connect to {to}"))?,
+        }
+    };
     thread::spawn(move || {
         let buffer = vec![7; BUFFER];
         while !stop.load(Ordering::Relaxed) && stream.write_all(&buffer).is_ok() {}
