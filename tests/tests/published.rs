@@ -106,3 +106,23 @@ fn no_request_fails_while_all_tasks_are_replaced() {
     let after = lab.running("web", 3, SOON);
     assert!(after.iter().all(|task| before.iter().all(|old| old.id != task.id)), "all are new");
 }
+
+#[test]
+fn tasks_see_their_clients_where_the_mesh_was_made_so() {
+    let lab = Lab::up("source", 3, &[]);
+    lab.skep_with_input(1, &["image", "load"], &nginx("nginx:1").archive()).ok();
+    lab.run(&["network", "rm", "ingress"]).ok();
+    lab.run(&["network", "create", "--ingress", "--opt", "keep-source", "mesh"]).ok();
+    let flags = ["--publish", "80:8080", "--constraint", "node.hostname==host2", "nginx:1"];
+    lab.run(&[&["service", "create", "--detach", "--name", "web"][..], &flags].concat()).ok();
+    lab.running("web", 1, SOON);
+    for (from, to) in [(1, 3), (3, 1), (1, 2)] {
+        answers(&lab, from, &format!("10.90.0.{to}:80"));
+    }
+    // Its access log begins with the client's address.
+    until_some("both clients in the log", SOON, || {
+        let log = lab.run(&["service", "logs", "--raw", "web"]).stdout;
+        let has = |client: &str| log.lines().any(|line| line.starts_with(client));
+        if has("10.90.0.1 ") && has("10.90.0.3 ") { Ok(()) } else { Err(log) }
+    });
+}
