@@ -327,8 +327,9 @@ fn a_new_key_loses_nothing_and_a_new_address_is_followed() {
     assert!(ping(&sandboxes[0], "10.6.1.2") && ping(&sandboxes[1], "10.6.1.1"));
     let output = running.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    // The other end's kernel takes what comes under the new key once netd has seen the handshake.
-    let lost_at_most = usize::from(device_of(2) == "kernel");
+    // The other end's kernel takes what comes under the new key once netd has seen the handshake: some milliseconds, and a
+    // few tenths of a second in an emulated machine.
+    let lost_at_most = if device_of(2) == "kernel" { 5 } else { 0 };
     assert!((0..=lost_at_most).any(|lost| text.contains(&format!(" {} received", 100 - lost))), "{text}");
 
     // It moves: another address and port, another number.
