@@ -3,6 +3,8 @@
 //! Driven by [`crate::netd`]. Touches only its own tables and its own devices, and never flushes anything; what others have
 //! decided about forwarding is in [`forwarding`] and [`firewall`].
 
+mod check;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,7 +62,8 @@ impl Host {
     /// Opens the host's namespace, this process's. Nothing is changed there yet.
     pub fn open(instance: &str) -> Result<Self, NetlinkError> {
         let namespace = Namespace::host()?;
-        let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?)));
+        let open =
+            |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?.remembering())));
         let (rtnetlink, nft) = namespace.enter(open)?;
         Ok(Self { namespace, rtnetlink, nft, instance: instance.to_owned(), state: Mutex::default() })
     }

@@ -4,8 +4,9 @@
 //! The agent uses the sandboxes, and drives netd over its socket. Never talks to managers, never decides what is to exist.
 //!
 //! Start reading at [`table`] (what the managers say), [`plan`] (what that means for this host), [`network`], [`endpoint`]
-//! and [`host`] (the kernel), [`mesh`] (the encrypted way to other hosts), and [`netd`] (the process).
+//! and [`host`] (the kernel), [`mesh`] (the encrypted way to other hosts), [`check`] (what is wrong), and [`netd`] (the process).
 
+pub mod check;
 pub mod endpoint;
 pub mod host;
 pub mod mesh;

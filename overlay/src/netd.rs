@@ -6,6 +6,7 @@
 //! talked to on threads that may block.
 
 mod attach;
+mod check;
 mod define;
 mod drain;
 mod keep;

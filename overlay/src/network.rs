@@ -5,6 +5,8 @@
 //! Driven by [`crate::netd`], under the network's own lock, on threads that may block. What is there already is left as it
 //! is, and what is wrong is made right, so that a netd that was killed anywhere goes on. Never touches sandboxes.
 
+mod check;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -172,7 +174,8 @@ impl LiveNetwork {
             fs::write(&path, index.to_string()).map_err(file("write", &path))?;
         }
         let path = dir.join(NET);
-        let open = |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?)));
+        let open =
+            |inside: &Inside| Ok::<_, NetlinkError>((inside.rtnetlink()?, Arc::new(inside.nft()?.remembering())));
         let (namespace, (rtnetlink, nft), fresh) = match Namespace::open(&path) {
             Ok(namespace) => {
                 let handles = namespace.enter(open)?;
@@ -547,17 +550,13 @@ fn is_link_local(address: IpAddr) -> bool {
 
 /// The sysctls of a new network's namespace.
 fn prepare(inside: &Inside, wanted: &Wanted) -> Result<(), NetlinkError> {
-    let forward = if wanted.out.is_some() { "1" } else { "0" };
-    let mut sysctls = vec![
-        (Sysctl::Ipv4Forward, forward),
-        (Sysctl::RpFilter(Scope::All), "0"),
-        (Sysctl::RpFilter(Scope::Default), "0"),
-    ];
-    match wanted.ipv6() {
-        false => sysctls.push((Sysctl::DisableIpv6(Scope::Default), "1")),
+    let kept = sysctls(wanted).into_iter().filter(|(sysctl, ..)| !is_bridged(sysctl));
+    let mut sysctls: Vec<(Sysctl, &str)> = kept.map(|(sysctl, value, _)| (sysctl, value)).collect();
+    sysctls.push(match wanted.ipv6() {
+        false => (Sysctl::DisableIpv6(Scope::Default), "1"),
         // Nobody else has its addresses: not to be waited for.
-        true => sysctls.extend([(Sysctl::AcceptDad(Scope::Default), "0"), (Sysctl::Ipv6Forward, forward)]),
-    }
+        true => (Sysctl::AcceptDad(Scope::Default), "0"),
+    });
     inside.write_sysctls(&sysctls)?;
     stay_out_of_the_bridge(inside)
 }
@@ -571,4 +570,29 @@ fn stay_out_of_the_bridge(inside: &Inside) -> Result<(), NetlinkError> {
         }
     }
     Ok(())
+}
+
+fn is_bridged(sysctl: &Sysctl) -> bool {
+    matches!(sysctl, Sysctl::BridgeCallIptables | Sysctl::BridgeCallIp6tables)
+}
+
+/// What they are to be for as long as the network is there, and what goes wrong else.
+fn sysctls(wanted: &Wanted) -> Vec<(Sysctl, &'static str, &'static str)> {
+    let (forward, lost) = match wanted.out {
+        Some(_) => ("1", "its tasks do not get out, and published ports do not lead in"),
+        None => ("0", "it is internal, and must not lead anywhere"),
+    };
+    let reverse = "packets are dropped whose way back is another one";
+    let twice = "rules see packets twice, and balance them wrongly";
+    let mut all = vec![
+        (Sysctl::Ipv4Forward, forward, lost),
+        (Sysctl::RpFilter(Scope::All), "0", reverse),
+        (Sysctl::RpFilter(Scope::Default), "0", reverse),
+        (Sysctl::BridgeCallIptables, "0", twice),
+        (Sysctl::BridgeCallIp6tables, "0", twice),
+    ];
+    if wanted.ipv6() {
+        all.push((Sysctl::Ipv6Forward, forward, lost));
+    }
+    all
 }

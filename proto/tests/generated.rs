@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "types.proto",
     "specs.proto",
     "objects.proto",
@@ -18,6 +18,7 @@ const FILES: [&str; 13] = [
     "managers.proto",
     "daemon.proto",
     "netd.proto",
+    "checks.proto",
 ];
 
 /// Messages with passwords, tokens or keys: `src/redact.rs` has their `Debug`.

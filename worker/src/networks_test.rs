@@ -108,6 +108,10 @@ impl Netd for Fake {
         Err(Status::unimplemented("nobody asks"))
     }
 
+    async fn check(&self, _: Request<v1::CheckRequest>) -> Result<Response<v1::CheckResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
     async fn shutdown(
         &self,
         _: Request<v1::NetdShutdownRequest>,

@@ -79,6 +79,10 @@ impl Calls for Fake {
     async fn mesh(&self, _: Request<v1::MeshRequest>) -> Result<Response<v1::MeshResponse>, Status> {
         Err(Status::unimplemented("the daemon's part asks for none"))
     }
+
+    async fn check(&self, _: Request<v1::CheckRequest>) -> Result<Response<v1::CheckResponse>, Status> {
+        Err(Status::unimplemented("the daemon's part asks for none"))
+    }
 }
 
 /// A netd in a folder of the test, and this host's place.

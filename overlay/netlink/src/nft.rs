@@ -14,6 +14,7 @@ use crate::message::{Batch, Message};
 use crate::socket::{Protocol as SocketProtocol, Socket};
 
 pub mod balance;
+pub mod content;
 pub mod expression;
 pub mod rule;
 pub mod set;
@@ -21,6 +22,7 @@ pub mod transaction;
 pub mod value;
 
 pub use balance::{Backend, BackendChange, Backends, Balancer, Frontend, Service};
+pub use content::Content;
 pub use expression::{Expression, Register, Verdict};
 pub use rule::{ConnectionState, Rule, Selector};
 pub use set::{Element, Holds, Set};
@@ -88,17 +90,30 @@ impl std::fmt::Display for Table {
 #[derive(Debug)]
 pub struct Nft {
     socket: Arc<Mutex<Socket>>,
+    /// What its transactions made, where that is kept.
+    made: Option<Mutex<Content>>,
 }
 
 impl Nft {
     /// Opens it in the calling thread's network namespace. For another, see [`crate::Namespace::enter`].
     pub fn open_here() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Arc::new(Mutex::new(Socket::open(SocketProtocol::Netfilter)?)) })
+        Ok(Self { socket: Arc::new(Mutex::new(Socket::open(SocketProtocol::Netfilter)?)), made: None })
     }
 
     /// Takes over the handle of another process, by its descriptor.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Arc::new(Mutex::new(Socket::from_fd(fd, SocketProtocol::Netfilter)?)) })
+        Ok(Self { socket: Arc::new(Mutex::new(Socket::from_fd(fd, SocketProtocol::Netfilter)?)), made: None })
+    }
+
+    /// From now on it keeps what its transactions make, so that it can be compared with what is there: [`Nft::made`].
+    #[must_use]
+    pub fn remembering(self) -> Self {
+        Self { made: Some(Mutex::default()), ..self }
+    }
+
+    /// What the transactions of this handle have made. Empty where it keeps nothing.
+    pub fn made(&self) -> Content {
+        self.made.as_ref().map(|made| made.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
     }
 
     /// The descriptor, to be handed to another process that takes over. Both must not use it at the same time.
@@ -123,7 +138,12 @@ impl Nft {
         })?;
         // A change that names what an earlier, refused one was to make is refused too: the first one tells why.
         match refusals.into_iter().min_by_key(|refusal| refusal.index) {
-            None => Ok(()),
+            None => {
+                if let Some(made) = &self.made {
+                    made.lock().unwrap_or_else(PoisonError::into_inner).follow(transaction);
+                }
+                Ok(())
+            }
             Some(refusal) => {
                 let action = transaction.action(refusal.index);
                 Err(refusal.into_error(action))

@@ -27,7 +27,7 @@ const LEASE: &str = "local-address";
 const DNS: u16 = 53;
 
 /// The name of a sandbox's device on a network's bridge.
-fn device(task: TaskId) -> String {
+pub(super) fn device(task: TaskId) -> String {
     let id: String = task.to_string().chars().take(12).collect();
     format!("v-{id}")
 }

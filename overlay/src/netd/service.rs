@@ -84,6 +84,7 @@ impl Netd {
                     let needs_complete = matches!(error, NetdError::Table(TableError::Gap { .. }));
                     let error = text(&error);
                     tracing::warn!(network = %id, "{error}");
+                    state.fault = Some(error.clone());
                     fault = Some(v1::NetworkFault { network_id: id.to_vec(), error, needs_complete });
                     if needs_complete {
                         break;
@@ -158,6 +159,15 @@ impl Netd {
                 state.try_again(self);
             }
         }
+    }
+
+    /// The tables in force.
+    pub(super) fn applied(&self) -> Vec<v1::AppliedVersion> {
+        let version = |network: &Arc<std::sync::Mutex<super::NetworkState>>| {
+            let state = lock(network);
+            v1::AppliedVersion { object_id: state.id.to_vec(), version: state.version() }
+        };
+        self.all_networks().iter().map(version).filter(|applied| applied.version > 0).collect()
     }
 
     fn state(&self) -> v1::NetdStateResponse {
@@ -258,6 +268,11 @@ impl Calls for Service {
 
     async fn mesh(&self, _: Request<v1::MeshRequest>) -> Result<Response<v1::MeshResponse>, Status> {
         self.call(|netd| Ok(netd.mesh.status()?)).await
+    }
+
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Result<Response<v1::CheckResponse>, Status> {
+        let request = request.into_inner();
+        self.call(move |netd| netd.examine(&request)).await
     }
 
     async fn shutdown(

@@ -2,6 +2,8 @@
 //!
 //! Everything here happens under the network's own lock, on threads that may block.
 
+mod check;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use crate::plan::forwarding::{Forwarding, Way};
 use crate::plan::ingress::Port;
 use crate::plan::{local, names};
 use crate::table::{FollowedTable, Table, TableChange};
+
+pub(super) use check::{Looked, Trial};
 
 /// A sandbox on the network.
 pub(super) struct Member {

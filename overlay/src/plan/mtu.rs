@@ -41,18 +41,22 @@ pub enum MtuError {
     Small(u32),
 }
 
+/// Bytes around a network's packet on the underlay.
+pub fn cost(carrier: Carrier) -> u32 {
+    match carrier {
+        Carrier::Plain(IpAddr::V4(_)) => PLAIN_V4,
+        Carrier::Plain(IpAddr::V6(_)) => PLAIN_V6,
+        Carrier::Encrypted => ENCRYPTED,
+        Carrier::Local => 0,
+    }
+}
+
 /// The MTU of a network over an underlay of `underlay` bytes; `wanted` is its option `mtu`.
 ///
 /// # Errors
 /// [`MtuError`].
 pub fn mtu(underlay: u32, carrier: Carrier, wanted: Option<&str>) -> Result<u32, MtuError> {
-    let cost = match carrier {
-        Carrier::Plain(IpAddr::V4(_)) => PLAIN_V4,
-        Carrier::Plain(IpAddr::V6(_)) => PLAIN_V6,
-        Carrier::Encrypted => ENCRYPTED,
-        Carrier::Local => 0,
-    };
-    let largest = underlay.saturating_sub(cost);
+    let largest = underlay.saturating_sub(cost(carrier));
     let mtu = match wanted {
         None => largest,
         Some(text) => text.parse().map_err(|_| MtuError::NoNumber(text.to_owned()))?,

@@ -2,6 +2,7 @@
 //! says so and passes without.
 #![allow(clippy::unwrap_used)]
 
+mod check;
 mod draining;
 mod encrypted;
 mod firewall;

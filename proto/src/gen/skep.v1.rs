@@ -2123,6 +2123,167 @@ pub mod logs_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// Something that was found.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkFinding {
+    #[prost(enumeration = "CheckSeverity", tag = "1")]
+    pub severity: i32,
+    #[prost(enumeration = "CheckArea", tag = "2")]
+    pub area: i32,
+    /// The host. Empty: the swarm as a whole.
+    #[prost(bytes = "vec", tag = "3")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// The network. Empty: the host as a whole.
+    #[prost(bytes = "vec", tag = "4")]
+    pub network_id: ::prost::alloc::vec::Vec<u8>,
+    /// The other host, where it is about two.
+    #[prost(bytes = "vec", tag = "5")]
+    pub peer_id: ::prost::alloc::vec::Vec<u8>,
+    /// What is wrong, a sentence for a person.
+    #[prost(string, tag = "6")]
+    pub problem: ::prost::alloc::string::String,
+    /// What to do about it, a sentence for a person. Empty: nothing.
+    #[prost(string, tag = "7")]
+    pub advice: ::prost::alloc::string::String,
+}
+/// What became of packets that were sent through a network to another host.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkPath {
+    /// Who sent them; empty in a host's own answer.
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub network_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub peer_id: ::prost::alloc::vec::Vec<u8>,
+    /// The address that was to answer, 4 or 16 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub address: ::prost::alloc::vec::Vec<u8>,
+    /// Until a small packet's answer came. 0: none came.
+    #[prost(uint64, tag = "5")]
+    pub round_trip_us: u64,
+    /// Largest packet that was answered, in bytes. 0: none.
+    #[prost(uint32, tag = "6")]
+    pub largest: u32,
+    /// Largest packet that the network is to carry.
+    #[prost(uint32, tag = "7")]
+    pub mtu: u32,
+}
+/// How the mesh is, as one host sees it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MeshResponse {
+    /// "kernel", "userspace" or "none".
+    #[prost(string, tag = "1")]
+    pub device: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub peers: ::prost::alloc::vec::Vec<MeshPeer>,
+}
+/// A peer as this host sees it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeshPeer {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// `ip:port` it was last heard from.
+    #[prost(string, tag = "2")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// Unix time; 0: never.
+    #[prost(int64, tag = "3")]
+    pub last_handshake_ms: i64,
+    #[prost(uint64, tag = "4")]
+    pub received_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub sent_bytes: u64,
+}
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CheckSeverity {
+    /// Nothing is wrong; worth knowing.
+    Ok = 0,
+    /// It works, but not as it should, or not for long.
+    Warning = 1,
+    /// Something does not work.
+    Error = 2,
+}
+impl CheckSeverity {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Ok => "CHECK_SEVERITY_OK",
+            Self::Warning => "CHECK_SEVERITY_WARNING",
+            Self::Error => "CHECK_SEVERITY_ERROR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CHECK_SEVERITY_OK" => Some(Self::Ok),
+            "CHECK_SEVERITY_WARNING" => Some(Self::Warning),
+            "CHECK_SEVERITY_ERROR" => Some(Self::Error),
+            _ => None,
+        }
+    }
+}
+/// What was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CheckArea {
+    /// Whether a host can be asked, and its netd runs.
+    Host = 0,
+    /// Whether packets come from one host's tasks to the other's.
+    Reachability = 1,
+    /// Whether packets of full size do.
+    Mtu = 2,
+    /// Keys, numbers and handshakes of the encrypted mesh.
+    Mesh = 3,
+    /// nftables: skep's own, and others' that concern it.
+    Rules = 4,
+    /// Network devices, and the entries that lead to other hosts.
+    Devices = 5,
+    /// sysctls.
+    Settings = 6,
+    /// How full subnets and pools are.
+    Addresses = 7,
+    /// Whether hosts know who is where.
+    Tables = 8,
+}
+impl CheckArea {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Host => "CHECK_AREA_HOST",
+            Self::Reachability => "CHECK_AREA_REACHABILITY",
+            Self::Mtu => "CHECK_AREA_MTU",
+            Self::Mesh => "CHECK_AREA_MESH",
+            Self::Rules => "CHECK_AREA_RULES",
+            Self::Devices => "CHECK_AREA_DEVICES",
+            Self::Settings => "CHECK_AREA_SETTINGS",
+            Self::Addresses => "CHECK_AREA_ADDRESSES",
+            Self::Tables => "CHECK_AREA_TABLES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CHECK_AREA_HOST" => Some(Self::Host),
+            "CHECK_AREA_REACHABILITY" => Some(Self::Reachability),
+            "CHECK_AREA_MTU" => Some(Self::Mtu),
+            "CHECK_AREA_MESH" => Some(Self::Mesh),
+            "CHECK_AREA_RULES" => Some(Self::Rules),
+            "CHECK_AREA_DEVICES" => Some(Self::Devices),
+            "CHECK_AREA_SETTINGS" => Some(Self::Settings),
+            "CHECK_AREA_ADDRESSES" => Some(Self::Addresses),
+            "CHECK_AREA_TABLES" => Some(Self::Tables),
+            _ => None,
+        }
+    }
+}
 /// From the node.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionUp {
@@ -2468,6 +2629,17 @@ pub struct LogChunk {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishLogsResponse {}
+/// What a host found.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkCheck {
+    #[prost(message, repeated, tag = "1")]
+    pub findings: ::prost::alloc::vec::Vec<NetworkFinding>,
+    #[prost(message, repeated, tag = "2")]
+    pub paths: ::prost::alloc::vec::Vec<NetworkPath>,
+    /// What it has applied, at the end of the check.
+    #[prost(message, repeated, tag = "3")]
+    pub applied: ::prost::alloc::vec::Vec<AppliedVersion>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageSourcesRequest {
     /// Digest of a task's image (manifest or index).
@@ -10887,29 +11059,19 @@ pub struct DetachRequest {
 pub struct DetachResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MeshRequest {}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct MeshResponse {
-    /// "kernel", "userspace" or "none".
-    #[prost(string, tag = "1")]
-    pub device: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "2")]
-    pub peers: ::prost::alloc::vec::Vec<MeshPeer>,
-}
-/// A peer as this host sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct MeshPeer {
-    #[prost(bytes = "vec", tag = "1")]
-    pub node_id: ::prost::alloc::vec::Vec<u8>,
-    /// `ip:port` it was last heard from.
-    #[prost(string, tag = "2")]
-    pub endpoint: ::prost::alloc::string::String,
-    /// Unix time; 0: never.
-    #[prost(int64, tag = "3")]
-    pub last_handshake_ms: i64,
-    #[prost(uint64, tag = "4")]
-    pub received_bytes: u64,
-    #[prost(uint64, tag = "5")]
-    pub sent_bytes: u64,
+pub struct CheckRequest {
+    /// Only these. Empty: all.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub network_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Answer after this time at the latest, with what is known then.
+    #[prost(uint32, tag = "2")]
+    pub time_limit_ms: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckResponse {
+    #[prost(message, optional, tag = "1")]
+    pub check: ::core::option::Option<NetworkCheck>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetdShutdownRequest {}
@@ -11119,6 +11281,25 @@ pub mod netd_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Mesh"));
             self.inner.unary(req, path, codec).await
         }
+        /// Looks for what is wrong with this host's networks, and sends packets to the other hosts. Changes nothing.
+        pub async fn check(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckRequest>,
+        ) -> std::result::Result<tonic::Response<super::CheckResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Netd/Check");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Netd", "Check"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Takes everything down, ends the process. For `swarm leave` and `lab down`.
         pub async fn shutdown(
             &mut self,
@@ -11195,6 +11376,11 @@ pub mod netd_server {
             &self,
             request: tonic::Request<super::MeshRequest>,
         ) -> std::result::Result<tonic::Response<super::MeshResponse>, tonic::Status>;
+        /// Looks for what is wrong with this host's networks, and sends packets to the other hosts. Changes nothing.
+        async fn check(
+            &self,
+            request: tonic::Request<super::CheckRequest>,
+        ) -> std::result::Result<tonic::Response<super::CheckResponse>, tonic::Status>;
         /// Takes everything down, ends the process. For `swarm leave` and `lab down`.
         async fn shutdown(
             &self,
@@ -11524,6 +11710,49 @@ pub mod netd_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = MeshSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Netd/Check" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::CheckRequest>
+                    for CheckSvc<T> {
+                        type Response = super::CheckResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::check(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

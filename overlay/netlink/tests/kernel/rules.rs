@@ -1,12 +1,12 @@
 //! What `nft list ruleset` shows is what was meant.
 
 use skep_netlink::nft::{
-    BaseChain, ChainType, ConnectionState, Element, Family, Field, Hook, Rule, Selector, Set, Table, Transaction,
-    Transport, Value, Verdict,
+    BaseChain, ChainType, ConnectionState, Content, Element, Family, Field, Hook, Rule, Selector, Set, Table,
+    Transaction, Transport, Value, Verdict,
 };
 use skep_netlink::{MacAddress, Prefix};
 
-use crate::lab::{Place, lines, root, text};
+use crate::lab::{Place, lines, root, run, text};
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
@@ -109,6 +109,20 @@ fn the_listing_shows_what_was_meant() {
     assert_eq!(lines(&place.ruleset()), lines(include_str!("ruleset.nft")));
     let tables: Vec<String> = place.nft.tables().unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(tables, ["ip skep", "inet skep", "ip6 skep"]);
+    // What is read back is what the transaction says by itself, until somebody changes it.
+    let (meant, there) = (Content::of(&transaction), place.nft.content("skep").unwrap());
+    for (name, table) in &meant.tables {
+        assert_eq!(table.differences(there.tables.get(name)), [], "{name}");
+    }
+    assert!(there.tables["ip skep"].chains["forward"].drop && !there.tables["ip skep"].chains["input"].drop);
+    let rules = there.tables["ip skep"].chains["forward"].rules.as_ref().unwrap();
+    assert!(rules.iter().any(|rule| rule.text.starts_with(b"eth0")), "{rules:?}");
+    run(&place.namespace, "nft flush chain ip skep marks");
+    run(&place.namespace, "nft flush set ip skep allowed");
+    let there = place.nft.content("skep").unwrap();
+    let found: Vec<String> =
+        meant.tables["ip skep"].differences(there.tables.get("ip skep")).iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["has 0 rules in chain marks instead of 2", "lacks 1 elements of allowed"]);
     // Removed one by one, also where there is none.
     let mut transaction = Transaction::new();
     for family in [Family::Ip, Family::Ip6, Family::Inet, Family::Inet] {
