@@ -142,15 +142,15 @@ impl FollowedTable {
         self.pending.is_some()
     }
 
-    /// Takes one message. `Some` with what changed where it ended a version; an old version changes nothing.
+    /// Takes one message. True where it ended a version; an old version changes nothing.
     ///
     /// # Errors
     /// [`TableError`]; the table then stays at its last whole version.
-    pub fn take(&mut self, network: NetworkId, message: &v1::NetworkTable) -> Result<Option<TableChange>, TableError> {
+    pub fn take(&mut self, network: NetworkId, message: &v1::NetworkTable) -> Result<bool, TableError> {
         let next = self.table_for(network, message)?;
         let mut table = match next {
             Some(table) => table,
-            None => return Ok(None),
+            None => return Ok(false),
         };
         if let Err(source) = wire::merge(&mut table, message) {
             self.pending = None;
@@ -158,13 +158,12 @@ impl FollowedTable {
         }
         if !message.end {
             self.pending = Some(Pending { version: message.version, table });
-            return Ok(None);
+            return Ok(false);
         }
         table.version = message.version;
-        let change = change::between(&self.current, &table);
         self.current = table;
         self.pending = None;
-        Ok(Some(change))
+        Ok(true)
     }
 
     /// The table that the message goes on with; `None` where the message says nothing new.

@@ -112,7 +112,7 @@ impl Netd {
                 for thread in threads {
                     match thread.join() {
                         Ok(Ok(done)) => paths.extend(done),
-                        Ok(Err(refused)) => findings.push(refused),
+                        Ok(Err(refused)) => findings.push(*refused),
                         Err(_) => {}
                     }
                 }
@@ -160,7 +160,7 @@ impl Netd {
     }
 }
 
-fn try_all(mut trial: Trial, deadline: Instant) -> Result<Vec<Path>, NetworkFinding> {
+fn try_all(mut trial: Trial, deadline: Instant) -> Result<Vec<Path>, Box<NetworkFinding>> {
     let targets: Vec<Target> = trial.paths.iter().map(|path| Target { address: path.address, mtu: path.mtu }).collect();
     match probe::run(&trial.namespace, trial.source, &targets, deadline) {
         Ok(outcomes) => {
@@ -173,10 +173,10 @@ fn try_all(mut trial: Trial, deadline: Instant) -> Result<Vec<Path>, NetworkFind
             let problem = format!("this host cannot try its networks: {}", text(&refused));
             let network = trial.paths.first().map(|path| path.network);
             let finding = error(CheckArea::Reachability, problem, "look at netd's log on that host");
-            Err(match network {
+            Err(Box::new(match network {
                 Some(network) => finding.of_network(network),
                 None => finding,
-            })
+            }))
         }
     }
 }

@@ -70,28 +70,15 @@ impl Netd {
     ) -> (v1::AppliedVersion, Option<v1::NetworkFault>) {
         let network = self.network(id);
         let device = self.mesh.generation();
-        let mut fault = None;
-        let mut touched = Vec::new();
         let mut state = lock(&network);
-        for message in messages {
-            match state.apply(self, message) {
-                Ok(tasks) => {
-                    state.note(None);
-                    touched.extend(tasks);
-                }
-                Err(error) => {
-                    state.note(Some(&error));
-                    let needs_complete = matches!(error, NetdError::Table(TableError::Gap { .. }));
-                    let error = text(&error);
-                    tracing::warn!(network = %id, "{error}");
-                    state.fault = Some(error.clone());
-                    fault = Some(v1::NetworkFault { network_id: id.to_vec(), error, needs_complete });
-                    if needs_complete {
-                        break;
-                    }
-                }
-            }
-        }
+        let (touched, failed) = state.apply(self, messages);
+        state.note(failed.as_ref());
+        let fault = failed.map(|error| {
+            let needs_complete = matches!(error, NetdError::Table(TableError::Gap { .. }));
+            let error = text(&error);
+            tracing::warn!(network = %id, "{error}");
+            v1::NetworkFault { network_id: id.to_vec(), error, needs_complete }
+        });
         let version = state.version();
         drop(state);
         self.forget(&network, id);

@@ -23,7 +23,7 @@ use crate::plan::drain;
 use crate::plan::forwarding::{Forwarding, Way};
 use crate::plan::ingress::Port;
 use crate::plan::{local, names};
-use crate::table::{FollowedTable, Table, TableChange};
+use crate::table::{FollowedTable, Table, TableChange, TableError};
 
 pub(super) use check::{Looked, Trial};
 
@@ -148,23 +148,51 @@ impl NetworkState {
         Ok(())
     }
 
-    /// Takes a table's message and makes everything follow it. Returns the tasks here whose own rows changed.
-    pub(super) fn apply(&mut self, netd: &Netd, message: &v1::NetworkTable) -> Result<Vec<TaskId>, NetdError> {
-        if message.dropped {
-            self.dropped = true;
-            if self.followed.current().version > 0 {
-                self.journal.drop_table(self.followed.current());
+    /// Takes a table's messages and makes everything follow them, once for all. Returns the tasks here whose own rows
+    /// changed, and the first thing that could not be done.
+    pub(super) fn apply(&mut self, netd: &Netd, messages: &[v1::NetworkTable]) -> (Vec<TaskId>, Option<NetdError>) {
+        let mut before = self.followed.current().clone();
+        let mut failed = None;
+        for message in messages {
+            let taken = match message.dropped {
+                true => self.drop_table(netd).map(|()| before = self.followed.current().clone()),
+                false => self.take(message).map_err(NetdError::from),
+            };
+            if let Err(error) = taken {
+                let lost = matches!(error, NetdError::Table(TableError::Gap { .. }));
+                failed = failed.or(Some(error));
+                if lost {
+                    break;
+                }
             }
-            return self.tidy(netd).map(|()| Vec::new());
         }
-        let alone = !message.complete && !self.followed.is_pending();
-        let Some(change) = self.followed.take(self.id, message)? else {
-            self.repair(netd)?;
-            return Ok(Vec::new());
+        let change = self.followed.current().since(&before);
+        let done = match change.is_empty() {
+            true => self.repair(netd).map(|()| Vec::new()),
+            false => self.follow(netd, &change),
         };
-        self.dropped = false;
-        self.journal.keep(self.followed.current(), alone.then_some(message));
-        self.follow(netd, &change)
+        match done {
+            Ok(touched) => (touched, failed),
+            Err(error) => (Vec::new(), failed.or(Some(error))),
+        }
+    }
+
+    fn take(&mut self, message: &v1::NetworkTable) -> Result<(), TableError> {
+        let alone = !message.complete && !self.followed.is_pending();
+        if self.followed.take(self.id, message)? {
+            self.dropped = false;
+            self.journal.keep(self.followed.current(), alone.then_some(message));
+        }
+        Ok(())
+    }
+
+    /// The host has no task on the network any more.
+    fn drop_table(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        self.dropped = true;
+        if self.followed.current().version > 0 {
+            self.journal.drop_table(self.followed.current());
+        }
+        self.tidy(netd)
     }
 
     /// Takes what an earlier netd has kept.

@@ -38,10 +38,11 @@ fn difference(applies_to: u64, version: u64) -> v1::NetworkTable {
 fn a_table_in_several_messages_counts_when_it_is_whole() {
     let mut table = FollowedTable::default();
     let first = v1::NetworkTable { end: false, ..whole(5, vec![endpoint(1, 1)]) };
-    assert_eq!(table.take(NETWORK, &first), Ok(None));
+    assert_eq!(table.take(NETWORK, &first), Ok(false));
     assert_eq!(table.current().version, 0);
     let last = v1::NetworkTable { network: None, ..whole(5, vec![endpoint(2, 2)]) };
-    let change = table.take(NETWORK, &last).unwrap().unwrap();
+    assert_eq!(table.take(NETWORK, &last), Ok(true));
+    let change = table.current().all();
     assert_eq!((change.network, change.endpoints.len()), (true, 2));
     assert_eq!((table.current().version, table.current().endpoints.len()), (5, 2));
 }
@@ -52,7 +53,9 @@ fn half_a_table_is_dropped_when_another_version_begins() {
     table.take(NETWORK, &whole(5, vec![endpoint(1, 1)])).unwrap();
     let half = v1::NetworkTable { end: false, put_endpoints: vec![endpoint(2, 2)], ..difference(5, 6) };
     table.take(NETWORK, &half).unwrap();
-    let change = table.take(NETWORK, &whole(7, vec![endpoint(1, 1)])).unwrap().unwrap();
+    let before = table.current().clone();
+    assert_eq!(table.take(NETWORK, &whole(7, vec![endpoint(1, 1)])), Ok(true));
+    let change = table.current().since(&before);
     assert!(change.is_empty(), "{change:?}");
     assert_eq!(table.current().version, 7);
 }
@@ -63,7 +66,7 @@ fn a_difference_to_another_version_is_refused_and_an_old_one_is_nothing_new() {
     let nothing_yet = table.take(NETWORK, &difference(0, 1)).unwrap_err();
     assert_eq!(nothing_yet, TableError::Gap { network: NETWORK, applies_to: 0, have: 0 });
     table.take(NETWORK, &whole(5, vec![endpoint(1, 1)])).unwrap();
-    assert_eq!(table.take(NETWORK, &difference(3, 5)), Ok(None));
+    assert_eq!(table.take(NETWORK, &difference(3, 5)), Ok(false));
     assert!(matches!(table.take(NETWORK, &difference(6, 7)), Err(TableError::Gap { .. })));
     assert_eq!(table.current().version, 5);
 }
@@ -119,7 +122,8 @@ proptest! {
                     ..difference(version - 1, version)
                 }
             };
-            let change = table.take(NETWORK, &message).unwrap().unwrap();
+            prop_assert_eq!(table.take(NETWORK, &message), Ok(true));
+            let change = table.current().since(&before);
             let mut replayed = before.endpoints.clone();
             for (key, (was, is)) in change.endpoints {
                 prop_assert_eq!(replayed.get(&key), was.as_ref());

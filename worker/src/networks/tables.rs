@@ -6,15 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use skep_proto::id::NetworkId;
 use skep_proto::v1::netd_client::NetdClient;
 use skep_proto::v1::{AppliedVersion, ApplyTablesRequest, NetworkTable};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 
 /// Rows that go to netd in one call at most, about; well below its limit of bytes.
 const BATCH_ROWS: usize = 100_000;
+/// Between two calls, in times of what the last one took: a host on which hundreds of tasks start, each a change in the
+/// namespaces of all the others, has better things to do.
+const REST: u32 = 4;
+/// At most, so that a change is in force well within 200 ms.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 /// Bytes of a call.
 const LARGEST_REQUEST: usize = 64 << 20;
 
@@ -88,7 +95,10 @@ pub(super) async fn hand_on(
     let mut netd = NetdClient::new(channel).max_encoding_message_size(LARGEST_REQUEST);
     let mut waiting = Waiting::default();
     let mut generation = held.borrow().generation;
+    let mut next_call = Instant::now();
     while let Some(message) = queue.recv().await {
+        // What comes meanwhile goes along: many changes at a time cost little more than one.
+        sleep_until(next_call).await;
         let mut next = Some(message);
         while let Some(message) = next {
             let newest = held.borrow().generation;
@@ -105,7 +115,10 @@ pub(super) async fn hand_on(
         }
         let tables = std::mem::take(&mut waiting.ready);
         waiting.rows = 0;
-        if let Err(status) = apply(&mut netd, tables, held).await {
+        let begun = Instant::now();
+        let applied = apply(&mut netd, tables, held).await;
+        next_call = Instant::now() + (begun.elapsed() * REST).min(LONGEST_REST);
+        if let Err(status) = applied {
             tracing::warn!(error = status.message(), "netd did not take tables of networks");
             // It may have taken some.
             held.send_modify(|held| held.generation += 1);
