@@ -1,6 +1,6 @@
 //! Stopping without loss: a task that others may have connections to leaves their tables before it is asked to stop. It is
 //! wanted `DRAINING` first, by which its rows become quiet, and stops when every connected node that holds its networks has
-//! applied that, or after [`DRAIN_FOR`]. Every loop that stops tasks asks [`stop`]; the driver of [`drained`] does the
+//! applied that and connections on their way are in, or after [`DRAIN_FOR`]. Every loop that stops tasks asks [`stop`]; the driver of [`drained`] does the
 //! second step.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,10 @@ use crate::store::State;
 
 /// The longest that a task drains.
 pub const DRAIN_FOR: Duration = Duration::from_secs(2);
+
+/// What it drains at least where nodes have connections to it: one that was begun just before is on its way, and waits for
+/// the task to accept it.
+pub const SETTLE: Duration = Duration::from_millis(250);
 
 /// How far the nodes are that hold a network's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,18 +62,17 @@ pub fn drained(
     for task in tasks.iter().filter_map(|id| state.task(*id)).filter(|task| task.wanted == WantedState::Draining) {
         let until = task.meta.updated_at.plus(DRAIN_FOR);
         let since = table::version(state, task.meta.version);
-        let mut is_known = |network: NetworkId| match *known.entry(network).or_insert_with(|| applied(network)) {
-            Drained::NoNode => true,
-            Drained::All(version) => version >= since,
-            Drained::Unknown => false,
+        let settled = task.meta.updated_at.plus(SETTLE);
+        let mut quiet_at = |network: NetworkId| match *known.entry(network).or_insert_with(|| applied(network)) {
+            Drained::NoNode => now,
+            Drained::All(version) if version >= since => settled,
+            Drained::All(_) | Drained::Unknown => until,
         };
-        let over = now >= until
-            || !may_have_connections(state, task)
-            || task.held_addresses().iter().all(|one| is_known(one.network));
-        if over {
+        let quiet_at = task.held_addresses().iter().map(|one| quiet_at(one.network)).max().unwrap_or(now);
+        if now >= quiet_at || !may_have_connections(state, task) {
             plan.push(vec![make::want(task, end(state, task))]);
         } else {
-            plan.wake_by(until);
+            plan.wake_by(quiet_at);
         }
     }
     plan

@@ -89,7 +89,11 @@ fn a_replica_that_is_scaled_away_drains_and_is_removed() {
     let until = step(&mut state, Drained::All(task.meta.version - 1), LATER);
     assert_eq!((until, wanted(&state, web)), (Some(LATER.plus(DRAIN_FOR)), vec![Running, Draining]));
     assert_eq!(step(&mut state, Drained::Unknown, LATER), until);
-    assert_eq!(step(&mut state, Drained::All(task.meta.version), LATER), None);
+    // What was on its way is let in.
+    let settled = LATER.plus(SETTLE);
+    assert_eq!(step(&mut state, Drained::All(task.meta.version), LATER), Some(settled));
+    assert_eq!(wanted(&state, web), [Running, Draining]);
+    assert_eq!(step(&mut state, Drained::All(task.meta.version), settled), None);
     assert_eq!(wanted(&state, web), [Running, Remove]);
 }
 
@@ -148,7 +152,7 @@ fn a_task_of_a_drained_node_drains_beside_its_replacement() {
     state.put(one);
     plan(&mut state, web, LATER);
     assert_eq!(wanted(&state, web), [Running, Draining]);
-    step(&mut state, Drained::All(u64::MAX), LATER);
+    step(&mut state, Drained::All(u64::MAX), LATER.plus(SETTLE));
     assert_eq!(wanted(&state, web), [Running, Shutdown]);
 }
 
@@ -202,7 +206,7 @@ fn an_update_waits_for_the_one_that_drains() {
     assert_eq!(wanted(&state, web), [Ready, Running, Draining], "one at a time, and its successor waits");
     assert_eq!(update(&mut state, LATER).groups, vec![], "it is not done while the old one drains");
     plan(&mut state, web, LATER);
-    step(&mut state, Drained::All(u64::MAX), LATER);
+    step(&mut state, Drained::All(u64::MAX), LATER.plus(SETTLE));
     assert_eq!(wanted(&state, web), [Ready, Running, Shutdown]);
     assert_eq!(update(&mut state, LATER).groups, vec![], "it still runs");
     let old = state.tasks().find(|task| task.wanted == Shutdown).unwrap().id;
