@@ -2368,7 +2368,10 @@ pub struct Goodbye {
 /// From the manager.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionDown {
-    #[prost(oneof = "session_down::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "session_down::Message",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub message: ::core::option::Option<session_down::Message>,
 }
 /// Nested message and enum types in `SessionDown`.
@@ -2404,6 +2407,8 @@ pub mod session_down {
         /// bytes so that a manager encodes it once for all nodes.
         #[prost(bytes, tag = "11")]
         Network(::prost::bytes::Bytes),
+        #[prost(message, tag = "12")]
+        NetworkCheck(super::NetworkCheckRequest),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2629,6 +2634,31 @@ pub struct LogChunk {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishLogsResponse {}
+/// Asks a node how its networks are, answered by PublishNetworkCheck.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkCheckRequest {
+    #[prost(uint64, tag = "1")]
+    pub request_id: u64,
+    /// Only how the mesh is: nothing is looked for, and no packets are sent.
+    #[prost(bool, tag = "2")]
+    pub mesh_only: bool,
+    /// Only these networks. Empty: all.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub network_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkCheckAnswer {
+    #[prost(uint64, tag = "1")]
+    pub request_id: u64,
+    /// Why the node could not look, a sentence for a person. Empty: it did.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub mesh: ::core::option::Option<MeshResponse>,
+    /// Absent with `mesh_only`.
+    #[prost(message, optional, tag = "4")]
+    pub check: ::core::option::Option<NetworkCheck>,
+}
 /// What a host found.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkCheck {
@@ -2640,6 +2670,8 @@ pub struct NetworkCheck {
     #[prost(message, repeated, tag = "3")]
     pub applied: ::prost::alloc::vec::Vec<AppliedVersion>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublishNetworkCheckResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageSourcesRequest {
     /// Digest of a task's image (manifest or index).
@@ -2820,6 +2852,31 @@ pub mod dispatch_client {
                 .insert(GrpcMethod::new("skep.v1.Dispatch", "PublishLogs"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// Answers a `network_check` of the session.
+        pub async fn publish_network_check(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NetworkCheckAnswer>,
+        ) -> std::result::Result<
+            tonic::Response<super::PublishNetworkCheckResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Dispatch/PublishNetworkCheck",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Dispatch", "PublishNetworkCheck"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Which nodes can serve an image that a task of the caller runs, with a ticket for it.
         pub async fn image_sources(
             &mut self,
@@ -2877,6 +2934,14 @@ pub mod dispatch_server {
             request: tonic::Request<tonic::Streaming<super::LogChunk>>,
         ) -> std::result::Result<
             tonic::Response<super::PublishLogsResponse>,
+            tonic::Status,
+        >;
+        /// Answers a `network_check` of the session.
+        async fn publish_network_check(
+            &self,
+            request: tonic::Request<super::NetworkCheckAnswer>,
+        ) -> std::result::Result<
+            tonic::Response<super::PublishNetworkCheckResponse>,
             tonic::Status,
         >;
         /// Which nodes can serve an image that a task of the caller runs, with a ticket for it.
@@ -3050,6 +3115,52 @@ pub mod dispatch_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Dispatch/PublishNetworkCheck" => {
+                    #[allow(non_camel_case_types)]
+                    struct PublishNetworkCheckSvc<T: Dispatch>(pub Arc<T>);
+                    impl<
+                        T: Dispatch,
+                    > tonic::server::UnaryService<super::NetworkCheckAnswer>
+                    for PublishNetworkCheckSvc<T> {
+                        type Response = super::PublishNetworkCheckResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NetworkCheckAnswer>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatch>::publish_network_check(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PublishNetworkCheckSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -3613,6 +3724,55 @@ pub struct RemoveNetworkResponse {
     pub version: u64,
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkDoctorRequest {
+    /// Id, name, or unique id prefix. Empty: all networks, and what belongs to none.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkDoctorResponse {
+    /// The worst first.
+    #[prost(message, repeated, tag = "1")]
+    pub findings: ::prost::alloc::vec::Vec<NetworkFinding>,
+    /// All packets that were sent between hosts, with what became of them.
+    #[prost(message, repeated, tag = "2")]
+    pub paths: ::prost::alloc::vec::Vec<NetworkPath>,
+    /// Nodes that were asked and answered.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub node_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Networks that were looked at.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub network_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Pairs of hosts that share a network and could not be tried, as one of them runs no task there that could answer.
+    #[prost(uint32, tag = "5")]
+    pub untried_pairs: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeshHealthRequest {
+    /// At most 1000.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub node_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MeshHealthResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeMesh>,
+}
+/// The mesh as one node sees it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeMesh {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// Absent: it could not be asked.
+    #[prost(message, optional, tag = "2")]
+    pub mesh: ::core::option::Option<MeshResponse>,
+    /// Why not, a sentence for a person.
+    #[prost(string, tag = "3")]
+    pub error: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListImageNamesRequest {
@@ -6087,6 +6247,51 @@ pub mod networks_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "Remove"));
             self.inner.unary(req, path, codec).await
         }
+        /// Looks for what is wrong with networks: asks all nodes that are ready, which send packets to each other. Takes some
+        /// seconds. Changes nothing.
+        pub async fn doctor(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NetworkDoctorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkDoctorResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Networks/Doctor");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "Doctor"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How nodes see the encrypted mesh, asked from them now; who does not answer within 2 s is passed over.
+        pub async fn mesh(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MeshHealthRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MeshHealthResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Networks/Mesh");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "Mesh"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -6131,6 +6336,23 @@ pub mod networks_server {
             request: tonic::Request<super::RemoveNetworkRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveNetworkResponse>,
+            tonic::Status,
+        >;
+        /// Looks for what is wrong with networks: asks all nodes that are ready, which send packets to each other. Takes some
+        /// seconds. Changes nothing.
+        async fn doctor(
+            &self,
+            request: tonic::Request<super::NetworkDoctorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkDoctorResponse>,
+            tonic::Status,
+        >;
+        /// How nodes see the encrypted mesh, asked from them now; who does not answer within 2 s is passed over.
+        async fn mesh(
+            &self,
+            request: tonic::Request<super::MeshHealthRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MeshHealthResponse>,
             tonic::Status,
         >;
     }
@@ -6376,6 +6598,96 @@ pub mod networks_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Networks/Doctor" => {
+                    #[allow(non_camel_case_types)]
+                    struct DoctorSvc<T: Networks>(pub Arc<T>);
+                    impl<
+                        T: Networks,
+                    > tonic::server::UnaryService<super::NetworkDoctorRequest>
+                    for DoctorSvc<T> {
+                        type Response = super::NetworkDoctorResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NetworkDoctorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Networks>::doctor(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DoctorSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Networks/Mesh" => {
+                    #[allow(non_camel_case_types)]
+                    struct MeshSvc<T: Networks>(pub Arc<T>);
+                    impl<
+                        T: Networks,
+                    > tonic::server::UnaryService<super::MeshHealthRequest>
+                    for MeshSvc<T> {
+                        type Response = super::MeshHealthResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MeshHealthRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Networks>::mesh(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MeshSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -8045,6 +8357,17 @@ pub struct NodeLogsRequest {
     #[prost(message, optional, tag = "3")]
     pub options: ::core::option::Option<LogOptions>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeCheckRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    /// Its `request_id` is the receiver's to choose.
+    #[prost(message, optional, tag = "2")]
+    pub check: ::core::option::Option<NetworkCheckRequest>,
+    /// How long to wait for the node.
+    #[prost(uint32, tag = "3")]
+    pub time_limit_ms: u32,
+}
 /// Generated client implementations.
 pub mod relay_client {
     #![allow(
@@ -8193,6 +8516,29 @@ pub mod relay_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Relay", "NodeLogs"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// At the manager where a node's session is: how its networks are. NOT_FOUND if its session is not there,
+        /// DEADLINE_EXCEEDED if the node does not answer.
+        pub async fn node_check(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeCheckRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkCheckAnswer>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Relay/NodeCheck");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Relay", "NodeCheck"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -8236,6 +8582,15 @@ pub mod relay_server {
             &self,
             request: tonic::Request<super::NodeLogsRequest>,
         ) -> std::result::Result<tonic::Response<Self::NodeLogsStream>, tonic::Status>;
+        /// At the manager where a node's session is: how its networks are. NOT_FOUND if its session is not there,
+        /// DEADLINE_EXCEEDED if the node does not answer.
+        async fn node_check(
+            &self,
+            request: tonic::Request<super::NodeCheckRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NetworkCheckAnswer>,
+            tonic::Status,
+        >;
     }
     /// Callers: managers (by certificate), for themselves.
     #[derive(Debug)]
@@ -8443,6 +8798,49 @@ pub mod relay_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Relay/NodeCheck" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeCheckSvc<T: Relay>(pub Arc<T>);
+                    impl<T: Relay> tonic::server::UnaryService<super::NodeCheckRequest>
+                    for NodeCheckSvc<T> {
+                        type Response = super::NetworkCheckAnswer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeCheckRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Relay>::node_check(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeCheckSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
