@@ -2,6 +2,7 @@
 //! decides, and writes through the store; none keeps state of its own.
 
 mod clusters;
+mod doctor;
 mod error;
 mod image_names;
 mod networks;
@@ -18,6 +19,7 @@ use skep_core::store::State;
 use skep_proto::id::NodeId;
 use tokio::sync::watch::Receiver;
 
+use crate::dispatch::Dispatcher;
 use crate::images::Registries;
 use crate::roles::Seen;
 use crate::store::Store;
@@ -33,6 +35,8 @@ pub(crate) struct Control {
     /// The answering manager's own node.
     node: NodeId,
     raft: Receiver<skep_raft::Status>,
+    /// Asks nodes; a simulated manager has none.
+    dispatcher: Option<Dispatcher>,
 }
 
 impl Control {
@@ -44,7 +48,12 @@ impl Control {
         node: NodeId,
         raft: Receiver<skep_raft::Status>,
     ) -> Self {
-        Self { store, registries, node, raft }
+        Self { store, registries, node, raft, dispatcher: None }
+    }
+
+    /// Asks nodes by the sessions of this dispatcher.
+    pub(crate) fn with_nodes(self, dispatcher: Dispatcher) -> Self {
+        Self { dispatcher: Some(dispatcher), ..self }
     }
 
     /// The managers as this one sees them. Looks at every node.

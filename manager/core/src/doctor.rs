@@ -45,6 +45,13 @@ pub fn check(state: &State) -> Vec<Finding> {
     findings
 }
 
+/// Looks at what only networks have: names, subnets, numbers.
+pub fn networks(state: &State) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    networks::networks(state, &mut findings);
+    findings
+}
+
 /// The answer to `skep swarm doctor`.
 pub fn report(state: &State) -> v1::DoctorResponse {
     let findings = check(state).into_iter().map(|finding| v1::Finding {

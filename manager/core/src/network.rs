@@ -3,6 +3,7 @@
 
 mod addresses;
 pub mod endpoint;
+pub mod health;
 mod make;
 mod nodes;
 mod pools;

@@ -5,14 +5,15 @@ use skep_core::change::{Change, Op};
 use skep_core::network::table::{self, Row};
 use skep_core::network::{self, NetworkError};
 use skep_core::object::{Network, Subnet};
-use skep_core::store::{Holder, State};
+use skep_core::store::State;
 use skep_core::{apply, codec};
 use skep_identity::Caller;
 use skep_proto::id::{NetworkId, RequestId};
 use skep_proto::v1::networks_server::Networks;
 use skep_proto::v1::{
     AddressUse, CreateNetworkRequest, CreateNetworkResponse, GetNetworkRequest, GetNetworkResponse,
-    ListNetworksRequest, ListNetworksResponse, NetworkSpec, RemoveNetworkRequest, RemoveNetworkResponse,
+    ListNetworksRequest, ListNetworksResponse, MeshHealthRequest, MeshHealthResponse, NetworkDoctorRequest,
+    NetworkDoctorResponse, NetworkSpec, RemoveNetworkRequest, RemoveNetworkResponse,
 };
 use skep_proto::validate;
 use tonic::{Request, Response, Status};
@@ -20,6 +21,7 @@ use tonic::{Request, Response, Status};
 use super::error::IntoStatus;
 use super::services::request_id;
 use super::{Control, read};
+use crate::callers;
 use crate::store::{WriteError, Written};
 
 /// How often a network is chosen anew when another write took what was chosen.
@@ -79,6 +81,16 @@ impl Networks for Control {
         let written = self.store.write(request, network.id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
         Ok(Response::new(RemoveNetworkResponse { id: written.object_id, version: written.version, name }))
     }
+
+    async fn doctor(&self, request: Request<NetworkDoctorRequest>) -> Result<Response<NetworkDoctorResponse>, Status> {
+        callers::operator(&self.store, &request)?;
+        self.examine(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn mesh(&self, request: Request<MeshHealthRequest>) -> Result<Response<MeshHealthResponse>, Status> {
+        callers::operator(&self.store, &request)?;
+        self.mesh_of(request.into_inner()).await.map(Response::new)
+    }
 }
 
 impl Control {
@@ -130,15 +142,7 @@ fn described(state: &State, network: &Network) -> GetNetworkResponse {
 
 /// How full a subnet is: of the addresses that may be given, without gateway and reservations.
 fn address_use(state: &State, network: &Network, subnet: &Subnet) -> AddressUse {
-    let (first, last) = network::given_range(subnet);
-    let own = state
-        .addresses_of(network.id)
-        .filter(|(address, holder)| {
-            matches!(holder, Holder::Gateway | Holder::Reserved) && (first..=last).contains(address)
-        })
-        .count() as u128;
-    let places = subnet.cidr.offset(last).zip(subnet.cidr.offset(first)).map_or(0, |(last, first)| last - first + 1);
-    let taken = state.taken_addresses().count(network.id, first, last);
-    let told = |count: u128| u64::try_from(count.saturating_sub(own)).unwrap_or(u64::MAX).min(i64::MAX as u64);
-    AddressUse { subnet: subnet.cidr.to_string(), total: told(places), taken: told(taken) }
+    let (total, taken) = network::health::address_use(state, network, subnet);
+    let told = |count: u128| u64::try_from(count).unwrap_or(u64::MAX).min(i64::MAX as u64);
+    AddressUse { subnet: subnet.cidr.to_string(), total: told(total), taken: told(taken) }
 }

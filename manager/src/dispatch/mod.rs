@@ -14,6 +14,7 @@
 //! | `bond.rs` | whether a leader is heard, so that sessions may stand |
 //! | `homes.rs`, `reach.rs` | where nodes have their sessions, and the way there |
 //! | `networks.rs` | the tables of networks that nodes hear, and how far they are with them |
+//! | `checks.rs` | asks nodes how their networks are |
 //! | `images.rs`, `sources.rs` | who holds which image; where to fetch one |
 //! | `cluster.rs`, `limits.rs` | what all sessions are told; every bound |
 //!
@@ -23,6 +24,7 @@
 //! node.
 
 mod bond;
+pub(crate) mod checks;
 mod cluster;
 mod gather;
 mod health;
@@ -63,6 +65,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use self::bond::Bond;
+use self::checks::NodeChecks;
 use self::cluster::ClusterView;
 use self::images::ImageIndex;
 pub use self::lead::DispatcherLead;
@@ -101,6 +104,7 @@ struct Shared {
     sessions: Sessions,
     reach: Reach,
     logs: LogStreams,
+    checks: NodeChecks,
     reports: Reports,
     view: watch::Sender<ClusterView>,
     bond: Bond,
@@ -120,6 +124,7 @@ impl Dispatcher {
         Self(Arc::new(Shared {
             me,
             logs: LogStreams::new(reach.clone()),
+            checks: NodeChecks::new(reach.clone()),
             reports: Reports::start(store.clone()),
             networks: NetworkTables::new(store.state()),
             applied: AppliedTables::new(),
@@ -245,6 +250,16 @@ impl Dispatcher {
 
     pub(crate) fn log_streams(&self) -> &LogStreams {
         &self.0.logs
+    }
+
+    /// Asks nodes how their networks are.
+    pub(crate) fn checks(&self) -> &NodeChecks {
+        &self.0.checks
+    }
+
+    /// The versions of network tables that are here now.
+    pub(crate) fn table_versions(&self) -> std::collections::BTreeMap<NetworkId, u64> {
+        self.0.networks.versions()
     }
 
     /// Which versions of network tables nodes have applied; of all nodes while this manager leads.

@@ -111,6 +111,11 @@ impl NetworkTables {
         self.0.seen.send_replace(fed.state.version());
     }
 
+    /// The versions that nodes with a session here were sent, or are about to be.
+    pub(super) fn versions(&self) -> BTreeMap<NetworkId, u64> {
+        self.lock().tables.iter().map(|(id, table)| (*id, table.version())).collect()
+    }
+
     fn has_news(&self) -> bool {
         !self.lock().pending.is_empty()
     }

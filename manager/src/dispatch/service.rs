@@ -8,7 +8,8 @@ use skep_identity::Caller;
 use skep_identity::transport::ConnectionInfo;
 use skep_proto::v1::dispatch_server::Dispatch;
 use skep_proto::v1::{
-    ImageSourcesRequest, ImageSourcesResponse, LogChunk, PublishLogsResponse, SessionDown, SessionUp,
+    ImageSourcesRequest, ImageSourcesResponse, LogChunk, NetworkCheckAnswer, PublishLogsResponse,
+    PublishNetworkCheckResponse, SessionDown, SessionUp,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,6 +49,15 @@ impl Dispatch for Dispatcher {
         let node = Caller::of(&request)?.require_node()?.node_id;
         self.log_streams().publish(node, request.into_inner()).await?;
         Ok(Response::new(PublishLogsResponse {}))
+    }
+
+    async fn publish_network_check(
+        &self,
+        request: Request<NetworkCheckAnswer>,
+    ) -> Result<Response<PublishNetworkCheckResponse>, Status> {
+        let node = Caller::of(&request)?.require_node()?.node_id;
+        self.checks().publish(node, request.into_inner())?;
+        Ok(Response::new(PublishNetworkCheckResponse {}))
     }
 
     async fn image_sources(

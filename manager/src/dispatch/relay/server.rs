@@ -2,11 +2,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::relay_server::Relay;
-use skep_proto::v1::{HeldImages, HoldersRequest, HoldersResponse, LogChunk, NodeLogsRequest, RelayDown, RelayUp};
+use skep_proto::v1::{
+    HeldImages, HoldersRequest, HoldersResponse, LogChunk, NetworkCheckAnswer, NodeCheckRequest, NodeLogsRequest,
+    RelayDown, RelayUp,
+};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,12 +20,15 @@ use tracing::{info, warn};
 use super::{Order, from_session, ids, to_home};
 use crate::callers;
 use crate::dispatch::Dispatcher;
+use crate::dispatch::checks::NoAnswer;
 use crate::dispatch::homes::{Home, Homes};
 use crate::dispatch::lead::Leading;
 use crate::dispatch::limits::LEADER_BEAT;
 
 /// Messages to one manager on their way: the next one waits, and is then up to date.
 const DOWN_QUEUE: usize = 2;
+/// Longest time that another manager may have a node asked for.
+const LONGEST_CHECK: Duration = Duration::from_secs(60);
 
 #[tonic::async_trait]
 impl Relay for Dispatcher {
@@ -55,6 +62,18 @@ impl Relay for Dispatcher {
         let chunks = self.log_streams().serve(node, &tasks.map_err(bad_id)?, options)?;
         let demoted = Box::pin(callers::demoted(self.store().clone(), Some(caller)));
         Ok(Response::new(Box::pin(chunks.take_until(demoted))))
+    }
+
+    async fn node_check(&self, request: Request<NodeCheckRequest>) -> Result<Response<NetworkCheckAnswer>, Status> {
+        callers::manager(self.store(), &request)?;
+        let NodeCheckRequest { node_id, check, time_limit_ms } = request.into_inner();
+        let node = NodeId::from_wire(&node_id).map_err(|error| Status::invalid_argument(format!("{error}")))?;
+        let within = Duration::from_millis(time_limit_ms.into()).min(LONGEST_CHECK);
+        let answer = self.checks().ask_here(node, check.unwrap_or_default(), within).await;
+        answer.map(Response::new).map_err(|error| match error {
+            NoAnswer::NotConnected => Status::not_found("the node has no session here"),
+            NoAnswer::Silent(_) | NoAnswer::Relay(_) => Status::deadline_exceeded(error.to_string()),
+        })
     }
 }
 
