@@ -11,6 +11,7 @@
 //! | driver of each task | actor's `JoinSet` | leaves its containers running | becomes the task's status |
 //! | netd's caller | actor's `JoinSet` | leaves networks as they are | logs, tries again |
 //! | log stream | `LogStreams` | ends | a warning in the stream |
+//! | check of networks | `Checks` | ends | told in its answer |
 //! | session thread | `SessionGuard` | says goodbye | reconnects |
 //! | record thread | `RecordGuard` | writes what is queued | answers who waits |
 
@@ -31,6 +32,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::assignments::AssignmentSet;
+use crate::checks::Checks;
 use crate::description::{DescriptionConfig, describe};
 use crate::executor::{ExecError, Executor, TaskJob};
 use crate::logs::LogStreams;
@@ -219,6 +221,7 @@ struct Inner {
     credentials: watch::Sender<Credentials>,
     managers: Vec<ManagerAddr>,
     logs: LogStreams,
+    checks: Checks,
     /// A message of this session did not fit; the rest of it is of no use.
     refused_session: Option<Arc<[u8]>>,
     quit: watch::Receiver<bool>,
@@ -257,6 +260,7 @@ impl Agent {
             config: description_config.clone(),
         };
         let mut inner = Inner {
+            checks: Checks::new(watch::channel(None).1),
             logs: LogStreams::new(config.node_id, Arc::clone(&config.executor), config.connector),
             executor: config.executor,
             events: config.events,
@@ -400,7 +404,16 @@ impl Inner {
                 }
             }
             FromManager::LogCancel(stream_id) => self.logs.cancel(stream_id),
-            FromManager::Disconnected => self.logs.cancel_all(),
+            FromManager::NetworkCheck(request) => {
+                let link = self.reports.session.link().borrow().clone();
+                if let Some(link) = link {
+                    self.checks.begin(request, link.channel);
+                }
+            }
+            FromManager::Disconnected => {
+                self.logs.cancel_all();
+                self.checks.cancel_all();
+            }
             FromManager::RenewCertificate => {
                 let _ = self.events.send(AgentEvent::RenewCertificate);
             }

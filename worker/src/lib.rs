@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod assignments;
+mod checks;
 pub mod description;
 pub mod executor;
 pub mod gc;

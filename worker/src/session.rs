@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use skep_proto::id::{NodeId, TaskId};
-use skep_proto::v1::{Assignments, LogRequest, ManagerAddr, NodeDescription, TaskStatus};
+use skep_proto::v1::{Assignments, LogRequest, ManagerAddr, NetworkCheckRequest, NodeDescription, TaskStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tonic::transport::Channel;
 
@@ -99,6 +99,8 @@ pub enum FromManager {
     LogRequest(LogRequest),
     /// No longer.
     LogCancel(u64),
+    /// How networks are is asked for.
+    NetworkCheck(NetworkCheckRequest),
     /// The certificate is to be renewed.
     RenewCertificate,
     /// The connection is gone; log streams end with it.

@@ -6,6 +6,7 @@
 
 pub(crate) mod image;
 pub(crate) mod info;
+pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod ports;

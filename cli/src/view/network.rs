@@ -8,6 +8,7 @@ use serde::Serialize;
 use skep_proto::cidr::{Cidr, address_from_wire};
 use skep_proto::v1;
 
+use super::mesh::MeshView;
 use super::service::PortView;
 use super::{MetaView, state};
 
@@ -144,6 +145,11 @@ struct Peer {
     /// WireGuard key, with `--verbose`.
     #[serde(skip_serializing_if = "Option::is_none")]
     public_key: Option<String>,
+    /// How it sees the other hosts of this network in the mesh, with `--verbose`, of an encrypted network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mesh: Option<MeshView>,
+    #[serde(skip)]
+    id: Vec<u8>,
 }
 
 /// Addresses with the prefix lengths of the subnets that they are in, as Docker writes them.
@@ -228,6 +234,21 @@ impl NetworkView {
     }
 }
 
+impl NetworkView {
+    /// Adds what the hosts on it, whose ids are `peers`, say of the mesh.
+    pub(crate) fn with_mesh(mut self, said: Option<BTreeMap<Vec<u8>, v1::NodeMesh>>, peers: &[Vec<u8>]) -> Self {
+        let Some(mut said) = said else { return self };
+        let names: BTreeMap<Vec<u8>, String> =
+            self.peers.iter().map(|peer| (peer.id.clone(), peer.name.clone())).collect();
+        for peer in &mut self.peers {
+            let hostname = |id: &[u8]| names.get(id).cloned().unwrap_or_default();
+            let mesh = said.remove(&peer.id).map(|said| MeshView::new(said, hostname, Some(peers)));
+            peer.mesh = Some(mesh.unwrap_or_else(|| MeshView::failed("it was not asked".to_owned())));
+        }
+        self
+    }
+}
+
 /// Empty where the node is gone.
 fn hostname(nodes: &[v1::Node], id: &[u8]) -> String {
     let node = nodes.iter().find(|node| node.id == id);
@@ -305,6 +326,8 @@ fn peer_view(peer: &v1::NetworkPeer, prefixes: &Prefixes, hostname: impl Fn(&[u8
         node_id: super::id(&peer.node_id),
         addresses: peer.addresses.iter().map(|address| prefixes.text(address)).collect(),
         public_key: verbose.then(|| BASE64_STANDARD.encode(&endpoint.public_key)),
+        mesh: None,
+        id: peer.node_id.clone(),
         wire_guard_addr: endpoint.wireguard_addr,
     }
 }

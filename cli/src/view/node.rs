@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use skep_proto::v1;
 
+use super::mesh::{FabricView, MeshView};
 use super::{MetaView, state};
 use crate::output::time;
 
@@ -23,6 +24,12 @@ pub(crate) struct NodeView {
     /// Managers only.
     #[serde(skip_serializing_if = "Option::is_none")]
     manager_status: Option<Manager>,
+    /// Its end of the mesh between hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fabric: Option<FabricView>,
+    /// How it sees the other hosts there, as it says now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mesh: Option<MeshView>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -103,9 +110,17 @@ struct Manager {
     raft_id: u64,
 }
 
+impl NodeView {
+    /// Adds what it says of the mesh.
+    pub(crate) fn with_mesh(self, mesh: Option<MeshView>) -> Self {
+        Self { mesh, ..self }
+    }
+}
+
 impl From<v1::Node> for NodeView {
     fn from(node: v1::Node) -> Self {
         let role = state::role(node.role());
+        let fabric = FabricView::of(&node);
         let spec = node.spec.unwrap_or_default();
         let description = node.description.unwrap_or_default();
         let status = node.status.unwrap_or_default();
@@ -139,6 +154,8 @@ impl From<v1::Node> for NodeView {
                 addr: manager.addr,
                 raft_id: manager.raft_id,
             }),
+            fabric,
+            mesh: None,
         }
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Script {
     pub(crate) progress: Vec<ImageProgress>,
     pub(crate) joined: Option<SwarmJoinRequest>,
     pub(crate) doctor: DoctorResponse,
+    pub(crate) network_doctor: NetworkDoctorResponse,
+    pub(crate) mesh: Vec<NodeMesh>,
 }
 
 /// A running daemon; ends with the test.
@@ -282,6 +284,20 @@ impl networks_server::Networks for Api {
             return Err(Status::failed_precondition(format!("network {reference} is in use by service web")));
         }
         Ok(Response::new(RemoveNetworkResponse { id: network.id, version: 2, name: reference }))
+    }
+
+    async fn doctor(&self, request: Request<NetworkDoctorRequest>) -> Answer<NetworkDoctorResponse> {
+        let reference = request.into_inner().reference;
+        if !reference.is_empty() {
+            self.network(&reference)?;
+        }
+        Ok(Response::new(self.script().network_doctor.clone()))
+    }
+
+    async fn mesh(&self, request: Request<MeshHealthRequest>) -> Answer<MeshHealthResponse> {
+        let asked = request.into_inner().node_ids;
+        let nodes = self.script().mesh.iter().filter(|mesh| asked.contains(&mesh.node_id)).cloned().collect();
+        Ok(Response::new(MeshHealthResponse { nodes }))
     }
 }
 

@@ -1,7 +1,10 @@
 //! `network …`, and what services and swarms say of networks.
 
 use serde_json::Value;
-use skep_proto::v1::{GetNetworkResponse, Network, NetworkAddresses, NetworkEndpoint, NetworkSpec, PortSpec, Subnet};
+use skep_proto::v1::{
+    CheckArea, CheckSeverity, FabricEndpoint, GetNetworkResponse, MeshPeer, MeshResponse, Network, NetworkAddresses,
+    NetworkEndpoint, NetworkFinding, NetworkPeer, NetworkSpec, NodeMesh, PortSpec, Subnet,
+};
 
 use crate::fake::{Fake, Script, node, service};
 use crate::run::skep;
@@ -133,4 +136,69 @@ async fn a_new_swarm_is_told_its_pools() {
         (init.address_pools, init.subnet_length, init.data_path_port),
         (vec!["10.64.0.0/10".to_owned()], 26, 4790)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_what_is_wrong_and_fails_then() {
+    let mut script = script();
+    script.nodes = vec![node(1, "host1"), node(2, "host2")];
+    let fake = Fake::manager(script);
+    let run = skep(fake.socket(), &["network", "doctor"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), ""), "{}", run.err);
+    assert_eq!(run.err, "checked 0 hosts, 0 pairs of them, 0 networks: all well\n");
+    let run = skep(fake.socket(), &["network", "doctor", "gone"]).await;
+    assert_eq!((run.code, run.err.as_str()), (Some(1), "error: no such network: gone\n"));
+    let ids: Vec<Vec<u8>> = fake.script.lock().unwrap().nodes.iter().map(|node| node.id.clone()).collect();
+    let finding = NetworkFinding {
+        severity: CheckSeverity::Error.into(),
+        area: CheckArea::Mtu.into(),
+        node_id: ids[0].clone(),
+        peer_id: ids[1].clone(),
+        network_id: vec![2; 16],
+        problem: "too large".to_owned(),
+        advice: "make it smaller".to_owned(),
+    };
+    fake.script.lock().unwrap().network_doctor.findings.push(finding);
+    let run = skep(fake.socket(), &["network", "doctor", "front10"]).await;
+    let text = "host1:\n  error (to host2): too large\n    -> make it smaller\n";
+    assert_eq!((run.code, run.out.as_str()), (Some(1), text), "{}", run.err);
+    let run = skep(fake.socket(), &["network", "doctor", "--format", "json"]).await;
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(
+        (run.code, value["Network"].as_str(), value["Area"].as_str(), value["Peer"].as_str()),
+        (Some(1), Some("front10"), Some("mtu"), Some("host2"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspect_shows_the_mesh() {
+    let mut script = script();
+    script.nodes = vec![node(1, "host1"), node(2, "host2")];
+    let fabric = FabricEndpoint { wireguard_addr: "10.0.0.1:51820".to_owned(), ..FabricEndpoint::default() };
+    for (number, node) in script.nodes.iter_mut().enumerate() {
+        node.description.as_mut().unwrap().fabric = Some(fabric.clone());
+        node.fabric_number = 1 + number as u32;
+    }
+    let ids: Vec<Vec<u8>> = script.nodes.iter().map(|node| node.id.clone()).collect();
+    let peer = |id: &Vec<u8>| MeshPeer { node_id: id.clone(), sent_bytes: 5, ..MeshPeer::default() };
+    let mesh = MeshResponse { device: "userspace".to_owned(), peers: vec![peer(&ids[1]), peer(&vec![9; 16])] };
+    script.mesh = vec![
+        NodeMesh { node_id: ids[0].clone(), mesh: Some(mesh), ..NodeMesh::default() },
+        NodeMesh { node_id: ids[1].clone(), error: "no answer within 2 s".to_owned(), ..NodeMesh::default() },
+    ];
+    script.networks[0].peers = ids.iter().map(|id| NetworkPeer { node_id: id.clone(), ..Default::default() }).collect();
+    let fake = Fake::manager(script);
+    let run = skep(fake.socket(), &["node", "inspect", "host1", "host2"]).await;
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(value[0]["Fabric"]["Address"], "100.64.0.1", "{}", run.err);
+    assert_eq!(value[0]["Mesh"]["Peers"].as_array().unwrap().len(), 2);
+    assert_eq!(value[0]["Mesh"]["Peers"][0]["Name"], "host2");
+    assert_eq!(value[1]["Mesh"]["Error"], "no answer within 2 s");
+    let run = skep(fake.socket(), &["network", "inspect", "--verbose", "front10"]).await;
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    let peers = &value[0]["Peers"];
+    assert_eq!(peers[0]["Mesh"]["Peers"].as_array().unwrap().len(), 1, "only those of the network: {peers}");
+    assert_eq!(peers[1]["Mesh"]["Error"], "no answer within 2 s");
+    let run = skep(fake.socket(), &["network", "inspect", "front10"]).await;
+    assert!(!run.out.contains("Mesh"), "{}", run.out);
 }

@@ -272,6 +272,7 @@ impl Runner {
             Down::Managers(managers) => self.learn(managers.managers, picker),
             Down::LogRequest(request) => forward(FromManager::LogRequest(request)),
             Down::LogCancel(cancel) => forward(FromManager::LogCancel(cancel.stream_id)),
+            Down::NetworkCheck(request) => forward(FromManager::NetworkCheck(request)),
             Down::RenewCertificate(_) => forward(FromManager::RenewCertificate),
             Down::Removed(_) => return Some(self.removed()),
             Down::Denied(denied) => self.deny(open, &denied),

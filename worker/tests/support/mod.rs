@@ -275,6 +275,13 @@ impl Dispatch for TestManager {
         Ok(Response::new(PublishLogsResponse {}))
     }
 
+    async fn publish_network_check(
+        &self,
+        _request: Request<NetworkCheckAnswer>,
+    ) -> Result<Response<PublishNetworkCheckResponse>, Status> {
+        Ok(Response::new(PublishNetworkCheckResponse {}))
+    }
+
     async fn image_sources(
         &self,
         _request: Request<ImageSourcesRequest>,

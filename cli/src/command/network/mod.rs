@@ -1,10 +1,13 @@
-//! `skep network create|ls|inspect|rm`.
+//! `skep network create|ls|inspect|rm|doctor`.
 
 mod create;
+pub(super) mod doctor;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
-use skep_proto::v1::{GetNetworkRequest, GetNetworkResponse, ListNetworksRequest, Network, RemoveNetworkRequest};
+use skep_proto::v1::{
+    GetNetworkRequest, GetNetworkResponse, ListNetworksRequest, Network, NetworkDriver, RemoveNetworkRequest,
+};
 
 use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
@@ -29,6 +32,9 @@ pub(crate) enum NetworkCommand {
     Ls(LsArgs),
     /// Show everything about networks: addresses, services, tasks, hosts.
     Inspect(InspectArgs),
+    /// Look for what is wrong with networks, and say what to do. Asks all hosts, which send packets to each other; changes
+    /// nothing. Fails if something does not work.
+    Doctor(doctor::DoctorArgs),
     /// Remove networks that nothing uses.
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
@@ -49,7 +55,7 @@ pub(crate) struct InspectArgs {
     networks: Vec<String>,
     #[command(flatten)]
     flags: InspectFlags,
-    /// Show the tasks of each service, too, and the keys of the hosts.
+    /// Show the tasks of each service, too, the keys of the hosts, and how they see each other in the encrypted mesh.
     #[arg(short, long)]
     verbose: bool,
     #[command(flatten)]
@@ -88,13 +94,27 @@ impl NetworkCommand {
             Self::Inspect(args) => {
                 inspect::run(context, args.read, &args.networks, &args.flags, async |client, reference| {
                     let answer = get(client, reference).await?;
-                    Ok(NetworkView::new(answer, &node::all(client).await?, args.verbose))
+                    let peers: Vec<Vec<u8>> = answer.peers.iter().map(|peer| peer.node_id.clone()).collect();
+                    let mesh = match args.verbose && is_encrypted(&answer) && !peers.is_empty() {
+                        true => Some(doctor::mesh(client, &peers).await),
+                        false => None,
+                    };
+                    Ok(NetworkView::new(answer, &node::all(client).await?, args.verbose).with_mesh(mesh, &peers))
                 })
                 .await
             }
+            Self::Doctor(args) => doctor::run(context, args).await,
             Self::Rm(args) => remove(context, args).await,
         }
     }
+}
+
+/// Whether its packets go through the mesh: overlays' do, unless they were made otherwise.
+fn is_encrypted(answer: &GetNetworkResponse) -> bool {
+    let spec = answer.network.as_ref().and_then(|network| network.spec.as_ref());
+    spec.is_some_and(|spec| {
+        spec.driver() == NetworkDriver::Overlay && spec.options.get("encrypted").map(String::as_str) != Some("false")
+    })
 }
 
 async fn get(client: &Client, reference: &str) -> Result<GetNetworkResponse, Failure> {
@@ -176,7 +196,7 @@ async fn remove(context: &Context, args: &RmArgs) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use skep_proto::v1::{NetworkDriver, NetworkSpec, Subnet};
+    use skep_proto::v1::{NetworkSpec, Subnet};
 
     use super::*;
     use crate::output::format::Format;

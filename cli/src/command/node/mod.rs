@@ -10,6 +10,7 @@ pub(super) use self::change::{AvailabilityName, RoleName};
 use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
 use super::listing::{self, ListFlags};
+use super::network;
 use super::outcome::Outcome;
 use super::task_table;
 use crate::client::Client;
@@ -17,6 +18,7 @@ use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::natural;
 use crate::parse::filter::{Filters, label_matches};
+use crate::view::mesh::MeshView;
 use crate::view::node::NodeView;
 use crate::view::{self, state};
 
@@ -96,7 +98,9 @@ impl NodeCommand {
             Self::Ls(args) => list(context, args).await,
             Self::Inspect(args) => {
                 inspect::run(context, args.read, &args.nodes, &args.flags, async |client, reference| {
-                    get(client, reference).await.map(NodeView::from)
+                    let node = get(client, reference).await?;
+                    let mesh = mesh(client, &node).await?;
+                    Ok(NodeView::from(node).with_mesh(mesh))
                 })
                 .await
             }
@@ -113,6 +117,17 @@ async fn get(client: &Client, reference: &str) -> Result<Node, Failure> {
     let call = async |read| client.nodes().get(GetNodeRequest { reference: reference.to_owned(), read }).await;
     let answer = client.read(call).await.map_err(|status| Failure::from_lookup("node", reference, status))?;
     Ok(answer.into_inner().node.unwrap_or_default())
+}
+
+/// How a node sees the mesh, where it has an end in it.
+async fn mesh(client: &Client, node: &Node) -> Result<Option<MeshView>, Failure> {
+    if node.description.as_ref().is_none_or(|description| description.fabric.is_none()) {
+        return Ok(None);
+    }
+    let said = network::doctor::mesh(client, std::slice::from_ref(&node.id)).await.into_values().next();
+    let nodes = all(client).await?;
+    let name = |id: &[u8]| nodes.iter().find(|node| node.id == id).map(|node| hostname(node).to_owned());
+    Ok(said.map(|said| MeshView::new(said, |id| name(id).unwrap_or_default(), None)))
 }
 
 /// All nodes, for listings and to turn ids into hostnames.
