@@ -260,7 +260,7 @@ impl Agent {
             config: description_config.clone(),
         };
         let mut inner = Inner {
-            checks: Checks::new(watch::channel(None).1),
+            checks: Checks::new(config.networks.netd()),
             logs: LogStreams::new(config.node_id, Arc::clone(&config.executor), config.connector),
             executor: config.executor,
             events: config.events,
