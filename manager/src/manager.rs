@@ -170,8 +170,8 @@ impl Manager {
         let links = Arc::new(store.peers().clone());
         let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone(), links);
         background.spawn(dispatcher.clone().run());
-        let control = Control::new(store.clone(), config.registries, config.node, raft.status())
-            .with_nodes(dispatcher.clone());
+        let control =
+            Control::new(store.clone(), config.registries, config.node, raft.status()).with_nodes(dispatcher.clone());
         let routes = Routes::new(ClustersServer::new(control.clone()))
             .add_service(NodesServer::new(control.clone()))
             .add_service(ServicesServer::new(control.clone()))

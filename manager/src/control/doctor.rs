@@ -140,6 +140,7 @@ fn judge(
         findings.extend(check.findings);
         paths.extend(check.paths);
     }
+    let mut findings = health::once_per_pair(findings);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     let untried_pairs = u32::try_from(untried.len()).unwrap_or(u32::MAX);
     NetworkDoctorResponse { findings, paths, node_ids, network_ids, untried_pairs }

@@ -112,19 +112,21 @@ pub fn lagging(
     found
 }
 
+/// Pairs of hosts, the lower id first.
+pub type Pairs = BTreeSet<(NodeId, NodeId)>;
+
+fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
+    (a.min(b), a.max(b))
+}
+
 /// Pairs of hosts, both of which answered, that share an overlay: tried in one direction at least, and not tried.
-pub fn pairs(
-    state: &State,
-    answers: &BTreeMap<NodeId, NetworkCheck>,
-    only: Option<NetworkId>,
-) -> (BTreeSet<(NodeId, NodeId)>, BTreeSet<(NodeId, NodeId)>) {
-    let pair = |a: NodeId, b: NodeId| (a.min(b), a.max(b));
-    let mut tried = BTreeSet::new();
+pub fn pairs(state: &State, answers: &BTreeMap<NodeId, NetworkCheck>, only: Option<NetworkId>) -> (Pairs, Pairs) {
+    let mut tried = Pairs::new();
     for (node, check) in answers {
         let peers = check.paths.iter().filter_map(|path| NodeId::from_wire(&path.peer_id).ok());
         tried.extend(peers.map(|peer| pair(*node, peer)));
     }
-    let mut sharing = BTreeSet::new();
+    let mut sharing = Pairs::new();
     for network in state.networks().filter(|network| only.is_none_or(|only| only == network.id)) {
         if network.spec.driver() != NetworkDriver::Overlay {
             continue;
@@ -137,6 +139,36 @@ pub fn pairs(
     }
     let untried = sharing.difference(&tried).copied().collect();
     (tried, untried)
+}
+
+/// Two hosts that find the same of each other, and would do the same about it, say it once.
+pub fn once_per_pair(findings: Vec<NetworkFinding>) -> Vec<NetworkFinding> {
+    let mut at = BTreeMap::new();
+    let mut once: Vec<NetworkFinding> = Vec::with_capacity(findings.len());
+    for finding in findings {
+        if finding.peer_id.is_empty() {
+            once.push(finding);
+            continue;
+        }
+        let of = |from: &Vec<u8>, to: &Vec<u8>| {
+            (
+                from.clone(),
+                to.clone(),
+                finding.network_id.clone(),
+                finding.severity,
+                finding.area,
+                finding.advice.clone(),
+            )
+        };
+        if let Some(other) = at.remove(&of(&finding.peer_id, &finding.node_id)) {
+            let other: &mut NetworkFinding = &mut once[other];
+            other.problem.push_str("; and the same the other way round");
+            continue;
+        }
+        at.insert(of(&finding.node_id, &finding.peer_id), once.len());
+        once.push(finding);
+    }
+    once
 }
 
 #[cfg(test)]
@@ -180,6 +212,31 @@ mod tests {
         state.put(node);
         let found = state_findings(&state, None);
         assert!(found.iter().any(|found| found.node_id == id && found.area() == CheckArea::Mesh), "{found:?}");
+    }
+
+    #[test]
+    fn what_both_find_is_said_once() {
+        let about = |node: u8, peer: &[u8], advice: &str| NetworkFinding {
+            node_id: vec![node; 16],
+            peer_id: peer.to_vec(),
+            problem: format!("host {node}"),
+            advice: advice.to_owned(),
+            ..NetworkFinding::default()
+        };
+        let mut found = vec![
+            about(1, &[2; 16], "look"),
+            about(1, &[3; 16], "look"),
+            about(2, &[1; 16], "look"),
+            about(2, &[1; 16], "pull"),
+            about(3, &[], "look"),
+        ];
+        let network = NetworkFinding { network_id: vec![5; 16], ..about(3, &[1; 16], "look") };
+        found.push(network);
+        let once = once_per_pair(found);
+        let said: Vec<&str> = once.iter().map(|finding| finding.problem.as_str()).collect();
+        // Another host, another advice, no other host, one network only: none of them is the same.
+        let both = "host 1; and the same the other way round";
+        assert_eq!(said, [both, "host 1", "host 2", "host 3", "host 3"]);
     }
 
     #[test]
