@@ -182,6 +182,7 @@ mod tests {
 
     fn state() -> State {
         let mut state = swarm(2);
+        state.set_version(1);
         let nodes: Vec<_> = state.nodes().cloned().collect();
         for (number, node) in nodes.into_iter().enumerate() {
             let mut node = (*node).clone();
@@ -198,7 +199,7 @@ mod tests {
     fn what_the_managers_know() {
         let mut state = state();
         assert_eq!(state_findings(&state, None), []);
-        // Two addresses beside the gateway, both free; and the pools' only subnet.
+        // One address beside the gateway, and it is free.
         state.put(network(1, "front", "10.1.0.0/30", false));
         assert_eq!(state_findings(&state, None), []);
         state.put(network(2, "all", "10.0.0.0/8", false));
