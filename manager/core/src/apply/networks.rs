@@ -1,7 +1,8 @@
 //! What networks ask of a change: unique names, VNIs, subnets, addresses, published ports and numbers in the fabric, and
 //! no network removed that something is on.
 
-use skep_proto::v1::NetworkDriver;
+use skep_proto::id::ServiceId;
+use skep_proto::v1::{NetworkDriver, Protocol};
 
 use super::protocol_word;
 use super::refused::Refused;
@@ -104,13 +105,34 @@ pub(super) fn service_claims(state: &State, service: &Service) -> Result<(), Ref
     for (protocol, port) in service.ingress_ports() {
         let holder = state.ingress_port_holder(protocol, port);
         if holder.is_some_and(|holder| holder != service.id) || seen.contains(&(protocol, port)) {
-            let what = format!("port {port}/{}", protocol_word(protocol));
-            let holder = holder_name(state, Holder::Service(holder.unwrap_or(service.id)));
-            return Err(Refused::Taken { what, holder });
+            refuse_port(state, protocol, port, Some(holder.unwrap_or(service.id)))?;
         }
         seen.push((protocol, port));
     }
+    modes_apart(state, service)
+}
+
+/// Whether no port that the service newly publishes is published by another one in the other mode: a host could not lead
+/// it to both. Several services may claim one port of different hosts.
+fn modes_apart(state: &State, service: &Service) -> Result<(), Refused> {
+    let stored = state.service(service.id);
+    let had: Vec<_> = stored.iter().flat_map(|stored| stored.ingress_ports()).collect();
+    for (protocol, port) in service.ingress_ports().filter(|port| !had.contains(port)) {
+        let mut hosts = state.host_port_services(protocol, port);
+        refuse_port(state, protocol, port, hosts.find(|holder| *holder != service.id))?;
+    }
+    let had: Vec<_> = stored.iter().flat_map(|stored| stored.host_ports()).collect();
+    for (protocol, port) in service.host_ports().filter(|port| !had.contains(port)) {
+        let mesh = state.ingress_port_holder(protocol, port);
+        refuse_port(state, protocol, port, mesh.filter(|holder| *holder != service.id))?;
+    }
     Ok(())
+}
+
+fn refuse_port(state: &State, protocol: Protocol, port: u32, holder: Option<ServiceId>) -> Result<(), Refused> {
+    let Some(holder) = holder else { return Ok(()) };
+    let what = format!("port {port}/{}", protocol_word(protocol));
+    Err(Refused::Taken { what, holder: holder_name(state, Holder::Service(holder)) })
 }
 
 /// Whether what a node claims of networks is free.

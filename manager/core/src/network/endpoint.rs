@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-use skep_proto::id::NetworkId;
+use skep_proto::id::{NetworkId, ServiceId};
 use skep_proto::v1::{EndpointMode, NetworkMode, PortSpec, Protocol, PublishMode, ServiceSpec, TaskTemplate};
 
 use super::addresses::find_virtual;
@@ -142,7 +142,7 @@ fn resolve_ports(
         let on_host = template.network_mode() == NetworkMode::Host;
         let given = if port.published_port == 0 && on_host { port.target_port } else { port.published_port };
         let published = if given != 0 {
-            if let Some(holder) = clash(state, port, given).filter(|holder| Some(holder.id) != own) {
+            if let Some(holder) = clash(state, port, given, own) {
                 let protocol = protocol_word(port.protocol());
                 return Err(EndpointError::PortTaken { port: given, protocol, holder: holder.spec.name.clone() });
             }
@@ -171,23 +171,18 @@ fn choose(seed: u64, free: impl Fn(u32) -> bool) -> Option<u32> {
 }
 
 /// Whether nobody else publishes the port. A chosen one must be free on every node.
-fn is_free(state: &State, port: &PortSpec, number: u32, own: Option<skep_proto::id::ServiceId>) -> bool {
+fn is_free(state: &State, port: &PortSpec, number: u32, own: Option<ServiceId>) -> bool {
     let mesh = state.ingress_port_holder(port.protocol(), number);
-    let others = |service: &Service| Some(service.id) != own && has_host_port(service, port.protocol(), number);
-    mesh.is_none_or(|holder| Some(holder) == own) && !state.services().any(|service| others(service))
+    mesh.is_none_or(|holder| Some(holder) == own)
+        && state.host_port_services(port.protocol(), number).all(|service| Some(service) == own)
 }
 
 /// The service that a port cannot be published beside. Two services may claim one port of different nodes.
-fn clash<'a>(state: &'a State, port: &PortSpec, number: u32) -> Option<&'a Service> {
-    let mesh = state.ingress_port_holder(port.protocol(), number).and_then(|id| state.service(id));
-    if mesh.is_some() || port.mode() == PublishMode::Host {
-        return mesh.map(|service| &**service);
-    }
-    state.services().map(|service| &**service).find(|service| has_host_port(service, port.protocol(), number))
-}
-
-fn has_host_port(service: &Service, protocol: Protocol, number: u32) -> bool {
-    host_ports(&service.ports).any(|port| port.protocol() == protocol && port.published_port == number)
+fn clash<'a>(state: &'a State, port: &PortSpec, number: u32, own: Option<ServiceId>) -> Option<&'a Service> {
+    let mesh = state.ingress_port_holder(port.protocol(), number);
+    let hosts = state.host_port_services(port.protocol(), number).filter(|_| port.mode() == PublishMode::Ingress);
+    let other = mesh.into_iter().chain(hosts).find(|holder| Some(*holder) != own)?;
+    state.service(other).map(|service| &**service)
 }
 
 fn protocol_word(protocol: Protocol) -> &'static str {

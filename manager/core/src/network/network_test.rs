@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::v1::{
     ContainerSpec, EndpointMode, EndpointSpec, FabricEndpoint, NetworkAttachment, NetworkDriver, NetworkSpec, PortSpec,
-    ServiceSpec, Severity, SubnetSpec, TaskState, TaskStatus, TaskTemplate,
+    Protocol, PublishMode, ServiceSpec, Severity, SubnetSpec, TaskState, TaskStatus, TaskTemplate,
 };
 
 use super::*;
@@ -314,6 +314,58 @@ fn the_store_refuses_a_doubled_port_and_address() {
     assert_eq!(put(&mut leader, &second), [format!("address {address} of network front is taken by service s1")]);
     second.virtual_addresses.clear();
     assert_eq!(put(&mut leader, &second), ["port 8080/tcp is taken by service s1"]);
+}
+
+/// Two creates at once: each was resolved from a state without the other one.
+#[test]
+fn the_store_refuses_one_port_in_both_modes() {
+    let mut leader = Leader::new("10.1.0.0/24");
+    let port = |mode: PublishMode, published_port| PortSpec {
+        mode: mode.into(),
+        target_port: 80,
+        published_port,
+        ..PortSpec::default()
+    };
+    let service = |id: u128, ports: &[PortSpec]| {
+        let (mut spec, template) = draft(id, 1);
+        spec.endpoint = Some(EndpointSpec { mode: EndpointMode::Dnsrr.into(), ..EndpointSpec::default() });
+        let service_name = spec.name.as_str().into();
+        let (id, meta, spec, ports) = (ServiceId::new(id), Meta::default(), Arc::new(spec), ports.to_vec());
+        let service = Service { id, meta, spec, revision: 1, ports, update: None, virtual_addresses: Vec::new() };
+        let (key, template) = (service.current(), Arc::new(template));
+        let revision = Revision { key, template, created_at: START, copied_from: None, service_name };
+        vec![Group([Op::PutService(service), Op::PutRevision(revision)].map(Change::any).into())]
+    };
+    let (host, mesh) = (PublishMode::Host, PublishMode::Ingress);
+    assert_eq!(leader.apply(service(1, &[port(host, 80)])), [""; 0]);
+    assert_eq!(leader.apply(service(2, &[port(mesh, 80)])), ["port 80/tcp is taken by service s1"]);
+    assert_eq!(leader.apply(service(2, &[port(mesh, 81)])), [""; 0]);
+    assert_eq!(leader.apply(service(3, &[port(host, 81)])), ["port 81/tcp is taken by service s2"]);
+    // Of different hosts it may be claimed twice, and another protocol is another port.
+    assert_eq!(leader.apply(service(3, &[port(host, 80)])), [""; 0]);
+    let udp = PortSpec { protocol: Protocol::Udp.into(), ..port(mesh, 80) };
+    assert_eq!(leader.apply(service(4, &[udp])), [""; 0]);
+    leader.remove(1);
+    assert_eq!(leader.apply(service(5, &[port(mesh, 80)])), ["port 80/tcp is taken by service s3"]);
+    leader.remove(3);
+    assert_eq!(leader.apply(service(5, &[port(mesh, 80)])), [""; 0]);
+}
+
+#[test]
+fn numbers_in_the_fabric_rest_and_are_given_again_when_all_were() {
+    let mut leader = Leader::new("10.1.0.0/24");
+    let last = (1 << 22) - 1;
+    for (number, fabric_number) in [(1, Some(last)), (2, Some(2)), (3, None), (4, None)] {
+        let mut node = crate::example::node(number).build();
+        node.fabric_number = fabric_number;
+        Arc::make_mut(node.description.as_mut().unwrap()).fabric = Some(FabricEndpoint::default());
+        leader.state.put(node);
+    }
+    let plan = plan_nodes(&leader.state, &mut leader.cursors);
+    leader.run(plan);
+    let numbers: Vec<_> = leader.state.nodes().map(|node| node.fabric_number.unwrap()).collect();
+    assert_eq!(numbers, [last, 2, 1, 3]);
+    assert_eq!(plan_nodes(&leader.state, &mut leader.cursors), Plan::default(), "stable");
 }
 
 #[test]

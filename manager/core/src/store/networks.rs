@@ -62,6 +62,8 @@ pub(super) struct NetworkTable {
     services: OrdSet<(NetworkId, ServiceId)>,
     /// Ports published by the routing mesh.
     ports: OrdMap<(Protocol, u32), ServiceId>,
+    /// Ports that tasks claim on their hosts. Several services may have one, on different hosts.
+    host_ports: OrdSet<(Protocol, u32, ServiceId)>,
     publishing: OrdMap<ServiceId, u32>,
     fabric: OrdMap<u32, NodeId>,
 }
@@ -78,6 +80,12 @@ impl Service {
     pub fn ingress_ports(&self) -> impl Iterator<Item = (Protocol, u32)> {
         let ingress = self.ports.iter().filter(|port| port.mode() == PublishMode::Ingress && port.published_port != 0);
         ingress.map(|port| (port.protocol(), port.published_port))
+    }
+
+    /// Ports that each of its tasks claims on its host.
+    pub fn host_ports(&self) -> impl Iterator<Item = (Protocol, u32)> {
+        let host = self.ports.iter().filter(|port| port.mode() == PublishMode::Host && port.published_port != 0);
+        host.map(|port| (port.protocol(), port.published_port))
     }
 }
 
@@ -163,9 +171,8 @@ impl NetworkTable {
     }
 
     fn reindex_service(&mut self, old: Option<&Service>, new: Option<&Service>) {
-        let same = |old: &Service, new: &Service| {
-            old.virtual_addresses == new.virtual_addresses && old.ingress_ports().eq(new.ingress_ports())
-        };
+        let same =
+            |old: &Service, new: &Service| old.virtual_addresses == new.virtual_addresses && old.ports == new.ports;
         if old.zip(new).is_some_and(|(old, new)| same(old, new)) {
             return;
         }
@@ -176,10 +183,14 @@ impl NetworkTable {
                     self.ports.remove(&port);
                 }
             }
+            for (protocol, port) in old.host_ports() {
+                self.host_ports.remove(&(protocol, port, old.id));
+            }
             self.publishing.remove(&old.id);
         }
         if let Some(new) = new {
             new.virtual_addresses.iter().for_each(|one| self.claim_all(one, Holder::Service(new.id)));
+            self.host_ports.extend(new.host_ports().map(|(protocol, port)| (protocol, port, new.id)));
             let mut published = 0;
             for port in new.ingress_ports() {
                 published += 1;
@@ -389,6 +400,12 @@ impl State {
     /// The service that publishes a port in the routing mesh.
     pub fn ingress_port_holder(&self, protocol: Protocol, port: u32) -> Option<ServiceId> {
         self.networks.ports.get(&(protocol, port)).copied()
+    }
+
+    /// Services whose tasks claim a port on their hosts, by id.
+    pub fn host_port_services(&self, protocol: Protocol, port: u32) -> impl Iterator<Item = ServiceId> {
+        let range = (protocol, port, ServiceId::new(0))..=(protocol, port, ServiceId::new(u128::MAX));
+        self.networks.host_ports.range(range).map(|(_, _, service)| *service)
     }
 
     /// The node of that number in the fabric.
