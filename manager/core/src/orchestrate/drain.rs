@@ -22,7 +22,7 @@ pub const DRAIN_FOR: Duration = Duration::from_secs(2);
 
 /// What it drains at least where nodes have connections to it: one that was begun just before is on its way, and waits for
 /// the task to accept it.
-pub const SETTLE: Duration = Duration::from_millis(250);
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// How far the nodes are that hold a network's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
