@@ -1,20 +1,24 @@
 //! The changes that the dispatcher makes to a node's observed part: registered, described anew, leaving, lost. Pure.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use prost::Message as _;
 use skep_core::change::{Change, NodeObserved, Op};
 use skep_core::object::{Node, NodeStatus};
+use skep_core::store::State;
 use skep_identity::Role;
 use skep_proto::id::NodeId;
 use skep_proto::time::UnixMs;
-use skep_proto::v1::{NodeDescription, NodeRole, NodeState};
+use skep_proto::v1::{FabricEndpoint, NodeDescription, NodeRole, NodeState};
 
 use super::health::Lost;
 use super::limits::DESCRIPTION_BYTES;
 
 /// Longest hostname (hostname(7)).
 const HOSTNAME_BYTES: usize = 253;
+/// An x25519 public key (RFC 7748).
+const KEY_BYTES: usize = 32;
 
 /// Why a node's description is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +48,58 @@ pub(crate) fn checked(description: Option<NodeDescription>) -> Result<NodeDescri
         return Err(DescriptionError::Hostname);
     }
     Ok(description)
+}
+
+/// Takes out of a node's description how other hosts reach it, where that cannot be or is another node's: hosts that are
+/// told so would send it what is not its, or nothing at all. Says why. Without it the node has no part in networks, and all
+/// else goes on. An address may be another's: one host may have joined twice, and what counts is the key.
+pub(crate) fn without_bad_fabric(state: &State, node: NodeId, description: &mut NodeDescription) -> Option<String> {
+    let fabric = description.fabric.as_ref()?;
+    let stored = state.node(node).and_then(|node| fabric_of(node));
+    if stored == Some(fabric) {
+        return None;
+    }
+    let why = match fabric_flaw(fabric) {
+        Some(why) => why.to_owned(),
+        None => {
+            let holder = state.nodes().find(|other| {
+                other.id != node
+                    && fabric_of(other).is_some_and(|known| keys(known).any(|key| keys(fabric).any(|own| own == key)))
+            })?;
+            format!("its WireGuard key is that of node {}: remove that node, or leave and join again", holder.id)
+        }
+    };
+    description.fabric = None;
+    Some(why)
+}
+
+fn fabric_of(node: &Node) -> Option<&FabricEndpoint> {
+    node.description.as_ref()?.fabric.as_ref()
+}
+
+/// Its keys, newest first.
+fn keys(fabric: &FabricEndpoint) -> impl Iterator<Item = &[u8]> {
+    [&fabric.public_key, &fabric.previous_public_key].into_iter().map(Vec::as_slice).filter(|key| !key.is_empty())
+}
+
+/// What is wrong with it whatever else is known. Loopback is fine: a swarm may have one host only.
+fn fabric_flaw(fabric: &FabricEndpoint) -> Option<&'static str> {
+    let is_key = |key: &[u8]| key.len() == KEY_BYTES && key.iter().any(|byte| *byte != 0);
+    let reachable = |address: IpAddr| match address.to_canonical() {
+        IpAddr::V4(v4) => !v4.is_unspecified() && !v4.is_multicast() && !v4.is_broadcast(),
+        IpAddr::V6(v6) => !v6.is_unspecified() && !v6.is_multicast(),
+    };
+    let device = fabric.wireguard_addr.parse::<SocketAddr>();
+    let plain = fabric.vxlan_addr.parse::<IpAddr>();
+    let flaws = [
+        (fabric.public_key.is_empty() || !keys(fabric).all(is_key), "a WireGuard key of it is none"),
+        (
+            !device.is_ok_and(|addr| addr.port() != 0 && reachable(addr.ip())),
+            "the address of its WireGuard device is none",
+        ),
+        (!plain.is_ok_and(reachable), "its address for plain overlays is none"),
+    ];
+    flaws.into_iter().find_map(|(wrong, why)| wrong.then_some(why))
 }
 
 /// The role in the store's words.
@@ -170,6 +226,47 @@ mod tests {
         let change = registered(&node(NodeState::Down), described, Role::Worker, String::new(), UnixMs(9));
         assert_eq!(observed(&change).status.clone().unwrap().since, UnixMs(9));
         assert!(observed(&change).description.is_some());
+    }
+
+    #[test]
+    fn a_place_in_the_mesh_is_a_key_of_its_own_and_addresses() {
+        let good = FabricEndpoint {
+            public_key: vec![7; 32],
+            previous_public_key: vec![],
+            wireguard_addr: "192.0.2.1:51820".into(),
+            vxlan_addr: "192.0.2.1".into(),
+        };
+        let mut state = State::default();
+        let mut other = Node { id: NodeId::new(2), ..node(NodeState::Ready) };
+        let theirs = FabricEndpoint { public_key: vec![8; 32], previous_public_key: vec![9; 32], ..good.clone() };
+        other.description = Some(Arc::new(NodeDescription { fabric: Some(theirs), ..NodeDescription::default() }));
+        state.put(other);
+        state.put(node(NodeState::Ready));
+        let taken = |fabric: FabricEndpoint| {
+            let mut description = NodeDescription { fabric: Some(fabric), ..NodeDescription::default() };
+            let why = without_bad_fabric(&state, NodeId::new(1), &mut description);
+            assert_eq!(description.fabric.is_none(), why.is_some());
+            why
+        };
+        assert_eq!(taken(good.clone()), None);
+        assert_eq!(taken(FabricEndpoint { wireguard_addr: "[2001:db8::1]:1".into(), ..good.clone() }), None);
+        let key = |key: &[u8]| FabricEndpoint { public_key: key.to_vec(), ..good.clone() };
+        let device = |addr: &str| FabricEndpoint { wireguard_addr: addr.into(), ..good.clone() };
+        let plain = |addr: &str| FabricEndpoint { vxlan_addr: addr.into(), ..good.clone() };
+        let bad =
+            [key(&[]), key(&[7; 31]), key(&[0; 32]), FabricEndpoint { previous_public_key: vec![1], ..good.clone() }];
+        for bad in
+            bad.into_iter().chain(["", "192.0.2.1", "192.0.2.1:0", "0.0.0.0:1", "224.0.0.1:1", "[::]:1"].map(device))
+        {
+            assert!(taken(bad.clone()).is_some(), "{bad:?}");
+        }
+        for bad in ["", "host", "255.255.255.255", "ff02::1", "::ffff:224.0.0.1"].map(plain) {
+            assert!(taken(bad.clone()).is_some(), "{bad:?}");
+        }
+        for bad in [key(&[8; 32]), key(&[9; 32]), FabricEndpoint { previous_public_key: vec![8; 32], ..good.clone() }] {
+            let why = taken(bad).unwrap();
+            assert!(why.contains(&NodeId::new(2).to_string()), "{why}");
+        }
     }
 
     #[test]

@@ -139,7 +139,8 @@ impl Session {
         up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send),
     ) -> Result<Registration, Over> {
         let Register { description, session_id, sequence, networks } = first(up).await?;
-        let description = observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut description =
+            observe::checked(description).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let session = SessionId::from_wire_opt(&session_id)
             .map_err(|error| Status::invalid_argument(format!("the session id: {error}")))?;
 
@@ -147,6 +148,7 @@ impl Session {
         let Some(known) = store.state().node(self.node()).cloned() else {
             return Err(self.unknown().await);
         };
+        self.check_fabric(&mut description);
         // From here on silence counts, so that a node that is written down as ready is watched.
         self.dispatcher.heard(self.node());
         let change = observe::registered(&known, description, self.peer.role, self.addr.clone(), store.now());
@@ -346,8 +348,18 @@ impl Session {
 
     fn described(&self, description: NodeDescription, gather: &mut Gather) {
         match observe::checked(Some(description)) {
-            Ok(description) => gather.describe(description),
+            Ok(mut description) => {
+                self.check_fabric(&mut description);
+                gather.describe(description);
+            }
             Err(error) => warn!(node = %self.node(), %error, "a description is left out"),
+        }
+    }
+
+    fn check_fabric(&self, description: &mut NodeDescription) {
+        let state = self.dispatcher.store().state();
+        if let Some(why) = observe::without_bad_fabric(&state, self.node(), description) {
+            warn!(node = %self.node(), why, "the node takes no part in networks: other hosts are not told of it");
         }
     }
 

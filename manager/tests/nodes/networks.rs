@@ -110,8 +110,10 @@ fn attachment(spec: &mut ServiceSpec) -> &mut NetworkAttachment {
 async fn with_fabric(swarm: &Swarm, hostname: &str) -> Agent {
     let host = swarm.join(hostname).await;
     let fabric = FabricEndpoint {
-        public_key: vec![1; 32],
+        // Of no other host.
+        public_key: format!("{hostname:-<32}").into_bytes(),
         wireguard_addr: "192.0.2.2:51820".into(),
+        vxlan_addr: "192.0.2.2".into(),
         ..FabricEndpoint::default()
     };
     let description = NodeDescription { fabric: Some(fabric), ..description(hostname) };

@@ -24,7 +24,12 @@ use crate::swarm::{Member, Swarm, soon};
 const FRONT: NetworkId = NetworkId::new(1);
 
 fn with_fabric(hostname: &str) -> NodeDescription {
-    let fabric = FabricEndpoint { wireguard_addr: "192.0.2.1:51820".into(), ..FabricEndpoint::default() };
+    let fabric = FabricEndpoint {
+        public_key: format!("{hostname:-<32}").into_bytes(),
+        wireguard_addr: "192.0.2.1:51820".into(),
+        vxlan_addr: "192.0.2.1".into(),
+        ..FabricEndpoint::default()
+    };
     NodeDescription { fabric: Some(fabric), ..description(hostname) }
 }
 
