@@ -195,7 +195,7 @@ fn faults_of_a_host_are_found_each_by_itself() {
     assert!(found.iter().any(|(area, ..)| *area == Reachability), "{found:#?}");
 
     // Last, as `nft` would not write the rules as netd does.
-    nft(&place, "nft delete table ip skep");
+    nft(&place_of(host, &net), "nft delete table ip skep");
     let found = faults(host);
     let text = "table ip skep of network net5 on this host is not there";
     assert!(found.iter().any(|(area, problem, _)| *area == Rules && problem == text), "{found:#?}");
