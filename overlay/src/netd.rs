@@ -70,6 +70,9 @@ pub enum NetdError {
     /// An id in a request.
     #[error("the request names no {0}")]
     Id(&'static str, #[source] IdError),
+    /// A network whose table was dropped here, or never came. It comes when managers know of the task.
+    #[error("the table of network {0} has not come to this host yet")]
+    NoTable(NetworkId),
     /// A request that makes no sense, or something that is missing here: a sentence.
     #[error("{0}")]
     Refused(String),

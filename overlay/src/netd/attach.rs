@@ -32,10 +32,6 @@ pub(super) fn device(task: TaskId) -> String {
     format!("v-{id}")
 }
 
-fn no_table(id: NetworkId) -> NetdError {
-    NetdError::Refused(format!("the table of network {id} has not come to this host yet"))
-}
-
 /// What a network is, where a sandbox may come to it.
 type Defined = fn(&NetworkState) -> Option<Arc<v1::Network>>;
 
@@ -184,7 +180,7 @@ impl Netd {
         let read = |endpoint: &v1::SandboxEndpoint| {
             let id = NetworkId::from_wire(&endpoint.network_id).map_err(|source| NetdError::Id("network", source))?;
             let known = lock(&self.networks).get(&id).cloned();
-            let definition = known.and_then(|network| defined(&lock(&network))).ok_or_else(|| no_table(id))?;
+            let definition = known.and_then(|network| defined(&lock(&network))).ok_or(NetdError::NoTable(id))?;
             let address = |bytes: &Vec<u8>| {
                 let problem = || NetdError::Refused(format!("an address of {} bytes on network {id}", bytes.len()));
                 address_from_wire(bytes).ok_or_else(problem)
@@ -214,7 +210,7 @@ impl Netd {
             (LOCAL, _) if state.definition.is_none() => state.define(&each.definition)?,
             (LOCAL, _) | (_, Some(_)) => {}
             // It was dropped a moment ago.
-            (id, None) => return Err(no_table(id)),
+            (id, None) => return Err(NetdError::NoTable(id)),
         }
         state.holders.insert(task);
         state.ensure_live(self)?;

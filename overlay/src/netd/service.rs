@@ -35,8 +35,10 @@ fn status(error: NetdError) -> Status {
     match error {
         NetdError::Id(..) => Status::invalid_argument(text),
         NetdError::Refused(_) | NetdError::Mtu(_) => Status::failed_precondition(text),
-        NetdError::Mesh(MeshError::Waits(_)) | NetdError::Network(NetworkError::Mesh(MeshError::Waits(_))) => {
-            // It comes with a table.
+        NetdError::NoTable(_)
+        | NetdError::Mesh(MeshError::Waits(_))
+        | NetdError::Network(NetworkError::Mesh(MeshError::Waits(_))) => {
+            // It comes with a table. The agent waited for one, and a table may be dropped just then.
             Status::unavailable(text)
         }
         NetdError::Mesh(MeshError::Key(..) | MeshError::Address(_) | MeshError::Number(_)) => {

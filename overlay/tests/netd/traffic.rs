@@ -155,7 +155,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         unknown(host, net, address, text)
     };
     let code = unknown(&host, &network(5, |_| {}), "10.5.1.1", "has not come to this host yet");
-    assert_eq!(code, tonic::Code::FailedPrecondition);
+    assert_eq!(code, tonic::Code::Unavailable);
     refused(&host, &network(5, |_| {}), "10.9.1.1", "in no subnet");
     let sealed = |mtu: &str| {
         let mtu = mtu.to_owned();

@@ -118,7 +118,11 @@ fn subnet(spec: &SubnetSpec) -> Result<Cidr, Invalid> {
         }
     }
     for (key, address) in &spec.reserved_addresses {
-        host(&format!("reserved_addresses[{key}]"), address)?;
+        let field = format!("reserved_addresses[{key}]");
+        let address = host(&field, address)?;
+        if spec.gateway.parse::<IpAddr>() == Ok(address) {
+            return Err(Invalid::new(field, format!("{address} is the gateway, which no task gets anyway")));
+        }
     }
     Ok(cidr)
 }

@@ -93,6 +93,11 @@ fn subnets_gateways_and_ranges_must_fit() {
     assert_eq!(message, "subnets[0].ip_range: 10.1.0.0/23 is outside 10.1.0.0/24");
     let message = with_subnet(|subnet| subnet.reserved_addresses = option("a", "10.9.0.1")).unwrap_err().to_string();
     assert!(message.starts_with("subnets[0].reserved_addresses[a]: "), "{message}");
+    let message = with_subnet(|subnet| {
+        subnet.gateway = "10.1.0.9".into();
+        subnet.reserved_addresses = option("a", "10.1.0.9");
+    });
+    assert!(message.unwrap_err().to_string().contains("10.1.0.9 is the gateway"));
 }
 
 fn service(networks: &[&str]) -> ServiceSpec {

@@ -90,18 +90,26 @@ fn task_template(template: &TaskTemplate) -> Result<(), Invalid> {
     if let Some(placement) = &template.placement {
         placement_rules(placement)?;
     }
-    name_servers(template)?;
+    dns(template)?;
     hosts(&template.hosts)
 }
 
-fn name_servers(template: &TaskTemplate) -> Result<(), Invalid> {
-    let servers = template.dns.as_ref().map_or(&[][..], |dns| &dns.nameservers);
-    match servers.iter().enumerate().find(|(_, server)| server.parse::<std::net::IpAddr>().is_err()) {
-        Some((index, server)) => {
-            Err(Invalid::new(format!("dns.nameservers[{index}]"), format!("{server:?} is not an IP address")))
-        }
-        None => Ok(()),
+/// Each of them becomes a word of `resolv.conf` (resolv.conf(5)).
+fn dns(template: &TaskTemplate) -> Result<(), Invalid> {
+    let Some(dns) = &template.dns else { return Ok(()) };
+    if let Some((index, server)) =
+        dns.nameservers.iter().enumerate().find(|(_, server)| server.parse::<std::net::IpAddr>().is_err())
+    {
+        return Err(Invalid::new(format!("dns.nameservers[{index}]"), format!("{server:?} is not an IP address")));
     }
+    for (field, what, words) in [("search", "a domain", &dns.search), ("options", "an option", &dns.options)] {
+        let is_word = |word: &str| !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control());
+        if let Some((index, word)) = words.iter().enumerate().find(|(_, word)| !is_word(word)) {
+            let message = format!("{word:?} is not {what}: give the flag once for each");
+            return Err(Invalid::new(format!("dns.{field}[{index}]"), message));
+        }
+    }
+    Ok(())
 }
 
 /// Every named container exists, and the order has no cycle.
@@ -198,6 +206,23 @@ mod tests {
     #[test]
     fn a_plain_service_is_valid() {
         assert_eq!(service_spec(&valid()), Ok(()));
+    }
+
+    #[test]
+    fn words_of_resolv_conf_are_words() {
+        let dns = |search: &str, option: &str| {
+            let (search, options) = (vec!["example.com".into(), search.to_owned()], vec![option.to_owned()]);
+            Some(crate::v1::DnsSpec { search, options, ..Default::default() })
+        };
+        for bad in ["", "two words", "a\nnameserver 192.0.2.1"] {
+            let message = refused(|spec| template(spec).dns = dns(bad, "ndots:2"));
+            assert!(message.contains("dns.search[1]: ") && message.contains("is not a domain"), "{message}");
+            let message = refused(|spec| template(spec).dns = dns(".", bad));
+            assert!(message.contains("dns.options[0]: ") && message.contains("is not an option"), "{message}");
+        }
+        let mut spec = valid();
+        template(&mut spec).dns = dns(".", "ndots:2");
+        assert_eq!(service_spec(&spec), Ok(()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! update, and by the updater when it rolls back. What stays is kept; what is left out is free as soon as the service is
 //! stored without it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use skep_proto::id::{NetworkId, ServiceId};
@@ -11,10 +11,13 @@ use skep_proto::v1::{EndpointMode, NetworkMode, PortSpec, Protocol, PublishMode,
 use super::addresses::find_virtual;
 use crate::ids::mix;
 use crate::object::{Network, NetworkAddresses, Service};
-use crate::store::{State, attached_networks};
+use crate::store::{Holder, State, attached_networks};
 
 /// Ports that are chosen where the spec leaves them open. Swarm's.
 pub const CHOSEN_PORTS: RangeInclusive<u32> = 30_000..=32_767;
+
+/// UDP port of overlays that are not encrypted, where the cluster's spec names none (RFC 7348 section 5).
+const DATA_PATH_PORT: u32 = 4789;
 
 /// What a service has.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,10 +44,17 @@ pub enum EndpointError {
     NoAddress(String),
     #[error("port {port}/{protocol} is taken by service {holder}: choose another, or remove it there")]
     PortTaken { port: u32, protocol: &'static str, holder: String },
+    #[error(
+        "port {port}/{protocol} is {what}, of node {node}: whoever connects to it would reach the service instead; \
+         choose another"
+    )]
+    PortOfSwarm { port: u32, protocol: &'static str, what: &'static str, node: String },
     #[error("all ports from 30000 to 32767 are taken: say which port to publish")]
     NoPort,
     #[error("address {address} is outside network {network}")]
     Outside { address: String, network: String },
+    #[error("address {address} of network {network} is {holder}: choose another")]
+    NeverFree { address: String, network: String, holder: Holder },
 }
 
 /// What the service will have. `template` names networks by id; `present` is the service before an update. `seed` decides
@@ -65,7 +75,7 @@ pub fn resolve(
         }
         networks.push(network);
     }
-    check_fixed(template, &networks)?;
+    check_fixed(state, template, &networks)?;
     if ports.iter().any(|port| port.mode() == PublishMode::Ingress) {
         networks.push(state.ingress_network().ok_or(EndpointError::NoIngress)?);
     }
@@ -109,13 +119,22 @@ fn virtual_address(
     Ok(addresses)
 }
 
-/// Fixed addresses must be ones that the network has.
-fn check_fixed(template: &TaskTemplate, networks: &[&std::sync::Arc<Network>]) -> Result<(), EndpointError> {
+/// Fixed addresses must be ones that the network has, and that a task can ever have. One that a task holds today is waited
+/// for.
+fn check_fixed(
+    state: &State,
+    template: &TaskTemplate,
+    networks: &[&std::sync::Arc<Network>],
+) -> Result<(), EndpointError> {
     for (attachment, network) in template.networks.iter().zip(networks) {
         for text in &attachment.addresses {
-            if !text.parse().is_ok_and(|address| network.admits(address)) {
-                let network = network.spec.name.clone();
-                return Err(EndpointError::Outside { address: text.clone(), network });
+            let name = network.spec.name.clone();
+            let Some(address) = text.parse().ok().filter(|address| network.admits(*address)) else {
+                return Err(EndpointError::Outside { address: text.clone(), network: name });
+            };
+            let holder = state.address_holder(network.id, address);
+            if let Some(holder @ (Holder::Gateway | Holder::Reserved)) = holder {
+                return Err(EndpointError::NeverFree { address: text.clone(), network: name, holder });
             }
         }
     }
@@ -131,6 +150,7 @@ fn resolve_ports(
 ) -> Result<Vec<PortSpec>, EndpointError> {
     let asked = spec.endpoint.as_ref().map_or(&[][..], |endpoint| &endpoint.ports);
     let own = present.map(|service| service.id);
+    let of_swarm = swarm_ports(state);
     let mut ports = Vec::with_capacity(asked.len());
     let mut used: BTreeSet<(Protocol, u32)> = asked
         .iter()
@@ -142,13 +162,21 @@ fn resolve_ports(
         let on_host = template.network_mode() == NetworkMode::Host;
         let given = if port.published_port == 0 && on_host { port.target_port } else { port.published_port };
         let published = if given != 0 {
+            let number = &(port.protocol(), given);
+            if let Some((what, node)) = of_swarm.get(number).filter(|_| !has_already(present, port, given)) {
+                let protocol = protocol_word(port.protocol());
+                return Err(EndpointError::PortOfSwarm { port: given, protocol, what, node: (*node).to_owned() });
+            }
             if let Some(holder) = clash(state, port, given, own) {
                 let protocol = protocol_word(port.protocol());
                 return Err(EndpointError::PortTaken { port: given, protocol, holder: holder.spec.name.clone() });
             }
             given
         } else {
-            let free = |number: u32| !used.contains(&(port.protocol(), number)) && is_free(state, port, number, own);
+            let free = |number: u32| {
+                let key = (port.protocol(), number);
+                !used.contains(&key) && !of_swarm.contains_key(&key) && is_free(state, port, number, own)
+            };
             let kept = present.into_iter().flat_map(|service| &service.ports).find(|kept| {
                 let same = kept.protocol() == port.protocol() && kept.mode() == port.mode();
                 let was_chosen = CHOSEN_PORTS.contains(&kept.published_port);
@@ -161,6 +189,40 @@ fn resolve_ports(
         ports.push(PortSpec { published_port: published, ..*port });
     }
     Ok(ports)
+}
+
+/// Ports that nodes listen on for one another, with what each is for and a node that does. A published port comes before a
+/// host's own listeners, on every host in mode ingress: managers, image transfers and the mesh would lead into a container.
+fn swarm_ports(state: &State) -> BTreeMap<(Protocol, u32), (&'static str, &str)> {
+    let mut ports = BTreeMap::new();
+    for node in state.nodes() {
+        let description = node.description.as_deref();
+        let fabric = description.and_then(|description| description.fabric.as_ref());
+        let listens = [
+            (Protocol::Tcp, "the managers' API", node.manager.as_ref().map(|manager| manager.addr.as_str())),
+            (Protocol::Tcp, "where nodes serve images", description.map(|description| description.peer_addr.as_str())),
+            (Protocol::Udp, "the encrypted mesh's", fabric.map(|fabric| fabric.wireguard_addr.as_str())),
+        ];
+        for (protocol, what, address) in listens {
+            let number = address.and_then(|address| address.rsplit_once(':')).and_then(|(_, port)| port.parse().ok());
+            if let Some(number) = number.filter(|number| *number != 0) {
+                ports.entry((protocol, number)).or_insert((what, node.hostname()));
+            }
+        }
+        if fabric.is_some_and(|fabric| !fabric.vxlan_addr.is_empty()) {
+            let asked = state.cluster().map_or(0, |cluster| cluster.spec.data_path_port);
+            let number = if asked == 0 { DATA_PATH_PORT } else { asked };
+            ports.entry((Protocol::Udp, number)).or_insert(("the overlays' data path", node.hostname()));
+        }
+    }
+    ports
+}
+
+/// Whether a service publishes the port since before: what else is changed about it is not held up.
+fn has_already(present: Option<&Service>, port: &PortSpec, number: u32) -> bool {
+    present.into_iter().flat_map(|service| &service.ports).any(|before| {
+        before.protocol() == port.protocol() && before.mode() == port.mode() && before.published_port == number
+    })
 }
 
 fn choose(seed: u64, free: impl Fn(u32) -> bool) -> Option<u32> {

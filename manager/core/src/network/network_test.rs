@@ -11,8 +11,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::v1::{
-    ContainerSpec, EndpointMode, EndpointSpec, FabricEndpoint, NetworkAttachment, NetworkDriver, NetworkSpec, PortSpec,
-    Protocol, PublishMode, ServiceSpec, Severity, SubnetSpec, TaskState, TaskStatus, TaskTemplate,
+    ContainerSpec, EndpointMode, EndpointSpec, FabricEndpoint, NetworkAttachment, NetworkDriver, NetworkSpec,
+    NodeDescription, PortSpec, Protocol, PublishMode, ServiceSpec, Severity, SubnetSpec, TaskState, TaskStatus,
+    TaskTemplate,
 };
 
 use super::*;
@@ -20,7 +21,7 @@ use crate::change::{Change, Group, Op, Plan, TaskObserved, Transaction};
 use crate::doctor;
 use crate::example::{START, network, replicated, swarm};
 use crate::ids::Ids;
-use crate::object::{Meta, Network, Node, Revision, Service};
+use crate::object::{ManagerStatus, Meta, Network, Node, Revision, Service};
 use crate::orchestrate;
 use crate::schedule::{self, Ledger};
 use crate::store::{ObjectKey, State};
@@ -225,7 +226,47 @@ fn fixed_addresses_wait_for_their_holder() {
     assert_eq!((leader.held(FRONT), leader.errors()), (vec![ip("10.1.0.77")], vec![]));
     let outside = leader.create(3, 1, |_, template| template.networks = vec![attachment(FRONT, &["10.9.0.1"])]);
     assert_eq!(outside, "address 10.9.0.1 is outside network front");
+    let gateway = leader.create(4, 1, |_, template| template.networks = vec![attachment(FRONT, &["10.1.0.1"])]);
+    assert_eq!(gateway, "address 10.1.0.1 of network front is its gateway: choose another");
     leader.check();
+}
+
+#[test]
+fn ports_that_nodes_listen_on_are_not_published() {
+    let mut leader = Leader::new("10.1.0.0/24");
+    let mut node = Node::clone(leader.state.nodes().next().unwrap());
+    node.manager = Some(ManagerStatus { raft_id: 1, addr: "192.0.2.1:2377".into() });
+    let fabric = Some(FabricEndpoint {
+        wireguard_addr: "[2001:db8::1]:51820".into(),
+        vxlan_addr: "192.0.2.1".into(),
+        ..FabricEndpoint::default()
+    });
+    let description =
+        NodeDescription { hostname: "n1".into(), peer_addr: "192.0.2.1:30001".into(), fabric, ..Default::default() };
+    node.description = Some(Arc::new(description));
+    leader.state.put(node);
+    for (number, udp, mode, what) in [
+        (2377, false, PublishMode::Ingress, "the managers' API"),
+        (2377, false, PublishMode::Host, "the managers' API"),
+        (30001, false, PublishMode::Ingress, "where nodes serve images"),
+        (51820, true, PublishMode::Ingress, "the encrypted mesh's"),
+        (4789, true, PublishMode::Host, "the overlays' data path"),
+    ] {
+        let refused = leader.create(1, 1, |spec, _| {
+            publish(spec, &[number]);
+            let port = &mut spec.endpoint.as_mut().unwrap().ports[0];
+            port.set_mode(mode);
+            port.set_protocol(if udp { Protocol::Udp } else { Protocol::Tcp });
+        });
+        assert!(refused.contains(&format!("is {what}, of node n1")), "{refused}");
+    }
+    // The other protocol is another port, and a service that has one since before keeps it.
+    assert_eq!(leader.create(1, 1, |spec, _| publish(spec, &[4789])), "");
+    let mut present = Service::clone(leader.state.services().next().unwrap());
+    present.ports[0].published_port = 2377;
+    let (mut spec, template) = draft(1, 1);
+    publish(&mut spec, &[2377]);
+    assert!(endpoint::resolve(&leader.state, &spec, &template, Some(&present), 1).is_ok());
 }
 
 #[test]

@@ -57,8 +57,10 @@ impl IntoStatus for EndpointError {
         let message = self.to_string();
         match self {
             Self::NetworkGone(_) => Status::not_found(message),
-            Self::AttachesToIngress(_) | Self::Outside { .. } => Status::invalid_argument(message),
-            Self::NoIngress | Self::PortTaken { .. } => Status::failed_precondition(message),
+            Self::AttachesToIngress(_) | Self::Outside { .. } | Self::NeverFree { .. } => {
+                Status::invalid_argument(message)
+            }
+            Self::NoIngress | Self::PortTaken { .. } | Self::PortOfSwarm { .. } => Status::failed_precondition(message),
             Self::NoAddress(_) | Self::NoPort => Status::resource_exhausted(message),
         }
     }
