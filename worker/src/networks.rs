@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 
 use crate::executor::ExecError;
 
+use tables::Waiting;
 pub use tables::{HeldTables, TableMessage};
 
 /// For a call: netd answers in milliseconds, on a busy machine in seconds.
@@ -172,16 +173,27 @@ impl Networks {
         let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut queue) = queue else { return };
         let mut netd = self.0.netd.clone();
+        let mut waiting = Waiting::default();
         loop {
-            let Ok(channel) = netd.wait_for(Option::is_some).await.map(|channel| channel.clone()) else { return };
+            let known = tokio::select! {
+                biased;
+                known = async { netd.wait_for(Option::is_some).await.map(|channel| channel.clone()) } => known,
+                Some(message) = queue.recv() => {
+                    waiting.take_for_later(message, &self.0.held);
+                    continue;
+                }
+            };
+            let Ok(channel) = known else { return };
             let Some(channel) = channel else { continue };
             netd.mark_unchanged();
-            match self.compare(channel.clone()).await {
+            match self.compare(channel.clone(), waiting.has_lost(&self.0.held)).await {
                 Ok(()) => {
                     tokio::select! {
-                        () = tables::hand_on(channel, &mut queue, &self.0.held) => {}
+                        () = tables::hand_on(channel, &mut queue, &mut waiting, &self.0.held) => {}
                         _ = netd.changed() => {}
                     }
+                    // It may have taken some of what was on its way, or nothing.
+                    waiting.lose();
                 }
                 Err(status) => tracing::warn!(error = status.message(), "netd does not say what it has"),
             }
@@ -190,16 +202,19 @@ impl Networks {
     }
 
     /// Asks netd what it has; what nobody wants goes, what it lost is attached again.
-    async fn compare(&self, channel: Channel) -> Result<(), Status> {
+    async fn compare(&self, channel: Channel, lost: bool) -> Result<(), Status> {
         let mut netd = NetdClient::new(channel);
         let _alone = self.0.settled.write().await;
         let state = call(netd.state(NetdStateRequest {})).await?;
-        tables::found(&state.networks, &self.0.held);
+        tables::found(&state.networks, lost, &self.0.held);
         let attached: Vec<TaskId> = state.sandboxes.iter().filter_map(|id| TaskId::from_wire(id).ok()).collect();
         let wanted = self.wanted().clone();
         for task in attached.iter().filter(|task| !wanted.contains_key(task)) {
             tracing::info!(%task, "taking down the networks of a task that is gone");
-            call(netd.detach(DetachRequest { task_id: task.to_vec() })).await?;
+            // One that cannot be taken down must not hold up all others.
+            if let Err(status) = call(netd.detach(DetachRequest { task_id: task.to_vec() })).await {
+                tracing::warn!(%task, error = status.message(), "netd cannot take them down");
+            }
         }
         for (task, lost) in wanted.iter().filter(|(task, one)| one.attached && !attached.contains(task)) {
             if let Err(status) = call(netd.attach(lost.request.clone())).await {

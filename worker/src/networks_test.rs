@@ -24,6 +24,10 @@ struct Has {
     calls: Vec<String>,
     /// Its next answers to `attach`.
     refusals: Vec<Status>,
+    /// The next call of `apply` is never answered.
+    hangs: bool,
+    /// A sandbox that cannot be taken down.
+    stuck: Option<TaskId>,
 }
 
 #[derive(Clone, Default)]
@@ -61,6 +65,9 @@ impl Netd for Fake {
         &self,
         request: Request<v1::ApplyTablesRequest>,
     ) -> Result<Response<v1::ApplyTablesResponse>, Status> {
+        if std::mem::take(&mut self.has().hangs) {
+            return std::future::pending().await;
+        }
         let mut has = self.has();
         let mut answer = v1::ApplyTablesResponse::default();
         for table in request.into_inner().tables {
@@ -95,6 +102,9 @@ impl Netd for Fake {
     async fn detach(&self, request: Request<DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
         let mut has = self.has();
         let task = TaskId::from_wire(&request.into_inner().task_id).unwrap();
+        if has.stuck == Some(task) {
+            return Err(Status::internal("the device is busy"));
+        }
         has.calls.push(format!("detach {}", task.value()));
         has.sandboxes.retain(|known| *known != task);
         Ok(Response::new(v1::DetachResponse {}))
@@ -252,4 +262,91 @@ async fn a_netd_that_comes_back_is_brought_to_what_ought_to_be() {
     .unwrap();
     host.send(2, table(0, 12, true));
     host.until_held(held(2, &[12])).await;
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let reached = tokio::time::timeout(DEADLINE, async {
+        while !condition() {
+            tokio::task::yield_now().await
+        }
+    });
+    assert!(reached.await.is_ok());
+}
+
+/// It had been told, as the manager sees it, and nothing else may come for long.
+#[tokio::test]
+async fn what_was_on_its_way_to_a_netd_that_ended_is_asked_for_anew() {
+    let (host, fake) = (host(), Fake::default());
+    host.netd.send_replace(Some(fake.serve().await.0));
+    host.send(0, table(0, 3, true));
+    host.until_held(held(0, &[3])).await;
+    fake.has().hangs = true;
+    host.send(0, table(3, 5, true));
+    until(|| !fake.has().hangs).await;
+    let next = Fake::default();
+    next.has().versions = [(NETWORK, 3)].into();
+    host.netd.send_replace(None);
+    host.netd.send_replace(Some(next.serve().await.0));
+    host.until_held(held(1, &[3])).await;
+    host.send(1, table(3, 6, true));
+    host.until_held(held(1, &[6])).await;
+}
+
+#[tokio::test]
+async fn what_came_before_netd_is_handed_on() {
+    let (host, fake) = (host(), Fake::default());
+    host.send(0, table(0, 3, true));
+    // Whether it is looked at before or after netd comes.
+    tokio::task::yield_now().await;
+    host.netd.send_replace(Some(fake.serve().await.0));
+    host.until_held(held(0, &[3])).await;
+    assert_eq!(fake.has().calls, ["table 3."]);
+}
+
+/// It waited for this netd, and turns out not to fit: the next registration tells better.
+#[tokio::test]
+async fn what_came_before_a_netd_that_has_more_is_not_handed_on() {
+    let (host, fake) = (host(), Fake::default());
+    host.send(0, table(0, 3, true));
+    tokio::task::yield_now().await;
+    fake.has().versions = [(NETWORK, 9)].into();
+    host.netd.send_replace(Some(fake.serve().await.0));
+    host.until_held(held(1, &[9])).await;
+    host.send(1, table(9, 10, true));
+    host.until_held(held(1, &[10])).await;
+    assert_eq!(fake.has().calls, ["table 10."]);
+}
+
+#[test]
+fn little_waits_for_a_netd_and_much_is_asked_for_when_one_comes() {
+    let held = watch::channel(HeldTables::default()).0;
+    let mut waiting = Waiting::default();
+    let message = |generation, version: u64| TableMessage { generation, table: table(version - 1, version, true) };
+    for version in 1..=10_000 {
+        waiting.take_for_later(message(0, version), &held);
+    }
+    assert!(!waiting.has_lost(&held));
+    for version in 10_001..=50_000 {
+        waiting.take_for_later(message(0, version), &held);
+    }
+    assert!(waiting.has_lost(&held));
+    let kept = format!("{waiting:?}").len();
+    assert!(kept < 1_000, "{kept} bytes are still kept");
+    tables::found(&[], waiting.has_lost(&held), &held);
+    assert_eq!(held.borrow().generation, 1);
+    waiting.take_for_later(message(0, 50_001), &held);
+    assert!(!waiting.has_lost(&held));
+    // Once more, and nothing is asked for without need.
+    tables::found(&[], waiting.has_lost(&held), &held);
+    assert_eq!(held.borrow().generation, 1);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_taken_down_holds_nothing_up() {
+    let (host, fake) = (host(), Fake::default());
+    let stuck = TaskId::new(5);
+    *fake.has() = Has { sandboxes: vec![stuck], stuck: Some(stuck), ..Has::default() };
+    host.netd.send_replace(Some(fake.serve().await.0));
+    host.send(0, table(0, 3, true));
+    host.until_held(held(0, &[3])).await;
 }

@@ -22,6 +22,8 @@ const BATCH_ROWS: usize = 100_000;
 const REST: u32 = 4;
 /// At most, so that a change is in force well within 200 ms.
 const LONGEST_REST: Duration = Duration::from_millis(100);
+/// Rows that wait for a netd that is not there, about.
+const LATER_ROWS: usize = 20_000;
 /// Bytes of a call.
 const LARGEST_REQUEST: usize = 64 << 20;
 
@@ -51,12 +53,13 @@ pub struct TableMessage {
     pub table: NetworkTable,
 }
 
-/// Takes what a netd has that was just found. Managers are asked for the difference where that is not what they know.
-pub(super) fn found(networks: &[AppliedVersion], held: &watch::Sender<HeldTables>) {
+/// Takes what a netd has that was just found. Managers are asked for the difference where that is not what they know: it
+/// has something else, or messages to it were `lost`.
+pub(super) fn found(networks: &[AppliedVersion], lost: bool, held: &watch::Sender<HeldTables>) {
     let read = |one: &AppliedVersion| Some((NetworkId::from_wire(&one.object_id).ok()?, one.version));
     let versions: BTreeMap<NetworkId, u64> = networks.iter().filter_map(read).collect();
     held.send_if_modified(|held| {
-        let is_new = *held.versions != versions;
+        let is_new = lost || *held.versions != versions;
         if is_new {
             *held = HeldTables { generation: held.generation + 1, versions: Arc::new(versions) };
         }
@@ -66,7 +69,11 @@ pub(super) fn found(networks: &[AppliedVersion], held: &watch::Sender<HeldTables
 
 /// Messages in hand.
 #[derive(Debug, Default)]
-struct Waiting {
+pub(super) struct Waiting {
+    /// Of the registration that they came after.
+    generation: u64,
+    /// Messages of it were thrown away: the next ones are worth nothing without them.
+    lost: bool,
     /// Whole versions, in order.
     ready: Vec<NetworkTable>,
     rows: usize,
@@ -75,6 +82,40 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Takes a message, if it is one of the last registration.
+    pub(super) fn take(&mut self, message: TableMessage, held: &watch::Sender<HeldTables>) {
+        self.renew(held);
+        if message.generation == self.generation && !self.lost {
+            self.add(message.table);
+        }
+    }
+
+    /// Throws away what came after another registration than the last one.
+    fn renew(&mut self, held: &watch::Sender<HeldTables>) {
+        let newest = held.borrow().generation;
+        if self.generation != newest {
+            *self = Self { generation: newest, ..Self::default() };
+        }
+    }
+
+    /// The same while there is no netd, which may be so for long: what does not fit is asked for when one comes.
+    pub(super) fn take_for_later(&mut self, message: TableMessage, held: &watch::Sender<HeldTables>) {
+        self.take(message, held);
+        if self.rows > LATER_ROWS {
+            self.lose();
+        }
+    }
+
+    /// Throws everything away.
+    pub(super) fn lose(&mut self) {
+        *self = Self { generation: self.generation, lost: true, ..Self::default() };
+    }
+
+    /// Whether something of the last registration was thrown away.
+    pub(super) fn has_lost(&self, held: &watch::Sender<HeldTables>) -> bool {
+        self.lost && self.generation == held.borrow().generation
+    }
+
     fn add(&mut self, table: NetworkTable) {
         self.rows += table.put_endpoints.len() + table.put_services.len() + table.put_peers.len() + 1;
         let is_whole = table.end || table.dropped;
@@ -86,29 +127,30 @@ impl Waiting {
     }
 }
 
-/// Hands tables on until netd fails.
+/// Hands tables on until netd fails, or until it is cancelled: then nobody knows what netd has taken.
 pub(super) async fn hand_on(
     channel: Channel,
     queue: &mut mpsc::UnboundedReceiver<TableMessage>,
+    waiting: &mut Waiting,
     held: &watch::Sender<HeldTables>,
 ) {
     let mut netd = NetdClient::new(channel).max_encoding_message_size(LARGEST_REQUEST);
-    let mut waiting = Waiting::default();
-    let mut generation = held.borrow().generation;
     let mut next_call = Instant::now();
-    while let Some(message) = queue.recv().await {
+    loop {
+        waiting.renew(held);
+        if waiting.ready.is_empty() {
+            match queue.recv().await {
+                Some(message) => waiting.take(message, held),
+                // The session is gone; so is the agent.
+                None => std::future::pending().await,
+            }
+        }
         // What comes meanwhile goes along: many changes at a time cost little more than one.
         sleep_until(next_call).await;
-        let mut next = Some(message);
-        while let Some(message) = next {
-            let newest = held.borrow().generation;
-            if generation != newest {
-                (generation, waiting) = (newest, Waiting::default());
-            }
-            if message.generation == generation {
-                waiting.add(message.table);
-            }
-            next = if waiting.rows < BATCH_ROWS { queue.try_recv().ok() } else { None };
+        while waiting.rows < BATCH_ROWS
+            && let Ok(message) = queue.try_recv()
+        {
+            waiting.take(message, held);
         }
         if waiting.ready.is_empty() {
             continue;
@@ -120,13 +162,9 @@ pub(super) async fn hand_on(
         next_call = Instant::now() + (begun.elapsed() * REST).min(LONGEST_REST);
         if let Err(status) = applied {
             tracing::warn!(error = status.message(), "netd did not take tables of networks");
-            // It may have taken some.
-            held.send_modify(|held| held.generation += 1);
             return;
         }
     }
-    // The session is gone; so is the agent.
-    std::future::pending::<()>().await;
 }
 
 async fn apply(
