@@ -168,7 +168,10 @@ impl FollowedTable {
 
     /// The table that the message goes on with; `None` where the message says nothing new.
     fn table_for(&mut self, network: NetworkId, message: &v1::NetworkTable) -> Result<Option<Table>, TableError> {
-        if let Some(pending) = self.pending.take_if(|pending| pending.version == message.version) {
+        // The first message of a whole table says what the network is: what came of the same version before, from a
+        // manager that was lost in the middle, counts no more.
+        let begins_anew = message.complete && message.network.is_some();
+        if let Some(pending) = self.pending.take_if(|pending| !begins_anew && pending.version == message.version) {
             return Ok(Some(pending.table));
         }
         self.pending = None;

@@ -60,6 +60,21 @@ fn half_a_table_is_dropped_when_another_version_begins() {
     assert_eq!(table.current().version, 7);
 }
 
+/// The manager was lost in the middle of a difference; the next one tells all, and calls it the same.
+#[test]
+fn half_a_difference_is_dropped_when_the_whole_of_its_version_begins() {
+    let mut table = FollowedTable::default();
+    table.take(NETWORK, &whole(5, vec![endpoint(1, 1), endpoint(2, 2)])).unwrap();
+    let half = v1::NetworkTable { end: false, put_endpoints: vec![endpoint(3, 3)], ..difference(5, 6) };
+    table.take(NETWORK, &half).unwrap();
+    let first = v1::NetworkTable { end: false, ..whole(6, vec![endpoint(1, 1)]) };
+    assert_eq!(table.take(NETWORK, &first), Ok(None));
+    let last = v1::NetworkTable { network: None, ..whole(6, vec![endpoint(3, 3)]) };
+    table.take(NETWORK, &last).unwrap().unwrap();
+    let tasks: Vec<_> = table.current().endpoints.keys().copied().collect();
+    assert_eq!(tasks, [TaskId::new(1), TaskId::new(3)]);
+}
+
 #[test]
 fn a_difference_to_another_version_is_refused_and_an_old_one_is_nothing_new() {
     let mut table = FollowedTable::default();
