@@ -207,7 +207,13 @@ impl Netd {
     }
 
     async fn try_shutdown(&self) -> anyhow::Result<()> {
-        if let Some(channel) = self.find().await? {
+        let found = match self.find().await? {
+            // One that ended left its networks: packets still go to ports that the swarm has no more. The next one finds
+            // them there, and takes them down.
+            None if self.program.is_some() && self.dir.exists() => Some(self.start().await?),
+            found => found,
+        };
+        if let Some(channel) = found {
             let watch = UnixStream::connect(self.socket()).await?;
             let mut client = NetdClient::new(channel);
             let request = client.shutdown(NetdShutdownRequest {});
@@ -271,7 +277,8 @@ fn new_log(path: &Path) -> io::Result<File> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    File::options().write(true).create_new(true).mode(0o600).open(path)
+    // Appends, so that netd itself can begin it anew where it grows too long.
+    File::options().append(true).create_new(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]

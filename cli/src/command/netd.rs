@@ -1,6 +1,8 @@
 //! `skep netd` (hidden): the process that keeps this host's networks. Started by the daemon, runs without the command
 //! line's own runtime.
 
+mod log;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,7 +37,7 @@ pub(crate) struct NetdArgs {
 pub(crate) fn run(args: NetdArgs) -> Result<ExitCode, Failure> {
     let filter = EnvFilter::try_new(&args.log_level)
         .map_err(|error| Failure::Usage(format!("invalid value for --log-level: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(log::Log::new).with_ansi(false).init();
     let options = skep_overlay::netd::Options {
         sandboxes: args.sandboxes.unwrap_or_else(|| args.dir.join("sandboxes")),
         dir: args.dir,

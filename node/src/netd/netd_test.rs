@@ -94,7 +94,7 @@ fn here(dir: &Path, program: &str) -> (Netd, Place) {
         sandboxes: dir.join("sandboxes"),
         log: dir.join("netd.log"),
         // Of no use: these programs end by themselves.
-        cgroup_parent: PathBuf::from("skep-netd-test"),
+        cgroup_parent: PathBuf::from(format!("skep-netd-test-{}", dir.file_name().unwrap().display())),
     };
     let address = "192.0.2.7".parse().unwrap();
     (netd, Place { node: NodeId::new(7), address, identity_dir: dir.join("identity") })
@@ -137,6 +137,28 @@ async fn each_netd_that_comes_is_told_who_the_host_is() {
     tokio::time::timeout(DEADLINE, listening).await.unwrap().unwrap();
     assert!(!netd.dir.exists());
     netd.try_shutdown().await.unwrap();
+}
+
+/// What it made in the kernel is still there, and only a netd knows how to take it down.
+#[tokio::test]
+async fn a_netd_that_is_away_is_started_to_take_its_networks_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, started) = (dir.path().join("program"), dir.path().join("started"));
+    fs::write(&program, format!("#!/bin/sh\ntouch {}\nexit 3\n", started.display())).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (netd, _) = here(dir.path(), &program.display().to_string());
+    // Where none ever ran there is nothing to do.
+    netd.try_shutdown().await.unwrap();
+    assert!(!started.exists() && !netd.dir.exists());
+    fs::create_dir_all(netd.dir.join("networks")).unwrap();
+    let group = skep_worker::monitors_cgroup(&netd.cgroup_parent);
+    let error = words(&netd.try_shutdown().await.unwrap_err());
+    for file in group {
+        let shims = file.parent().unwrap();
+        fs::remove_dir(shims).and_then(|()| fs::remove_dir(shims.parent().unwrap())).unwrap();
+    }
+    assert!(started.exists() && error.contains("exit status: 3"), "{error}");
+    assert!(netd.dir.join("networks").exists(), "what says that something is left");
 }
 
 #[tokio::test]
