@@ -68,9 +68,9 @@ fn half_a_difference_is_dropped_when_the_whole_of_its_version_begins() {
     let half = v1::NetworkTable { end: false, put_endpoints: vec![endpoint(3, 3)], ..difference(5, 6) };
     table.take(NETWORK, &half).unwrap();
     let first = v1::NetworkTable { end: false, ..whole(6, vec![endpoint(1, 1)]) };
-    assert_eq!(table.take(NETWORK, &first), Ok(None));
+    assert_eq!(table.take(NETWORK, &first), Ok(false));
     let last = v1::NetworkTable { network: None, ..whole(6, vec![endpoint(3, 3)]) };
-    table.take(NETWORK, &last).unwrap().unwrap();
+    table.take(NETWORK, &last).unwrap();
     let tasks: Vec<_> = table.current().endpoints.keys().copied().collect();
     assert_eq!(tasks, [TaskId::new(1), TaskId::new(3)]);
 }
