@@ -48,7 +48,7 @@ async fn mistakes_need_no_daemon() {
         (&["service", "create", "--health-timeout", "-1s", "nginx"], 64, "negative"),
         (&["service", "create", "--mode", "replicated-job", "nginx"], 78, "--mode replicated-job"),
         (&["service", "create", "--publish", "80-81:80", "nginx"], 78, "not supported yet: --publish 80-81"),
-        (&["service", "create", "--network", "bridge", "nginx"], 78, "not supported yet: --network bridge"),
+        (&["service", "create", "--network", "bridge", "--network", "x", "nginx"], 64, "--network"),
         (&["service", "create", "--endpoint-mode", "dnsrr", "-p", "80", "nginx"], 64, "endpoint.ports[0].mode"),
         (&["network", "create"], 64, "required"),
         (&["network", "create", "host"], 64, "predefined"),

@@ -218,7 +218,7 @@ fn refusals() {
         ("--publish-add 80-81:80", "--publish-add", Exit::Unsupported),
         ("--publish-rm x", "--publish-rm", Exit::Usage),
         ("--cap-add NOPE", "--cap-add", Exit::Usage),
-        ("--network-add bridge", "--network-add", Exit::Unsupported),
+        ("--network-add bridge --network-add host", "--network-add", Exit::Usage),
         ("--network-add name=front,ip=x", "--network-add", Exit::Usage),
         ("--network-rm alias=x", "--network-rm", Exit::Usage),
         ("--placement-pref-rm binpack", "--placement-pref-rm", Exit::Usage),

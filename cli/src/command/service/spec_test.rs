@@ -244,7 +244,6 @@ fn refusals_name_the_flag() {
     }
     for line in [
         vec!["--publish", "80-81:80", "x"],
-        vec!["--network", "bridge", "x"],
         vec!["--network", "name=front,driver-opt=a=b", "x"],
         vec!["--log-driver", "syslog", "x"],
     ] {
