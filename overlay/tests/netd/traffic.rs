@@ -184,7 +184,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     // A network that no task needs any more, says the manager, though one is there still: nobody else comes to it.
     host.follow(&[skep_proto::v1::NetworkTable { dropped: true, ..difference(&sealed("1370"), 2) }]);
     let late = attach_request(2, &[(&sealed("1370"), ip("10.5.1.2"))]);
-    assert_eq!(host.try_attach(&late).unwrap_err().code(), tonic::Code::FailedPrecondition);
+    assert_eq!(host.try_attach(&late).unwrap_err().code(), tonic::Code::Unavailable);
     assert!(host.state().networks.is_empty());
 }
 
