@@ -11429,7 +11429,7 @@ pub struct AttachRequest {
 /// A sandbox's end on one network.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SandboxEndpoint {
-    /// Whose table has been applied: without one, FAILED_PRECONDITION.
+    /// Whose table has been applied: without one, UNAVAILABLE, as it may be on its way.
     #[prost(bytes = "vec", tag = "1")]
     pub network_id: ::prost::alloc::vec::Vec<u8>,
     /// 4 or 16 bytes each.
