@@ -42,6 +42,8 @@ struct Inner {
     wanted: Mutex<BTreeMap<TaskId, Wanted>>,
     /// Held by the attachments, and alone by whoever compares netd's sandboxes with the wanted ones.
     settled: RwLock<()>,
+    /// Tasks that are being attached or detached.
+    turns: Mutex<BTreeMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
     held: watch::Sender<HeldTables>,
     messages: mpsc::UnboundedSender<TableMessage>,
     /// Taken by `run`.
@@ -73,6 +75,7 @@ impl Networks {
             netd,
             wanted: Mutex::default(),
             settled: RwLock::default(),
+            turns: Mutex::default(),
             held: watch::channel(HeldTables::default()).0,
             messages,
             queue: Mutex::new(Some(queue)),
@@ -109,10 +112,7 @@ impl Networks {
         loop {
             let channel = self.channel(&progress).await;
             self.tables(&ids, &progress).await;
-            let settled = self.0.settled.read().await;
-            let answer = call(NetdClient::new(channel).attach(request.clone())).await;
-            drop(settled);
-            match answer {
+            match self.call_attach(task, channel, request.clone()).await {
                 Ok(response) => {
                     if let Some(wanted) = self.wanted().get_mut(&task) {
                         wanted.attached = true;
@@ -136,8 +136,33 @@ impl Networks {
         }
     }
 
+    /// One call, which goes on when its caller is cancelled: who detaches waits for it.
+    async fn call_attach(
+        &self,
+        task: TaskId,
+        channel: Channel,
+        request: AttachRequest,
+    ) -> Result<AttachResponse, Status> {
+        let (networks, turn) = (self.clone(), self.turn(task).lock_owned().await);
+        let calling = tokio::spawn(async move {
+            let _turn = turn;
+            let _settled = networks.0.settled.read().await;
+            call(NetdClient::new(channel).attach(request)).await
+        });
+        calling.await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
+    }
+
+    /// The lock on attaching and detaching a task.
+    fn turn(&self, task: TaskId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody holds are of no use.
+        turns.retain(|id, turn| *id == task || Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(task).or_default())
+    }
+
     /// Detaches a sandbox; no error if it is not attached. Without a netd it is done when one comes.
     pub async fn detach(&self, task: TaskId) -> Result<(), ExecError> {
+        let _turn = self.turn(task).lock_owned().await;
         self.wanted().remove(&task);
         let mut netd = self.0.netd.clone();
         let there = tokio::time::timeout(PATIENCE, netd.wait_for(Option::is_some)).await;
