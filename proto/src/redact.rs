@@ -4,7 +4,8 @@
 use std::fmt;
 
 use crate::v1::{
-    Cluster, ConfigureRequest, IssueRequest, JoinTokenResponse, RegistryAuth, SwarmInitResponse, SwarmJoinRequest,
+    Cluster, ConfigureRequest, CreateConfigRequest, CreateSecretRequest, GetConfigResponse, IssueRequest,
+    JoinTokenResponse, Payload, RegistryAuth, RotateRequest, SwarmInitResponse, SwarmJoinRequest,
 };
 
 /// Says whether a secret is there, never what it is.
@@ -40,6 +41,55 @@ impl fmt::Debug for ConfigureRequest {
             .field("previous_private_key", &Hidden::new(&self.previous_private_key))
             .field("wireguard_addr", &self.wireguard_addr)
             .field("vxlan_addr", &self.vxlan_addr)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Payload").field("key", &self.key).field("data", &Hidden::new(&self.data)).finish()
+    }
+}
+
+impl fmt::Debug for CreateSecretRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateSecretRequest")
+            .field("spec", &self.spec)
+            .field("data", &Hidden::new(&self.data))
+            .field("write", &self.write)
+            .finish()
+    }
+}
+
+impl fmt::Debug for CreateConfigRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateConfigRequest")
+            .field("spec", &self.spec)
+            .field("data", &Hidden::new(&self.data))
+            .field("write", &self.write)
+            .finish()
+    }
+}
+
+impl fmt::Debug for GetConfigResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GetConfigResponse")
+            .field("config", &self.config)
+            .field("version", &self.version)
+            .field("uses", &self.uses)
+            .field("data", &Hidden::new(&self.data))
+            .finish()
+    }
+}
+
+impl fmt::Debug for RotateRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RotateRequest")
+            .field("reference", &self.reference)
+            .field("data", &Hidden::new(&self.data))
+            .field("rollout", &self.rollout)
+            .field("expect_version", &self.expect_version)
+            .field("write", &self.write)
             .finish()
     }
 }

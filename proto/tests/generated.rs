@@ -22,7 +22,7 @@ const FILES: [&str; 14] = [
 ];
 
 /// Messages with passwords, tokens or keys: `src/redact.rs` has their `Debug`.
-const SECRET: [&str; 7] = [
+const SECRET: [&str; 12] = [
     ".skep.v1.RegistryAuth",
     ".skep.v1.IssueRequest",
     ".skep.v1.SwarmJoinRequest",
@@ -30,6 +30,11 @@ const SECRET: [&str; 7] = [
     ".skep.v1.JoinTokenResponse",
     ".skep.v1.Cluster",
     ".skep.v1.ConfigureRequest",
+    ".skep.v1.Payload",
+    ".skep.v1.CreateSecretRequest",
+    ".skep.v1.CreateConfigRequest",
+    ".skep.v1.GetConfigResponse",
+    ".skep.v1.RotateRequest",
 ];
 
 #[test]

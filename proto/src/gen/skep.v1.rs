@@ -699,35 +699,74 @@ pub struct Ulimit {
     #[prost(int64, tag = "3")]
     pub hard: i64,
 }
+/// A secret: bytes that only the containers which were given it can read.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SecretSpec {
+    /// Unique among secrets. `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Placeholders in the data (`{{.Task.Slot}}`, `{{env "X"}}`, `{{secret "X"}}`, …) are filled in on the node, for each
+    /// container.
+    #[prost(bool, tag = "3")]
+    pub templated: bool,
+}
+/// A config: the same for what need not be kept secret.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfigSpec {
+    /// Unique among configs. `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// As a secret's.
+    #[prost(bool, tag = "3")]
+    pub templated: bool,
+}
 /// Use of a secret by a container.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SecretRef {
+    /// Set by the manager from `name` at create and update.
     #[prost(bytes = "vec", tag = "1")]
     pub secret_id: ::prost::alloc::vec::Vec<u8>,
-    /// Version of the data; 0 follows the newest.
+    /// Version of the data. Set by the manager: the newest at create and update, and by every rotation, unless `pinned`.
     #[prost(uint64, tag = "2")]
     pub version: u64,
-    /// Name at the time of writing, for messages.
+    /// Name of the secret. At create and update an id may stand here instead.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
-    /// File under /run/secrets.
+    /// Absolute, or relative to /run/secrets.
     #[prost(message, optional, tag = "4")]
     pub target: ::core::option::Option<FileTarget>,
+    /// The user chose `version`: rotations leave it alone.
+    #[prost(bool, tag = "5")]
+    pub pinned: bool,
 }
 /// Use of a config by a container.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConfigRef {
+    /// Set by the manager from `name` at create and update.
     #[prost(bytes = "vec", tag = "1")]
     pub config_id: ::prost::alloc::vec::Vec<u8>,
-    /// Version of the data; 0 follows the newest.
+    /// As a secret's.
     #[prost(uint64, tag = "2")]
     pub version: u64,
-    /// Name at the time of writing, for messages.
+    /// Name of the config. At create and update an id may stand here instead.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
-    /// File in the container.
+    /// Absolute, or relative to /.
     #[prost(message, optional, tag = "4")]
     pub target: ::core::option::Option<FileTarget>,
+    /// As a secret's.
+    #[prost(bool, tag = "5")]
+    pub pinned: bool,
 }
 /// Where a secret or config appears.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1308,6 +1347,20 @@ pub struct Revision {
     /// Name of the service, for tasks that outlive it.
     #[prost(string, tag = "6")]
     pub service_name: ::prost::alloc::string::String,
+    /// Set where it differs from the revision before only in versions of secrets and configs, and running tasks take them
+    /// over in place, without a restart.
+    #[prost(message, optional, tag = "7")]
+    pub live: ::core::option::Option<LiveChange>,
+}
+/// How running tasks take over new versions of secrets and configs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiveChange {
+    /// The revision whose tasks do.
+    #[prost(uint64, tag = "1")]
+    pub from_revision: u64,
+    /// Signal that tells the first process of each container whose files changed. Empty: none.
+    #[prost(string, tag = "2")]
+    pub signal: ::prost::alloc::string::String,
 }
 /// One run of one slot's (or node's) task.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1443,6 +1496,75 @@ pub struct Credential {
     pub registry: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "5")]
     pub auth: ::core::option::Option<RegistryAuth>,
+}
+/// A secret without its data, which are payloads.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Secret {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub meta: ::core::option::Option<Meta>,
+    #[prost(message, optional, tag = "3")]
+    pub spec: ::core::option::Option<SecretSpec>,
+    /// Its versions, oldest first; the last one is the newest. Numbers only rise.
+    #[prost(message, repeated, tag = "4")]
+    pub versions: ::prost::alloc::vec::Vec<PayloadVersion>,
+}
+/// A config without its data, which are payloads.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Config {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub meta: ::core::option::Option<Meta>,
+    #[prost(message, optional, tag = "3")]
+    pub spec: ::core::option::Option<ConfigSpec>,
+    /// As a secret's.
+    #[prost(message, repeated, tag = "4")]
+    pub versions: ::prost::alloc::vec::Vec<PayloadVersion>,
+}
+/// What is known of one version of a secret or config.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PayloadVersion {
+    /// 1 and up.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(int64, tag = "2")]
+    pub created_at_ms: i64,
+    /// Bytes of data.
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    /// The version whose data a rollback copied. 0: none.
+    #[prost(uint64, tag = "4")]
+    pub copied_from: u64,
+}
+/// Data of one version of a secret or config. Never changes. A secret's leaves the managers only for nodes with a task
+/// that was given it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Payload {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<PayloadKey>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+}
+/// Names a payload.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PayloadKey {
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    #[prost(oneof = "payload_key::Owner", tags = "1, 2")]
+    pub owner: ::core::option::Option<payload_key::Owner>,
+}
+/// Nested message and enum types in `PayloadKey`.
+pub mod payload_key {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Owner {
+        #[prost(bytes, tag = "1")]
+        SecretId(::prost::alloc::vec::Vec<u8>),
+        #[prost(bytes, tag = "2")]
+        ConfigId(::prost::alloc::vec::Vec<u8>),
+    }
 }
 /// The answer to a client's write, kept for 10 minutes so that a retry gets the same.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1606,7 +1728,7 @@ pub struct Group {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Change {
     /// Version of the object that the change was decided on. 0 with a put: it must not exist; 0 with a removal: any.
-    /// Ignored by observed kinds, with revisions (they never change), and with `unconditional`.
+    /// Ignored by observed kinds, with revisions and payloads (they never change), and with `unconditional`.
     #[prost(uint64, tag = "1")]
     pub expect_version: u64,
     /// A put that holds whatever is stored, if anything is.
@@ -1614,7 +1736,7 @@ pub struct Change {
     pub unconditional: bool,
     #[prost(
         oneof = "change::Change",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 32, 33, 34, 35, 36, 37, 38, 64, 65"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 64, 65"
     )]
     pub change: ::core::option::Option<change::Change>,
 }
@@ -1639,6 +1761,12 @@ pub mod change {
         PutCredential(super::Credential),
         #[prost(message, tag = "9")]
         PutNetwork(super::Network),
+        #[prost(message, tag = "10")]
+        PutSecret(super::Secret),
+        #[prost(message, tag = "11")]
+        PutConfig(super::Config),
+        #[prost(message, tag = "12")]
+        PutPayload(super::Payload),
         #[prost(bytes, tag = "32")]
         RemoveNode(::prost::alloc::vec::Vec<u8>),
         #[prost(bytes, tag = "33")]
@@ -1653,6 +1781,12 @@ pub mod change {
         RemoveCredential(::prost::alloc::vec::Vec<u8>),
         #[prost(bytes, tag = "38")]
         RemoveNetwork(::prost::alloc::vec::Vec<u8>),
+        #[prost(bytes, tag = "39")]
+        RemoveSecret(::prost::alloc::vec::Vec<u8>),
+        #[prost(bytes, tag = "40")]
+        RemoveConfig(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "41")]
+        RemovePayload(super::PayloadKey),
         /// Observed by a node.
         #[prost(message, tag = "64")]
         ObserveTask(super::TaskObserved),
@@ -1710,7 +1844,10 @@ pub struct SnapshotHeader {
 /// One record of a snapshot.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SnapshotRecord {
-    #[prost(oneof = "snapshot_record::Record", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "snapshot_record::Record",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+    )]
     pub record: ::core::option::Option<snapshot_record::Record>,
 }
 /// Nested message and enum types in `SnapshotRecord`.
@@ -1738,6 +1875,12 @@ pub mod snapshot_record {
         Denied(super::DeniedNode),
         #[prost(message, tag = "11")]
         Network(super::Network),
+        #[prost(message, tag = "12")]
+        Secret(super::Secret),
+        #[prost(message, tag = "13")]
+        Config(super::Config),
+        #[prost(message, tag = "14")]
+        Payload(super::Payload),
     }
 }
 /// A node that was removed.
@@ -2482,7 +2625,7 @@ pub struct Assignments {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AssignmentItem {
-    #[prost(oneof = "assignment_item::Item", tags = "1, 2, 3")]
+    #[prost(oneof = "assignment_item::Item", tags = "1, 2, 3, 4")]
     pub item: ::core::option::Option<assignment_item::Item>,
 }
 /// Nested message and enum types in `AssignmentItem`.
@@ -2496,11 +2639,14 @@ pub mod assignment_item {
         Revision(super::Revision),
         #[prost(message, tag = "3")]
         Credential(super::Credential),
+        /// Of a task that is wanted to run. Only in memory on the node.
+        #[prost(message, tag = "4")]
+        Payload(super::AssignedPayload),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AssignmentKey {
-    #[prost(oneof = "assignment_key::Key", tags = "1, 2, 3")]
+    #[prost(oneof = "assignment_key::Key", tags = "1, 2, 3, 4")]
     pub key: ::core::option::Option<assignment_key::Key>,
 }
 /// Nested message and enum types in `AssignmentKey`.
@@ -2513,7 +2659,18 @@ pub mod assignment_key {
         Revision(super::RevisionKey),
         #[prost(bytes, tag = "3")]
         CredentialId(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "4")]
+        Payload(super::PayloadKey),
     }
+}
+/// A version of a secret or config that a task of the node was given.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AssignedPayload {
+    #[prost(message, optional, tag = "1")]
+    pub payload: ::core::option::Option<Payload>,
+    /// `SecretSpec.templated` or `ConfigSpec.templated`.
+    #[prost(bool, tag = "2")]
+    pub templated: bool,
 }
 /// Who is where on one network: the whole table, or a difference of it. The same for every node that has a task on the
 /// network. A long one comes in several messages with one version; the node acts on the one with `end`.
@@ -3773,6 +3930,229 @@ pub struct NodeMesh {
     /// Why not, a sentence for a person.
     #[prost(string, tag = "3")]
     pub error: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSecretsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSecretsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub secrets: ::prost::alloc::vec::Vec<Secret>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetSecretRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetSecretResponse {
+    #[prost(message, optional, tag = "1")]
+    pub secret: ::core::option::Option<Secret>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub uses: ::prost::alloc::vec::Vec<PayloadUse>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct CreateSecretRequest {
+    #[prost(message, optional, tag = "1")]
+    pub spec: ::core::option::Option<SecretSpec>,
+    /// 1 to 512,000 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateSecretResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateSecretRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<SecretSpec>,
+    /// Refused when the secret changed since. 0: any.
+    #[prost(uint64, tag = "3")]
+    pub expect_version: u64,
+    #[prost(message, optional, tag = "4")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateSecretResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListConfigsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListConfigsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub configs: ::prost::alloc::vec::Vec<Config>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetConfigRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub read: ::core::option::Option<ReadOptions>,
+    /// Whose data is wanted. 0: the newest's.
+    #[prost(uint64, tag = "3")]
+    pub payload_version: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct GetConfigResponse {
+    #[prost(message, optional, tag = "1")]
+    pub config: ::core::option::Option<Config>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub uses: ::prost::alloc::vec::Vec<PayloadUse>,
+    #[prost(bytes = "vec", tag = "4")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct CreateConfigRequest {
+    #[prost(message, optional, tag = "1")]
+    pub spec: ::core::option::Option<ConfigSpec>,
+    /// At most 1,024,000 bytes; may be empty.
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateConfigResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateConfigRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<ConfigSpec>,
+    /// Refused when the config changed since. 0: any.
+    #[prost(uint64, tag = "3")]
+    pub expect_version: u64,
+    #[prost(message, optional, tag = "4")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateConfigResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+/// A service that uses a version of a secret or config.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PayloadUse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub service_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub service_name: ::prost::alloc::string::String,
+    /// In its current revision. 0: only tasks of earlier ones use it.
+    #[prost(uint64, tag = "3")]
+    pub payload_version: u64,
+    #[prost(bool, tag = "4")]
+    pub pinned: bool,
+}
+/// How services get a new version.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutOptions {
+    /// Running tasks take it over in place; refused where one of them has it outside of /run/secrets. Otherwise by a rolling
+    /// update.
+    #[prost(bool, tag = "1")]
+    pub live: bool,
+    /// With `live`: signal to the first process of each container whose files changed. Empty: none.
+    #[prost(string, tag = "2")]
+    pub signal: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct RotateRequest {
+    /// Id, name, or unique id prefix.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub rollout: ::core::option::Option<RolloutOptions>,
+    /// Refused when the object changed since. 0: any.
+    #[prost(uint64, tag = "4")]
+    pub expect_version: u64,
+    #[prost(message, optional, tag = "5")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// Number of the new version of the data.
+    #[prost(uint64, tag = "3")]
+    pub payload_version: u64,
+    /// Services that got a new revision.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub service_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// For a person, on stderr: services that have it pinned to another version.
+    #[prost(string, repeated, tag = "5")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollbackPayloadRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// The version to go back to. 0: the one before the newest.
+    #[prost(uint64, tag = "2")]
+    pub to_version: u64,
+    #[prost(message, optional, tag = "3")]
+    pub rollout: ::core::option::Option<RolloutOptions>,
+    /// Refused when the object changed since. 0: any.
+    #[prost(uint64, tag = "4")]
+    pub expect_version: u64,
+    #[prost(message, optional, tag = "5")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovePayloadsRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovePayloadsResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListImageNamesRequest {
@@ -6740,6 +7120,1444 @@ pub mod networks_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "skep.v1.Networks";
     impl<T> tonic::server::NamedService for NetworksServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod secrets_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Secrets. Their data comes in and never goes out. Callers: local root, managers.
+    #[derive(Debug, Clone)]
+    pub struct SecretsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> SecretsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> SecretsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            SecretsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSecretsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSecretsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Secrets/List");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Secrets", "List"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// By id, name, or unique id prefix.
+        pub async fn get(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetSecretRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetSecretResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Secrets/Get");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Secrets", "Get"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn create(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateSecretRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateSecretResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Secrets/Create");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Secrets", "Create"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes labels; nothing else of a spec can change.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateSecretRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateSecretResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Secrets/Update");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Secrets", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a new version, which the services that use the secret get.
+        pub async fn rotate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Secrets/Rotate");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Secrets", "Rotate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a new version with the data of an earlier one.
+        pub async fn rollback(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollbackPayloadRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Secrets/Rollback");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Secrets", "Rollback"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Refused while a service or task uses it; the message names them.
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemovePayloadsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemovePayloadsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Secrets/Remove");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Secrets", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod secrets_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with SecretsServer.
+    #[async_trait]
+    pub trait Secrets: std::marker::Send + std::marker::Sync + 'static {
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListSecretsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSecretsResponse>,
+            tonic::Status,
+        >;
+        /// By id, name, or unique id prefix.
+        async fn get(
+            &self,
+            request: tonic::Request<super::GetSecretRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetSecretResponse>,
+            tonic::Status,
+        >;
+        async fn create(
+            &self,
+            request: tonic::Request<super::CreateSecretRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateSecretResponse>,
+            tonic::Status,
+        >;
+        /// Changes labels; nothing else of a spec can change.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateSecretRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateSecretResponse>,
+            tonic::Status,
+        >;
+        /// Makes a new version, which the services that use the secret get.
+        async fn rotate(
+            &self,
+            request: tonic::Request<super::RotateRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status>;
+        /// Makes a new version with the data of an earlier one.
+        async fn rollback(
+            &self,
+            request: tonic::Request<super::RollbackPayloadRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status>;
+        /// Refused while a service or task uses it; the message names them.
+        async fn remove(
+            &self,
+            request: tonic::Request<super::RemovePayloadsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemovePayloadsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Secrets. Their data comes in and never goes out. Callers: local root, managers.
+    #[derive(Debug)]
+    pub struct SecretsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> SecretsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for SecretsServer<T>
+    where
+        T: Secrets,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Secrets/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Secrets>(pub Arc<T>);
+                    impl<
+                        T: Secrets,
+                    > tonic::server::UnaryService<super::ListSecretsRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListSecretsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListSecretsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Secrets>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Secrets/Get" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSvc<T: Secrets>(pub Arc<T>);
+                    impl<T: Secrets> tonic::server::UnaryService<super::GetSecretRequest>
+                    for GetSvc<T> {
+                        type Response = super::GetSecretResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetSecretRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Secrets>::get(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Secrets/Create" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateSvc<T: Secrets>(pub Arc<T>);
+                    impl<
+                        T: Secrets,
+                    > tonic::server::UnaryService<super::CreateSecretRequest>
+                    for CreateSvc<T> {
+                        type Response = super::CreateSecretResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateSecretRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Secrets>::create(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Secrets/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: Secrets>(pub Arc<T>);
+                    impl<
+                        T: Secrets,
+                    > tonic::server::UnaryService<super::UpdateSecretRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateSecretResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateSecretRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Secrets>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Secrets/Rotate" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateSvc<T: Secrets>(pub Arc<T>);
+                    impl<T: Secrets> tonic::server::UnaryService<super::RotateRequest>
+                    for RotateSvc<T> {
+                        type Response = super::RotateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Secrets>::rotate(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Secrets/Rollback" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollbackSvc<T: Secrets>(pub Arc<T>);
+                    impl<
+                        T: Secrets,
+                    > tonic::server::UnaryService<super::RollbackPayloadRequest>
+                    for RollbackSvc<T> {
+                        type Response = super::RotateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollbackPayloadRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Secrets>::rollback(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollbackSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Secrets/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Secrets>(pub Arc<T>);
+                    impl<
+                        T: Secrets,
+                    > tonic::server::UnaryService<super::RemovePayloadsRequest>
+                    for RemoveSvc<T> {
+                        type Response = super::RemovePayloadsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemovePayloadsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Secrets>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for SecretsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Secrets";
+    impl<T> tonic::server::NamedService for SecretsServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod configs_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Configs. Callers: local root, managers.
+    #[derive(Debug, Clone)]
+    pub struct ConfigsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ConfigsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ConfigsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ConfigsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListConfigsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListConfigsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Configs/List");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Configs", "List"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// By id, name, or unique id prefix. With the data.
+        pub async fn get(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetConfigResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Configs/Get");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Configs", "Get"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn create(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateConfigResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Configs/Create");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Configs", "Create"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes labels; nothing else of a spec can change.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateConfigResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Configs/Update");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Configs", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a new version, which the services that use the config get.
+        pub async fn rotate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Configs/Rotate");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Configs", "Rotate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a new version with the data of an earlier one.
+        pub async fn rollback(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollbackPayloadRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Configs/Rollback");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Configs", "Rollback"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Refused while a service or task uses it; the message names them.
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemovePayloadsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemovePayloadsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Configs/Remove");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Configs", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod configs_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ConfigsServer.
+    #[async_trait]
+    pub trait Configs: std::marker::Send + std::marker::Sync + 'static {
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListConfigsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListConfigsResponse>,
+            tonic::Status,
+        >;
+        /// By id, name, or unique id prefix. With the data.
+        async fn get(
+            &self,
+            request: tonic::Request<super::GetConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetConfigResponse>,
+            tonic::Status,
+        >;
+        async fn create(
+            &self,
+            request: tonic::Request<super::CreateConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateConfigResponse>,
+            tonic::Status,
+        >;
+        /// Changes labels; nothing else of a spec can change.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateConfigResponse>,
+            tonic::Status,
+        >;
+        /// Makes a new version, which the services that use the config get.
+        async fn rotate(
+            &self,
+            request: tonic::Request<super::RotateRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status>;
+        /// Makes a new version with the data of an earlier one.
+        async fn rollback(
+            &self,
+            request: tonic::Request<super::RollbackPayloadRequest>,
+        ) -> std::result::Result<tonic::Response<super::RotateResponse>, tonic::Status>;
+        /// Refused while a service or task uses it; the message names them.
+        async fn remove(
+            &self,
+            request: tonic::Request<super::RemovePayloadsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemovePayloadsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Configs. Callers: local root, managers.
+    #[derive(Debug)]
+    pub struct ConfigsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ConfigsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ConfigsServer<T>
+    where
+        T: Configs,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Configs/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Configs>(pub Arc<T>);
+                    impl<
+                        T: Configs,
+                    > tonic::server::UnaryService<super::ListConfigsRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListConfigsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListConfigsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Configs>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Configs/Get" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSvc<T: Configs>(pub Arc<T>);
+                    impl<T: Configs> tonic::server::UnaryService<super::GetConfigRequest>
+                    for GetSvc<T> {
+                        type Response = super::GetConfigResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetConfigRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Configs>::get(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Configs/Create" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateSvc<T: Configs>(pub Arc<T>);
+                    impl<
+                        T: Configs,
+                    > tonic::server::UnaryService<super::CreateConfigRequest>
+                    for CreateSvc<T> {
+                        type Response = super::CreateConfigResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateConfigRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Configs>::create(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Configs/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: Configs>(pub Arc<T>);
+                    impl<
+                        T: Configs,
+                    > tonic::server::UnaryService<super::UpdateConfigRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateConfigResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateConfigRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Configs>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Configs/Rotate" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateSvc<T: Configs>(pub Arc<T>);
+                    impl<T: Configs> tonic::server::UnaryService<super::RotateRequest>
+                    for RotateSvc<T> {
+                        type Response = super::RotateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Configs>::rotate(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Configs/Rollback" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollbackSvc<T: Configs>(pub Arc<T>);
+                    impl<
+                        T: Configs,
+                    > tonic::server::UnaryService<super::RollbackPayloadRequest>
+                    for RollbackSvc<T> {
+                        type Response = super::RotateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollbackPayloadRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Configs>::rollback(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollbackSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Configs/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Configs>(pub Arc<T>);
+                    impl<
+                        T: Configs,
+                    > tonic::server::UnaryService<super::RemovePayloadsRequest>
+                    for RemoveSvc<T> {
+                        type Response = super::RemovePayloadsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemovePayloadsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Configs>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ConfigsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Configs";
+    impl<T> tonic::server::NamedService for ConfigsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
