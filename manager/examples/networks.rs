@@ -105,6 +105,7 @@ fn state() -> State {
         created_at: UnixMs::ZERO,
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     };
     let group = Group(vec![Change::any(Op::PutService(service)), Change::any(Op::PutRevision(revision))]);
     assert!(state.apply(&Transaction { groups: vec![group], ..Transaction::default() }).refused.is_empty());

@@ -48,6 +48,7 @@ fn generated_code_is_up_to_date() {
         .btree_map(".")
         // Shared between the sessions that it is sent to.
         .bytes(".skep.v1.SessionDown.network")
+        .bytes(".skep.v1.Payload.data")
         .skip_debug(SECRET)
         .out_dir(out.path())
         .compile_fds(descriptors)

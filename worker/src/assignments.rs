@@ -200,6 +200,8 @@ fn parse(message: Assignments) -> Result<Parsed, AssignmentError> {
                 let id = CredentialId::from_wire(&credential.id).map_err(bad("credential"))?;
                 parsed.credentials.insert(id, credential);
             }
+            // Tasks that use one are refused, as not supported yet: nobody would read it.
+            Item::Payload(_) => {}
         }
     }
     for key in message.remove {
@@ -215,6 +217,7 @@ fn parse(message: Assignments) -> Result<Parsed, AssignmentError> {
                 let id = CredentialId::from_wire(&id).map_err(bad("credential"))?;
                 parsed.removed_credentials.insert(id);
             }
+            Key::Payload(_) => {}
         }
     }
     Ok(parsed)

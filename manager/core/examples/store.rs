@@ -149,6 +149,7 @@ fn swarm() -> State {
         created_at: UnixMs::ZERO,
         copied_from: None,
         service_name: "big".into(),
+        live: None,
     });
     state.put(service);
     state

@@ -106,6 +106,7 @@ fn swarm(policy: UpdatePolicy) -> State {
         created_at: NOW,
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     });
     state.put(service);
     for slot in 1..=REPLICAS {

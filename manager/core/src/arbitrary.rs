@@ -8,19 +8,21 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use skep_proto::id::{ClusterId, CredentialId, NetworkId, NodeId, RequestId, ServiceId, TaskId};
+use skep_proto::id::{ClusterId, ConfigId, CredentialId, NetworkId, NodeId, RequestId, SecretId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    Availability, ClusterSpec, ContainerSpec, ContainerState, ContainerStatus, FabricEndpoint, NetworkAttachment,
-    NetworkDriver, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState, PortSpec, PublishMode, RegistryAuth,
-    ReplicatedMode, ServiceSpec, TaskState, TaskStatus, TaskTemplate, WantedState,
+    Availability, ClusterSpec, ConfigRef, ContainerSpec, ContainerState, ContainerStatus, FabricEndpoint,
+    NetworkAttachment, NetworkDriver, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState, PortSpec,
+    PublishMode, RegistryAuth, ReplicatedMode, SecretRef, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
+    WantedState,
 };
 
 use crate::change::{Change, Expect, Group, NodeObserved, Op, TaskObserved, Transaction};
 use crate::object::{
-    Cluster, Credential, ImageName, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus, Revision,
-    RevisionKey, Service, Slot, Subnet, Task,
+    Cluster, Credential, Data, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus,
+    Parcel, ParcelId, ParcelSpec, Payload, PayloadKey, PayloadVersion, Revision, RevisionKey, Service, Slot, Subnet,
+    Task,
 };
 use crate::store::{ObjectKey, State};
 
@@ -117,6 +119,10 @@ fn key(op: &Op) -> Option<ObjectKey> {
         Op::RemoveCredential(id) => ObjectKey::Credential(*id),
         Op::PutNetwork(network) => ObjectKey::Network(network.id),
         Op::RemoveNetwork(id) => ObjectKey::Network(*id),
+        Op::PutParcel(parcel) => ObjectKey::Parcel(parcel.id),
+        Op::RemoveParcel(id) => ObjectKey::Parcel(*id),
+        Op::PutPayload(payload) => ObjectKey::Payload(payload.key),
+        Op::RemovePayload(key) => ObjectKey::Payload(*key),
         Op::ObserveTask(_) | Op::ObserveNode(_) => return None,
     })
 }
@@ -124,12 +130,13 @@ fn key(op: &Op) -> Option<ObjectKey> {
 /// Sequences of transactions, with times that mostly rise.
 pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Plan>> {
     let plan = (option::weighted(0.2, 1..20u128), 0..400_000i64, vec(group(), 1..4));
-    // Most histories begin with networks: else few services come into being.
+    // Most histories begin with networks, a secret and a config: else few services come into being.
     let networks = option::weighted(0.8, vec(network(), 3..6));
     (networks, vec(plan, 1..length)).prop_map(|(networks, mut plans)| {
         if let Some(networks) = networks {
             let alone = |network| vec![(Guess::Right, Op::PutNetwork(network))];
-            plans.insert(0, (None, 0, networks.into_iter().map(alone).collect()));
+            let parcels = PARCELS.into_iter().flat_map(|id| [rotation(id, 1), rotation(id, 2)]);
+            plans.insert(0, (None, 0, networks.into_iter().map(alone).chain(parcels).collect()));
         }
         let mut now = 1_000;
         let timed = plans.into_iter().map(|(request, wait, groups)| {
@@ -142,10 +149,54 @@ pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Plan>> {
 
 fn group() -> impl Strategy<Value = Vec<Draft>> {
     prop_oneof![
-        4 => draft().prop_map(|draft| vec![draft]),
-        2 => new_service(),
-        1 => vec(draft(), 0..4),
+        12 => draft().prop_map(|draft| vec![draft]),
+        6 => new_service(),
+        3 => vec(draft(), 0..4),
+        1 => (parcel_id(), 1..4u64).prop_map(|(id, newest)| rotation(id, newest)),
+        1 => (parcel_id(), 1..4u64).prop_map(|(id, newest)| removal(id, newest)),
     ]
+}
+
+const PARCELS: [ParcelId; 3] =
+    [ParcelId::Secret(SecretId::new(1)), ParcelId::Secret(SecretId::new(2)), ParcelId::Config(ConfigId::new(1))];
+
+/// What `secret create` and `secret rotate` write, where the versions before are there.
+fn rotation(id: ParcelId, newest: u64) -> Vec<Draft> {
+    let versions = (1..=newest).map(payload_version).collect();
+    let parcel = parcel(id, "db", versions);
+    vec![(Guess::Right, Op::PutParcel(parcel)), (Guess::Right, Op::PutPayload(payload(id, newest)))]
+}
+
+/// What `secret rm` writes, where these are all versions that there are.
+fn removal(id: ParcelId, newest: u64) -> Vec<Draft> {
+    let payloads = (1..=newest).map(|version| Op::RemovePayload(PayloadKey { owner: id, version }));
+    std::iter::once(Op::RemoveParcel(id)).chain(payloads).map(|op| (Guess::Right, op)).collect()
+}
+
+fn parcel_id() -> impl Strategy<Value = ParcelId> {
+    select(PARCELS.to_vec())
+}
+
+fn parcel(id: ParcelId, name: &str, versions: Vec<PayloadVersion>) -> Parcel {
+    let name = if id == PARCELS[1] { format!("{name}2") } else { name.to_owned() };
+    let labels = [("a".to_owned(), "b".to_owned())].into();
+    Parcel { id, meta: Meta::default(), spec: Arc::new(ParcelSpec { name, labels, templated: false }), versions }
+}
+
+fn payload_version(number: u64) -> PayloadVersion {
+    PayloadVersion { number, created_at: UnixMs::ZERO, size: number, copied_from: (number == 3).then_some(1) }
+}
+
+fn payload(owner: ParcelId, version: u64) -> Payload {
+    let data = vec![7; usize::try_from(version).expect("they are few")];
+    Payload { key: PayloadKey { owner, version }, data: Data::new(data) }
+}
+
+/// Any, also one that does not fit what is stored, or anything.
+fn any_parcel() -> impl Strategy<Value = Parcel> {
+    let versions = vec(0..4u64, 0..3);
+    (parcel_id(), select(vec!["db", "db2", "other", ""]), versions)
+        .prop_map(|(id, name, numbers)| parcel(id, name, numbers.into_iter().map(payload_version).collect()))
 }
 
 /// What `service create` writes.
@@ -181,7 +232,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         3 => service().prop_map(Op::PutService),
         4 => network().prop_map(Op::PutNetwork),
         2 => revision_key().prop_map(|key| Op::PutRevision(revision(key))),
-        14 => task().prop_map(Op::PutTask),
+        18 => task().prop_map(Op::PutTask),
         1 => image_name().prop_map(|name| Op::PutImageName(ImageName {
             name, meta: Meta::default(), digest: "sha256:0".into(), platforms: Vec::new(),
         })),
@@ -193,7 +244,11 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => image_name().prop_map(Op::RemoveImageName),
         1 => credential_id().prop_map(Op::RemoveCredential),
         1 => network_id().prop_map(Op::RemoveNetwork),
-        10 => (task_id(), node_id(), status()).prop_map(|(task, node, status)| {
+        1 => any_parcel().prop_map(Op::PutParcel),
+        1 => (parcel_id(), 0..4u64).prop_map(|(id, version)| Op::PutPayload(payload(id, version))),
+        1 => parcel_id().prop_map(Op::RemoveParcel),
+        1 => (parcel_id(), 1..4u64).prop_map(|(owner, version)| Op::RemovePayload(PayloadKey { owner, version })),
+        14 => (task_id(), node_id(), status()).prop_map(|(task, node, status)| {
             Op::ObserveTask(TaskObserved { task, node, status: Arc::new(status) })
         }),
         3 => node_observed().prop_map(Op::ObserveNode),
@@ -349,8 +404,17 @@ fn service() -> impl Strategy<Value = Service> {
 fn revision(key: RevisionKey) -> Revision {
     let container =
         |name: &str| ContainerSpec { name: name.into(), image: "busybox".into(), ..ContainerSpec::default() };
+    let mut main = container("main");
+    // Revision 2 uses the first version of a config, 3 the second of a secret.
+    if key.number == 2 {
+        let config_id = ConfigId::new(1).to_vec();
+        main.configs = vec![ConfigRef { config_id, version: 1, name: "db".into(), ..ConfigRef::default() }];
+    } else if key.number == 3 {
+        let secret_id = SecretId::new(1).to_vec();
+        main.secrets = vec![SecretRef { secret_id, version: 2, pinned: true, ..SecretRef::default() }];
+    }
     let template = TaskTemplate {
-        containers: vec![container("main"), container("side")],
+        containers: vec![main, container("side")],
         credential_id: CredentialId::new(1 + u128::from(key.number) % 2).to_vec(),
         hostname: if key.number == 3 { "{{.Node.Hostname}}".into() } else { String::new() },
         networks: attachments(key),
@@ -362,6 +426,7 @@ fn revision(key: RevisionKey) -> Revision {
         created_at: UnixMs::ZERO,
         copied_from: key.number.checked_sub(1),
         service_name: "web".into(),
+        live: (key.number == 3).then(|| LiveChange { from_revision: 2, signal: "HUP".into() }),
     }
 }
 

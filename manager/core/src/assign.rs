@@ -3,10 +3,10 @@
 //! that of the node's own tasks. Called by the dispatcher.
 //!
 //! A node gets: the tasks placed on it until their records are deleted (the ended ones too: their logs are kept as long),
-//! the revisions of these tasks, and the credentials that those of them need which may still pull an image. Nothing
-//! else, ever.
+//! the revisions of these tasks, the credentials that those of them need which may still pull an image, and the secrets and
+//! configs of those that are to run. Nothing else, ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_proto::id::{CredentialId, NodeId, TaskId};
@@ -15,8 +15,8 @@ use skep_proto::v1::assignment_key::Key;
 use skep_proto::v1::{self, TaskState, TaskStatus, WantedState};
 
 use crate::codec;
-use crate::object::{Credential, Revision, RevisionKey, Task};
-use crate::store::State;
+use crate::object::{Credential, Payload, PayloadKey, Revision, RevisionKey, Task};
+use crate::store::{State, payload_refs};
 
 /// Everything assigned to a node at one version of the store.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,14 @@ pub struct AssignmentSet {
     tasks: BTreeMap<TaskId, Arc<Task>>,
     revisions: BTreeMap<RevisionKey, Arc<Revision>>,
     credentials: BTreeMap<CredentialId, Arc<Credential>>,
+    payloads: BTreeMap<PayloadKey, Arc<Given>>,
+}
+
+/// A payload as a node gets it.
+#[derive(Clone, Debug, PartialEq)]
+struct Given {
+    payload: Arc<Payload>,
+    templated: bool,
 }
 
 /// What leads from one set to another.
@@ -61,17 +69,32 @@ impl AssignmentSet {
     /// What the state assigns to the node.
     pub fn of(state: &State, node: NodeId) -> Self {
         let mut set = Self::default();
+        let mut runs = BTreeSet::new();
         for task in state.tasks_on_node(node).filter(|task| is_assigned(task)) {
             let Some(revision) = state.revision(task.revision) else { continue };
-            if told(task).wants_to_run()
-                && let Some(credential) = credential_of(state, revision)
-            {
-                set.credentials.insert(credential.id, Arc::clone(credential));
+            if told(task).wants_to_run() {
+                if let Some(credential) = credential_of(state, revision) {
+                    set.credentials.insert(credential.id, Arc::clone(credential));
+                }
+                // Tasks of a service share a revision.
+                if runs.insert(revision.key) {
+                    set.give(state, revision);
+                }
             }
             set.revisions.insert(revision.key, Arc::clone(revision));
             set.tasks.insert(task.id, Arc::clone(task));
         }
         set
+    }
+
+    /// Adds the payloads that tasks of a revision use.
+    fn give(&mut self, state: &State, revision: &Revision) {
+        for key in payload_refs(&revision.template).map(|one| one.key) {
+            if let (Some(payload), Some(owner)) = (state.payload(key), state.parcel(key.owner)) {
+                let given = Given { payload: Arc::clone(payload), templated: owner.spec.templated };
+                self.payloads.insert(key, Arc::new(given));
+            }
+        }
     }
 
     /// How many tasks are in it.
@@ -93,6 +116,14 @@ impl AssignmentSet {
     pub fn difference(&self, new: &Self) -> Difference {
         let mut difference = Difference::default();
         // What tasks need comes before them, and goes after them.
+        for given in
+            changed(&self.payloads, &new.payloads, |a, b| a.templated == b.templated && a.payload.key == b.payload.key)
+        {
+            difference.put(Item::Payload(v1::AssignedPayload {
+                payload: Some(codec::payload_to_wire(&given.payload)),
+                templated: given.templated,
+            }));
+        }
         for credential in changed(&self.credentials, &new.credentials, |a, b| a == b) {
             difference.put(Item::Credential(codec::credential_to_wire(credential)));
         }
@@ -110,6 +141,9 @@ impl AssignmentSet {
         }
         for id in gone(&self.credentials, &new.credentials) {
             difference.remove(Key::CredentialId(id.to_vec()));
+        }
+        for key in gone(&self.payloads, &new.payloads) {
+            difference.remove(Key::Payload(codec::payload_key_to_wire(*key)));
         }
         difference
     }

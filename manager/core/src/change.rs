@@ -7,7 +7,10 @@ use skep_proto::id::{CredentialId, NetworkId, NodeId, RequestId, ServiceId, Task
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{NodeDescription, NodeRole, TaskStatus};
 
-use crate::object::{Cluster, Credential, ImageName, Network, Node, NodeStatus, Revision, RevisionKey, Service, Task};
+use crate::object::{
+    Cluster, Credential, ImageName, Network, Node, NodeStatus, Parcel, ParcelId, Payload, PayloadKey, Revision,
+    RevisionKey, Service, Task,
+};
 
 /// One change.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +42,8 @@ pub enum Op {
     PutImageName(ImageName),
     PutCredential(Credential),
     PutNetwork(Network),
+    PutParcel(Parcel),
+    PutPayload(Payload),
     RemoveNode(NodeId),
     RemoveService(ServiceId),
     RemoveRevision(RevisionKey),
@@ -46,6 +51,8 @@ pub enum Op {
     RemoveImageName(String),
     RemoveCredential(CredentialId),
     RemoveNetwork(NetworkId),
+    RemoveParcel(ParcelId),
+    RemovePayload(PayloadKey),
     ObserveTask(TaskObserved),
     ObserveNode(NodeObserved),
 }

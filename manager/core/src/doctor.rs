@@ -3,6 +3,7 @@
 //! said in its message.
 
 mod networks;
+mod parcels;
 mod rules;
 
 #[cfg(test)]
@@ -39,6 +40,8 @@ pub fn check(state: &State) -> Vec<Finding> {
     networks::networks(state, &mut findings);
     networks::addresses(state, &mut findings);
     networks::ports(state, &mut findings);
+    parcels::parcels(state, &mut findings);
+    parcels::uses(state, &mut findings);
     if let Err(message) = state.check_indexes() {
         findings.push(Finding { severity: Severity::Error, object: "the store".to_owned(), message });
     }
@@ -67,6 +70,8 @@ pub fn report(state: &State) -> v1::DoctorResponse {
         ("image names", state.image_names().count()),
         ("credentials", state.credentials().count()),
         ("networks", state.network_count()),
+        ("secrets and configs", state.parcel_count()),
+        ("payloads", state.payload_count()),
     ];
     let checked: BTreeMap<_, _> = counts.into_iter().map(|(kind, count)| (kind.to_owned(), count as u64)).collect();
     v1::DoctorResponse { findings: findings.collect(), checked }

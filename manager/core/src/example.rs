@@ -140,6 +140,7 @@ pub(crate) fn with_service(state: &mut State, mode: Mode, change: impl FnOnce(&m
         created_at: START,
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     };
     state.put(service);
     state.put(revision);

@@ -5,6 +5,7 @@ mod cluster;
 mod image_name;
 mod network;
 mod node;
+mod parcel;
 mod service;
 mod task;
 
@@ -12,7 +13,8 @@ pub use cluster::Cluster;
 pub use image_name::{Credential, ImageName};
 pub use network::{Network, NetworkAddresses, Subnet};
 pub use node::{ManagerStatus, Node, NodeStatus};
-pub use service::{Revision, RevisionKey, Service};
+pub use parcel::{Data, Parcel, ParcelId, ParcelKind, ParcelSpec, Payload, PayloadKey, PayloadVersion};
+pub use service::{LiveChange, Revision, RevisionKey, Service};
 pub use task::{Slot, Task};
 
 use skep_proto::time::UnixMs;

@@ -56,7 +56,13 @@ fn add(topics: &mut BTreeSet<Topic>, event: &Event, state: &State) {
             let nodes = state.tasks_of_service(credential.service).filter_map(|task| task.node);
             topics.extend(nodes.map(Topic::Node));
         }
-        Some(Object::ImageName(_) | Object::Network(_)) | None => {}
+        Some(Object::Payload(payload)) => {
+            // It comes before the first revision that names it, and goes after the last: then this loop is empty.
+            let services: BTreeSet<_> = state.revisions_with(payload.key).map(|one| one.key.service).collect();
+            let tasks = services.into_iter().flat_map(|service| state.tasks_of_service(service));
+            topics.extend(tasks.filter_map(|task| task.node).map(Topic::Node));
+        }
+        Some(Object::ImageName(_) | Object::Network(_) | Object::Parcel(_)) | None => {}
     }
 }
 

@@ -299,6 +299,7 @@ fn service(id: ServiceId, name: &str, mode: Mode, ports: Vec<PortSpec>) -> [Chan
         created_at: UnixMs::ZERO,
         copied_from: None,
         service_name: name.into(),
+        live: None,
     };
     [Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))]
 }

@@ -1,7 +1,9 @@
 //! Numbers assignment messages and cuts them to size. Pure.
 //!
 //! A complete set is one message wherever it fits: a node removes whatever a complete set lacks, so it must never see
-//! the first half of one. A difference may be cut anywhere, if what a task needs comes before it.
+//! the first half of one. Only the data of secrets and configs, which may be a thousand times larger than all the rest, come
+//! in messages of their own after it: a task waits for its own. A difference may be cut anywhere, if what a task needs comes
+//! before it.
 
 use prost::Message as _;
 use skep_core::assign::Difference;
@@ -18,11 +20,22 @@ pub(crate) struct Sizes {
 /// The messages of a complete set; the first is number 1. If all of it is too much for one message, the tasks go first:
 /// a task without its revision waits, a task that is missing would be stopped.
 pub(crate) fn complete(set: Difference, sizes: Sizes) -> Vec<Assignments> {
+    let is_payload = |item: &AssignmentItem| matches!(item.item, Some(Item::Payload(_)));
+    let total = |items: &[AssignmentItem]| items.iter().map(size).sum::<usize>();
     let mut put = set.put;
-    if put.iter().map(size).sum::<usize>() > sizes.complete {
+    let mut payloads = Vec::new();
+    if put.iter().filter(|item| is_payload(item)).map(size).sum::<usize>() > sizes.difference {
+        (payloads, put) = put.into_iter().partition(is_payload);
+    }
+    if total(&put) > sizes.complete {
         put.sort_by_key(|item| std::cmp::Reverse(order(item)));
     }
-    let mut pieces = cut(put, sizes.complete, sizes.difference).into_iter();
+    let mut pieces = cut(put, sizes.complete, sizes.difference);
+    if pieces.is_empty() && !payloads.is_empty() {
+        pieces.push(Vec::new());
+    }
+    pieces.extend(cut(payloads, sizes.difference, sizes.difference));
+    let mut pieces = pieces.into_iter();
     let first = Assignments {
         complete: true,
         applies_to: 0,
@@ -80,9 +93,10 @@ fn size(item: &AssignmentItem) -> usize {
 /// What is needed comes before what needs it.
 fn order(item: &AssignmentItem) -> u8 {
     match item.item {
-        Some(Item::Credential(_)) => 0,
-        Some(Item::Revision(_)) => 1,
-        Some(Item::Task(_)) | None => 2,
+        Some(Item::Payload(_)) => 0,
+        Some(Item::Credential(_)) => 1,
+        Some(Item::Revision(_)) => 2,
+        Some(Item::Task(_)) | None => 3,
     }
 }
 
@@ -111,8 +125,10 @@ fn cut(items: Vec<AssignmentItem>, first: usize, others: usize) -> Vec<Vec<Assig
 mod tests {
     #![allow(clippy::unwrap_used)]
     use skep_proto::v1::assignment_key::Key;
-    use skep_proto::v1::{AssignmentKey, Credential, Revision, Task};
+    use skep_proto::v1::payload_key::Owner;
+    use skep_proto::v1::{AssignedPayload, AssignmentKey, Credential, Payload, PayloadKey, Revision, Task};
 
+    use super::super::limits::{COMPLETE_BYTES, DIFFERENCE_BYTES};
     use super::*;
 
     const SIZES: Sizes = Sizes { complete: 300, difference: 100 };
@@ -161,6 +177,45 @@ mod tests {
         assert_eq!(messages[0].put.iter().filter(|item| is_task(item)).count(), 5);
         let all: usize = messages.iter().map(|message| message.put.len()).sum();
         assert_eq!(all, items.len());
+    }
+
+    #[test]
+    fn many_large_secrets_come_in_messages_of_their_own() {
+        const SECRET_BYTES: usize = 512_000;
+        const SIZES: Sizes = Sizes { complete: COMPLETE_BYTES, difference: DIFFERENCE_BYTES };
+        let payload = |number: u64| {
+            let key = PayloadKey { owner: Some(Owner::SecretId(vec![1; 16])), version: number };
+            let payload = Payload { key: Some(key), data: vec![7; SECRET_BYTES].into() };
+            let given = AssignedPayload { payload: Some(payload), templated: false };
+            AssignmentItem { item: Some(Item::Payload(given)) }
+        };
+        let items = |secrets| (1..=secrets).map(payload).chain([revision(1, 10), task(1)]).collect();
+        let versions = |messages: &[Assignments]| -> Vec<u64> {
+            let items = messages.iter().flat_map(|message| &message.put);
+            let keys = items.filter_map(|item| match &item.item {
+                Some(Item::Payload(given)) => given.payload.as_ref()?.key.as_ref(),
+                _ => None,
+            });
+            keys.map(|key| key.version).collect()
+        };
+        let small = |messages: &[Assignments]| messages.iter().all(|message| message.encoded_len() <= 1 << 20);
+
+        // Tasks are not stopped for want of a message: the first has them all.
+        let messages = complete(whole(items(50)), SIZES);
+        assert!(messages[0].complete && messages[0].put.len() == 2 && chained(&messages) && small(&messages));
+        assert_eq!((messages.len(), versions(&messages)), (26, (1..=50).collect()));
+        assert_eq!(complete(whole(items(2)), SIZES).len(), 1, "what fits comes at once");
+
+        // What a task needs comes before it.
+        let messages = difference(whole(items(50)), 3, SIZES);
+        assert!(chained(&messages) && small(&messages) && messages[0].applies_to == 3);
+        assert_eq!(versions(&messages), (1..=50).collect::<Vec<_>>());
+        let last = messages.last().unwrap().put.last().unwrap();
+        assert!(matches!(last.item, Some(Item::Task(_))));
+
+        // One that has nothing but payloads is a set all the same.
+        let messages = complete(whole((1..=3).map(payload).collect()), SIZES);
+        assert!(messages[0].complete && messages[0].put.is_empty() && chained(&messages));
     }
 
     #[test]

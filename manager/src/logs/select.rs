@@ -110,6 +110,7 @@ mod tests {
             created_at: UnixMs::ZERO,
             copied_from: None,
             service_name: "web".into(),
+            live: None,
         });
         state
     }

@@ -33,6 +33,7 @@ fn service() -> Vec<Change> {
         created_at: UnixMs::ZERO,
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     };
     vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))]
 }

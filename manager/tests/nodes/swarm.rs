@@ -186,6 +186,7 @@ impl Swarm {
             created_at: UnixMs::ZERO,
             copied_from: None,
             service_name: name.into(),
+            live: None,
         };
         let changes = vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))];
         self.write(changes).await;

@@ -71,6 +71,7 @@ async fn service(swarm: &Swarm, replicas: u64) -> ServiceId {
         created_at: UnixMs::ZERO,
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     };
     let ops = [Op::PutNetwork(network), Op::PutService(service), Op::PutRevision(revision)];
     swarm.write(ops.into_iter().map(Change::create).collect()).await;

@@ -1545,8 +1545,8 @@ pub struct PayloadVersion {
 pub struct Payload {
     #[prost(message, optional, tag = "1")]
     pub key: ::core::option::Option<PayloadKey>,
-    #[prost(bytes = "vec", tag = "2")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
 }
 /// Names a payload.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -86,6 +86,7 @@ fn item_key(item: &AssignmentItem) -> Vec<u8> {
         Item::Task(task) => [b"t", &task.id[..]].concat(),
         Item::Revision(revision) => [b"r", &revision.service_id[..], &revision.number.to_be_bytes()].concat(),
         Item::Credential(credential) => [b"c", &credential.id[..]].concat(),
+        Item::Payload(given) => format!("p{:?}", given.payload.as_ref().unwrap().key.as_ref().unwrap()).into_bytes(),
     }
 }
 
@@ -94,6 +95,7 @@ fn key_key(key: &AssignmentKey) -> Vec<u8> {
         Key::TaskId(id) => [b"t", &id[..]].concat(),
         Key::Revision(key) => [b"r", &key.service_id[..], &key.number.to_be_bytes()].concat(),
         Key::CredentialId(id) => [b"c", &id[..]].concat(),
+        Key::Payload(key) => format!("p{key:?}").into_bytes(),
     }
 }
 

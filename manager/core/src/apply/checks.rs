@@ -5,7 +5,7 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::{TaskState, WantedState};
 
 use super::refused::Refused;
-use super::{networks, protocol_word, word};
+use super::{networks, parcels, protocol_word, word};
 use crate::change::Op;
 use crate::event::Event;
 use crate::object::{Node, Revision, RevisionKey, Service, Slot, Task};
@@ -16,6 +16,7 @@ pub(super) fn name_of(object: &Object) -> String {
     match object {
         Object::Service(service) => format!("service {}", service.spec.name),
         Object::Network(network) => format!("network {}", network.spec.name),
+        Object::Parcel(parcel) => parcel.title(),
         other => other.key().to_string(),
     }
 }
@@ -28,6 +29,9 @@ pub(super) fn well_formed(op: &Op) -> Result<(), Refused> {
         Op::PutRevision(revision) if revision.key.number == 0 || revision.copied_from == Some(0) => {
             (ObjectKey::Revision(revision.key), Some("revisions are numbered from 1"))
         }
+        Op::PutRevision(revision) => (ObjectKey::Revision(revision.key), parcels::revision_flaw(revision)),
+        Op::PutParcel(parcel) => (ObjectKey::Parcel(parcel.id), parcels::parcel_flaw(parcel)),
+        Op::PutPayload(payload) => (ObjectKey::Payload(payload.key), parcels::payload_flaw(payload)),
         Op::PutNetwork(network) => (ObjectKey::Network(network.id), networks::network_flaw(network)),
         Op::PutService(service) => {
             (ObjectKey::Service(service.id), networks::addresses_flaw(&service.virtual_addresses))
@@ -114,6 +118,10 @@ pub(super) fn references(state: &State, events: &[Event]) -> Result<(), Refused>
             (before, Some(Object::Service(service))) => service_refers(state, before.as_ref(), service)?,
             (before, Some(Object::Node(node))) => node_refers(state, before.as_ref(), node)?,
             (Some(Object::Network(network)), None) => networks::unused(state, network)?,
+            (_, Some(Object::Parcel(parcel))) => parcels::is_whole(state, parcel.id)?,
+            (Some(Object::Parcel(parcel)), None) => parcels::parcel_unused(state, parcel)?,
+            (_, Some(Object::Payload(payload))) => parcels::is_whole(state, payload.key.owner)?,
+            (Some(Object::Payload(payload)), None) => parcels::payload_unused(state, payload.key)?,
             (_, Some(Object::Revision(revision))) => revision_refers(state, revision)?,
             (Some(Object::Revision(revision)), None) => still_current(state, revision.key)?,
             (None, Some(Object::Task(task))) => {
@@ -145,6 +153,9 @@ fn service_refers(state: &State, before: Option<&Object>, service: &Service) -> 
     let needed_by = ObjectKey::Service(service.id);
     needs(state, ObjectKey::Revision(service.current()), &needed_by)?;
     networks::attachments_fit(state, service)?;
+    if let Some(revision) = state.revision(service.current()) {
+        parcels::uses_fit(state, service, revision)?;
+    }
     let before = match before {
         Some(Object::Service(before)) => &before.virtual_addresses[..],
         _ => &[],
@@ -170,7 +181,10 @@ fn revision_refers(state: &State, revision: &Revision) -> Result<(), Refused> {
     }
     needs(state, ObjectKey::Service(revision.key.service), &key)?;
     match state.service(revision.key.service).filter(|service| service.current() == revision.key) {
-        Some(service) => networks::attachments_fit(state, service),
+        Some(service) => {
+            networks::attachments_fit(state, service)?;
+            parcels::uses_fit(state, service, revision)
+        }
         None => Ok(()),
     }
 }

@@ -7,6 +7,7 @@
 mod checks;
 mod networks;
 mod observe;
+mod parcels;
 mod refused;
 mod writer;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 use skep_proto::v1;
 
 pub use networks::users as network_users;
+pub use parcels::parcel_users;
 pub use refused::Refused;
 
 use crate::change::Transaction;

@@ -206,7 +206,7 @@ pub fn users(state: &State, network: &Network) -> Option<String> {
     (!tasks.is_empty()).then(|| list(if tasks.len() == 1 { "task" } else { "tasks" }, &tasks))
 }
 
-fn list(kind: &str, names: &[impl AsRef<str>]) -> String {
+pub(super) fn list(kind: &str, names: &[impl AsRef<str>]) -> String {
     let named: Vec<&str> = names.iter().take(NAMED_USERS).map(AsRef::as_ref).collect();
     let more = match names.len().saturating_sub(NAMED_USERS) {
         0 => String::new(),

@@ -21,7 +21,7 @@ pub enum Refused {
     /// One task at most may claim a port of a node.
     #[error("port {port}/{protocol} of node {node} is in use by task {holder}")]
     PortTaken { node: NodeId, protocol: &'static str, port: u32, holder: TaskId },
-    /// A network's name or VNI, an address, a port of the routing mesh, a number in the fabric: one may have it.
+    /// A network's, a secret's or a config's name, a VNI, an address, a port of the routing mesh, a number in the fabric: one may have it.
     #[error("{what} is taken by {holder}")]
     Taken { what: String, holder: String },
     /// Subnets of networks do not overlap.

@@ -6,10 +6,10 @@ use skep_proto::time::UnixMs;
 
 use super::checks::{self, name_of};
 use super::refused::Refused;
-use super::{networks, observe};
+use super::{networks, observe, parcels};
 use crate::change::{Change, Expect, Group, Op};
 use crate::event::Event;
-use crate::object::{Meta, Node, Revision, Service, Task};
+use crate::object::{Meta, Node, Parcel, Payload, Revision, Service, Task};
 use crate::store::{Holder, Object, ObjectKey, State};
 
 /// A transaction on its way into the state.
@@ -90,6 +90,8 @@ impl<'a> Writer<'a> {
                 networks::network_fits(self.state, network)?;
                 self.put(expect, network.clone(), |network, meta| network.meta = meta)
             }
+            Op::PutParcel(parcel) => self.put_parcel(expect, parcel),
+            Op::PutPayload(payload) => self.put_payload(expect, payload),
             Op::RemoveNode(id) => self.remove_node(expect, *id),
             Op::RemoveService(id) => self.remove(expect, ObjectKey::Service(*id)),
             Op::RemoveRevision(key) => {
@@ -107,6 +109,8 @@ impl<'a> Writer<'a> {
             Op::RemoveImageName(name) => self.remove(expect, ObjectKey::ImageName(name.clone())),
             Op::RemoveCredential(id) => self.remove(expect, ObjectKey::Credential(*id)),
             Op::RemoveNetwork(id) => self.remove(expect, ObjectKey::Network(*id)),
+            Op::RemoveParcel(id) => self.remove(expect, ObjectKey::Parcel(*id)),
+            Op::RemovePayload(key) => self.remove(expect, ObjectKey::Payload(*key)),
             Op::ObserveTask(report) => {
                 if let Some(task) = observe::task(self.state, report) {
                     self.store(task);
@@ -177,6 +181,30 @@ impl<'a> Writer<'a> {
             });
         }
         self.store(Revision { created_at: self.at, ..revision.clone() });
+        Ok(())
+    }
+
+    fn put_parcel(&mut self, expect: Expect, parcel: &Parcel) -> Result<(), Refused> {
+        if self.state.parcel(parcel.id).is_some() {
+            // A stale write is told so first: what else is wrong with it follows from that.
+            self.expect(expect, &ObjectKey::Parcel(parcel.id))?;
+        }
+        parcels::parcel_fits(self.state, parcel)?;
+        let mut parcel = parcel.clone();
+        parcels::date(self.state, &mut parcel, self.at);
+        self.put(expect, parcel, |parcel, meta| parcel.meta = meta)
+    }
+
+    /// A payload is made once and never changes.
+    fn put_payload(&mut self, expect: Expect, payload: &Payload) -> Result<(), Refused> {
+        let key = ObjectKey::Payload(payload.key);
+        if self.state.payload(payload.key).is_some() {
+            return Err(Refused::Exists { object: key.to_string() });
+        }
+        if matches!(expect, Expect::Version(_)) {
+            return Err(Refused::Gone { object: key.to_string() });
+        }
+        self.store(payload.clone());
         Ok(())
     }
 

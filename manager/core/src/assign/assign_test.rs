@@ -12,7 +12,7 @@ use skep_proto::v1::{Assignments, TaskState, WantedState};
 use super::AssignmentSet;
 use crate::arbitrary;
 use crate::codec;
-use crate::store::State;
+use crate::store::{State, payload_refs};
 use crate::watch::{Topic, topics};
 
 /// A node's own copy: what it was sent, by kind and key.
@@ -37,6 +37,7 @@ impl Copy {
                 Key::TaskId(id) => (1, id.clone()),
                 Key::Revision(key) => (2, key.encode_to_vec()),
                 Key::CredentialId(id) => (3, id.clone()),
+                Key::Payload(key) => (4, key.encode_to_vec()),
             };
             assert!(self.items.remove(&key).is_some(), "a removal of what the node has not");
         }
@@ -62,6 +63,7 @@ fn key_of(item: &Item) -> (u8, Vec<u8>) {
             (2, codec::revision_key_to_wire(key).encode_to_vec())
         }
         Item::Credential(credential) => (3, credential.id.clone()),
+        Item::Payload(given) => (4, given.payload.as_ref().unwrap().key.as_ref().unwrap().encode_to_vec()),
     }
 }
 
@@ -119,6 +121,15 @@ proptest! {
                             task.service() == service && task.wanted.wants_to_run() && !task.state.is_terminal()
                         };
                         prop_assert!(own.iter().find(needs).is_some());
+                    }
+                    Item::Payload(given) => {
+                        let key = given.payload.unwrap().key.unwrap();
+                        let uses = |task: &&&std::sync::Arc<crate::object::Task>| {
+                            let template = &state.revision(task.revision).unwrap().template;
+                            let mut refs = payload_refs(template).map(|one| codec::payload_key_to_wire(one.key));
+                            task.wanted.wants_to_run() && !task.state.is_terminal() && refs.any(|one| one == key)
+                        };
+                        prop_assert!(own.iter().find(uses).is_some());
                     }
                 }
             }

@@ -25,6 +25,8 @@ fn normal(group: &Group) -> Group {
             | Op::RemoveImageName(_)
             | Op::RemoveCredential(_)
             | Op::RemoveNetwork(_)
+            | Op::RemoveParcel(_)
+            | Op::RemovePayload(_)
                 if matches!(change.expect, Expect::Absent | Expect::Version(0)) =>
             {
                 change.expect = Expect::Any;

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use prost::Message;
-use skep_proto::id::{CredentialId, NetworkId, NodeId, RequestId, ServiceId, TaskId};
+use skep_proto::id::{ConfigId, CredentialId, NetworkId, NodeId, RequestId, SecretId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1;
 use skep_proto::v1::change::Change as Kind;
 
 use super::error::DecodeError;
 use super::objects::{self, bad_id, known};
+use super::parcels;
 use crate::change::{Change, Expect, Group, NodeObserved, Op, TaskObserved, Transaction};
+use crate::object::ParcelId;
 
 /// The format of entries that this build writes, and the highest that it reads.
 const FORMAT: u32 = 1;
@@ -113,6 +115,8 @@ fn change_to_wire(change: &Change) -> v1::Change {
             | Op::RemoveImageName(_)
             | Op::RemoveCredential(_)
             | Op::RemoveNetwork(_)
+            | Op::RemoveParcel(_)
+            | Op::RemovePayload(_)
             | Op::ObserveTask(_)
             | Op::ObserveNode(_)
     );
@@ -136,6 +140,11 @@ fn op_to_wire(op: &Op) -> Kind {
         Op::PutImageName(name) => Kind::PutImageName(objects::image_name_to_wire(name)),
         Op::PutCredential(credential) => Kind::PutCredential(objects::credential_to_wire(credential)),
         Op::PutNetwork(network) => Kind::PutNetwork(objects::network_to_wire(network)),
+        Op::PutParcel(parcel) => match parcel.id {
+            ParcelId::Secret(id) => Kind::PutSecret(parcels::secret_to_wire(id, parcel)),
+            ParcelId::Config(id) => Kind::PutConfig(parcels::config_to_wire(id, parcel)),
+        },
+        Op::PutPayload(payload) => Kind::PutPayload(parcels::payload_to_wire(payload)),
         Op::RemoveNode(id) => Kind::RemoveNode(id.to_vec()),
         Op::RemoveService(id) => Kind::RemoveService(id.to_vec()),
         Op::RemoveRevision(key) => Kind::RemoveRevision(objects::revision_key_to_wire(*key)),
@@ -143,6 +152,9 @@ fn op_to_wire(op: &Op) -> Kind {
         Op::RemoveImageName(name) => Kind::RemoveImageName(name.clone()),
         Op::RemoveCredential(id) => Kind::RemoveCredential(id.to_vec()),
         Op::RemoveNetwork(id) => Kind::RemoveNetwork(id.to_vec()),
+        Op::RemoveParcel(ParcelId::Secret(id)) => Kind::RemoveSecret(id.to_vec()),
+        Op::RemoveParcel(ParcelId::Config(id)) => Kind::RemoveConfig(id.to_vec()),
+        Op::RemovePayload(key) => Kind::RemovePayload(parcels::payload_key_to_wire(*key)),
         Op::ObserveTask(report) => Kind::ObserveTask(v1::TaskObserved {
             task_id: report.task.to_vec(),
             node_id: report.node.to_vec(),
@@ -179,6 +191,10 @@ fn change_from_wire(wire: v1::Change) -> Result<Change, DecodeError> {
         Kind::PutImageName(name) => (put, Op::PutImageName(objects::image_name_from_wire(name)?)),
         Kind::PutCredential(credential) => (put, Op::PutCredential(objects::credential_from_wire(credential)?)),
         Kind::PutNetwork(network) => (put, Op::PutNetwork(objects::network_from_wire(network)?)),
+        Kind::PutSecret(secret) => (put, Op::PutParcel(parcels::secret_from_wire(secret)?)),
+        Kind::PutConfig(config) => (put, Op::PutParcel(parcels::config_from_wire(config)?)),
+        // They never change: what is expected of them is nothing.
+        Kind::PutPayload(payload) => (put, Op::PutPayload(parcels::payload_from_wire(payload)?)),
         Kind::RemoveNode(bytes) => (removal, Op::RemoveNode(NodeId::from_wire(&bytes).map_err(id("node"))?)),
         Kind::RemoveService(bytes) => {
             (removal, Op::RemoveService(ServiceId::from_wire(&bytes).map_err(id("service"))?))
@@ -192,6 +208,15 @@ fn change_from_wire(wire: v1::Change) -> Result<Change, DecodeError> {
         Kind::RemoveNetwork(bytes) => {
             (removal, Op::RemoveNetwork(NetworkId::from_wire(&bytes).map_err(id("network"))?))
         }
+        Kind::RemoveSecret(bytes) => {
+            let secret = SecretId::from_wire(&bytes).map_err(id("secret"))?;
+            (removal, Op::RemoveParcel(ParcelId::Secret(secret)))
+        }
+        Kind::RemoveConfig(bytes) => {
+            let config = ConfigId::from_wire(&bytes).map_err(id("config"))?;
+            (removal, Op::RemoveParcel(ParcelId::Config(config)))
+        }
+        Kind::RemovePayload(key) => (removal, Op::RemovePayload(parcels::payload_key_from_wire(Some(&key))?)),
         Kind::ObserveTask(report) => (Expect::Any, Op::ObserveTask(task_observed(report)?)),
         Kind::ObserveNode(report) => (Expect::Any, Op::ObserveNode(node_observed(report)?)),
     };

@@ -5,6 +5,7 @@
 mod entry;
 mod error;
 mod objects;
+mod parcels;
 mod snapshot;
 
 #[cfg(test)]
@@ -19,4 +20,5 @@ pub use objects::{
     revision_from_wire, revision_key_to_wire, revision_to_wire, service_from_wire, service_to_wire, task_from_wire,
     task_to_wire,
 };
+pub use parcels::{config_to_wire, payload_key_to_wire, payload_to_wire, secret_to_wire};
 pub use snapshot::{read_snapshot, write_snapshot};

@@ -10,15 +10,15 @@ use skep_proto::v1;
 
 use super::error::DecodeError;
 use crate::object::{
-    Cluster, Credential, ImageName, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus, Revision,
-    RevisionKey, Service, Slot, Subnet, Task,
+    Cluster, Credential, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus,
+    Revision, RevisionKey, Service, Slot, Subnet, Task,
 };
 
-fn meta_to_wire(meta: Meta) -> Option<v1::Meta> {
+pub(super) fn meta_to_wire(meta: Meta) -> Option<v1::Meta> {
     Some(v1::Meta { version: meta.version, created_at_ms: meta.created_at.0, updated_at_ms: meta.updated_at.0 })
 }
 
-fn meta_from_wire(meta: Option<v1::Meta>) -> Meta {
+pub(super) fn meta_from_wire(meta: Option<v1::Meta>) -> Meta {
     let meta = meta.unwrap_or_default();
     Meta { version: meta.version, created_at: UnixMs(meta.created_at_ms), updated_at: UnixMs(meta.updated_at_ms) }
 }
@@ -167,6 +167,10 @@ pub fn revision_to_wire(revision: &Revision) -> v1::Revision {
         created_at_ms: revision.created_at.0,
         copied_from: revision.copied_from.unwrap_or(0),
         service_name: revision.service_name.to_string(),
+        live: revision
+            .live
+            .as_ref()
+            .map(|live| v1::LiveChange { from_revision: live.from_revision, signal: live.signal.clone() }),
     }
 }
 
@@ -178,6 +182,7 @@ pub fn revision_from_wire(wire: v1::Revision) -> Result<Revision, DecodeError> {
         created_at: UnixMs(wire.created_at_ms),
         copied_from: (wire.copied_from != 0).then_some(wire.copied_from),
         service_name: wire.service_name.into(),
+        live: wire.live.map(|live| LiveChange { from_revision: live.from_revision, signal: live.signal }),
     })
 }
 

@@ -14,6 +14,8 @@ use skep_proto::v1::snapshot_record::Record;
 
 use super::error::{DecodeError, SnapshotError};
 use super::objects::{self, bad_id};
+use super::parcels;
+use crate::object::ParcelId;
 use crate::store::{Object, RequestRecord, State};
 
 /// The format of snapshots that this build writes, and the highest that it reads.
@@ -109,6 +111,11 @@ fn object_to_record(object: &Object) -> Record {
         Object::ImageName(name) => Record::ImageName(objects::image_name_to_wire(name)),
         Object::Network(network) => Record::Network(objects::network_to_wire(network)),
         Object::Credential(credential) => Record::Credential(objects::credential_to_wire(credential)),
+        Object::Parcel(parcel) => match parcel.id {
+            ParcelId::Secret(id) => Record::Secret(parcels::secret_to_wire(id, parcel)),
+            ParcelId::Config(id) => Record::Config(parcels::config_to_wire(id, parcel)),
+        },
+        Object::Payload(payload) => Record::Payload(parcels::payload_to_wire(payload)),
     }
 }
 
@@ -122,6 +129,9 @@ fn restore(state: &mut State, record: Record) -> Result<(), DecodeError> {
         Record::ImageName(name) => Object::ImageName(Arc::new(objects::image_name_from_wire(name)?)),
         Record::Credential(credential) => Object::Credential(Arc::new(objects::credential_from_wire(credential)?)),
         Record::Network(network) => Object::Network(Arc::new(objects::network_from_wire(network)?)),
+        Record::Secret(secret) => Object::Parcel(Arc::new(parcels::secret_from_wire(secret)?)),
+        Record::Config(config) => Object::Parcel(Arc::new(parcels::config_from_wire(config)?)),
+        Record::Payload(payload) => Object::Payload(Arc::new(parcels::payload_from_wire(payload)?)),
         Record::Request(request) => {
             state.put_request(RequestRecord {
                 request: RequestId::from_wire(&request.request_id).map_err(bad_id("answer", "request_id"))?,

@@ -67,6 +67,7 @@ impl Leader {
                     created_at: START,
                     copied_from: None,
                     service_name,
+                    live: None,
                 };
                 let changes = [Op::PutService(service), Op::PutRevision(revision)].map(Change::create);
                 self.apply(vec![Group(changes.into())]).pop().unwrap_or_default()
@@ -374,7 +375,7 @@ fn the_store_refuses_one_port_in_both_modes() {
         let (id, meta, spec, ports) = (ServiceId::new(id), Meta::default(), Arc::new(spec), ports.to_vec());
         let service = Service { id, meta, spec, revision: 1, ports, update: None, virtual_addresses: Vec::new() };
         let (key, template) = (service.current(), Arc::new(template));
-        let revision = Revision { key, template, created_at: START, copied_from: None, service_name };
+        let revision = Revision { key, template, created_at: START, copied_from: None, service_name, live: None };
         vec![Group([Op::PutService(service), Op::PutRevision(revision)].map(Change::any).into())]
     };
     let (host, mesh) = (PublishMode::Host, PublishMode::Ingress);

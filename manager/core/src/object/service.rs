@@ -41,6 +41,17 @@ pub struct Revision {
     pub copied_from: Option<u64>,
     /// For tasks that outlive their service.
     pub service_name: Arc<str>,
+    /// Running tasks of an earlier revision take this one over in place: only versions of secrets and configs differ.
+    pub live: Option<LiveChange>,
+}
+
+/// How running tasks take over new versions of secrets and configs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveChange {
+    /// The revision whose tasks do.
+    pub from_revision: u64,
+    /// Signal to the first process of each container whose files changed. Empty: none.
+    pub signal: String,
 }
 
 impl Service {

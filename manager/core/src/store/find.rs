@@ -4,10 +4,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use skep_proto::id::{NetworkId, NodeId, PRINTED_LEN, ServiceId, TaskId, from_base36};
+use skep_proto::id::{ConfigId, NetworkId, NodeId, PRINTED_LEN, SecretId, ServiceId, TaskId, from_base36};
 
 use super::State;
-use crate::object::{Network, Node, Service, Slot, Task};
+use crate::object::{Network, Node, Parcel, ParcelId, ParcelKind, Service, Slot, Task};
 
 /// Matches named in an ambiguous answer; enough to choose from.
 const NAMED_MATCHES: usize = 5;
@@ -19,6 +19,8 @@ pub enum Kind {
     Service,
     Task,
     Network,
+    Secret,
+    Config,
 }
 
 /// Why a reference names no single object.
@@ -42,6 +44,8 @@ impl fmt::Display for Kind {
             Self::Service => "service",
             Self::Task => "task",
             Self::Network => "network",
+            Self::Secret => "secret",
+            Self::Config => "config",
         })
     }
 }
@@ -100,6 +104,25 @@ impl State {
         let range = prefix_range(reference).into_iter();
         let found = range.flat_map(|(low, high)| self.networks_between(NetworkId::new(low), NetworkId::new(high)));
         single(Kind::Network, reference, found, |network| network.id.to_string())
+    }
+
+    /// A secret or config by id, name, or unique id prefix, in this order.
+    pub fn find_parcel(&self, kind: ParcelKind, reference: &str) -> Result<&Arc<Parcel>, FindError> {
+        let id = |value| match kind {
+            ParcelKind::Secret => ParcelId::Secret(SecretId::new(value)),
+            ParcelKind::Config => ParcelId::Config(ConfigId::new(value)),
+        };
+        let by_id = from_base36(reference).and_then(|value| self.parcel(id(value)));
+        if let Some(parcel) = by_id.or_else(|| self.parcel_by_name(kind, reference)) {
+            return Ok(parcel);
+        }
+        let range = prefix_range(reference).into_iter();
+        let found = range.flat_map(|(low, high)| self.parcels_between(id(low), id(high)));
+        let named = match kind {
+            ParcelKind::Secret => Kind::Secret,
+            ParcelKind::Config => Kind::Config,
+        };
+        single(named, reference, found, |parcel| parcel.id.printed())
     }
 
     /// A node by id, hostname, or unique id prefix, in this order. A hostname that several nodes report is ambiguous.

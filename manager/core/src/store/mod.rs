@@ -7,6 +7,7 @@ mod images;
 mod networks;
 mod nodes;
 mod object;
+mod parcels;
 mod requests;
 mod services;
 mod taken;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub use find::{FindError, Kind};
 pub use networks::Holder;
 pub use object::{Object, ObjectKey};
+pub(crate) use parcels::payload_ref_count;
+pub use parcels::{PayloadRef, payload_refs};
 pub use requests::RequestRecord;
 pub use taken::TakenAddresses;
 pub use tasks::{HostPort, TaskCounts};
@@ -39,6 +42,7 @@ pub struct State {
     tasks: tasks::TaskTable,
     images: images::ImageTable,
     networks: networks::NetworkTable,
+    parcels: parcels::ParcelTable,
     requests: requests::RequestTable,
 }
 
@@ -64,6 +68,8 @@ impl State {
             ObjectKey::ImageName(name) => self.image_name(name).cloned().map(Object::ImageName),
             ObjectKey::Credential(id) => self.credential(*id).cloned().map(Object::Credential),
             ObjectKey::Network(id) => self.network(*id).cloned().map(Object::Network),
+            ObjectKey::Parcel(id) => self.parcel(*id).cloned().map(Object::Parcel),
+            ObjectKey::Payload(key) => self.payload(*key).cloned().map(Object::Payload),
         }
     }
 
@@ -82,6 +88,8 @@ impl State {
             + self.image_names().count()
             + self.credentials().count()
             + self.network_count()
+            + self.parcel_count()
+            + self.payload_count()
     }
 
     /// Every stored object, kind by kind in the order of `Object`, each kind in the order of its keys.
@@ -95,6 +103,8 @@ impl State {
             .chain(self.image_names().cloned().map(Object::ImageName))
             .chain(self.credentials().cloned().map(Object::Credential))
             .chain(self.networks().cloned().map(Object::Network))
+            .chain(self.parcels().cloned().map(Object::Parcel))
+            .chain(self.payloads().cloned().map(Object::Payload))
     }
 
     /// Stores an object as it is, unchecked, in all its indexes; returns what it replaced. For `apply`, snapshot
@@ -103,6 +113,7 @@ impl State {
         let object = object.into();
         let old = self.put_in_table(object.clone());
         self.networks.reindex(old.as_ref(), Some(&object));
+        self.parcels.reindex(old.as_ref(), Some(&object));
         self.reattach(&object.key());
         old
     }
@@ -117,6 +128,8 @@ impl State {
             Object::ImageName(name) => self.images.put_name(name).map(Object::ImageName),
             Object::Credential(credential) => self.images.put_credential(credential).map(Object::Credential),
             Object::Network(network) => self.networks.put(network).map(Object::Network),
+            Object::Parcel(parcel) => self.parcels.put(parcel).map(Object::Parcel),
+            Object::Payload(payload) => self.parcels.put_payload(payload).map(Object::Payload),
         }
     }
 
@@ -124,6 +137,7 @@ impl State {
     pub fn remove(&mut self, key: &ObjectKey) -> Option<Object> {
         let old = self.remove_from_table(key)?;
         self.networks.reindex(Some(&old), None);
+        self.parcels.reindex(Some(&old), None);
         self.reattach(key);
         Some(old)
     }
@@ -150,6 +164,8 @@ impl State {
             ObjectKey::ImageName(name) => self.images.remove_name(name).map(Object::ImageName),
             ObjectKey::Credential(id) => self.images.remove_credential(*id).map(Object::Credential),
             ObjectKey::Network(id) => self.networks.remove(*id).map(Object::Network),
+            ObjectKey::Parcel(id) => self.parcels.remove(*id).map(Object::Parcel),
+            ObjectKey::Payload(key) => self.parcels.remove_payload(*key).map(Object::Payload),
         }
     }
 
@@ -176,6 +192,7 @@ impl State {
             ("tasks", self.tasks == fresh.tasks),
             ("images", self.images == fresh.images),
             ("networks", self.networks == fresh.networks),
+            ("secrets and configs", self.parcels == fresh.parcels),
             ("requests", self.requests == fresh.requests),
         ];
         match tables.into_iter().find(|(_, same)| !same) {

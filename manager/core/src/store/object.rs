@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use skep_proto::id::{CredentialId, NetworkId, NodeId, ServiceId, TaskId};
 
-use crate::object::{Cluster, Credential, ImageName, Meta, Network, Node, Revision, RevisionKey, Service, Task};
+use crate::object::{
+    Cluster, Credential, ImageName, Meta, Network, Node, Parcel, ParcelId, Payload, PayloadKey, Revision, RevisionKey,
+    Service, Task,
+};
 
 /// A stored object of any kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +21,8 @@ pub enum Object {
     ImageName(Arc<ImageName>),
     Credential(Arc<Credential>),
     Network(Arc<Network>),
+    Parcel(Arc<Parcel>),
+    Payload(Arc<Payload>),
 }
 
 /// What an object is stored under.
@@ -32,6 +37,8 @@ pub enum ObjectKey {
     ImageName(String),
     Credential(CredentialId),
     Network(NetworkId),
+    Parcel(ParcelId),
+    Payload(PayloadKey),
 }
 
 impl Object {
@@ -46,20 +53,23 @@ impl Object {
             Self::ImageName(name) => ObjectKey::ImageName(name.name.clone()),
             Self::Credential(credential) => ObjectKey::Credential(credential.id),
             Self::Network(network) => ObjectKey::Network(network.id),
+            Self::Parcel(parcel) => ObjectKey::Parcel(parcel.id),
+            Self::Payload(payload) => ObjectKey::Payload(payload.key),
         }
     }
 
-    /// Version and times; `None` for revisions, which never change.
+    /// Version and times; `None` for revisions and payloads, which never change.
     pub fn meta(&self) -> Option<Meta> {
         match self {
             Self::Cluster(cluster) => Some(cluster.meta),
             Self::Node(node) => Some(node.meta),
             Self::Service(service) => Some(service.meta),
-            Self::Revision(_) => None,
+            Self::Revision(_) | Self::Payload(_) => None,
             Self::Task(task) => Some(task.meta),
             Self::ImageName(name) => Some(name.meta),
             Self::Credential(credential) => Some(credential.meta),
             Self::Network(network) => Some(network.meta),
+            Self::Parcel(parcel) => Some(parcel.meta),
         }
     }
 }
@@ -76,6 +86,8 @@ impl fmt::Display for ObjectKey {
             Self::ImageName(name) => write!(f, "image name {name}"),
             Self::Credential(id) => write!(f, "credential {id}"),
             Self::Network(id) => write!(f, "network {id}"),
+            Self::Parcel(id) => write!(f, "{id}"),
+            Self::Payload(key) => write!(f, "{key}"),
         }
     }
 }
@@ -95,4 +107,4 @@ macro_rules! into_object {
     )+};
 }
 
-into_object!(Cluster, Node, Service, Revision, Task, ImageName, Credential, Network);
+into_object!(Cluster, Node, Service, Revision, Task, ImageName, Credential, Network, Parcel, Payload);

@@ -43,6 +43,8 @@ pub(super) struct TaskTable {
     /// Wanted `REMOVE`.
     removing: OrdMap<TaskId, Arc<Task>>,
     of_revision: OrdMap<RevisionKey, u64>,
+    /// Of the same those that are to run and have not ended.
+    live_of_revision: OrdMap<RevisionKey, u64>,
     of_service: OrdMap<ServiceId, TaskCounts>,
     ports: OrdMap<HostPort, TaskId>,
 }
@@ -50,6 +52,11 @@ pub(super) struct TaskTable {
 /// Whether allocator and scheduler look at it.
 fn is_pending(task: &Task) -> bool {
     task.state <= TaskState::Pending && task.wanted.wants_to_run()
+}
+
+/// Whether it is to run and has not ended.
+fn is_live(task: &Task) -> bool {
+    task.wanted.wants_to_run() && !task.state.is_terminal()
 }
 
 /// What one task adds to its service's counts.
@@ -108,6 +115,7 @@ impl TaskTable {
         let was = before.and_then(|task| wanted(task, remove));
         reindex(&mut self.removing, was, wanted(&task, remove), &task);
         self.recount(before, Some(&task));
+        self.recount_live(before, Some(&task));
         self.reclaim(before, Some(&task));
         old
     }
@@ -122,6 +130,7 @@ impl TaskTable {
         self.waiting.remove(&id);
         self.removing.remove(&id);
         self.recount(Some(&old), None);
+        self.recount_live(Some(&old), None);
         self.reclaim(Some(&old), None);
         Some(old)
     }
@@ -136,6 +145,25 @@ impl TaskTable {
         if old.map(|task| task.revision) != new.map(|task| task.revision) {
             self.count_revision(old, |total| total.wrapping_sub(1));
             self.count_revision(new, |total| total.wrapping_add(1));
+        }
+    }
+
+    /// Brings the count of a revision's live tasks up to date.
+    fn recount_live(&mut self, old: Option<&Task>, new: Option<&Task>) {
+        let revision = |task: &Task| is_live(task).then_some(task.revision);
+        let (old, new) = (old.and_then(revision), new.and_then(revision));
+        if old == new {
+            return;
+        }
+        if let Some(old) = old {
+            match self.live_of_revision.get(&old).copied().unwrap_or(0).saturating_sub(1) {
+                0 => self.live_of_revision.remove(&old),
+                left => self.live_of_revision.insert(old, left),
+            };
+        }
+        if let Some(new) = new {
+            let before = self.live_of_revision.get(&new).copied().unwrap_or(0);
+            self.live_of_revision.insert(new, before.saturating_add(1));
         }
     }
 
@@ -243,6 +271,11 @@ impl State {
     /// How many stored tasks, ended ones too, are of the revision.
     pub fn revision_in_use(&self, key: RevisionKey) -> u64 {
         self.tasks.of_revision.get(&key).copied().unwrap_or(0)
+    }
+
+    /// How many tasks of the revision are to run and have not ended.
+    pub fn live_tasks_of_revision(&self, key: RevisionKey) -> u64 {
+        self.tasks.live_of_revision.get(&key).copied().unwrap_or(0)
     }
 
     /// How many tasks of the service are in state `RUNNING`, and wanted to be.

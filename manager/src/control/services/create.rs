@@ -112,6 +112,7 @@ fn creation(draft: Draft, endpoint: Endpoint, now: UnixMs) -> Vec<Change> {
         created_at: now,
         copied_from: None,
         service_name,
+        live: None,
     };
     let mut changes = vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))];
     changes.extend(credential.map(|credential| Change::create(Op::PutCredential(credential))));

@@ -40,6 +40,7 @@ fn updated(times: u64) -> State {
         created_at: UnixMs(1),
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     };
     apply(&mut state, vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))]);
     for number in 2..=times + 1 {

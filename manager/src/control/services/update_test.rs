@@ -47,6 +47,7 @@ fn state() -> State {
         created_at: UnixMs(1),
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     };
     apply(&mut state, vec![Change::create(Op::PutService(service)), Change::create(Op::PutRevision(revision))]);
     state

@@ -143,6 +143,7 @@ impl World {
             created_at: UnixMs::ZERO,
             copied_from: None,
             service_name: "web".into(),
+            live: None,
         };
         let cluster = Cluster {
             id: ClusterId::new(1),

@@ -83,6 +83,7 @@ fn state() -> State {
         created_at: NOW,
         copied_from: None,
         service_name: "web".into(),
+        live: None,
     });
     let status = Arc::new(TaskStatus { state: TaskState::Pending.into(), since_ms: NOW.0, ..TaskStatus::default() });
     for slot in 1..=TASKS {

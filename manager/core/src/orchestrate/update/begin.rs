@@ -51,6 +51,7 @@ pub fn begin(
         created_at: now,
         copied_from,
         service_name: service.spec.name.as_str().into(),
+        live: None,
     };
     let version = service.meta.version;
     let service = Service { revision: number, update: Some(Arc::new(status)), ..service };
