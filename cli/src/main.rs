@@ -1,5 +1,4 @@
-//! `skep`: the one binary. This file only decides who gets the process: a container's creator, a lab's hidden program,
-//! or the command line.
+//! `skep`: the one binary. This file only decides who gets the process: a lab's hidden program, or the command line.
 //!
 //! Start reading at `command/mod.rs` for the commands, `client.rs` for how they reach a daemon, `output/` for what they
 //! print, `exit.rs` for how they end.
@@ -17,8 +16,8 @@ mod view;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything else: these must run single-threaded, with nothing opened and nothing parsed.
-    if let Some(code) = command::daemon::creator().or_else(skep_lab::internal_main) {
+    // Before anything else: it must run single-threaded, with nothing opened and nothing parsed.
+    if let Some(code) = skep_lab::internal_main() {
         return code;
     }
     command::main()

@@ -23,7 +23,7 @@ pub struct Config {
     pub peer_port: u16,
     /// Registries spoken to without verified TLS.
     pub insecure_registries: Vec<String>,
-    /// `libcontainer` (embedded), `crun`, `runc`, or a path.
+    /// `skep` (built in), `crun`, `runc`, or a path.
     pub runtime: String,
     /// The program whose `netd` command keeps this host's networks, this very one. `None`: none is started.
     pub netd: Option<PathBuf>,

@@ -58,7 +58,7 @@ pub struct OciConfig {
     pub data_dir: PathBuf,
     /// Group of all containers, relative to each cgroup hierarchy (`skep/<node>`).
     pub cgroup_parent: PathBuf,
-    /// `libcontainer` (built in), or an OCI runtime: a name in PATH or a path.
+    /// `skep` (built in), or an OCI runtime: a name in PATH or a path.
     pub runtime: String,
 }
 
@@ -104,7 +104,6 @@ impl Drop for OciExecutor {
 
 struct Inner {
     config: OciConfig,
-    creator: PathBuf,
     facts: NodeFacts,
     layout: Layout,
     keeper: Arc<ImageKeeper>,
@@ -153,22 +152,17 @@ impl Default for Entry {
 }
 
 impl OciExecutor {
-    /// An executor whose containers are created by this program's own `create-container` command. Call it within a tokio
-    /// runtime: it looks after images in the background.
+    /// An executor of containers. Call it within a tokio runtime: it looks after images in the background.
     pub fn new(config: OciConfig, images: Images, connector: Arc<dyn Connector>, networks: Networks) -> Self {
-        // This very program, even after an upgrade has put another one in its place: both ends of `creator.json` are of
-        // the same build.
-        let creator = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
-        Self::with_creator(config, images, connector, networks, creator, GcPolicy::default())
+        Self::with_policy(config, images, connector, networks, GcPolicy::default())
     }
 
-    /// The same with another program for `create-container`, and rules for unused images.
-    pub fn with_creator(
+    /// The same with other rules for unused images.
+    pub fn with_policy(
         config: OciConfig,
         images: Images,
         connector: Arc<dyn Connector>,
         networks: Networks,
-        creator: PathBuf,
         policy: GcPolicy,
     ) -> Self {
         let store = images.store().clone();
@@ -187,7 +181,6 @@ impl OciExecutor {
             creates: Semaphore::new(cores * 2),
             host: OnceLock::new(),
             tasks: Mutex::default(),
-            creator,
             config,
         };
         Self { inner: Arc::new(inner), background }
@@ -199,7 +192,7 @@ impl OciExecutor {
         if !layout.runtime().exists() && !layout.tasks().exists() && !layout.sandboxes().exists() {
             return Ok(());
         }
-        let host = open_host(config, &layout, Path::new("/proc/self/exe")).await?;
+        let host = open_host(config, &layout).await?;
         for found in host.runtime.recover().await.map_err(|error| failed("find containers", error))? {
             found.container.remove().await.map_err(|error| failed("remove a container", error))?;
         }
@@ -213,11 +206,10 @@ impl OciExecutor {
     }
 }
 
-/// Opens runtime and sandboxes. `creator` makes containers.
-async fn open_host(config: &OciConfig, layout: &Layout, creator: &Path) -> Result<Host, ExecError> {
+/// Opens runtime and sandboxes.
+async fn open_host(config: &OciConfig, layout: &Layout) -> Result<Host, ExecError> {
     let runtime = RuntimeConfig {
         dir: layout.runtime(),
-        creator: creator.to_owned(),
         cgroup_parent: config.cgroup_parent.clone(),
         runtime: oci_runtime(&config.runtime)?,
     };
@@ -232,8 +224,9 @@ async fn open_host(config: &OciConfig, layout: &Layout, creator: &Path) -> Resul
 
 /// Which runtime a configuration names.
 fn oci_runtime(name: &str) -> Result<OciRuntime, ExecError> {
-    if name.is_empty() || name == "libcontainer" {
-        return Ok(OciRuntime::Libcontainer);
+    // The last one is what the built-in runtime was called before.
+    if matches!(name, "" | "skep" | "libcontainer") {
+        return Ok(OciRuntime::BuiltIn);
     }
     let candidates: Vec<PathBuf> = if name.contains('/') {
         vec![PathBuf::from(name)]

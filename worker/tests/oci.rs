@@ -48,10 +48,9 @@ impl Host {
     }
 
     fn executor(&self) -> Arc<OciExecutor> {
-        let creator = PathBuf::from(env!("CARGO_BIN_EXE_skep-worker-creator"));
         let (config, images) = (self.config.clone(), self.images.clone());
         let (connector, policy) = (Arc::new(Plain::default()), GcPolicy::default());
-        Arc::new(OciExecutor::with_creator(config, images, connector, Networks::none(), creator, policy))
+        Arc::new(OciExecutor::with_policy(config, images, connector, Networks::none(), policy))
     }
 
     async fn start(&self, server: &Server) -> AgentHandle {

@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -12,8 +12,10 @@ use tracing_subscriber::EnvFilter;
 use crate::failure::Failure;
 use crate::parse::pair;
 
-/// Runtimes that need no path.
-const BUILT_IN_RUNTIMES: [&str; 3] = ["libcontainer", "crun", "runc"];
+/// Runtimes that need no path: the one that is built in, and two that are looked for.
+const NAMED_RUNTIMES: [&str; 3] = ["skep", "crun", "runc"];
+/// What the one that is built in was called before.
+const FORMER_RUNTIME: &str = "libcontainer";
 
 /// What `info` means: libraries that tell every step at that level are only heard when something is wrong. openraft
 /// repeats ten times a second that another manager is away; `skep_raft` says what matters of it.
@@ -42,8 +44,8 @@ pub(crate) struct DaemonArgs {
     /// Registry that is spoken to by plain http, as HOST[:PORT].
     #[arg(long, value_name = "REGISTRY")]
     insecure_registry: Vec<String>,
-    /// What makes containers: `libcontainer` (built in), `crun`, `runc`, or a path.
-    #[arg(long, value_name = "RUNTIME", default_value = "libcontainer")]
+    /// What makes containers: `skep` (built in), `crun`, `runc`, or a path.
+    #[arg(long, value_name = "RUNTIME", default_value = "skep")]
     runtime: String,
     /// Label for constraints on engine.labels, as NAME=VALUE.
     #[arg(long, value_name = "LABEL")]
@@ -72,11 +74,11 @@ pub(crate) fn run(args: DaemonArgs) -> Result<ExitCode, Failure> {
 
 /// The one place where flags become the daemon's configuration.
 fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
-    if !BUILT_IN_RUNTIMES.contains(&args.runtime.as_str()) && !args.runtime.starts_with('/') {
+    let runtime = if args.runtime == FORMER_RUNTIME { "skep".to_owned() } else { args.runtime };
+    if !NAMED_RUNTIMES.contains(&runtime.as_str()) && !runtime.starts_with('/') {
         return Err(Failure::Usage(format!(
-            "invalid value for --runtime: {:?} is neither {} nor an absolute path",
-            args.runtime,
-            BUILT_IN_RUNTIMES.join(", ")
+            "invalid value for --runtime: {runtime:?} is neither {} nor an absolute path",
+            NAMED_RUNTIMES.join(", ")
         )));
     }
     for registry in &args.insecure_registry {
@@ -94,19 +96,10 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
         advertise_addr: args.advertise_addr,
         peer_port: args.peer_port,
         insecure_registries: args.insecure_registry,
-        runtime: args.runtime,
+        runtime,
         // Known at the start: an upgrade puts another file there, and its netd is as good.
         netd: std::env::current_exe().ok(),
     })
-}
-
-/// Creates a container if this process was started as `skep create-container <dir>` by the agent; `None` otherwise.
-pub(crate) fn creator() -> Option<ExitCode> {
-    let mut arguments = std::env::args_os().skip(1);
-    match (arguments.next()?, arguments.next()?) {
-        (command, dir) if command == "create-container" => Some(skep_runtime::creator::main(Path::new(&dir))),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -132,7 +125,7 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("/var/lib/skep"));
         assert_eq!(config.socket, PathBuf::from("/run/skep/skep.sock"));
         assert_eq!(config.cgroup_parent, PathBuf::from("skep"));
-        assert_eq!((config.peer_port, config.runtime.as_str()), (skep_node::PEER_PORT, "libcontainer"));
+        assert_eq!((config.peer_port, config.runtime.as_str()), (skep_node::PEER_PORT, "skep"));
         assert_eq!((config.hostname, config.boot_id, config.advertise_addr), (None, None, None));
     }
 
@@ -140,6 +133,7 @@ mod tests {
     fn values_are_checked() {
         assert_eq!(config(&["--label", "disk=ssd"]).unwrap().labels["disk"], "ssd");
         assert!(config(&["--runtime", "/usr/bin/crun"]).is_ok());
+        assert_eq!(config(&["--runtime", "libcontainer"]).unwrap().runtime, "skep");
         assert!(config(&["--insecure-registry", "registry.example:5000"]).is_ok());
         for line in [["--label", "=x"], ["--runtime", "bogus"], ["--insecure-registry", "http://x"]] {
             assert!(matches!(config(&line), Err(Failure::Usage(_))), "{line:?}");

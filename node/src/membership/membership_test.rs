@@ -53,7 +53,7 @@ async fn place(dir: &Path, peer_port: u16) -> (Arc<Membership>, Parent) {
         boot_id: Some("boot".to_owned()),
         advertise_addr: None,
         insecure_registries: Vec::new(),
-        runtime: "libcontainer".to_owned(),
+        runtime: "skep".to_owned(),
         netd: None,
         labels: std::collections::BTreeMap::new(),
     };

@@ -11574,7 +11574,7 @@ pub struct InfoResponse {
     /// "v1", "v2", "hybrid"
     #[prost(string, tag = "14")]
     pub cgroup_layout: ::prost::alloc::string::String,
-    /// "libcontainer" or the external runtime's path.
+    /// "skep" (built in) or the external runtime's path.
     #[prost(string, tag = "15")]
     pub runtime: ::prost::alloc::string::String,
     /// End of the node's certificate. 0: none.

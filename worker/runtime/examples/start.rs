@@ -1,5 +1,6 @@
 //! Starts containers of a busybox root file system and prints what it costs: `start [count] [at once]`, as root. With
-//! EXECS=n in the environment, runs n commands in each, too.
+//! EXECS=n in the environment, runs n commands in each, too. RUNTIME names an external runtime. GROUP names a v1 cgroup
+//! that this program is in: then only the CPU of that is counted, whatever else the machine does.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -16,17 +17,15 @@ async fn main() {
     let layer = dir.path().join("layer");
     std::fs::create_dir_all(layer.join("bin")).unwrap();
     std::fs::copy("/bin/busybox", layer.join("bin/sleep")).unwrap();
-    let creator = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("skep-runtime-creator");
-    let creator = std::env::var_os("SKEP_BIN").map_or(creator, PathBuf::from);
-    let cgroup_parent = PathBuf::from(format!("skep/runtime-bench-{}", std::process::id()));
+    let parent = std::env::var("GROUP").unwrap_or_else(|_| "skep".to_owned());
+    let cgroup_parent = PathBuf::from(format!("{parent}/runtime-bench-{}", std::process::id()));
     let config = RuntimeConfig {
         dir: dir.path().join("containers"),
-        creator,
         cgroup_parent: cgroup_parent.clone(),
-        runtime: OciRuntime::Libcontainer,
+        runtime: std::env::var_os("RUNTIME").map_or(OciRuntime::BuiltIn, |path| OciRuntime::External(path.into())),
     };
     let runtime = Runtime::new(config).unwrap();
-    let (begun, cpu) = (Instant::now(), machine_cpu());
+    let (begun, cpu0) = (Instant::now(), cpu_used());
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
     let mut starting = tokio::task::JoinSet::new();
     for number in 0..count {
@@ -39,18 +38,18 @@ async fn main() {
         });
     }
     let started = starting.join_all().await;
-    let (wall, cpu) = (begun.elapsed(), machine_cpu().saturating_sub(cpu));
+    let (wall, cpu) = (begun.elapsed(), cpu_used().saturating_sub(cpu0));
     let mut each: Vec<Duration> = started.iter().map(|(_, took)| *took).collect();
     each.sort();
     println!("{count} containers, {at_once} at once: {wall:?}, {:.0} a second", count as f64 / wall.as_secs_f64());
     println!(
-        "each: median {:?}, slowest {:?}; machine CPU {:.1} ms each",
+        "each: median {:?}, slowest {:?}; CPU {:.1} ms each",
         each[count / 2],
         each[count - 1],
         cpu.as_secs_f64() * 1000.0 / count as f64
     );
     if let Some(rounds) = std::env::var("EXECS").ok().and_then(|rounds| rounds.parse::<u32>().ok()) {
-        let (begun, cpu) = (Instant::now(), machine_cpu());
+        let (begun, cpu0) = (Instant::now(), cpu_used());
         for _ in 0..rounds {
             for (number, (container, _)) in started.iter().enumerate() {
                 let spec = std::sync::Arc::new(spec(dir.path(), number));
@@ -61,9 +60,9 @@ async fn main() {
             }
         }
         let each = f64::from(rounds) * count as f64;
-        let cpu = machine_cpu().saturating_sub(cpu).as_secs_f64() * 1000.0 / each;
+        let cpu = cpu_used().saturating_sub(cpu0).as_secs_f64() * 1000.0 / each;
         println!(
-            "commands in them: {:.1} ms each; machine CPU {cpu:.2} ms each",
+            "commands in them: {:.1} ms each; CPU {cpu:.2} ms each",
             begun.elapsed().as_secs_f64() * 1000.0 / each
         );
     }
@@ -103,6 +102,13 @@ fn spec(dir: &Path, number: usize) -> ContainerSpec {
 fn no_cgroups() -> Mount {
     let kind = MountKind::Tmpfs { size_bytes: 0, mode: 0o755 };
     Mount { target: "/sys/fs/cgroup".to_owned(), read_only: true, kind }
+}
+
+/// CPU time of the group that is named, or of the machine.
+fn cpu_used() -> Duration {
+    let Some(group) = std::env::var_os("GROUP") else { return machine_cpu() };
+    let file = Path::new("/sys/fs/cgroup/cpuacct").join(group).join("cpuacct.usage");
+    Duration::from_nanos(std::fs::read_to_string(file).unwrap().trim().parse().unwrap())
 }
 
 /// CPU time of the whole machine, without idle and waiting; /proc/stat counts hundredths of a second.

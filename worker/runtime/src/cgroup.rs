@@ -1,5 +1,6 @@
 //! Control groups: which hierarchies this host has (v1, v2 or both, found at run time), the folders of a container in
-//! them, its use of resources, and its end by them. Limits are written by the creator; nothing is ever mounted here.
+//! them, its use of resources, and its end by them. A container's folders are made, limited and joined by its monitor, as told
+//! from here; nothing is ever mounted here.
 
 pub(crate) mod devices;
 mod mountinfo;
@@ -9,10 +10,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use mountinfo::{Hierarchy, Version};
+use skep_shim::plan::Setting;
 
-/// v1 controllers that containers join where they are mounted.
-const CONTROLLERS: [&str; 9] =
-    ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio", "name=systemd"];
+use crate::plan::limit_files;
+use crate::spec::ResourceLimits;
+
+/// v1 controllers in which each container has a group, where they are mounted: those that limit it, count what it uses,
+/// restrict its devices, or stop it. Every further one would cost its start and its end.
+const CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "devices", "freezer"];
+/// v1 controllers that a container can look at: what programs ask that fit themselves to their limits.
+const VISIBLE: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
+/// v2 controllers that containers use.
+const UNIFIED_CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 /// Hierarchies in which a monitor leaves its parent's group: the one that a service manager kills by, and the one that
 /// counts memory.
 const MONITOR_HIERARCHIES: [&str; 2] = ["memory", "name=systemd"];
@@ -58,6 +67,17 @@ impl Cgroups {
         Ok((!hierarchies.is_empty()).then_some(Self { hierarchies }))
     }
 
+    #[cfg(test)]
+    /// Where cgroup2 is mounted, alone or beside v1.
+    pub(crate) fn v2_mount(&self) -> Option<PathBuf> {
+        self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2).map(|v2| v2.mount.clone())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn parse(mountinfo: &str) -> Self {
+        Self { hierarchies: mountinfo::parse(mountinfo) }
+    }
+
     /// How the controllers are mounted.
     pub fn layout(&self) -> Layout {
         let has = |version| self.hierarchies.iter().any(|hierarchy| hierarchy.version == version);
@@ -74,6 +94,98 @@ impl Cgroups {
         v1.map(|hierarchy| hierarchy.mount.to_string_lossy().into_owned()).collect()
     }
 
+    /// The folder of `group` in every hierarchy there is: external runtimes use them all.
+    pub(crate) fn all_folders(&self, group: &Path) -> Vec<PathBuf> {
+        self.hierarchies.iter().map(|hierarchy| hierarchy.mount.join(group)).collect()
+    }
+
+    /// Makes the group of all containers. Best effort: what is missing is told by the first container that needs it.
+    pub(crate) fn prepare(&self, containers: &Path) {
+        for hierarchy in self.joined() {
+            let _ = fs::create_dir_all(hierarchy.mount.join(containers));
+        }
+        if let Some(unified) = self.unified() {
+            // A controller is there for a group only if all above it say so.
+            let mut folder = unified.mount.clone();
+            for part in std::iter::once(Path::new("")).chain(containers.iter().map(Path::new)) {
+                folder.push(part);
+                for controller in UNIFIED_CONTROLLERS {
+                    let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+                }
+            }
+        }
+        self.prepare_cpuset(containers);
+    }
+
+    /// Containers have no groups in the v1 cpuset, but look at this one: a new group there needs its parent's CPUs and
+    /// memory nodes.
+    fn prepare_cpuset(&self, containers: &Path) {
+        let v1 = self.with("cpuset").filter(|hierarchy| hierarchy.version == Version::V1);
+        let Some(cpuset) = v1.filter(|hierarchy| !self.joined().any(|joined| joined.mount == hierarchy.mount)) else {
+            return;
+        };
+        let mut folder = cpuset.mount.clone();
+        for part in containers {
+            let parent = folder.clone();
+            folder.push(part);
+            let _ = fs::create_dir(&folder);
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let own = fs::read_to_string(folder.join(file)).unwrap_or_default();
+                if own.trim().is_empty() {
+                    let _ = fs::read(parent.join(file)).and_then(|value| fs::write(folder.join(file), value));
+                }
+            }
+        }
+    }
+
+    /// What is written into files of a container's new groups: its limits, and on v1 which devices it may use.
+    pub(crate) fn settings(&self, group: &Path, limits: &ResourceLimits) -> Vec<Setting> {
+        let setting = |folder: &Path, file: &str, value: String| Setting {
+            file: folder.join(file).to_string_lossy().into_owned(),
+            value,
+        };
+        let unified = self.unified().is_some();
+        let mut settings: Vec<Setting> = limit_files(limits, unified)
+            .into_iter()
+            // Where the controller is missing the value goes to where somebody would look for it, and fails there.
+            .map(|(file, controller, value)| {
+                let mount = self.with(controller).map_or(Path::new(crate::plan::CGROUP_ROOT), |found| &found.mount);
+                setting(&mount.join(group), file, value)
+            })
+            .collect();
+        if !unified && let Some(v1) = self.with("devices") {
+            let folder = v1.mount.join(group);
+            settings.push(setting(&folder, "devices.deny", "a".to_owned()));
+            let allowed = devices::rules().into_iter().map(|rule| setting(&folder, "devices.allow", rule));
+            settings.extend(allowed);
+        }
+        settings
+    }
+
+    /// Files into which the first process of a container, while it has one thread, writes `0` to join its groups.
+    pub(crate) fn join_files(&self, group: &Path) -> Vec<PathBuf> {
+        self.joined().map(|hierarchy| join_file(hierarchy.version, &hierarchy.mount.join(group))).collect()
+    }
+
+    /// The folder of `group`, where cgroup v2 is the only hierarchy.
+    pub(crate) fn unified_folder(&self, group: &Path) -> Option<PathBuf> {
+        Some(self.unified()?.mount.join(group))
+    }
+
+    /// What a container can see of v1 below `/sys/fs/cgroup`; nothing on v2, where it has a namespace.
+    pub(crate) fn views(&self, containers: &Path, group: &Path) -> Vec<View> {
+        let v1 = self.hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V1);
+        let visible = v1.filter(|hierarchy| hierarchy.controllers.iter().any(|name| VISIBLE.contains(&name.as_str())));
+        let view = |hierarchy: &Hierarchy| {
+            let name = hierarchy.mount.file_name()?.to_string_lossy().into_owned();
+            let own = self.joined().any(|joined| joined.mount == hierarchy.mount);
+            let folder = hierarchy.mount.join(if own { group } else { containers });
+            let aliases = hierarchy.controllers.iter().filter(|controller| **controller != name).cloned().collect();
+            Some(View { name, folder, aliases })
+        };
+        visible.filter_map(view).collect()
+    }
+
     /// The folder of `group` (relative) in every hierarchy that containers join.
     pub fn folders(&self, group: &Path) -> Vec<PathBuf> {
         self.joined().map(|hierarchy| hierarchy.mount.join(group)).collect()
@@ -83,7 +195,7 @@ impl Cgroups {
         let hybrid = self.layout() == Layout::Hybrid;
         self.hierarchies.iter().filter(move |hierarchy| match hierarchy.version {
             Version::V1 => hierarchy.controllers.iter().any(|name| CONTROLLERS.contains(&name.as_str())),
-            // Beside v1 it has no controller that containers need, and libcontainer leaves it alone.
+            // Beside v1 it has no controller that containers need.
             Version::V2 => !hybrid,
         })
     }
@@ -96,11 +208,6 @@ impl Cgroups {
     /// The v2 hierarchy, where it is the only one.
     fn unified(&self) -> Option<&Hierarchy> {
         (self.layout() == Layout::V2).then(|| self.hierarchies.first()).flatten()
-    }
-
-    /// Where cgroup2 is mounted, alone or beside v1.
-    pub(crate) fn v2_mount(&self) -> Option<PathBuf> {
-        self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2).map(|v2| v2.mount.clone())
     }
 
     /// A file that lists every process of the group.
@@ -241,6 +348,17 @@ impl Cgroups {
         names.dedup();
         names
     }
+}
+
+/// One v1 hierarchy as a container sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// Name of its folder.
+    pub(crate) name: String,
+    /// What is there.
+    pub(crate) folder: PathBuf,
+    /// Further names of it.
+    pub(crate) aliases: Vec<String>,
 }
 
 /// Files of a group inside a container's.

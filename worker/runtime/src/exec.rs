@@ -1,7 +1,7 @@
 //! A command inside a running container: with the container's namespaces, cgroups, user, rights and limits.
 //!
 //! The agent's executor calls [`Runtime::exec`](crate::Runtime::exec). A small process of the monitor's program
-//! (`skep-shim exec`) does the rest; it needs neither the monitor nor libcontainer, so a check costs about a millisecond
+//! (`skep-shim exec`) does the rest; it does not need the monitor, so a check costs about a millisecond
 //! of CPU and goes on working whatever version the container's monitor is of.
 
 use std::fs::File;
@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use skep_shim::entry::{Entry, Rlimit};
+use skep_shim::entry::Entry;
+use skep_shim::user as ids;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -19,7 +20,7 @@ use tokio::net::unix::pipe;
 use crate::cgroup::Cgroups;
 use crate::error::RuntimeError;
 use crate::spec::ContainerSpec;
-use crate::{caps, oci, user};
+use crate::{caps, plan, user};
 
 /// The group that holds what one command starts: at most one command of that name runs in a container.
 const GROUP: &str = "exec";
@@ -65,13 +66,16 @@ pub(crate) fn entry(
     target: Target,
     cgroups: &Cgroups,
     group: &Path,
+    open_files: u64,
 ) -> Result<Entry, RuntimeError> {
     let refused = |sentence| RuntimeError::NotStarted { code: 125, sentence };
     let root = format!("/proc/{}/root", target.pid);
     let opened = File::open(&root).map_err(RuntimeError::io("open", &root))?;
     let passwd = user::read_inside(&opened, "etc/passwd");
     let groups = user::read_inside(&opened, "etc/group");
-    let user = user::resolve(&passwd, &groups, &spec.user, &spec.groups).map_err(refused)?;
+    let user = ids::resolve(&passwd, &groups, &spec.user, &spec.groups).map_err(refused)?;
+    let mut env = spec.env.clone();
+    ids::add_home(&mut env, &user.home);
     let own = cgroups.inner_group(group, GROUP).ok_or(RuntimeError::NoCgroups)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     Ok(Entry {
@@ -88,45 +92,12 @@ pub(crate) fn entry(
         capabilities: caps::mask(&spec.capabilities),
         no_new_privileges: !spec.allow_new_privileges,
         oom_score_adj: spec.oom_score_adj,
-        rlimits: rlimits(spec),
+        rlimits: plan::rlimits(spec, open_files).map_err(refused)?,
         cwd: if spec.cwd.is_empty() { "/".to_owned() } else { spec.cwd.clone() },
         args,
-        env: oci::with_home(&spec.env, &user.home),
+        env,
         filter: Vec::new(),
     })
-}
-
-/// setrlimit(2), in the order of the numbers that Linux gives them on all processors that skep runs on.
-const RLIMITS: [&str; 16] = [
-    "cpu",
-    "fsize",
-    "data",
-    "stack",
-    "core",
-    "rss",
-    "nproc",
-    "nofile",
-    "memlock",
-    "as",
-    "locks",
-    "sigpending",
-    "msgqueue",
-    "nice",
-    "rtprio",
-    "rttime",
-];
-
-fn rlimits(spec: &ContainerSpec) -> Vec<Rlimit> {
-    let number = |name: &str| RLIMITS.iter().position(|known| *known == name).and_then(|at| u32::try_from(at).ok());
-    let own = spec.ulimits.iter();
-    let mut limits: Vec<Rlimit> = own
-        .filter_map(|limit| Some(Rlimit { resource: number(&limit.name)?, soft: limit.soft, hard: limit.hard }))
-        .collect();
-    if !spec.ulimits.iter().any(|limit| limit.name == "nofile") {
-        let files = oci::grantable_files();
-        limits.extend(number("nofile").map(|resource| Rlimit { resource, soft: files, hard: files }));
-    }
-    limits
 }
 
 /// Starts the helper. Blocks for as long as a spawn takes; must run within a tokio runtime.
@@ -245,7 +216,6 @@ pub(crate) fn sealed(program: &[u8]) -> io::Result<OwnedFd> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::spec::Ulimit;
 
     #[test]
     fn verdicts_are_read() {
@@ -253,17 +223,6 @@ mod tests {
         let sentence = "exec: \"x\": permission denied".to_owned();
         assert_eq!(verdict(&format!("failed 126 {sentence}\n")).unwrap(), ExecEnd::NotRun { code: 126, sentence });
         assert!(verdict("").is_err());
-    }
-
-    #[test]
-    fn limits_have_the_kernels_numbers() {
-        for (name, number) in
-            [("nofile", libc::RLIMIT_NOFILE), ("rttime", libc::RLIMIT_RTTIME), ("as", libc::RLIMIT_AS)]
-        {
-            let limit = Ulimit { name: name.into(), soft: 1, hard: 2 };
-            let limits = rlimits(&ContainerSpec { ulimits: vec![limit], ..ContainerSpec::default() });
-            assert_eq!(limits[0], Rlimit { resource: number, soft: 1, hard: 2 });
-        }
     }
 
     #[test]

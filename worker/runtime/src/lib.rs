@@ -1,20 +1,18 @@
 //! Containers on this host: what to run ([`ContainerSpec`]), the cgroups around it, the resident monitor that outlives the
 //! agent, and reading its logs.
 //!
-//! The worker's executor calls [`Runtime`]; the `skep` binary calls [`creator::main`] for its hidden command
-//! `create-container`, the only place where libcontainer runs. This crate never decides whether something is to run.
+//! The worker's executor calls [`Runtime`]. A container is planned here and made by its monitor (`worker/shim`). This crate
+//! never decides whether something is to run.
 
 mod caps;
 pub mod cgroup;
 pub mod command;
 mod container;
-pub mod creator;
 mod error;
 mod exec;
 pub mod logs;
 mod oci;
-mod payload;
-mod pinned;
+mod plan;
 mod runtime;
 mod seccomp;
 mod shim;

@@ -1,39 +1,17 @@
-//! The OCI runtime configuration of a container (opencontainers/runtime-spec): Docker's defaults around what the spec
-//! says. The user is resolved by the caller.
+//! The OCI runtime configuration of a container (opencontainers/runtime-spec) for an external runtime: Docker's defaults
+//! around what the spec says. What only the image can tell (user, HOME, capabilities of a user) the monitor adds.
 
 use serde_json::{Value, json};
+use skep_shim::config::External;
 
+use crate::plan::{CGROUP_ROOT, CPU_PERIOD_US, INIT_PATH, MASKED, READ_ONLY, SHM_BYTES, cpu_quota};
 use crate::seccomp;
 use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation};
-use crate::user::User;
-
-/// Paths that are covered, and paths that are made read-only; moby `oci/defaults.go`.
-const MASKED: [&str; 10] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-/// Bytes of /dev/shm. Docker's figure.
-const SHM_BYTES: u64 = 64 << 20;
-/// Microseconds over which a CPU limit is measured. The kernel's default.
-const CPU_PERIOD_US: u64 = 100_000;
-/// Open files, where nobody says otherwise and this process may grant them. Docker's figure; 1024 breaks redis and nginx.
-pub(crate) const OPEN_FILES: u64 = 1_048_576;
-/// Where cgroups are mounted, on hosts and in containers.
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
-/// Where the tiny init appears in the container.
-const INIT_PATH: &str = "/sbin/docker-init";
 
 /// What of this host goes into the configuration.
 pub(crate) struct Place<'a> {
+    /// The runtime's program.
+    pub(crate) program: &'a str,
     /// Group of the container, relative to each hierarchy.
     pub(crate) cgroup: &'a str,
     /// Whether cgroup2 is the only hierarchy: then the container gets a cgroup namespace.
@@ -46,12 +24,22 @@ pub(crate) struct Place<'a> {
     pub(crate) open_files: u64,
 }
 
-/// `config.json`.
-pub(crate) fn config(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Value {
+/// The parts of `config.json`.
+pub(crate) fn external(spec: &ContainerSpec, place: &Place<'_>) -> External {
+    let names: Vec<String> = spec.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+    External {
+        program: place.program.to_owned(),
+        id: spec.id.clone(),
+        config: config(spec, place).to_string(),
+        process: process(spec, place).to_string(),
+        capabilities: json!(names).to_string(),
+    }
+}
+
+fn config(spec: &ContainerSpec, place: &Place<'_>) -> Value {
     let mut config = json!({
         "ociVersion": "1.0.2",
         "root": { "path": "rootfs", "readonly": spec.read_only_root },
-        "process": process(spec, user, place),
         "mounts": mounts(spec, place),
         "linux": {
             "cgroupsPath": format!("/{}", place.cgroup),
@@ -69,8 +57,8 @@ pub(crate) fn config(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Va
     config
 }
 
-/// What is remounted read-only. libcontainer mounts v1 hierarchies writable, whatever the options of the cgroup mount
-/// say: a container's root could raise its own limits.
+/// What is remounted read-only, v1 hierarchies too: not every runtime heeds the options of the cgroup mount, and a
+/// container's root could raise its own limits.
 fn read_only(spec: &ContainerSpec, place: &Place<'_>) -> Vec<String> {
     let own = spec.mounts.iter().any(|mount| mount.target == CGROUP_ROOT);
     let cgroups = place.v1_mounts.iter().filter(|mount| !own && mount.starts_with(CGROUP_ROOT)).cloned();
@@ -79,38 +67,19 @@ fn read_only(spec: &ContainerSpec, place: &Place<'_>) -> Vec<String> {
     READ_ONLY.iter().map(|path| (*path).to_owned()).chain(cgroups).chain(root).collect()
 }
 
-fn process(spec: &ContainerSpec, user: &User, place: &Place<'_>) -> Value {
-    let names: Vec<String> = spec.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
-    // An ordinary user holds none; set-uid programs may take them up to the bounding set.
-    let held: &[String] = if user.uid == 0 { &names } else { &[] };
+fn process(spec: &ContainerSpec, place: &Place<'_>) -> Value {
     let mut args = spec.args.clone();
     if spec.init {
         args.splice(0..0, [INIT_PATH, "init", "--"].map(str::to_owned));
     }
-    let mut process = json!({
+    json!({
         "terminal": false,
-        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
         "args": args,
-        "env": with_home(&spec.env, &user.home),
         "cwd": if spec.cwd.is_empty() { "/" } else { &spec.cwd },
-        "capabilities": { "bounding": names, "effective": held, "permitted": held, "inheritable": [], "ambient": [] },
         "rlimits": rlimits(spec, place.open_files),
         "oomScoreAdj": spec.oom_score_adj,
-    });
-    if !spec.allow_new_privileges {
-        // Left out when it is not wanted: an explicit `false` makes libcontainer refuse the seccomp profile.
-        process["noNewPrivileges"] = json!(true);
-    }
-    process
-}
-
-/// HOME as login would set it, unless the caller did.
-pub(crate) fn with_home(env: &[String], home: &str) -> Vec<String> {
-    let mut env = env.to_vec();
-    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-        env.push(format!("HOME={}", if home.is_empty() { "/" } else { home }));
-    }
-    env
+        "noNewPrivileges": !spec.allow_new_privileges,
+    })
 }
 
 fn rlimits(spec: &ContainerSpec, open_files: u64) -> Vec<Value> {
@@ -126,20 +95,6 @@ fn rlimits(spec: &ContainerSpec, open_files: u64) -> Vec<Value> {
         limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files }));
     }
     limits
-}
-
-/// Docker's number of open files, or as many as this process may grant: raising a hard limit takes CAP_SYS_RESOURCE
-/// (setrlimit(2)), which a confined host may not have.
-pub(crate) fn grantable_files() -> u64 {
-    const CAP_SYS_RESOURCE: u32 = 24;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let held = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    if held & (1 << CAP_SYS_RESOURCE) != 0 {
-        return OPEN_FILES;
-    }
-    let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map(|(_, hard)| hard);
-    hard.unwrap_or(1024).min(OPEN_FILES)
 }
 
 fn namespaces(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
@@ -166,9 +121,7 @@ fn resources(spec: &ContainerSpec) -> Value {
         resources["memory"]["reservation"] = json!(limits.memory_reservation_bytes);
     }
     if limits.nano_cpus > 0 {
-        // A thousandth of a CPU is the least that the kernel takes.
-        let quota = (limits.nano_cpus.saturating_mul(CPU_PERIOD_US) / 1_000_000_000).max(1_000);
-        resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD_US });
+        resources["cpu"] = json!({ "quota": cpu_quota(limits.nano_cpus), "period": CPU_PERIOD_US });
     }
     if limits.pids > 0 {
         resources["pids"] = json!({ "limit": limits.pids });
@@ -232,51 +185,51 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn made(change: impl FnOnce(&mut ContainerSpec)) -> Value {
+    fn made(change: impl FnOnce(&mut ContainerSpec)) -> (Value, Value) {
         let mut spec = ContainerSpec { args: vec!["sh".into()], ..ContainerSpec::default() };
         spec.capabilities = vec!["KILL".into()];
         change(&mut spec);
-        config(
+        let external = external(
             &spec,
-            &User::default(),
             &Place {
+                program: "/bin/runc",
                 cgroup: "skep/x",
                 unified: false,
                 v1_mounts: &["/sys/fs/cgroup/memory".to_owned(), "/mnt/elsewhere".to_owned()],
                 shim: "/shim",
-                open_files: OPEN_FILES,
+                open_files: 1000,
             },
-        )
+        );
+        assert_eq!(external.capabilities, "[\"CAP_KILL\"]");
+        (serde_json::from_str(&external.config).unwrap(), serde_json::from_str(&external.process).unwrap())
     }
 
     #[test]
     fn safe_by_default() {
-        let config = made(|_| {});
-        assert_eq!(config["process"]["noNewPrivileges"], true);
-        assert_eq!(config["process"]["capabilities"]["bounding"], json!(["CAP_KILL"]));
+        let (config, process) = made(|_| {});
+        assert_eq!(process["noNewPrivileges"], true);
         assert_eq!(config["linux"]["maskedPaths"][2], "/proc/kcore");
         assert_eq!(config["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
-        assert_eq!(config["process"]["rlimits"][0]["hard"], OPEN_FILES);
-        assert!(config["process"].get("noNewPrivileges").is_some());
-        assert!(made(|spec| spec.allow_new_privileges = true)["process"].get("noNewPrivileges").is_none());
+        assert_eq!(process["rlimits"][0]["hard"], 1000);
+        assert_eq!(made(|spec| spec.allow_new_privileges = true).1["noNewPrivileges"], false);
     }
 
     #[test]
     fn v1_cgroups_are_read_only_unless_the_user_mounts_his_own() {
         let paths = |config: &Value| config["linux"]["readonlyPaths"].as_array().unwrap().clone();
-        let default = paths(&made(|_| {}));
+        let default = paths(&made(|_| {}).0);
         assert_eq!(default[READ_ONLY.len()..], [json!("/sys/fs/cgroup/memory"), json!("/sys/fs/cgroup")]);
         let own = Mount {
             target: "/sys/fs/cgroup".into(),
             read_only: false,
             kind: MountKind::Tmpfs { size_bytes: 0, mode: 0o755 },
         };
-        assert_eq!(paths(&made(|spec| spec.mounts = vec![own])).len(), READ_ONLY.len());
+        assert_eq!(paths(&made(|spec| spec.mounts = vec![own]).0).len(), READ_ONLY.len());
     }
 
     #[test]
     fn limits_and_namespaces_are_what_was_asked() {
-        let config = made(|spec| {
+        let (config, _) = made(|spec| {
             spec.resources.nano_cpus = 1_500_000_000;
             spec.resources.memory_bytes = 64 << 20;
             spec.resources.pids = 10;
@@ -298,7 +251,7 @@ mod tests {
             read_only: false,
             kind: MountKind::Tmpfs { size_bytes: 0, mode: 0o1777 },
         };
-        let config = made(|spec| spec.mounts = vec![tmpfs("/a/b"), tmpfs("/a"), tmpfs("/dev/shm")]);
+        let (config, _) = made(|spec| spec.mounts = vec![tmpfs("/a/b"), tmpfs("/a"), tmpfs("/dev/shm")]);
         let targets: Vec<&str> =
             config["mounts"].as_array().unwrap().iter().map(|m| m["destination"].as_str().unwrap()).collect();
         assert_eq!(targets.iter().filter(|target| **target == "/dev/shm").count(), 1);

@@ -6,33 +6,34 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use skep_shim::config::ShimConfig;
+use skep_shim::config::{External, ShimConfig};
+use skep_shim::plan::Plan;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::cgroup::{Cgroups, Layout};
 use crate::container::{Container, ExitStatus, Place, State};
-use crate::creator::CreatorFile;
 use crate::error::RuntimeError;
 use crate::exec::{self, Exec};
 use crate::seccomp::{self, filter::Filter};
 use crate::spec::{ContainerSpec, OciRuntime};
-use crate::{pinned, shim};
+use crate::{oci, plan, shim};
 
 /// Name of the log file in a container's log directory.
 pub(crate) const LOG_FILE: &str = "container.log";
 
-/// Folder where each monitor, in its own mount namespace, mounts its container's bundle.
-const BUNDLE: &str = "bundle";
+/// Folder where each container, in its own mount namespace, has its root file system.
+const MOUNT_POINT: &str = "rootfs";
+/// Group of all containers in the agent's.
+const CONTAINERS: &str = "containers";
+/// Docker's code for a container that could not be made.
+const FAILED: i32 = 125;
 
 /// What a runtime is told.
 #[derive(Clone, Debug)]
 pub struct RuntimeConfig {
     /// Containers live in `<dir>/<id>`; the monitor's program lies beside them.
     pub dir: PathBuf,
-    /// Program whose `create-container <dir>` is [`crate::creator::main`]. It is kept under a name in `dir`, so this one
-    /// is needed only while the runtime is opened.
-    pub creator: PathBuf,
     /// Group under which everything lies, relative to each hierarchy (`skep/<node>`).
     pub cgroup_parent: PathBuf,
     pub runtime: OciRuntime,
@@ -53,14 +54,16 @@ pub struct Runtime {
 
 struct Inner {
     config: RuntimeConfig,
+    /// The monitor's program as a file.
     shim: PathBuf,
-    creator: PathBuf,
     cgroups: Arc<Cgroups>,
     /// Files of cgroups that a monitor joins by them.
     join: Vec<PathBuf>,
-    /// The monitor's program in memory, for commands in containers.
+    /// The monitor's program in memory, where nobody can write to it.
     program: OwnedFd,
-    /// Seccomp programs by capabilities, for the same.
+    /// Open files that a container gets where nobody says otherwise.
+    open_files: u64,
+    /// Seccomp programs by capabilities.
     filters: Mutex<HashMap<Vec<String>, Arc<Vec<u8>>>>,
     /// Commands that are being started: a spawn each, so one for each core.
     entering: Semaphore,
@@ -69,9 +72,9 @@ struct Inner {
 impl Runtime {
     /// Looks at the host's cgroups, writes the monitor's program out.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
-        let bundle = config.dir.join(BUNDLE);
+        let mount_point = config.dir.join(MOUNT_POINT);
         let run = config.dir.join("run");
-        for folder in [&bundle, &run] {
+        for folder in [&mount_point, &run] {
             fs::create_dir_all(folder).map_err(RuntimeError::io("make", folder))?;
         }
         // Only a hint: without it starts are slower, on ext4, soon after many removals.
@@ -79,12 +82,15 @@ impl Runtime {
         let detected = Cgroups::detect().map_err(RuntimeError::io("read", "/proc/self/mountinfo"))?;
         let cgroups = Arc::new(detected.ok_or(RuntimeError::NoCgroups)?);
         let bin = config.dir.join("bin");
-        let (shim, creator) = (shim::install(&bin)?, pinned::pin(&config.creator, &bin)?);
+        let shim = shim::install(&bin)?;
+        remove_former_creators(&bin);
+        cgroups.prepare(&config.cgroup_parent.join(CONTAINERS));
         let join = cgroups.monitors(&config.cgroup_parent.join("shims"));
         let program = exec::sealed(shim::PROGRAM).map_err(RuntimeError::io("hold in memory", &shim))?;
         let (filters, entering) =
             (Mutex::default(), Semaphore::new(std::thread::available_parallelism().map_or(1, Into::into)));
-        Ok(Self { inner: Arc::new(Inner { config, shim, creator, cgroups, join, program, filters, entering }) })
+        let open_files = plan::grantable_files();
+        Ok(Self { inner: Arc::new(Inner { config, shim, cgroups, join, program, open_files, filters, entering }) })
     }
 
     /// How this host's cgroups are mounted.
@@ -97,7 +103,7 @@ impl Runtime {
     }
 
     fn group_of(&self, id: &str) -> PathBuf {
-        self.inner.config.cgroup_parent.join("containers").join(id)
+        self.inner.config.cgroup_parent.join(CONTAINERS).join(id)
     }
 
     fn place(&self, id: &str) -> Place {
@@ -141,7 +147,7 @@ impl Runtime {
         // Never closed.
         let _entering = self.inner.entering.acquire().await.ok();
         let spawned = tokio::task::spawn_blocking(move || {
-            let mut entry = exec::entry(&spec, args, target, &this.inner.cgroups, &group)?;
+            let mut entry = exec::entry(&spec, args, target, &this.inner.cgroups, &group, this.inner.open_files)?;
             if !spec.seccomp_unconfined {
                 entry.filter = this.filter(&spec.capabilities)?.to_vec();
             }
@@ -178,8 +184,8 @@ impl Runtime {
             return Err(RuntimeError::Exists(spec.id));
         }
         let launched = make_folders(&dir, &spec).and_then(|()| {
-            let config = self.shim_config(&spec);
-            shim::spawn(&self.inner.shim, &dir, &config).map_err(RuntimeError::io("start the monitor in", &dir))
+            let config = self.shim_config(&spec)?;
+            shim::spawn(&self.inner.program, &dir, &config).map_err(RuntimeError::io("start the monitor in", &dir))
         });
         match launched {
             Ok((stream, child)) => Ok((self.place(&spec.id), stream, child)),
@@ -191,41 +197,64 @@ impl Runtime {
         }
     }
 
-    fn creator_file(&self, spec: &ContainerSpec, group: &Path) -> String {
-        let file = CreatorFile {
-            spec: spec.clone(),
-            runtime: self.inner.config.runtime.clone(),
-            cgroup: group.to_string_lossy().into_owned(),
-            unified: self.layout() == Layout::V2,
-            v1_mounts: self.inner.cgroups.v1_mounts(),
-            shim: self.inner.shim.to_string_lossy().into_owned(),
-        };
-        serde_json::to_string(&file).expect("a spec is plain data")
-    }
-
-    fn shim_config(&self, spec: &ContainerSpec) -> ShimConfig {
+    fn shim_config(&self, spec: &ContainerSpec) -> Result<ShimConfig, RuntimeError> {
         let group = &self.group_of(&spec.id);
-        let bundle = self.inner.config.dir.join(BUNDLE);
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let optional = |path: Option<PathBuf>| path.map(|path| text(&path)).unwrap_or_default();
-        let cgroups = &self.inner.cgroups;
-        ShimConfig {
-            bundle: text(&bundle),
-            creator_file: self.creator_file(spec, group),
+        let (cgroups, runtime) = (&self.inner.cgroups, &self.inner.config.runtime);
+        let folders = match runtime {
+            OciRuntime::BuiltIn => cgroups.folders(group),
+            OciRuntime::External(_) => cgroups.all_folders(group),
+        };
+        Ok(ShimConfig {
+            mount_point: text(&self.inner.config.dir.join(MOUNT_POINT)),
             lower: spec.layers.iter().map(|layer| text(layer)).collect(),
             upper: "upper".to_owned(),
             work: "work".to_owned(),
             log_path: text(&spec.log_dir.join(LOG_FILE)),
             log_max_bytes: spec.log.max_bytes,
             log_max_files: spec.log.max_files,
-            creator: vec![text(&self.inner.creator), "create-container".to_owned(), text(&bundle)],
             join: self.inner.join.iter().map(|procs| text(procs)).collect(),
-            cgroups: cgroups.folders(group).iter().map(|folder| text(folder)).collect(),
+            cgroups: folders.iter().map(|folder| text(folder)).collect(),
             kill_file: optional(cgroups.kill_file(group)),
             freezer: optional(cgroups.freezer(group)),
             procs_file: optional(cgroups.procs_file(group)),
             oom_file: optional(cgroups.oom_file(group)),
+            plan: self.plan(spec, group)?,
+            external: match runtime {
+                OciRuntime::BuiltIn => External::default(),
+                OciRuntime::External(program) => self.external(spec, group, program),
+            },
+        })
+    }
+
+    fn plan(&self, spec: &ContainerSpec, group: &Path) -> Result<Plan, RuntimeError> {
+        let refused = |sentence: String| RuntimeError::NotStarted { code: FAILED, sentence };
+        if spec.args.is_empty() {
+            return Err(refused("no command is specified, and the image names none".to_owned()));
         }
+        let filter = if spec.seccomp_unconfined { None } else { Some(self.filter(&spec.capabilities)?) };
+        let place = plan::Place {
+            cgroups: &self.inner.cgroups,
+            containers: &self.inner.config.cgroup_parent.join(CONTAINERS),
+            group,
+            shim: &self.inner.shim.to_string_lossy(),
+            open_files: self.inner.open_files,
+            filter: filter.as_ref().map(|filter| filter.as_slice()),
+        };
+        plan::plan(spec, &place).map_err(refused)
+    }
+
+    fn external(&self, spec: &ContainerSpec, group: &Path, program: &Path) -> External {
+        let place = oci::Place {
+            program: &program.to_string_lossy(),
+            cgroup: &group.to_string_lossy(),
+            unified: self.layout() == Layout::V2,
+            v1_mounts: &self.inner.cgroups.v1_mounts(),
+            shim: &self.inner.shim.to_string_lossy(),
+            open_files: self.inner.open_files,
+        };
+        oci::external(spec, &place)
     }
 
     /// Finds the containers that earlier agents left: running ones are followed again, for ended ones their record is
@@ -277,7 +306,7 @@ impl Runtime {
 
     fn sweep_now(&self, keep: &BTreeSet<String>) -> Result<(), RuntimeError> {
         let cgroups = &self.inner.cgroups;
-        for id in cgroups.children(&self.inner.config.cgroup_parent.join("containers")) {
+        for id in cgroups.children(&self.inner.config.cgroup_parent.join(CONTAINERS)) {
             if !keep.contains(&id) {
                 cgroups.kill_all(&self.group_of(&id));
                 cgroups.remove(&self.group_of(&id));
@@ -291,6 +320,15 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+}
+
+/// Earlier builds kept their own program here under such a name, to make containers by it. As a link it holds a file of
+/// tens of megabytes that was replaced long ago.
+fn remove_former_creators(bin: &Path) {
+    let entries = fs::read_dir(bin).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("skep-creator-")) {
+        let _ = fs::remove_file(entry.path());
     }
 }
 

@@ -126,16 +126,3 @@ pub(crate) fn default_profile(capabilities: &[String]) -> Value {
         "syscalls": rules,
     })
 }
-
-/// libcontainer 0.7 takes the two numbers of a masked comparison the other way round than the OCI specification and
-/// runc, so that clone(2) with every flag would pass. For it alone they change places.
-pub(crate) fn swap_masked_comparisons(profile: &mut Value) {
-    let Some(rules) = profile["syscalls"].as_array_mut() else { return };
-    for arg in rules.iter_mut().filter_map(|rule| rule.get_mut("args")?.as_array_mut()).flatten() {
-        if arg["op"] == "SCMP_CMP_MASKED_EQ" {
-            let mask = arg["value"].take();
-            arg["value"] = arg["valueTwo"].take();
-            arg["valueTwo"] = mask;
-        }
-    }
-}

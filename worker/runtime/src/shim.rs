@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -22,8 +23,8 @@ const SOCKET: &str = "shim.sock";
 const BUSY_TRIES: u32 = 100;
 const BUSY_WAIT: Duration = Duration::from_millis(1);
 
-/// Writes the program to `dir` under a name of its content, unless it is there, and returns its path. Older ones stay:
-/// monitors of running containers are them.
+/// Writes the program, which containers with a tiny init have mounted, to `dir` under a name of its content, unless it is there, and returns its path. Older ones
+/// stay: running containers have them.
 pub(crate) fn install(dir: &Path) -> Result<PathBuf, RuntimeError> {
     let path = dir.join(format!("skep-shim-{:016x}", fingerprint(PROGRAM)));
     if fs::metadata(&path).is_ok_and(|meta| meta.len() == PROGRAM.len() as u64) {
@@ -46,14 +47,20 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Starts a monitor for the container in `dir`, tells it what to do, and returns the connection to it. The monitor
+/// Starts a monitor (`program`, in memory and sealed) for the container in `dir`, tells it what to do, and returns the connection to it. The monitor
 /// leaves its parent's session; the agent reaps it only when it ends before the agent does.
-pub(crate) fn spawn(program: &Path, dir: &Path, config: &ShimConfig) -> io::Result<(UnixStream, std::process::Child)> {
+pub(crate) fn spawn(
+    program: &OwnedFd,
+    dir: &Path,
+    config: &ShimConfig,
+) -> io::Result<(UnixStream, std::process::Child)> {
     let (ours, theirs) = UnixStream::pair()?;
     let log = File::create(dir.join("shim.log"))?;
-    let mut command = Command::new(program);
+    // A container's first process is this program until it becomes the container's own.
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     // Without pre_exec std spawns without copying the agent's page tables.
     command
+        .arg0("skep-shim")
         .arg(dir)
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -84,7 +91,6 @@ pub(crate) fn spawn(program: &Path, dir: &Path, config: &ShimConfig) -> io::Resu
 /// Connects to the monitor of the container in `dir`. Its path may be longer than a socket address can hold (unix(7)),
 /// so it goes through the directory's descriptor.
 pub(crate) fn connect(dir: &Path) -> io::Result<UnixStream> {
-    use std::os::fd::AsRawFd;
     let folder = File::open(dir)?;
     let stream = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))?;
     stream.set_nonblocking(true)?;

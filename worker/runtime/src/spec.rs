@@ -1,13 +1,10 @@
-//! What a container is to be. Written by the agent as `spec.json` into the container's directory, read by the creator;
-//! both are of the same build.
+//! What a container is to be.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 /// One container, with every default already filled in by the caller.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ContainerSpec {
     /// Unique on this host; `[a-zA-Z0-9_.-]+`.
     pub id: String,
@@ -47,7 +44,7 @@ pub struct ContainerSpec {
 }
 
 /// The network that a container is in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NetworkNamespace {
     /// The host's own.
     #[default]
@@ -57,7 +54,7 @@ pub enum NetworkNamespace {
 }
 
 /// A file system mounted into the container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// Absolute path in the container.
     pub target: String,
@@ -66,7 +63,7 @@ pub struct Mount {
 }
 
 /// What is mounted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountKind {
     /// A path of the host, which must exist.
     Bind { source: PathBuf, propagation: Propagation, recursive: bool },
@@ -75,7 +72,7 @@ pub enum MountKind {
 }
 
 /// How mounts below a bind travel; mount_namespaces(7).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Propagation {
     #[default]
     Private,
@@ -84,7 +81,7 @@ pub enum Propagation {
 }
 
 /// Limits. 0: none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceLimits {
     pub memory_bytes: u64,
     /// Kept when memory is short (soft limit).
@@ -96,7 +93,7 @@ pub struct ResourceLimits {
 }
 
 /// setrlimit(2). `u64::MAX` is unlimited.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ulimit {
     /// Lower case, without `RLIMIT_`.
     pub name: String,
@@ -105,7 +102,7 @@ pub struct Ulimit {
 }
 
 /// Rotation of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogLimits {
     /// Bytes of one file.
     pub max_bytes: u64,
@@ -121,11 +118,11 @@ impl Default for LogLimits {
 }
 
 /// Who creates containers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum OciRuntime {
-    /// The library inside the creator.
+    /// The monitor itself.
     #[default]
-    Libcontainer,
+    BuiltIn,
     /// A program with runc's command line.
     External(PathBuf),
 }

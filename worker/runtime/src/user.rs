@@ -1,36 +1,13 @@
-//! Who a container runs as: `user[:group]` and further groups, looked up in the image's own /etc/passwd and /etc/group.
-//! The files are opened inside the root (openat2(2), RESOLVE_IN_ROOT), so a link in an image cannot lead outside.
+//! Files of an image or of a running container, read without following a link out of it (openat2(2), RESOLVE_IN_ROOT).
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use skep_shim::user::MAX_FILE;
 
-/// passwd and group files larger than this are not read: no real one is.
-const MAX_FILE: u64 = 1 << 20;
-
-/// Ids of the container's first process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct User {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// Sorted, without `gid`'s duplicates.
-    pub(crate) groups: Vec<u32>,
-    /// Home directory; empty where passwd does not know the user.
-    pub(crate) home: String,
-}
-
-/// Opens a path of the image without leaving it.
-pub(crate) fn open_inside(root: impl AsFd, path: &str) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
-    openat2(root.as_fd(), path, how)
-}
-
-/// The text of a file of the image; empty where it is not there or no text.
+/// The text of a file inside `root`; empty where it is not there or no text.
 pub(crate) fn read_inside(root: impl AsFd, path: &str) -> String {
     let mut text = String::new();
     if let Ok(fd) = open_inside(root, path) {
@@ -40,98 +17,9 @@ pub(crate) fn read_inside(root: impl AsFd, path: &str) -> String {
     text
 }
 
-/// Resolves `user` and `groups` by Docker's rules. The error is a sentence.
-pub(crate) fn resolve(passwd: &str, group: &str, user: &str, groups: &[String]) -> Result<User, String> {
-    let (name, group_name) = match user.split_once(':') {
-        Some((name, group)) => (name, Some(group)),
-        None => (user, None),
-    };
-    let name = if name.is_empty() { "0" } else { name };
-    let by_name = passwd.lines().map(fields).find(|line| line.first() == Some(&name) && line.len() >= 4);
-    let entry = by_name.or_else(|| {
-        name.parse::<u32>().ok()?;
-        passwd.lines().map(fields).find(|line| line.get(2) == Some(&name))
-    });
-    let uid = match (&entry, name.parse::<u32>()) {
-        (Some(line), _) => {
-            number(line, 2).ok_or_else(|| format!("user {name:?} has no id in the image's /etc/passwd"))?
-        }
-        (None, Ok(uid)) => uid,
-        (None, Err(_)) => {
-            return Err(format!("unable to find user {name}: no matching entries in the image's /etc/passwd"));
-        }
-    };
-    let gid = match group_name {
-        Some(group_name) => find_group(group, group_name)?,
-        None => entry.as_ref().and_then(|line| number(line, 3)).unwrap_or(0),
-    };
-    let mut all = BTreeSet::new();
-    if group_name.is_none()
-        && let Some(login) = entry.as_ref().and_then(|line| line.first())
-    {
-        all.extend(memberships(group, login));
-    }
-    for name in groups {
-        all.insert(find_group(group, name)?);
-    }
-    let home = entry.and_then(|line| line.get(5).map(|home| (*home).to_owned())).unwrap_or_default();
-    Ok(User { uid, gid, groups: all.into_iter().collect(), home })
-}
-
-fn fields(line: &str) -> Vec<&str> {
-    line.split(':').collect()
-}
-
-fn number(line: &[&str], at: usize) -> Option<u32> {
-    line.get(at)?.parse().ok()
-}
-
-fn find_group(group: &str, name: &str) -> Result<u32, String> {
-    let found = group.lines().map(fields).find(|line| line.first() == Some(&name)).and_then(|line| number(&line, 2));
-    found
-        .or_else(|| name.parse().ok())
-        .ok_or_else(|| format!("unable to find group {name}: no matching entries in the image's /etc/group"))
-}
-
-/// Groups that list the user as a member.
-fn memberships(group: &str, login: &str) -> Vec<u32> {
-    let lines = group.lines().map(fields);
-    lines
-        .filter(|line| line.get(3).is_some_and(|members| members.split(',').any(|member| member == login)))
-        .filter_map(|line| number(&line, 2))
-        .collect()
-}
-
-/// The root directory of an image, to be looked into.
-pub(crate) fn open_root(path: &std::path::Path) -> std::io::Result<File> {
-    let root = File::open(path)?;
-
-    Ok(root)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww:x:33:34::/srv:/bin/false\nbroken\n";
-    const GROUP: &str = "root:x:0:\nweb:x:34:\nssl:x:104:root,www\naudio:x:29:\n";
-
-    fn user(text: &str, groups: &[&str]) -> Result<(u32, u32, Vec<u32>), String> {
-        let groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
-        resolve(PASSWD, GROUP, text, &groups).map(|user| (user.uid, user.gid, user.groups))
-    }
-
-    #[test]
-    fn names_and_ids_resolve_as_docker_does() {
-        assert_eq!(user("", &[]), Ok((0, 0, vec![104])));
-        assert_eq!(user("www", &[]), Ok((33, 34, vec![104])));
-        assert_eq!(user("33", &["audio", "7"]), Ok((33, 34, vec![7, 29, 104])));
-        assert_eq!(user("www:audio", &[]), Ok((33, 29, vec![])));
-        assert_eq!(user("4000:5000", &[]), Ok((4000, 5000, vec![])));
-        assert_eq!(user("4000", &[]), Ok((4000, 0, vec![])));
-        assert!(user("nobody", &[]).unwrap_err().contains("nobody"));
-        assert!(user("www:nogroup", &[]).unwrap_err().contains("nogroup"));
-        assert_eq!(resolve(PASSWD, GROUP, "www", &[]).unwrap().home, "/srv");
-    }
+fn open_inside(root: impl AsFd, path: &str) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root.as_fd(), path, how)
 }

@@ -1,26 +1,27 @@
 //! The start message: what the agent tells a new monitor, as the first thing on their connection.
 //!
 //! Sent by skep-runtime, read once by the monitor, both of the same build, so it has no versions to bridge; the version
-//! is only checked. A length (`u32`, little endian) goes before it. The form is `key=value` ended by NUL, because a path
-//! may hold every other byte. It is no file, for every file of a container costs its start an inode of the disk.
+//! is only checked. Three lengths (`u32`, little endian) go before it: of the text (`key=value` ended by NUL, because a
+//! path may hold every other byte), of the seccomp program behind it and of the device program behind that. It is no
+//! file, for every file of a container costs its start an inode of the disk.
 
 use std::fmt;
 use std::io::{self, Read, Write};
 
-/// Version of the start message. A monitor refuses any other.
-pub const CONFIG_VERSION: u32 = 2;
+use crate::fields::Fields;
+use crate::plan::Plan;
 
-/// Longest start message, in bytes: more than execve(2) takes of arguments and environment by default.
+/// Version of the start message. A monitor refuses any other.
+pub const CONFIG_VERSION: u32 = 3;
+
+/// Longest part of a start message, in bytes: more than execve(2) takes of arguments and environment by default.
 const MAX_BYTES: u32 = 16 << 20;
 
 /// Everything a monitor needs. Relative paths are relative to the container's directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShimConfig {
-    /// Where the monitor mounts a small file system in memory, for the creator alone; absolute. The root file system is
-    /// mounted on `rootfs` in it.
-    pub bundle: String,
-    /// What the creator finds in it as `creator.json`.
-    pub creator_file: String,
+    /// Folder of the host on which the container's root file system is mounted, out of the host's sight; absolute.
+    pub mount_point: String,
     /// Overlay layers, topmost first. At least one.
     pub lower: Vec<String>,
     /// The writable layer.
@@ -33,8 +34,6 @@ pub struct ShimConfig {
     pub log_max_bytes: u64,
     /// How many log files are kept, the current one included; at least 1.
     pub log_max_files: u32,
-    /// Program and arguments that create the container.
-    pub creator: Vec<String>,
     /// Files of cgroups (`tasks`, `cgroup.procs`) into which the monitor writes `0` to join them.
     pub join: Vec<String>,
     /// The container's cgroup folders, removed after its end.
@@ -47,6 +46,25 @@ pub struct ShimConfig {
     pub procs_file: String,
     /// File with a line `oom_kill N` (v1 `memory.oom_control`, v2 `memory.events`); empty: not there.
     pub oom_file: String,
+    /// What the container is made of.
+    pub plan: Plan,
+    /// The runtime that makes the container by the configuration below; empty program: the monitor does.
+    pub external: External,
+}
+
+/// A program with runc's command line, and the parts of its configuration that do not depend on the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct External {
+    /// Its path.
+    pub program: String,
+    /// The container's id.
+    pub id: String,
+    /// The OCI configuration as one JSON object, without `process`.
+    pub config: String,
+    /// `process` as one JSON object, without user, capabilities and environment.
+    pub process: String,
+    /// The names of the capabilities as a JSON array.
+    pub capabilities: String,
 }
 
 /// Why a start message was refused.
@@ -75,55 +93,63 @@ impl std::error::Error for ConfigError {}
 impl ShimConfig {
     /// Sends it.
     pub fn send(&self, mut to: impl Write) -> io::Result<()> {
-        let body = self.encode();
-        let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_BYTES);
-        let length = length.ok_or_else(|| io::Error::other("the container's configuration is longer than 16 MiB"))?;
-        to.write_all(&length.to_le_bytes())?;
-        to.write_all(&body)
+        let text = self.encode()?;
+        let parts = [text.as_bytes(), &self.plan.filter, &self.plan.device_filter];
+        let mut message = Vec::with_capacity(12 + parts.iter().map(|part| part.len()).sum::<usize>());
+        for part in parts {
+            let length = u32::try_from(part.len()).ok().filter(|length| *length <= MAX_BYTES);
+            let length =
+                length.ok_or_else(|| io::Error::other("the container's configuration is longer than 16 MiB"))?;
+            message.extend_from_slice(&length.to_le_bytes());
+        }
+        parts.iter().for_each(|part| message.extend_from_slice(part));
+        to.write_all(&message)
     }
 
     /// Receives what [`send`](Self::send) sent, and not a byte more.
     pub fn receive(mut from: impl Read) -> io::Result<Self> {
-        let mut length = [0; 4];
-        from.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length);
-        if length > MAX_BYTES {
+        let mut lengths = [[0; 4]; 3];
+        from.read_exact(lengths.as_flattened_mut())?;
+        let lengths = lengths.map(u32::from_le_bytes);
+        if lengths.iter().any(|length| *length > MAX_BYTES) {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
-        let mut body = vec![0; length as usize];
-        from.read_exact(&mut body)?;
-        Self::decode(&body).map_err(io::Error::other)
+        let mut parts = lengths.map(|length| vec![0; length as usize]);
+        for part in &mut parts {
+            from.read_exact(part)?;
+        }
+        let [text, filter, device_filter] = parts;
+        let mut config = Self::decode(&text).map_err(io::Error::other)?;
+        (config.plan.filter, config.plan.device_filter) = (filter, device_filter);
+        Ok(config)
     }
 
-    /// The message.
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1024);
-        let mut put = |key: &str, value: &str| {
-            out.extend_from_slice(key.as_bytes());
-            out.push(b'=');
-            out.extend_from_slice(value.as_bytes());
-            out.push(0);
-        };
-        put("version", &CONFIG_VERSION.to_string());
-        put("bundle", &self.bundle);
-        put("creator-file", &self.creator_file);
-        put("upper", &self.upper);
-        put("work", &self.work);
-        put("log", &self.log_path);
-        put("log-max-bytes", &self.log_max_bytes.to_string());
-        put("log-max-files", &self.log_max_files.to_string());
-        put("kill-file", &self.kill_file);
-        put("freezer", &self.freezer);
-        put("procs-file", &self.procs_file);
-        put("oom-file", &self.oom_file);
-        for (key, values) in
-            [("lower", &self.lower), ("creator", &self.creator), ("join", &self.join), ("cgroup", &self.cgroups)]
-        {
-            for value in values {
-                put(key, value);
-            }
+    /// The text.
+    fn encode(&self) -> io::Result<String> {
+        let mut out = Fields::with_capacity(4096);
+        out.put("version", CONFIG_VERSION);
+        out.put("mount-point", &self.mount_point);
+        out.put("upper", &self.upper);
+        out.put("work", &self.work);
+        out.put("log", &self.log_path);
+        out.put("log-max-bytes", self.log_max_bytes);
+        out.put("log-max-files", self.log_max_files);
+        out.put("kill-file", &self.kill_file);
+        out.put("freezer", &self.freezer);
+        out.put("procs-file", &self.procs_file);
+        out.put("oom-file", &self.oom_file);
+        out.put_all("lower", &self.lower);
+        out.put_all("join", &self.join);
+        out.put_all("cgroup", &self.cgroups);
+        if !self.external.program.is_empty() {
+            out.put("external", &self.external.program);
+            out.put("external-id", &self.external.id);
+            out.put("external-config", &self.external.config);
+            out.put("external-process", &self.external.process);
+            out.put("external-capabilities", &self.external.capabilities);
         }
-        out
+        self.plan.encode(&mut out);
+        out.finish()
     }
 
     /// Reads what [`encode`](Self::encode) wrote.
@@ -134,24 +160,28 @@ impl ShimConfig {
             let bad = || ConfigError::Line(String::from_utf8_lossy(raw).into_owned());
             let line = std::str::from_utf8(raw).map_err(|_| bad())?;
             let (key, value) = line.split_once('=').ok_or_else(bad)?;
-            let text = value.to_owned();
+            let text = || value.to_owned();
             match key {
                 "version" => version = value.parse::<u32>().ok(),
-                "bundle" => config.bundle = text,
-                "creator-file" => config.creator_file = text,
-                "upper" => config.upper = text,
-                "work" => config.work = text,
-                "log" => config.log_path = text,
+                "mount-point" => config.mount_point = text(),
+                "upper" => config.upper = text(),
+                "work" => config.work = text(),
+                "log" => config.log_path = text(),
                 "log-max-bytes" => config.log_max_bytes = value.parse().map_err(|_| bad())?,
                 "log-max-files" => config.log_max_files = value.parse().map_err(|_| bad())?,
-                "kill-file" => config.kill_file = text,
-                "freezer" => config.freezer = text,
-                "procs-file" => config.procs_file = text,
-                "oom-file" => config.oom_file = text,
-                "lower" => config.lower.push(text),
-                "creator" => config.creator.push(text),
-                "join" => config.join.push(text),
-                "cgroup" => config.cgroups.push(text),
+                "kill-file" => config.kill_file = text(),
+                "freezer" => config.freezer = text(),
+                "procs-file" => config.procs_file = text(),
+                "oom-file" => config.oom_file = text(),
+                "lower" => config.lower.push(text()),
+                "join" => config.join.push(text()),
+                "cgroup" => config.cgroups.push(text()),
+                "external" => config.external.program = text(),
+                "external-id" => config.external.id = text(),
+                "external-config" => config.external.config = text(),
+                "external-process" => config.external.process = text(),
+                "external-capabilities" => config.external.capabilities = text(),
+                _ if config.plan.take(key, value) => {}
                 _ => return Err(bad()),
             }
         }
@@ -159,12 +189,12 @@ impl ShimConfig {
             return Err(ConfigError::Version);
         }
         for (key, empty) in [
-            ("bundle", config.bundle.is_empty()),
+            ("mount-point", config.mount_point.is_empty()),
             ("lower", config.lower.is_empty()),
             ("upper", config.upper.is_empty()),
             ("work", config.work.is_empty()),
             ("log", config.log_path.is_empty()),
-            ("creator", config.creator.is_empty()),
+            ("arg", config.plan.args.is_empty()),
         ] {
             if empty {
                 return Err(ConfigError::Missing(key));
@@ -178,34 +208,36 @@ impl ShimConfig {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::plan;
 
     fn example() -> ShimConfig {
         ShimConfig {
-            bundle: "/d/bundle".into(),
-            creator_file: "{\"id\":\"a=b\\n\"}".into(),
+            mount_point: "/d/rootfs".into(),
             lower: vec!["/a,b:c=d\n".into(), "/z".into()],
             upper: "upper".into(),
             work: "work".into(),
             log_path: "logs/container.log".into(),
             log_max_bytes: 10_000_000,
             log_max_files: 3,
-            creator: vec!["/bin/skep".into(), "create-container".into(), "/d".into()],
             join: vec!["/sys/fs/cgroup/x/cgroup.procs".into()],
             cgroups: vec!["/sys/fs/cgroup/x/t".into()],
             kill_file: String::new(),
             freezer: "/f".into(),
             procs_file: "/p".into(),
             oom_file: "/o".into(),
+            plan: plan::tests::example(),
+            external: External {
+                program: "/bin/runc".into(),
+                id: "x".into(),
+                config: "{\"a\":\"=\"}".into(),
+                process: "{}".into(),
+                capabilities: "[]".into(),
+            },
         }
     }
 
     #[test]
-    fn round_trip_keeps_every_byte() {
-        assert_eq!(ShimConfig::decode(&example().encode()), Ok(example()));
-    }
-
-    #[test]
-    fn a_message_ends_where_the_first_frame_begins() {
+    fn a_message_keeps_every_byte_and_ends_where_the_first_frame_begins() {
         let mut sent = Vec::new();
         example().send(&mut sent).unwrap();
         sent.extend_from_slice(b"frame");
@@ -214,9 +246,10 @@ mod tests {
         assert_eq!(rest, b"frame");
         let cut = ShimConfig::receive(&sent[..40]).unwrap_err();
         assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
-        let absurd = ShimConfig::receive(&u32::MAX.to_le_bytes()[..]).unwrap_err();
+        let absurd = ShimConfig::receive(&[0xff; 12][..]).unwrap_err();
         assert_eq!(absurd.kind(), io::ErrorKind::InvalidData);
-        let huge = ShimConfig { creator_file: "x".repeat(17 << 20), ..example() };
+        let mut huge = example();
+        huge.plan.env = vec!["x".repeat(17 << 20)];
         assert!(huge.send(io::sink()).is_err());
     }
 
@@ -224,9 +257,12 @@ mod tests {
     fn refuses_other_versions_unknown_keys_and_holes() {
         assert_eq!(ShimConfig::decode(b"version=1\0"), Err(ConfigError::Version));
         assert_eq!(ShimConfig::decode(b""), Err(ConfigError::Version));
-        assert_eq!(ShimConfig::decode(b"version=2\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
+        assert_eq!(ShimConfig::decode(b"version=3\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
         let mut no_layers = example();
         no_layers.lower.clear();
-        assert_eq!(ShimConfig::decode(&no_layers.encode()), Err(ConfigError::Missing("lower")));
+        assert_eq!(ShimConfig::decode(no_layers.encode().unwrap().as_bytes()), Err(ConfigError::Missing("lower")));
+        let mut no_command = example();
+        no_command.plan.args.clear();
+        assert_eq!(ShimConfig::decode(no_command.encode().unwrap().as_bytes()), Err(ConfigError::Missing("arg")));
     }
 }

@@ -7,8 +7,9 @@
 //! The answer is one line: `exited <code>`, or `failed <code> <sentence>` for a command that never ran. An end of the
 //! connection from the sender's side kills the command and all that it started.
 
-use std::fmt::Write as _;
 use std::io::{self, Read, Write};
+
+use crate::fields::Fields;
 
 /// Longest message, in bytes: more than execve(2) takes of arguments and environment by default.
 const MAX_BYTES: u32 = 16 << 20;
@@ -68,7 +69,7 @@ pub struct Entry {
 impl Entry {
     /// Sends it.
     pub fn send(&self, mut to: impl Write) -> io::Result<()> {
-        let text = self.encode();
+        let text = self.encode()?.into_bytes();
         let mut message = Vec::with_capacity(8 + text.len() + self.filter.len());
         for part in [&text, &self.filter] {
             let length = u32::try_from(part.len()).ok().filter(|length| *length <= MAX_BYTES);
@@ -95,27 +96,30 @@ impl Entry {
         Ok(Self { filter: program, ..entry })
     }
 
-    fn encode(&self) -> Vec<u8> {
-        let mut out = String::with_capacity(2048);
-        // Writing to a string cannot fail.
-        let _ = write!(out, "pid={}\0ticks={}\0", self.pid, self.start_ticks);
-        let _ = write!(out, "group={}\0kill-file={}\0", self.group, self.kill_file);
-        let _ = write!(out, "freezer={}\0procs-file={}\0", self.freezer, self.procs_file);
-        let _ = write!(out, "uid={}\0gid={}\0capabilities={}\0", self.uid, self.gid, self.capabilities);
-        let _ = write!(out, "no-new-privileges={}\0oom={}\0", u8::from(self.no_new_privileges), self.oom_score_adj);
-        let _ = write!(out, "cwd={}\0", self.cwd);
+    fn encode(&self) -> io::Result<String> {
+        let mut out = Fields::with_capacity(2048);
+        out.put("pid", self.pid);
+        out.put("ticks", self.start_ticks);
+        out.put("group", &self.group);
+        out.put("kill-file", &self.kill_file);
+        out.put("freezer", &self.freezer);
+        out.put("procs-file", &self.procs_file);
+        out.put("uid", self.uid);
+        out.put("gid", self.gid);
+        out.put("capabilities", self.capabilities);
+        out.put("no-new-privileges", u8::from(self.no_new_privileges));
+        out.put("oom", self.oom_score_adj);
+        out.put("cwd", &self.cwd);
         for group in &self.groups {
-            let _ = write!(out, "further={group}\0");
+            out.put("further", group);
         }
         for Rlimit { resource, soft, hard } in &self.rlimits {
-            let _ = write!(out, "rlimit={resource}:{soft}:{hard}\0");
+            out.put("rlimit", format_args!("{resource}:{soft}:{hard}"));
         }
-        for (key, values) in [("join", &self.join), ("arg", &self.args), ("env", &self.env)] {
-            for value in values {
-                let _ = write!(out, "{key}={value}\0");
-            }
-        }
-        out.into_bytes()
+        out.put_all("join", &self.join);
+        out.put_all("arg", &self.args);
+        out.put_all("env", &self.env);
+        out.finish()
     }
 
     /// Reads what [`encode`](Self::encode) wrote. `None`: it is something else.
@@ -138,7 +142,7 @@ impl Entry {
                 "oom" => entry.oom_score_adj = value.parse().ok()?,
                 "cwd" => entry.cwd = text,
                 "further" => entry.groups.push(value.parse().ok()?),
-                "rlimit" => entry.rlimits.push(rlimit(value)?),
+                "rlimit" => entry.rlimits.push(Rlimit::parse(value)?),
                 "join" => entry.join.push(text),
                 "arg" => entry.args.push(text),
                 "env" => entry.env.push(text),
@@ -149,10 +153,13 @@ impl Entry {
     }
 }
 
-fn rlimit(text: &str) -> Option<Rlimit> {
-    let mut numbers = text.split(':');
-    let mut next = || numbers.next()?.parse::<u64>().ok();
-    Some(Rlimit { resource: u32::try_from(next()?).ok()?, soft: next()?, hard: next()? })
+impl Rlimit {
+    /// Reads `resource:soft:hard`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split(':');
+        let mut next = || numbers.next()?.parse::<u64>().ok();
+        Some(Self { resource: u32::try_from(next()?).ok()?, soft: next()?, hard: next()? })
+    }
 }
 
 #[cfg(test)]

@@ -7,5 +7,8 @@ pub mod clock;
 pub mod config;
 pub mod entry;
 pub mod exit;
+mod fields;
 pub mod logline;
+pub mod plan;
 pub mod protocol;
+pub mod user;

@@ -11,14 +11,17 @@
 
 mod cgroup;
 mod clients;
-mod creator;
+mod create;
+mod device_filter;
 mod enter;
 mod exec;
 mod init;
 mod log;
 mod monitor;
-mod mounts;
+mod program;
+mod rights;
 mod sys;
+mod tree;
 
 use std::ffi::{CStr, c_char, c_int};
 

@@ -9,14 +9,15 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use skep_shim::config::ShimConfig;
+use skep_shim::config::{External, ShimConfig};
 use skep_shim::exit::ExitRecord;
+use skep_shim::plan::Plan;
 use skep_shim::protocol::{self, Frame, Kind};
 
 use crate::clients::Clients;
-use crate::creator::{self, Creator, Verdict};
+use crate::create::{self, Creation, Verdict};
 use crate::log::Log;
-use crate::{cgroup, mounts, sys};
+use crate::{cgroup, sys};
 
 /// How long output is still read after the container's end: another process may hold the pipes open for ever.
 const DRAIN_MS: u64 = 1_000;
@@ -28,8 +29,8 @@ const CODE_NOT_STARTED: i32 = 125;
 
 /// Where the container stands.
 enum State {
-    /// The creator is at work.
-    Creating(Creator),
+    /// It is being made.
+    Creating(Creation),
     /// Init runs.
     Running { pid: i32, start_ticks: u64 },
     /// It is over; only the farewell is left.
@@ -44,7 +45,7 @@ struct Monitor {
     /// Read ends of stdout and stderr, until they end.
     output: [Option<File>; 2],
     children: OwnedFd,
-    /// Children that ended before the creator named the init, oldest first.
+    /// Children that ended before it was known which is the container's first process, oldest first.
     early: Vec<sys::Ended>,
     record: ExitRecord,
     /// Whether buffers may hold memory of a burst.
@@ -99,7 +100,7 @@ fn not_started(exit_code: i32, error: String) -> ExitRecord {
 }
 
 impl Monitor {
-    /// Everything up to the running creator. An error is a sentence for the user.
+    /// Everything up to the container's first process. An error is a sentence for the user.
     fn set_up(mut clients: Clients, config: io::Result<ShimConfig>) -> Result<Self, (Clients, String)> {
         let hello = hello();
         clients.broadcast(&hello);
@@ -113,23 +114,18 @@ impl Monitor {
             // The monitor is the last that the kernel should kill; without the right to say so, it goes on anyway.
             let _ = fs::write("/proc/self/oom_score_adj", "-999");
             cgroup::join(&config);
-            mounts::enter_namespace().map_err(words("cannot make a mount namespace"))?;
-            let creator = config.creator.first().map_or("", String::as_str);
-            mounts::protect(creator).map_err(words("cannot protect the container creator"))?;
-            let file = std::mem::take(&mut config.creator_file);
-            mounts::make_bundle(&config, &file).map_err(words("cannot make the bundle"))?;
-            mounts::mount_root(&config).map_err(words("cannot mount the root file system"))?;
             let (out, out_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
             let (err, err_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
-            let creator =
-                creator::spawn(&config, out_write, err_write).map_err(words("cannot run the container creator"))?;
-            Ok((config, children, [Some(out), Some(err)], creator))
+            let creation = create::begin(&config, [out_write, err_write]).map_err(|failure| failure.sentence)?;
+            // The first process has it; here it would only be in memory for as long as the container lives.
+            (config.plan, config.external) = (Plan::default(), External::default());
+            Ok((config, children, [Some(out), Some(err)], creation))
         })();
         match prepared {
-            Ok((config, children, output, creator)) => Ok(Self {
+            Ok((config, children, output, creation)) => Ok(Self {
                 log: Log::new(&config.log_path, config.log_max_bytes, config.log_max_files),
                 config,
-                state: State::Creating(creator),
+                state: State::Creating(creation),
                 clients,
                 output,
                 children,
@@ -162,12 +158,12 @@ impl Monitor {
     }
 
     fn poll_set(&self) -> Vec<libc::pollfd> {
-        let creator = match &self.state {
-            State::Creating(creator) => Some(creator.status.as_raw_fd()),
+        let creation = match &self.state {
+            State::Creating(creation) => Some(creation.report.as_raw_fd()),
             State::Running { .. } | State::Over => None,
         };
         std::iter::once(self.children.as_raw_fd())
-            .chain(creator)
+            .chain(creation)
             .chain(self.output.iter().flatten().map(AsRawFd::as_raw_fd))
             .chain(self.clients.fds())
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
@@ -181,10 +177,10 @@ impl Monitor {
         if let Some(which) = self.output.iter().position(|o| o.as_ref().is_some_and(|o| o.as_raw_fd() == fd)) {
             return self.read_output(which);
         }
-        if let State::Creating(creator) = &mut self.state
-            && creator.status.as_raw_fd() == fd
+        if let State::Creating(creation) = &mut self.state
+            && creation.report.as_raw_fd() == fd
         {
-            if let Some(verdict) = creator.read() {
+            if let Some(verdict) = creation.read() {
                 self.hear(verdict);
             }
             return;
@@ -232,7 +228,7 @@ impl Monitor {
         }
     }
 
-    /// The creator has spoken, or ended without a word.
+    /// The process that makes the container has spoken, or ended without a word.
     fn hear(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Started(pid) => {
@@ -242,7 +238,6 @@ impl Monitor {
                 self.state = State::Running { pid, start_ticks };
                 let message = started(pid, start_ticks, self.record.started_at_unix_ns);
                 self.clients.broadcast(&message);
-                mounts::forget_bundle(&self.config);
                 let early = std::mem::take(&mut self.early);
                 for ended in early {
                     self.child_ended(ended);
@@ -250,7 +245,7 @@ impl Monitor {
             }
             Verdict::Failed(code, sentence) => self.fail(code, sentence),
             Verdict::Silent => {
-                self.fail(CODE_NOT_STARTED, "the container creator ended without a word; see shim.log".to_owned())
+                self.fail(CODE_NOT_STARTED, "the container's first process was killed before it was ready".to_owned())
             }
         }
     }
@@ -269,15 +264,15 @@ impl Monitor {
 
     fn child_ended(&mut self, ended: sys::Ended) {
         match &self.state {
-            State::Creating(creator) if creator.pid != ended.pid => self.early.push(ended),
+            State::Creating(_) => self.early.push(ended),
             State::Running { pid, .. } if *pid == ended.pid => {
                 self.record.exit_code = ended.code;
                 self.record.signal = ended.signal;
                 self.record.finished_at_unix_ns = sys::unix_ns();
                 self.state = State::Over;
             }
-            // The creator itself (its pipe tells the rest), or an orphan of the container.
-            State::Creating(_) | State::Running { .. } | State::Over => {}
+            // An orphan of the container, or the process that ran an external runtime.
+            State::Running { .. } | State::Over => {}
         }
     }
 

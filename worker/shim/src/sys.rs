@@ -84,12 +84,6 @@ pub(crate) fn pipe() -> io::Result<(File, File)> {
     }
 }
 
-/// Lets a descriptor pass through exec.
-pub(crate) fn keep_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
-    // SAFETY: the descriptor is open, as its owner is borrowed.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
-}
-
 /// Waits until a descriptor is ready; None in `timeout_ms` waits for ever. Interruptions count as "nothing ready".
 pub(crate) fn poll(fds: &mut [libc::pollfd], timeout_ms: Option<u64>) -> io::Result<()> {
     let timeout = timeout_ms.map_or(-1, |ms| c_int::try_from(ms).unwrap_or(c_int::MAX));
@@ -176,10 +170,47 @@ pub(crate) fn enter_namespaces(process: &OwnedFd, kinds: c_int) -> io::Result<()
     check(unsafe { libc::setns(process.as_raw_fd(), kinds) }).map(drop)
 }
 
+/// The working directory's path (getcwd(2)); one outside of the root directory has a path that does not begin with `/`.
+pub(crate) fn working_directory() -> io::Result<Vec<u8>> {
+    let mut path = vec![0u8; libc::PATH_MAX as usize];
+    // SAFETY: the buffer has the length that is told. The system call itself: the C library hides such paths.
+    let length = check(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) } as c_int)?;
+    path.truncate(length as usize);
+    Ok(path)
+}
+
+/// sethostname(2).
+pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: the text lives through the call and has the length that is told.
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
 /// Makes `to` another name of `fd`, one that passes through exec.
 pub(crate) fn duplicate(fd: &impl AsRawFd, to: RawFd) -> io::Result<()> {
     // SAFETY: the first descriptor is open; the second is closed by the call if it was.
     check(unsafe { libc::dup2(fd.as_raw_fd(), to) }).map(drop)
+}
+
+/// Closes every descriptor past the first three but `kept`, which moves to `place` and closes on exec (close_range(2),
+/// Linux 5.9; one by one where a sandbox refuses it).
+pub(crate) fn keep_first(kept: RawFd, place: RawFd) -> io::Result<()> {
+    if kept != place {
+        // SAFETY: the first descriptor is open; what was the second is closed by the call.
+        check(unsafe { libc::dup3(kept, place, libc::O_CLOEXEC) })?;
+    }
+    let first = (place + 1) as libc::c_uint;
+    // SAFETY: plain numbers; the caller owns nothing past `place` any more.
+    let closed = check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) } as c_int);
+    if closed.is_ok() {
+        return Ok(());
+    }
+    let open = std::fs::read_dir("/proc/self/fd")?.flatten();
+    let numbers: Vec<RawFd> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > place) {
+        // SAFETY: as above.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
 }
 
 /// Lets no descriptor past the first three through exec, whoever left it open (close_range(2), Linux 5.11).

@@ -22,7 +22,7 @@ impl Inner {
         kept_logs: &[TaskId],
         same_boot: bool,
     ) -> Result<BTreeMap<TaskId, FoundTask>, ExecError> {
-        let host = open_host(&self.config, &self.layout, &self.creator).await?;
+        let host = open_host(&self.config, &self.layout).await?;
         let jobs: BTreeMap<TaskId, &Arc<TaskJob>> = jobs.iter().map(|job| (job.id, job)).collect();
         let mut found: BTreeMap<TaskId, FoundTask> = BTreeMap::new();
         let mut keep = BTreeSet::new();

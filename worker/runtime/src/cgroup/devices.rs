@@ -1,20 +1,7 @@
-//! Which devices a container may use, on cgroup v2: there the kernel asks a BPF program (BPF_PROG_TYPE_CGROUP_DEVICE) that
-//! is attached to the container's group. On v1 libcontainer writes the same list to the devices controller; on v2 it does
-//! nothing, and a container with CAP_MKNOD could make and read the host's disks.
-//!
-//! The creator attaches the program before the container's command runs. The program lives as long as the group.
+//! Which devices a container may use. On v1 that is a list for the devices controller; on v2 the kernel asks a BPF program
+//! (BPF_PROG_TYPE_CGROUP_DEVICE) that is attached to the container's group. Without it a container with CAP_MKNOD could
+//! make and read the host's disks. Pure: the monitor writes the one and attaches the other.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
-
-// linux/bpf.h
-const BPF_PROG_LOAD: libc::c_int = 5;
-const BPF_PROG_ATTACH: libc::c_int = 8;
-const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const BPF_CGROUP_DEVICE: u32 = 6;
-const BPF_F_ALLOW_MULTI: u32 = 2;
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 const MKNOD: i32 = 1;
@@ -38,7 +25,6 @@ const ALLOWED: [(i32, i32, Option<i32>, Option<i32>); 11] = [
 ];
 
 /// `struct bpf_insn`.
-#[repr(C)]
 #[derive(Clone, Copy)]
 struct Instruction {
     code: u8,
@@ -66,51 +52,32 @@ const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const WORK: u8 = 6;
 
-/// Restricts the group in `folder` (a folder of the cgroup2 mount).
-pub(crate) fn restrict(folder: &Path) -> io::Result<()> {
-    let program = load(&program())?;
-    let group = File::open(folder)?;
-    let attributes: [u32; 4] =
-        [group.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned(), BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
-    // SAFETY: the attributes of BPF_PROG_ATTACH begin with these four words; shorter than the kernel's union is allowed.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attributes.as_ptr(), size_of_val(&attributes)) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+impl Instruction {
+    fn bytes(self) -> [u8; 8] {
+        let (offset, immediate) = (self.offset.to_ne_bytes(), self.immediate.to_ne_bytes());
+        let [i0, i1, i2, i3] = immediate;
+        [self.code, self.registers, offset[0], offset[1], i0, i1, i2, i3]
+    }
 }
 
-/// Gives the program to the kernel, which checks it.
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    /// The first attributes of BPF_PROG_LOAD; the rest, left out, counts as zero.
-    #[repr(C)]
-    struct Attributes {
-        kind: u32,
-        instructions: u32,
-        program: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log: u64,
-    }
-    let attributes = Attributes {
-        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
-        instructions: u32::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
-        program: program.as_ptr().addr() as u64,
-        license: c"Apache-2.0".as_ptr().addr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
+/// The list as the v1 devices controller takes it, one rule for each write, after everything was denied.
+pub(crate) fn rules() -> Vec<String> {
+    let number = |number: Option<i32>| number.map_or("*".to_owned(), |number| number.to_string());
+    let rule = |(kind, rights, major, minor): (i32, i32, Option<i32>, Option<i32>)| {
+        let kind = if kind == BLOCK { 'b' } else { 'c' };
+        let rights = if rights == MKNOD { "m" } else { "rwm" };
+        format!("{kind} {}:{} {rights}", number(major), number(minor))
     };
-    // SAFETY: `attributes` and the memory it points to live through the call; the fresh descriptor is nobody else's.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Attributes>());
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(i32::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?))
-    }
+    ALLOWED.map(rule).to_vec()
 }
 
-/// The list as a program: 1 for the first rule that fits, else 0.
-fn program() -> Vec<Instruction> {
+/// The list as a program for v2, as it lies in memory.
+pub(crate) fn program() -> Vec<u8> {
+    instructions().into_iter().flat_map(Instruction::bytes).collect()
+}
+
+/// 1 for the first rule that fits, else 0.
+fn instructions() -> Vec<Instruction> {
     let op = |code, destination: u8, source: u8, offset, immediate| Instruction {
         code,
         registers: source << 4 | destination,
@@ -149,14 +116,59 @@ fn program() -> Vec<Instruction> {
 }
 
 #[cfg(test)]
+#[path = "../../../shim/src/device_filter.rs"]
+mod device_filter;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs;
+    use std::fs::{self, File};
+    use std::path::Path;
 
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
     use super::*;
     use crate::cgroup::Cgroups;
+
+    #[test]
+    fn v1_rules_are_dockers() {
+        let rules = rules();
+        assert_eq!(rules[..3], ["c *:* m", "b *:* m", "c 1:3 rwm"]);
+        assert_eq!(rules.last().map(String::as_str), Some("c 136:* rwm"));
+    }
+
+    /// Runs the program as the kernel would (Documentation/bpf/standardization/instruction-set.rst).
+    fn allows(kind: i32, rights: i32, major: i32, minor: i32) -> bool {
+        let context = [rights << 16 | kind, major, minor];
+        let mut registers = [0i64; 11];
+        let (program, mut at) = (instructions(), 0);
+        loop {
+            let step = program[at];
+            let (to, from) = (usize::from(step.registers & 15), usize::from(step.registers >> 4));
+            at += 1;
+            match step.code {
+                LOAD_WORD => registers[to] = i64::from(context[usize::try_from(step.offset / 4).unwrap_or(9)]),
+                MOVE => registers[to] = registers[from],
+                MOVE_NUMBER => registers[to] = i64::from(step.immediate),
+                AND_NUMBER => registers[to] &= i64::from(step.immediate),
+                SHIFT_RIGHT => registers[to] >>= step.immediate,
+                JUMP_UNLESS_EQUAL if registers[to] != i64::from(step.immediate) => {
+                    at += usize::try_from(step.offset).unwrap_or(usize::MAX);
+                }
+                JUMP_UNLESS_EQUAL => {}
+                EXIT => return registers[usize::from(RESULT)] == 1,
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_program_allows_what_the_list_says() {
+        assert!(allows(CHARACTER, ALL, 1, 3) && allows(CHARACTER, 2, 136, 77));
+        assert!(allows(BLOCK, MKNOD, 8, 0), "any node may be made");
+        assert!(!allows(BLOCK, 2, 8, 0) && !allows(CHARACTER, 2, 1, 11), "disks and the kernel's log stay closed");
+        assert!(!allows(BLOCK, ALL, 1, 3), "another kind with the same numbers");
+    }
 
     /// Opens `path` in a child that has joined `group`: an errno, 0 for success.
     fn open_inside(group: &Path, path: &Path) -> i32 {
@@ -194,7 +206,7 @@ mod tests {
         };
         let (null, kmsg) = (node("null", SFlag::S_IFCHR, 1, 3), node("kmsg", SFlag::S_IFCHR, 1, 11));
         let outcome = [(open_inside(&group, &null), open_inside(&group, &kmsg))];
-        restrict(&group).unwrap();
+        device_filter::attach(&File::open(&group).unwrap(), &program()).unwrap();
         let restricted = (open_inside(&group, &null), open_inside(&group, &kmsg));
         fs::remove_dir(&group).unwrap();
         assert_eq!(outcome, [(0, 0)], "before");

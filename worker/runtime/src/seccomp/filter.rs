@@ -1,7 +1,7 @@
 //! A seccomp profile as the program that the kernel runs (seccomp(2)): compiled once, kept beside the monitor, installed
 //! by the container's first process just before its command.
 //!
-//! The creator calls this. Compiling takes libseccomp some 5 ms of CPU, the largest part of a start; reading the result
+//! The runtime calls this. Compiling takes libseccomp some 5 ms of CPU, the largest part of a start; reading the result
 //! takes microseconds. What is kept is only ever a copy: damaged or missing, it is made again.
 
 use std::fs::{self, File};
@@ -76,7 +76,7 @@ impl Filter {
             return Ok(kept);
         }
         let filter = Self::compile(profile)?;
-        // Only a copy: another creator may write the same at the same time, and without it the next compiles again.
+        // Only a copy: another agent may write the same at the same time, and without it the next compiles again.
         let temporary = dir.join(format!(".seccomp.{}", std::process::id()));
         let _ = fs::write(&temporary, filter.pack()).and_then(|()| fs::rename(&temporary, &path));
         Ok(filter)
@@ -130,28 +130,6 @@ impl Filter {
     /// The instructions as they lie in memory.
     pub(crate) fn program(&self) -> &[u8] {
         self.instructions.as_flattened()
-    }
-
-    /// Puts this thread, for good, under the filter. It must have given up new privileges before (prctl(2)).
-    pub(crate) fn install(&self) -> io::Result<()> {
-        let mut program: Vec<libc::sock_filter> = self
-            .instructions
-            .iter()
-            .map(|[code0, code1, jt, jf, k0, k1, k2, k3]| libc::sock_filter {
-                code: u16::from_ne_bytes([*code0, *code1]),
-                jt: *jt,
-                jf: *jf,
-                k: u32::from_ne_bytes([*k0, *k1, *k2, *k3]),
-            })
-            .collect();
-        let header = libc::sock_fprog {
-            len: u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?,
-            filter: program.as_mut_ptr(),
-        };
-        // SAFETY: `header` and the instructions it points to live through the call, which copies them.
-        let installed =
-            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) };
-        if installed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
@@ -216,6 +194,28 @@ mod tests {
         assert!(matches!(Filter::compile(&odd), Err(FilterError::Comparison(_))));
     }
 
+    /// Puts this thread, for good, under the filter. It must have given up new privileges before (prctl(2)).
+    fn install(filter: &Filter) -> io::Result<()> {
+        let mut program: Vec<libc::sock_filter> = filter
+            .instructions
+            .iter()
+            .map(|[code0, code1, jt, jf, k0, k1, k2, k3]| libc::sock_filter {
+                code: u16::from_ne_bytes([*code0, *code1]),
+                jt: *jt,
+                jf: *jf,
+                k: u32::from_ne_bytes([*k0, *k1, *k2, *k3]),
+            })
+            .collect();
+        let header = libc::sock_fprog {
+            len: u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?,
+            filter: program.as_mut_ptr(),
+        };
+        // SAFETY: `header` and the instructions it points to live through the call, which copies them.
+        let installed =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) };
+        if installed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// What a child of this process gets for clone(2) with `flags` under the default filter: an errno, 0 for success.
     fn clone_under_the_filter(filter: &Filter, call: libc::c_long, flags: libc::c_int) -> i32 {
         // SAFETY: the child makes system calls only, and ends without unwinding.
@@ -223,7 +223,7 @@ mod tests {
             let child = libc::fork();
             if child == 0 {
                 libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-                if filter.install().is_err() {
+                if install(filter).is_err() {
                     libc::_exit(255);
                 }
                 let made = libc::syscall(call, flags, 0, 0, 0, 0);

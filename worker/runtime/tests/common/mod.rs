@@ -37,9 +37,8 @@ impl World {
     pub fn runtime(dir: &Path, cgroup: &Path) -> Runtime {
         Runtime::new(RuntimeConfig {
             dir: dir.join("containers"),
-            creator: PathBuf::from(env!("CARGO_BIN_EXE_skep-runtime-creator")),
             cgroup_parent: cgroup.to_owned(),
-            runtime: OciRuntime::Libcontainer,
+            runtime: OciRuntime::BuiltIn,
         })
         .unwrap()
     }
