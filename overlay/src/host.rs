@@ -4,14 +4,17 @@
 //! decided about forwarding is in [`forwarding`] and [`firewall`].
 
 mod check;
+mod holder;
+mod ports;
+mod publish;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use skep_netlink::conntrack::Filter;
 use skep_netlink::link::{LinkChange, LinkKind, Macvlan, NewLink};
-use skep_netlink::nft::{Nft, Transport};
+use skep_netlink::nft::Nft;
 use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
 
@@ -22,29 +25,33 @@ pub mod firewall;
 pub mod forwarding;
 mod rules;
 
+pub use ports::{Holder, PortTaken, PublishError, Published};
+pub use publish::Taken;
+
 /// What an Ethernet carries, where the underlay's device is not known.
 const ETHERNET: u32 = 1500;
 
-/// A port that the host leads on to a network, of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Published {
-    /// Of IPv6 rather than IPv4.
-    pub ipv6: bool,
-    /// TCP or UDP.
-    pub transport: Transport,
-    /// On the host.
-    pub port: u16,
-}
+/// For how long it waits in all for ports that an earlier netd has still: that one is about to be gone.
+const PATIENCE: Duration = Duration::from_millis(200);
 
-/// What the host's rules say.
+/// What the host's rules are to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct State {
+struct Meant {
     /// Published ports, with the index of the network that they lead to.
     ports: BTreeMap<Published, u16>,
     /// Whether packets are forwarded for networks, by family: IPv4, IPv6.
     forward: [bool; 2],
+}
+
+/// The rules, and what keeps their ports.
+#[derive(Debug, Default)]
+struct State {
+    meant: Meant,
     /// The kernel is left as it was found: those who know what is published have not all said so yet.
     held: bool,
+    /// What is left of [`PATIENCE`].
+    patience: Duration,
+    claims: publish::Claims,
 }
 
 /// The host's namespace with what is open in it.
@@ -70,14 +77,15 @@ impl Host {
 
     /// Leaves the rules that are found as they are until [`Self::release`], and only remembers what they are to be.
     pub fn hold(&self) {
-        self.lock().held = true;
+        let mut state = self.lock();
+        (state.held, state.patience) = (true, PATIENCE);
     }
 
     /// Puts what was said meanwhile in place of what was found, at once.
     pub fn release(&self) -> Result<(), NetlinkError> {
         let mut state = self.lock();
-        state.held = false;
-        match *state == State::default() {
+        (state.held, state.patience) = (false, Duration::ZERO);
+        match state.meant == Meant::default() {
             true => Ok(()),
             false => self.complete(&state),
         }
@@ -107,14 +115,14 @@ impl Host {
     /// way out, before it has one.
     pub fn forward(&self, ipv6: bool) -> Result<(), NetlinkError> {
         let mut state = self.lock();
-        let wanted = [true, state.forward[1] || ipv6];
-        if state.forward == wanted {
+        let wanted = [true, state.meant.forward[1] || ipv6];
+        if state.meant.forward == wanted {
             return Ok(());
         }
-        let before = std::mem::replace(&mut state.forward, wanted);
+        let before = std::mem::replace(&mut state.meant.forward, wanted);
         let done = self.complete(&state);
         if done.is_err() {
-            state.forward = before;
+            state.meant.forward = before;
         }
         done
     }
@@ -122,12 +130,12 @@ impl Host {
     /// Makes right what others may have taken away meanwhile: a firewall that was loaded afresh flushes everything.
     pub fn check(&self) -> Result<(), NetlinkError> {
         let state = self.lock();
-        if !state.forward[0] || state.held {
+        if !state.meant.forward[0] || state.held {
             return Ok(());
         }
         self.open_ways(&state)?;
         let tables = self.nft.tables()?;
-        let ours = [false, true].into_iter().filter(|ipv6| state.forward[usize::from(*ipv6)]);
+        let ours = [false, true].into_iter().filter(|ipv6| state.meant.forward[usize::from(*ipv6)]);
         if ours.map(|ipv6| rules::table(&self.instance, ipv6)).any(|table| !tables.contains(&table)) {
             tracing::warn!("the nftables rules of published ports were gone and are made again");
             self.commit(&state)?;
@@ -137,60 +145,13 @@ impl Host {
 
     /// Sentences about what is in the way of packets here, or was changed for them.
     pub fn notes(&self) -> Vec<String> {
-        if !self.lock().forward[0] {
+        if !self.lock().meant.forward[0] {
             return Vec::new();
         }
-        let mut notes = forwarding::notes(&self.nft).unwrap_or_default();
+        let mut notes = self.port_notes();
+        notes.extend(forwarding::notes(&self.nft).unwrap_or_default());
         notes.extend(firewall::notes(&self.nft, &self.instance).unwrap_or_default());
         notes
-    }
-
-    /// Publishes ports, each by the network of an index, and takes others back. Nothing happens where that is so already.
-    /// Returns the connections that must be forgotten then: whoever sends datagrams to a port for long would go on to
-    /// wherever it led before.
-    pub fn publish(&self, put: &[(Published, u16)], remove: &[Published]) -> Result<Vec<Filter>, NetlinkError> {
-        let mut state = self.lock();
-        let mut ports = state.ports.clone();
-        for port in remove {
-            ports.remove(port);
-        }
-        ports.extend(put.iter().copied());
-        let before = std::mem::replace(&mut state.ports, ports);
-        if state.ports == before {
-            return Ok(Vec::new());
-        }
-        if let Err(error) = self.complete(&state) {
-            state.ports = before;
-            return Err(error);
-        }
-        if state.held {
-            // Nothing is new: connections that an earlier netd led here go on.
-            return Ok(Vec::new());
-        }
-        drop(state);
-        let other = |(port, index): &&(Published, u16)| before.get(port) != Some(index);
-        let udp = put.iter().filter(other).filter(|(port, _)| port.transport == Transport::Udp);
-        let changed: Vec<Published> = udp.map(|(port, _)| *port).collect();
-        let addresses = match changed.is_empty() {
-            true => Vec::new(),
-            false => self.rtnetlink.addresses()?,
-        };
-        let filter = |port: Published, address: IpAddr| Filter {
-            destination: Some(address),
-            destination_port: Some(port.port),
-            protocol: Some(port.transport.number()),
-            ..Filter::default()
-        };
-        let of = |port: Published| {
-            let own = addresses.iter().map(|found| found.prefix.address);
-            own.filter(move |address| address.is_ipv6() == port.ipv6).map(move |address| filter(port, address))
-        };
-        Ok(changed.into_iter().flat_map(of).collect())
-    }
-
-    /// Which network a port leads to.
-    pub fn published(&self, port: Published) -> Option<u16> {
-        self.lock().ports.get(&port).copied()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -206,9 +167,9 @@ impl Host {
     }
 
     fn open_ways(&self, state: &State) -> Result<(), NetlinkError> {
-        forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.forward[1])?;
+        forwarding::ensure(&self.namespace, &self.rtnetlink, &self.nft, state.meant.forward[1])?;
         // Another's chain may be closed to us; the notes say what to do then.
-        if let Err(error) = firewall::ensure(&self.namespace, &self.nft, &self.instance, state.forward) {
+        if let Err(error) = firewall::ensure(&self.namespace, &self.nft, &self.instance, state.meant.forward) {
             tracing::warn!("{}", crate::netd::text(&error));
         }
         Ok(())
@@ -216,7 +177,7 @@ impl Host {
 
     /// Puts the whole tables in place, at once.
     fn commit(&self, state: &State) -> Result<(), NetlinkError> {
-        self.nft.commit(&rules::rules(&self.instance, state))
+        self.nft.commit(&rules::rules(&self.instance, &state.meant))
     }
 
     /// Gives a device of ours its addresses and the size of its packets, and raises it. Idempotent.

@@ -28,7 +28,7 @@ use skep_proto::id::{IdError, NetworkId, NodeId, TaskId};
 use skep_proto::v1;
 use tokio::sync::Notify;
 
-use crate::host::Host;
+use crate::host::{Host, PublishError};
 use crate::mesh::{Mesh, MeshError};
 use crate::network::{self, NetworkError};
 use crate::plan::mtu::MtuError;
@@ -64,6 +64,9 @@ pub enum NetdError {
     /// The mesh is not as it should be.
     #[error(transparent)]
     Mesh(#[from] MeshError),
+    /// A port of the host is not published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// The name server cannot serve a sandbox.
     #[error(transparent)]
     Names(#[from] skep_dns::ServerError),

@@ -28,6 +28,7 @@ impl Host {
             &meant.tables,
             &there,
         ));
+        found.extend(self.port_findings());
         if forwards {
             found.extend(rules::forwarding(&there));
             let read = |inside: &Inside| Ok::<_, NetlinkError>(inside.sysctl(&Sysctl::Ipv4Forward).ok());

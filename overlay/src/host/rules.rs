@@ -8,7 +8,7 @@ use skep_netlink::nft::{
     BaseChain, ChainType, Element, Family, Hook, Rule, Selector, Set, Table, Transaction, Value, Verdict,
 };
 
-use super::{Published, State};
+use super::{Meant, Published};
 use crate::plan::out;
 
 /// The host's own loopback.
@@ -32,13 +32,13 @@ pub(super) fn none(instance: &str) -> Transaction {
 }
 
 /// All tables afresh.
-pub(super) fn rules(instance: &str, state: &State) -> Transaction {
+pub(super) fn rules(instance: &str, meant: &Meant) -> Transaction {
     let mut transaction = Transaction::new();
     for ipv6 in [false, true] {
-        if state.forward[usize::from(ipv6)] {
+        if meant.forward[usize::from(ipv6)] {
             let table = table(instance, ipv6);
             transaction.reset_table(&table);
-            lead_in(&mut transaction, &table, ipv6, state);
+            lead_in(&mut transaction, &table, ipv6, meant);
             lead_out(&mut transaction, &table, ipv6);
         }
     }
@@ -46,7 +46,7 @@ pub(super) fn rules(instance: &str, state: &State) -> Transaction {
 }
 
 /// Connections to published ports, from outside and of the host itself.
-fn lead_in(transaction: &mut Transaction, table: &Table, ipv6: bool, state: &State) {
+fn lead_in(transaction: &mut Transaction, table: &Table, ipv6: bool, meant: &Meant) {
     let rule = || Rule::new(table.family);
     let key = [Selector::Protocol, Selector::DestinationPort];
     transaction.add_set(table, &Set::verdicts(PUBLISHED, &key.map(Selector::field)));
@@ -61,7 +61,7 @@ fn lead_in(transaction: &mut Transaction, table: &Table, ipv6: bool, state: &Sta
         };
         transaction.add_rule(table, chain, &rule.local_destination().verdict_of(&key, PUBLISHED));
     }
-    let of_family = || state.ports.iter().filter(|(port, _)| port.ipv6 == ipv6);
+    let of_family = || meant.ports.iter().filter(|(port, _)| port.ipv6 == ipv6);
     let mut indices: Vec<u16> = of_family().map(|(_, index)| *index).collect();
     indices.sort_unstable();
     indices.dedup();

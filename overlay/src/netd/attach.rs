@@ -17,6 +17,7 @@ use super::define::{self, LOCAL};
 use super::state::NetworkState;
 use super::{Attached, Netd, NetdError, keep, lock};
 use crate::endpoint::{self, Plug, Unplug, Wanted};
+use crate::host::Taken;
 use crate::network::remove_link;
 use crate::plan::ingress::Port;
 use crate::plan::mac_of;
@@ -85,7 +86,8 @@ impl Netd {
         let all = networks.iter().chain(&left).copied().collect();
         let asked = Attached { request: request.clone(), response: None, networks: all };
         lock(&self.attached).insert(task, asked.clone());
-        let made = self.attach_all(task, &request, &endpoints, defined);
+        let taken = if fresh { Taken::Refuse } else { Taken::Insist };
+        let made = self.attach_all(task, &request, &endpoints, defined, taken);
         match &made {
             Ok(_) => {
                 for id in left {
@@ -119,6 +121,7 @@ impl Netd {
         request: &v1::AttachRequest,
         endpoints: &[Endpoint],
         defined: Defined,
+        taken: Taken,
     ) -> Result<v1::AttachResponse, NetdError> {
         self.sandboxes.make(&task.to_string())?;
         let path = self.sandboxes.net(&task.to_string());
@@ -141,7 +144,7 @@ impl Netd {
             if way_out {
                 let of_all = |port: Port| each.addresses.iter().map(move |address| (port, *address));
                 let these = std::mem::take(&mut ports).into_iter().flat_map(of_all).collect();
-                state.join_ports(self, task, these)?;
+                state.join_ports(self, task, these, taken)?;
             }
         }
         for network in live {

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use skep_netlink::NetlinkError;
 use skep_netlink::conntrack::Filter;
 use skep_netlink::nft::Nft;
 
 use super::Netd;
-use crate::host::Published;
+use crate::host::{PublishError, Published, Taken};
 use crate::network::LiveNetwork;
 use crate::plan::ingress::Port;
 use crate::plan::out;
@@ -49,8 +48,13 @@ impl Drain {
 
 impl Netd {
     /// Publishes ports on the host ([`crate::host::Host::publish`]).
-    pub(super) fn publish(&self, put: &[(Published, u16)], remove: &[Published]) -> Result<(), NetlinkError> {
-        let ended = self.host.publish(put, remove)?;
+    pub(super) fn publish(
+        &self,
+        put: &[(Published, u16)],
+        remove: &[Published],
+        taken: Taken,
+    ) -> Result<(), PublishError> {
+        let ended = self.host.publish(put, remove, taken)?;
         self.drain.forget(vec![Arc::clone(self.host.nft())], ended);
         Ok(())
     }

@@ -27,6 +27,9 @@ const LARGEST_REQUEST: usize = 64 << 20;
 /// Threads that talk to the kernel: more would only wait for each other there.
 const BLOCKING_THREADS: usize = 64;
 
+/// Files that may be open, at least: the kernel's own limit is 4,096, that of most hosts is above half a million.
+const OPEN_FILES: u64 = 1 << 18;
+
 /// How long calls under way may take when it is to end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -211,11 +214,13 @@ fn instance(dir: &Path) -> String {
     format!("{:012x}", hash & 0xffff_ffff_ffff)
 }
 
-/// Each sandbox has some: sockets of netlink and of its name server.
+/// Each sandbox has some: sockets of netlink and of its name server. Each published port has one for each family.
 fn raise_open_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let enough = hard.max(OPEN_FILES);
+        let raised = setrlimit(Resource::RLIMIT_NOFILE, enough, enough);
         // Where it is refused, the limit is what it was.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        let _ = raised.or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     }
 }

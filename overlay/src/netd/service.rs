@@ -8,6 +8,7 @@ use skep_proto::v1::netd_server::Netd as Calls;
 use tonic::{Request, Response, Status};
 
 use super::{Netd, NetdError, define, keep, lock};
+use crate::host::PublishError;
 use crate::mesh::MeshError;
 use crate::network::NetworkError;
 use crate::table::TableError;
@@ -34,7 +35,9 @@ fn status(error: NetdError) -> Status {
     tracing::warn!("{text}");
     match error {
         NetdError::Id(..) => Status::invalid_argument(text),
-        NetdError::Refused(_) | NetdError::Mtu(_) => Status::failed_precondition(text),
+        NetdError::Refused(_) | NetdError::Mtu(_) | NetdError::Publish(PublishError::Taken(_)) => {
+            Status::failed_precondition(text)
+        }
         NetdError::NoTable(_)
         | NetdError::Mesh(MeshError::Waits(_))
         | NetdError::Network(NetworkError::Mesh(MeshError::Waits(_))) => {
@@ -146,6 +149,11 @@ impl Netd {
             let mut state = lock(&network);
             if state.fault.is_some() {
                 state.try_again(self);
+            }
+        }
+        for (ports, taken) in self.host.contested() {
+            if let Err(error) = self.publish(&ports, &[], taken) {
+                tracing::warn!("{}", text(&error));
             }
         }
     }

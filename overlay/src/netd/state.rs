@@ -3,20 +3,20 @@
 //! Everything here happens under the network's own lock, on threads that may block.
 
 mod check;
+mod ports;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use skep_netlink::NetlinkError;
-use skep_netlink::nft::{Frontend, Nft, Transaction};
+use skep_netlink::nft::{Nft, Transaction};
 use skep_proto::id::{NetworkId, NodeId, TaskId};
 use skep_proto::v1;
 
 use super::keep::{Journal, KeptTable};
 use super::{Netd, NetdError, define};
-use crate::host::Published;
+use crate::host::{Published, Taken};
 use crate::network::{self, LiveNetwork, OverlayPort, PORT};
 use crate::plan::balance::{Balance, Kind};
 use crate::plan::drain;
@@ -104,8 +104,10 @@ impl NetworkState {
 
     /// Tries again what could not be done.
     pub(super) fn try_again(&mut self, netd: &Netd) {
-        let tried =
-            self.reconfigure(netd).and_then(|()| self.repair(netd)).and_then(|()| self.publish_host_ports(netd));
+        let tried = self
+            .reconfigure(netd)
+            .and_then(|()| self.repair(netd))
+            .and_then(|()| self.publish_host_ports(netd, Taken::Insist));
         if self.fault.is_some() && tried.is_ok() {
             tracing::info!(network = %self.id, "it is as it should be again");
         }
@@ -374,23 +376,6 @@ impl NetworkState {
         self.serve(netd)
     }
 
-    /// Hands published ports that have backends to the mesh.
-    fn serve(&mut self, netd: &Netd) -> Result<(), NetdError> {
-        let Some(index) = self.index.filter(|_| !self.ingress.is_empty()) else { return Ok(()) };
-        let served = self.ingress.iter().flat_map(|balance| {
-            balance.served().filter_map(|frontend| match frontend {
-                Frontend::Published(transport, port) => Some(Published { ipv6: balance.ipv6(), transport, port }),
-                _ => None,
-            })
-        });
-        let served: BTreeSet<Published> = served.collect();
-        let put: Vec<_> = served.iter().map(|port| (*port, index)).collect();
-        let gone: Vec<_> = self.served.difference(&served).copied().collect();
-        netd.publish(&put, &gone)?;
-        self.served = served;
-        Ok(())
-    }
-
     /// Whether nothing is known of it, and nothing is there.
     pub(super) fn is_empty(&self) -> bool {
         self.followed.current().version == 0 && self.holders.is_empty() && self.live.is_none() && !self.dirty
@@ -451,7 +436,7 @@ impl NetworkState {
             let own = define::own_ingress(&definition, self.followed.current(), &config);
             live.source_ingress(own, define::keep_source(&definition))?;
         }
-        self.publish_host_ports(netd)?;
+        self.publish_host_ports(netd, Taken::Insist)?;
         self.serve(netd)?;
         self.dirty = false;
         Ok(())
@@ -495,55 +480,13 @@ impl NetworkState {
         Ok(())
     }
 
-    /// Publishes ports of a task on this host.
-    pub(super) fn join_ports(
-        &mut self,
-        netd: &Netd,
-        task: TaskId,
-        ports: Vec<(Port, IpAddr)>,
-    ) -> Result<(), NetdError> {
-        let old = self.host_ports.remove(&task).unwrap_or_default();
-        if old.is_empty() && ports.is_empty() {
-            return Ok(());
-        }
-        let gone: Vec<_> = old.iter().map(on_host).collect();
-        if !ports.is_empty() {
-            self.host_ports.insert(task, ports);
-        }
-        // Inside first: what the host hands on must be known there.
-        self.publish_host_ports(netd)?;
-        let kept = self.taken();
-        let gone: Vec<_> = gone.into_iter().filter(|port| !kept.contains(port)).collect();
-        netd.publish(&[], &gone)?;
-        if let (Some(live), Some(index)) = (&self.live, self.index) {
-            netd.end_host_ports(live, index, &old);
-        }
-        Ok(())
-    }
-
-    fn taken(&self) -> BTreeSet<Published> {
-        self.host_ports.values().flatten().map(on_host).collect()
-    }
-
-    fn publish_host_ports(&self, netd: &Netd) -> Result<(), NetdError> {
-        let (Some(live), Some(index)) = (&self.live, self.index) else { return Ok(()) };
-        if netd.restoring.load(Ordering::SeqCst) {
-            // Some of them would be away until all are known again.
-            return Ok(());
-        }
-        live.publish(self.host_ports.values().flatten().map(|(port, address)| (port, *address)))?;
-        let put: Vec<_> = self.taken().into_iter().map(|port| (port, index)).collect();
-        netd.publish(&put, &[])?;
-        Ok(())
-    }
-
     /// Forgets a sandbox; the network goes with the last.
     pub(super) fn leave(&mut self, netd: &Netd, task: TaskId, device: &str) -> Result<(), NetdError> {
         if let Some(live) = &self.live {
             live.unplug(device)?;
         }
         self.members.remove(&task);
-        self.join_ports(netd, task, Vec::new())?;
+        self.join_ports(netd, task, Vec::new(), Taken::Insist)?;
         self.holders.remove(&task);
         self.tidy(netd)
     }
@@ -567,8 +510,8 @@ impl NetworkState {
     /// Removes all of it from the kernel.
     pub(super) fn take_down(&mut self, netd: &Netd) -> Result<(), NetdError> {
         let mut gone: Vec<_> = self.served.iter().copied().collect();
-        gone.extend(self.taken());
-        netd.publish(&[], &gone)?;
+        gone.extend(self.on_host());
+        netd.publish(&[], &gone, Taken::LeaveOut)?;
         self.served.clear();
         if let Some(definition) = self.definition.as_ref().filter(|definition| define::encrypted(definition)) {
             netd.mesh.leave(definition.vni)?;
@@ -596,9 +539,4 @@ impl NetworkState {
             super::lock(&netd.indices).remove(&index);
         }
     }
-}
-
-/// A port of mode host with its task's address, on the host.
-fn on_host((port, address): &(Port, IpAddr)) -> Published {
-    Published { ipv6: address.is_ipv6(), transport: port.transport, port: port.published }
 }

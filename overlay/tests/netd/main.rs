@@ -8,6 +8,7 @@ mod encrypted;
 mod firewall;
 mod kept;
 mod lab;
+mod ports;
 mod published;
 mod restart;
 mod source;

@@ -2392,6 +2392,8 @@ pub enum CheckArea {
     Addresses = 7,
     /// Whether hosts know who is where.
     Tables = 8,
+    /// Whether published ports lead on, or a process of the host has them.
+    Ports = 9,
 }
 impl CheckArea {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2409,6 +2411,7 @@ impl CheckArea {
             Self::Settings => "CHECK_AREA_SETTINGS",
             Self::Addresses => "CHECK_AREA_ADDRESSES",
             Self::Tables => "CHECK_AREA_TABLES",
+            Self::Ports => "CHECK_AREA_PORTS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2423,6 +2426,7 @@ impl CheckArea {
             "CHECK_AREA_SETTINGS" => Some(Self::Settings),
             "CHECK_AREA_ADDRESSES" => Some(Self::Addresses),
             "CHECK_AREA_TABLES" => Some(Self::Tables),
+            "CHECK_AREA_PORTS" => Some(Self::Ports),
             _ => None,
         }
     }

@@ -145,6 +145,7 @@ fn area(finding: &NetworkFinding) -> &'static str {
         CheckArea::Settings => "settings",
         CheckArea::Addresses => "addresses",
         CheckArea::Tables => "tables",
+        CheckArea::Ports => "ports",
     }
 }
 
