@@ -183,6 +183,7 @@ pub(crate) fn observe(state: &mut State, id: TaskId, task_state: TaskState, at: 
     let mut task = Task::clone(state.task(id).expect("the example has it"));
     task.state = task_state;
     task.status = Arc::new(TaskStatus { state: task_state.into(), since_ms: at.0, ..TaskStatus::default() });
+    task.meta.updated_at = at;
     state.put(task);
 }
 

@@ -233,7 +233,11 @@ impl Swarm {
         // What follows a task on a silent node waits for the node.
         let is_silent = |id| state.node(id).is_some_and(|node| node.status.state == NodeState::Down);
         let held = |task: &Arc<Task>| task.start_at.is_none() && task.node.is_some_and(is_silent);
-        state.waiting_tasks().any(|task| !held(task)) || watches(REPLICATED) || watches(GLOBAL)
+        let is_tried_again = |task: &Arc<Task>| {
+            task.wanted.wants_to_run() && task.state == TaskState::Rejected && !task.node.is_some_and(is_silent)
+        };
+        let waits = state.waiting_tasks().any(|task| !held(task)) || state.tasks().any(is_tried_again);
+        waits || watches(REPLICATED) || watches(GLOBAL)
     }
 
     /// Lets everything come to rest; time passes, so that delays run out.

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::v1::{
     ContainerSpec, EndpointMode, EndpointSpec, FabricEndpoint, NetworkAttachment, NetworkDriver, NetworkSpec,
-    NodeDescription, PortSpec, Protocol, PublishMode, ServiceSpec, Severity, SubnetSpec, TaskState, TaskStatus,
-    TaskTemplate,
+    NodeDescription, PortSpec, Protocol, PublishMode, RestartPolicy, ServiceSpec, Severity, SubnetSpec, TaskState,
+    TaskStatus, TaskTemplate,
 };
 
 use super::*;
@@ -179,8 +179,9 @@ fn tasks_and_services_get_addresses_until_there_is_none() {
 #[test]
 fn a_freed_address_rests_until_all_others_were_given() {
     let mut leader = Leader::new("10.1.0.0/28");
-    leader.create(1, 1, |spec, _| {
+    leader.create(1, 1, |spec, template| {
         spec.endpoint = Some(EndpointSpec { mode: EndpointMode::Dnsrr.into(), ..EndpointSpec::default() });
+        template.restart = Some(RestartPolicy { delay_ms: -1, ..RestartPolicy::default() });
     });
     let mut given = Vec::new();
     for _ in 0..26 {

@@ -16,7 +16,7 @@ use crate::example::{
 };
 use crate::ids::Ids;
 use crate::network::Cursors;
-use crate::object::{Slot, Task};
+use crate::object::{Revision, Service, Slot, Task};
 use crate::schedule::{self, Ledger};
 use crate::store::{ObjectKey, State};
 
@@ -171,6 +171,50 @@ fn a_failed_task_is_replaced_after_the_delay_in_its_slot() {
     world.now = world.now.plus(Duration::from_secs(5));
     world.run();
     assert_eq!(world.running(), 1);
+}
+
+#[test]
+fn a_task_that_its_node_rejects_is_tried_again_after_the_delay_only() {
+    let second = Duration::from_secs(1);
+    for mode in [replicated(1), global()] {
+        let mut state = swarm(1);
+        let service = with_service(&mut state, mode, |template| template.restart = None);
+        let mut world = World::new(state, service);
+        world.run();
+        // It runs, and ends; its replacement is prepared before it is to start.
+        let id = world.live()[0].id;
+        observe(&mut world.state, id, TaskState::Failed, world.now);
+        world.settle();
+        let mut rejected: Vec<UnixMs> = Vec::new();
+        for _ in 0..40 {
+            for task in world.live().into_iter().filter(|task| !task.state.is_terminal() && task.node.is_some()) {
+                rejected.push(world.now);
+                observe(&mut world.state, task.id, TaskState::Rejected, world.now);
+            }
+            world.settle();
+            world.now = world.now.plus(second);
+            world.settle();
+        }
+        let apart: BTreeSet<i64> = rejected.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+        assert_eq!(apart, [5000].into(), "Swarm's delay: {rejected:?}");
+        assert!(rejected.len() >= 8);
+        // As soon as its node can, it starts without a further delay.
+        world.now = world.now.plus(second * 5);
+        world.run();
+        assert_eq!(world.running(), 1);
+        // What is rolled out meanwhile does not wait.
+        let id = world.live()[0].id;
+        observe(&mut world.state, id, TaskState::Rejected, world.now);
+        world.settle();
+        assert!(world.live()[0].state.is_terminal());
+        let mut changed = Service::clone(world.state.service(service).unwrap());
+        let mut revision = Revision::clone(world.state.revision(changed.current()).unwrap());
+        (changed.revision, revision.key.number) = (2, 2);
+        world.state.put(revision);
+        world.state.put(changed);
+        world.settle();
+        assert!(!world.live()[0].state.is_terminal());
+    }
 }
 
 #[test]

@@ -120,9 +120,16 @@ pub(super) fn tend(
     let surplus = live.iter().filter(|task| !stays(task));
     let mut changes: Vec<Change> = surplus.map(|task| drain::stop(state, task, WantedState::Shutdown)).collect();
     let replacement = if keep.state.is_terminal() {
-        changes.push(make::want(keep, WantedState::Shutdown));
-        match restart::judge(state, service, keep, now) {
+        let verdict = restart::judge(state, service, keep, now);
+        if !matches!(verdict, Verdict::Wait(_)) {
+            changes.push(make::want(keep, WantedState::Shutdown));
+        }
+        match verdict {
             Verdict::Hold => None,
+            Verdict::Wait(at) => {
+                plan.wake_by(at);
+                None
+            }
             Verdict::Replace(start_at) => {
                 // The updater starts it when the task that it stopped here is gone.
                 let waits = start_at.is_some() || update::predecessor_runs(state, service.id, slot);

@@ -18,6 +18,8 @@ const DEFAULT_DELAY: Duration = Duration::from_secs(5);
 pub(super) enum Verdict {
     /// A replacement that starts then (`None`: at once).
     Replace(Option<UnixMs>),
+    /// Nothing before then: the task never ran, so a replacement would be prepared, and end, at once.
+    Wait(UnixMs),
     /// The slot stays as it is: the policy wants no further run.
     Hold,
 }
@@ -44,7 +46,21 @@ pub(super) fn judge(state: &State, service: &Service, task: &Task, now: UnixMs) 
         0 => DEFAULT_DELAY,
         ms => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
     };
-    if delay.is_zero() { Verdict::Replace(None) } else { Verdict::Replace(Some(now.plus(delay))) }
+    if delay.is_zero() {
+        return Verdict::Replace(None);
+    }
+    // What the service is to run now has not had its turn where the task is of an older revision.
+    if task.revision == service.current() && never_ran(task) {
+        // Its end was the last that happened to it.
+        let at = task.meta.updated_at.plus(delay);
+        return if now < at { Verdict::Wait(at) } else { Verdict::Replace(None) };
+    }
+    Verdict::Replace(Some(now.plus(delay)))
+}
+
+/// Whether a task ended before it could start: its node could not prepare it, or it ended while its start was held back.
+fn never_ran(task: &Task) -> bool {
+    task.state == TaskState::Rejected || task.wanted == WantedState::Ready
 }
 
 /// Whether a task's replacement is an attempt of the restart policy. It is none where the host went away under the task:
@@ -71,7 +87,8 @@ fn exhausted(state: &State, task: &Task, policy: &skep_proto::v1::RestartPolicy,
 /// Starts the replacements whose delay has run out, and says when the next one will.
 pub fn due(state: &State, now: UnixMs) -> Plan {
     let mut plan = Plan::default();
-    for task in state.waiting_tasks() {
+    // One that has ended meanwhile is judged.
+    for task in state.waiting_tasks().filter(|task| !task.state.is_terminal()) {
         // Without a time it waits for its updater.
         match task.start_at {
             Some(at) if at <= now => {
