@@ -11,6 +11,7 @@ mod define;
 mod drain;
 mod keep;
 mod process;
+mod recover;
 mod restore;
 mod service;
 mod state;
@@ -133,6 +134,8 @@ struct Netd {
     leases: Mutex<BTreeMap<TaskId, u16>>,
     host: Host,
     drain: drain::Drain,
+    /// What an earlier netd had and this one has not. Nothing else is locked meanwhile.
+    missing: Mutex<recover::Missing>,
     /// Locked after everything else.
     mesh: Mesh,
 }

@@ -5,7 +5,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use skep_dns::{Origin, Upstream, View};
 use skep_netlink::{Inside, Namespace};
@@ -15,7 +15,7 @@ use skep_proto::v1;
 
 use super::define::{self, LOCAL};
 use super::state::NetworkState;
-use super::{Attached, Netd, NetdError, keep, lock};
+use super::{Attached, Netd, NetdError, keep, lock, text};
 use crate::endpoint::{self, Plug, Unplug, Wanted};
 use crate::host::Taken;
 use crate::network::remove_link;
@@ -33,6 +33,11 @@ pub(super) fn device(task: TaskId) -> String {
     format!("v-{id}")
 }
 
+/// The task that a request is about.
+fn task_of(request: &v1::AttachRequest) -> Result<TaskId, NetdError> {
+    TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))
+}
+
 /// What a network is, where a sandbox may come to it.
 type Defined = fn(&NetworkState) -> Option<Arc<v1::Network>>;
 
@@ -46,22 +51,52 @@ struct Endpoint {
 impl Netd {
     /// Makes a sandbox with all its endpoints, or finds it made.
     pub(super) fn attach(&self, request: v1::AttachRequest) -> Result<v1::AttachResponse, NetdError> {
-        self.attach_as(request, NetworkState::told)
+        let task = task_of(&request)?;
+        self.in_turn(task, || self.attach_noted(task, request, NetworkState::told))
     }
 
     /// Does so with what an earlier netd kept, also where no task needs the table any more.
     pub(super) fn attach_again(&self, request: v1::AttachRequest) -> Result<v1::AttachResponse, NetdError> {
-        self.attach_as(request, |state| state.definition.clone())
+        let task = task_of(&request)?;
+        self.in_turn(task, || self.attach_noted(task, request, |state| state.definition.clone()))
     }
 
-    fn attach_as(&self, request: v1::AttachRequest, defined: Defined) -> Result<v1::AttachResponse, NetdError> {
-        let task = TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))?;
+    /// Does so where it is missing still. `None`: it was attached or detached meanwhile.
+    pub(super) fn attach_missing(&self, request: v1::AttachRequest) -> Result<Option<v1::AttachResponse>, NetdError> {
+        let task = task_of(&request)?;
+        self.in_turn(task, || match self.is_missing(task) {
+            true => self.attach_noted(task, request, |state| state.definition.clone()).map(Some),
+            false => Ok(None),
+        })
+    }
+
+    /// Works on a task as the only one.
+    fn in_turn<T>(&self, task: TaskId, work: impl FnOnce() -> T) -> T {
         let turn = Arc::clone(lock(&self.tasks).entry(task).or_default());
-        let made = {
+        let done = {
             let _turn = lock(&turn);
-            self.attach_in_turn(task, request, defined)
+            work()
         };
-        self.end_turn(task, turn);
+        drop(turn);
+        // Forgotten where nobody else waits for it.
+        lock(&self.tasks).retain(|id, turn| *id != task || Arc::strong_count(turn) > 1);
+        done
+    }
+
+    /// Takes note of a sandbox that is there, and not attached as it ought to be.
+    fn attach_noted(
+        &self,
+        task: TaskId,
+        request: v1::AttachRequest,
+        defined: Defined,
+    ) -> Result<v1::AttachResponse, NetdError> {
+        let there = Namespace::is_at(&self.sandboxes.net(&task.to_string()));
+        let made = self.attach_in_turn(task, request.clone(), defined);
+        match &made {
+            Ok(_) => self.find_sandbox(task),
+            Err(error) if there => self.lose_sandbox(task, Some(request), text(error)),
+            Err(_) => {}
+        }
         made
     }
 
@@ -107,12 +142,6 @@ impl Netd {
             Err(_) => {}
         }
         made
-    }
-
-    /// Forgets the turn of a task where nobody else waits for it.
-    fn end_turn(&self, task: TaskId, turn: Arc<Mutex<()>>) {
-        drop(turn);
-        lock(&self.tasks).retain(|id, turn| *id != task || Arc::strong_count(turn) > 1);
     }
 
     fn attach_all(
@@ -253,17 +282,14 @@ impl Netd {
     /// Removes a sandbox. Idempotent.
     pub(super) fn detach(&self, request: &v1::DetachRequest) -> Result<(), NetdError> {
         let task = TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))?;
-        let turn = Arc::clone(lock(&self.tasks).entry(task).or_default());
-        let result = {
-            let _turn = lock(&turn);
+        self.in_turn(task, || {
+            self.find_sandbox(task);
             let networks = lock(&self.attached).get(&task).map(|attached| attached.networks.clone());
             match networks {
                 Some(networks) => self.detach_from(task, &networks),
                 None => self.detach_found(task),
             }
-        };
-        self.end_turn(task, turn);
-        result
+        })
     }
 
     fn detach_from(&self, task: TaskId, networks: &[NetworkId]) -> Result<(), NetdError> {

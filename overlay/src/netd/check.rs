@@ -82,6 +82,7 @@ impl Netd {
             .map(|entry| entry.path().to_string_lossy().into_owned())
             .collect();
         found.extend(devices::left_over(&stray, &namespaces));
+        found.extend(self.missing_findings());
         found.extend(devices::leases(lock(&self.leases).len(), LEASES));
         for note in self.mesh.notes(self.host.has_wireguard()) {
             found.push(finding(CheckArea::Mesh, v1::CheckSeverity::Ok, note, String::new()));

@@ -1,7 +1,7 @@
 //! A netd that starts takes up what the one before it kept: who this host is, the tables, the sandboxes. It needs no agent
 //! for that, and packets go on meanwhile; names and the mesh are back when it is done.
 //!
-//! What cannot be restored is said in the log, and is as if it was never told: the agent says it again.
+//! What cannot be restored is said in the log, and is missing ([`super::recover`]).
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,8 +51,7 @@ impl Netd {
 
     /// Restores everything. Blocks until it is so, and never fails.
     pub(super) fn restore(&self) {
-        self.host.hold();
-        self.restoring.store(true, Ordering::SeqCst);
+        self.hold();
         match keep::read::<v1::ConfigureRequest>(&self.config_file()) {
             Ok(Some(request)) => {
                 if let Err(error) = self.configure(request) {
@@ -67,14 +66,8 @@ impl Netd {
         each(&networks, |id| self.restore_network(*id));
         let tasks: Vec<TaskId> = self.found_sandboxes().iter().filter_map(|name| name.parse().ok()).collect();
         each(&tasks, |task| self.restore_sandbox(*task));
-        // Only now all of them are known.
-        self.restoring.store(false, Ordering::SeqCst);
-        for network in self.all_networks() {
-            lock(&network).try_again(self);
-        }
-        if let Err(error) = self.host.release() {
-            tracing::warn!("published ports are not as they should be: {}", text(&error));
-        }
+        // Only now all of them are known, if none is missing.
+        self.end_hold();
         if !networks.is_empty() || !tasks.is_empty() {
             let (networks, sandboxes) = (lock(&self.networks).len(), lock(&self.attached).len());
             tracing::info!(networks, sandboxes, "restored what an earlier netd kept");
@@ -93,6 +86,7 @@ impl Netd {
             Err(error) => {
                 // The next whole table is kept in its place.
                 state.journal().remove();
+                self.lose_table(id);
                 Err(text(&error))
             }
         };
@@ -107,16 +101,18 @@ impl Netd {
         if !Namespace::is_at(&self.sandboxes.net(&task.to_string())) {
             return;
         }
-        let restored = match keep::read::<v1::AttachRequest>(&self.request_file(task)) {
+        let error = match keep::read::<v1::AttachRequest>(&self.request_file(task)) {
             Ok(None) => return,
-            Ok(Some(request)) if request.task_id == task.to_vec() => {
-                self.attach_again(request).map(drop).map_err(|error| text(&error))
+            Ok(Some(request)) if request.task_id == task.to_vec() => match self.attach_again(request) {
+                Ok(_) => return,
+                Err(error) => text(&error),
+            },
+            damaged => {
+                let error = damaged.err().map_or("its file is another sandbox's".to_owned(), |error| text(&error));
+                self.lose_sandbox(task, None, error.clone());
+                error
             }
-            Ok(Some(_)) => Err("its file is another sandbox's".to_owned()),
-            Err(error) => Err(text(&error)),
         };
-        if let Err(error) = restored {
-            tracing::warn!(task = %task, "its sandbox was not restored: {error}");
-        }
+        tracing::warn!(task = %task, "its sandbox was not restored: {error}");
     }
 }

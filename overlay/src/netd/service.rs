@@ -76,6 +76,7 @@ impl Netd {
         let network = self.network(id);
         let device = self.mesh.generation();
         let mut state = lock(&network);
+        let before = state.version();
         let (touched, failed) = state.apply(self, messages);
         state.note(failed.as_ref());
         let fault = failed.map(|error| {
@@ -93,6 +94,9 @@ impl Netd {
         }
         for task in touched {
             self.refresh_names(task);
+        }
+        if (before == 0 && version > 0) || messages.last().is_some_and(|message| message.dropped) {
+            self.find_table(id);
         }
         (v1::AppliedVersion { object_id: id.to_vec(), version }, fault)
     }
@@ -151,6 +155,7 @@ impl Netd {
                 state.try_again(self);
             }
         }
+        self.try_missing();
         for (ports, taken) in self.host.contested() {
             if let Err(error) = self.publish(&ports, &[], taken) {
                 tracing::warn!("{}", text(&error));
@@ -168,7 +173,8 @@ impl Netd {
     }
 
     fn state(&self) -> v1::NetdStateResponse {
-        let (mut networks, mut notes) = (Vec::new(), self.mesh.notes(self.host.has_wireguard()));
+        let (mut networks, mut notes) = (Vec::new(), self.missing_notes());
+        notes.extend(self.mesh.notes(self.host.has_wireguard()));
         for network in self.all_networks() {
             let state = lock(&network);
             let version = state.version();

@@ -274,6 +274,66 @@ fn a_mesh_that_cannot_start_is_told_and_tried_again() {
     world.check(&lab);
 }
 
+/// Changes a byte in the middle of a table's file.
+fn damage(host: &Host<'_>, net: &v1::Network) -> std::path::PathBuf {
+    let path = host.dir.join("kept/tables").join(NetworkId::from_wire(&net.id).unwrap().to_string());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn nothing_closes_while_a_damaged_table_is_asked_for() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut world = World::new(&lab);
+    world.check(&lab);
+    // Of the routing mesh, of another network, of both.
+    for (version, damaged) in [(2, &[9][..]), (3, &[6]), (4, &[6, 9])] {
+        let (stop, knocking) = knock(&lab.outside, &[8080, 8101, 8200]);
+        world.hosts[0].signal(Signal::SIGKILL);
+        for number in damaged {
+            damage(&world.hosts[0], if *number == 6 { &world.sealed } else { &world.mesh });
+        }
+        let state = world.hosts[0].start_alone();
+        // That is how the agent sees it; a person sees it too.
+        assert_eq!(state.networks.len(), 2 - damaged.len());
+        assert_eq!(state.sandboxes, [task_id(40).to_vec()]);
+        let said = |state: &v1::NetdStateResponse, text: &str| state.notes.iter().any(|note| note.contains(text));
+        assert!(said(&state, "is damaged: the managers have to send it again"), "{:?}", state.notes);
+        assert!(said(&state, "is not attached to its networks as it was"), "{:?}", state.notes);
+        // The tables come, and nothing else is said to it: the sandbox is attached again by itself.
+        let tables: Vec<v1::NetworkTable> = damaged.iter().map(|number| world.table(*number, version)).collect();
+        world.hosts[0].follow(&tables);
+        let state = world.hosts[0].state();
+        assert_eq!((state.networks.len(), state.sandboxes.len()), (2, 2), "{:?}", state.notes);
+        assert!(!said(&state, "damaged") && !said(&state, "as it was"), "{:?}", state.notes);
+        stop.store(true, Ordering::SeqCst);
+        let (all, failed) = knocking.join().unwrap();
+        assert_eq!(failed, 0, "of {all} with tables of {damaged:?} damaged");
+        world.check(&lab);
+    }
+    // Where nobody sends it, what is known is put in force after a while: the ports close.
+    world.hosts[0].signal(Signal::SIGKILL);
+    damage(&world.hosts[0], &world.mesh);
+    world.hosts[0].start_alone();
+    assert!(who(&lab.outside, SocketAddr::from(([10, 77, 0, 1], 8080))).is_ok());
+    until("a port without a table to close", || {
+        who(&lab.outside, SocketAddr::from(([10, 77, 0, 1], 8080))).is_err().then_some(())
+    });
+    assert_eq!(who(&lab.outside, SocketAddr::from(([10, 77, 0, 1], 8200))).unwrap(), "local");
+    // Nobody wants the sandbox any more: it is not attached again.
+    world.hosts[0].detach(task_id(1));
+    world.hosts[0].follow(&[world.table(9, 9)]);
+    let state = world.hosts[0].state();
+    assert_eq!(state.sandboxes, [task_id(40).to_vec()]);
+    assert!(!world.hosts[0].dir.join("sandboxes").join(task_id(1).to_string()).exists());
+}
+
 #[test]
 fn what_was_damaged_is_asked_for_again() {
     if !root() {
@@ -281,13 +341,8 @@ fn what_was_damaged_is_asked_for_again() {
     }
     let lab = Lab::new();
     let mut world = World::new(&lab);
-    let sealed = NetworkId::from_wire(&world.sealed.id).unwrap();
-    let path = world.hosts[0].dir.join("kept/tables").join(sealed.to_string());
-    let mut bytes = std::fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
     world.hosts[0].signal(Signal::SIGKILL);
-    std::fs::write(&path, bytes).unwrap();
+    let path = damage(&world.hosts[0], &world.sealed);
     let state = world.hosts[0].start_alone();
     assert_eq!(state.networks.len(), 1);
     assert_eq!(state.sandboxes, [task_id(40).to_vec()]);

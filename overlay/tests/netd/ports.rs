@@ -109,7 +109,7 @@ fn the_mesh_leaves_ports_to_who_has_them() {
     // On the second host a process has both, by one address only.
     let local = Local::listen(&hosts[1].namespace, "10.77.0.2:8080").unwrap();
     let datagrams = hosts[1].namespace.enter(|inside| inside.udp(at(2, 8053))).unwrap();
-    hosts.iter().for_each(|host| host.follow(&[table.clone()]));
+    hosts.iter().for_each(|host| host.follow(std::slice::from_ref(&table)));
     task(&hosts[0], &net);
     let rest = |hosts: &[Host<'_>; 2]| {
         assert_eq!(who(&lab.outside, at(1, 8080)).unwrap(), "task");
