@@ -99,7 +99,8 @@ fn busybox(root: &Path) {
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     for applet in [
         "sh", "cat", "echo", "sleep", "id", "mount", "unshare", "touch", "ls", "grep", "env", "pwd", "dd", "ps",
-        "kill", "head", "tail", "setsid", "true", "hostname", "chown", "seq", "wc", "stat",
+        "kill", "chmod", "rmdir", "test", "[", "head", "tail", "setsid", "true", "hostname", "chown", "seq", "wc",
+        "stat", "tr",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
