@@ -1,8 +1,9 @@
 //! All containers of this host: makes them, finds them again after a restart of the agent, clears what belongs to nobody.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +25,8 @@ pub(crate) const LOG_FILE: &str = "container.log";
 
 /// Folder where each container, in its own mount namespace, has its root file system.
 const MOUNT_POINT: &str = "rootfs";
+/// Folder of the layer that is below every image.
+const POINTS: &str = "points";
 /// Group of all containers in the agent's.
 const CONTAINERS: &str = "containers";
 /// Docker's code for a container that could not be made.
@@ -77,6 +80,7 @@ impl Runtime {
         for folder in [&mount_point, &run] {
             fs::create_dir_all(folder).map_err(RuntimeError::io("make", folder))?;
         }
+        make_points(&config.dir.join(POINTS)).map_err(RuntimeError::io("make", config.dir.join(POINTS)))?;
         // Only a hint: without it starts are slower, on ext4, soon after many removals.
         let _ = spread(&run);
         let detected = Cgroups::detect().map_err(RuntimeError::io("read", "/proc/self/mountinfo"))?;
@@ -209,6 +213,7 @@ impl Runtime {
         Ok(ShimConfig {
             mount_point: text(&self.inner.config.dir.join(MOUNT_POINT)),
             lower: spec.layers.iter().map(|layer| text(layer)).collect(),
+            points: text(&self.inner.config.dir.join(POINTS)),
             upper: "upper".to_owned(),
             work: "work".to_owned(),
             log_path: text(&spec.log_dir.join(LOG_FILE)),
@@ -321,6 +326,20 @@ impl Runtime {
         }
         Ok(())
     }
+}
+
+/// What images often lack and every container needs as a place to mount on. In a layer of their own these cost a container
+/// no inode, and no copy of a folder of the image's.
+fn make_points(dir: &Path) -> std::io::Result<()> {
+    let mut folders = DirBuilder::new();
+    folders.recursive(true).mode(0o755);
+    for folder in ["proc", "sys", "dev", "etc"] {
+        folders.create(dir.join(folder))?;
+    }
+    for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+        File::options().create(true).append(true).mode(0o644).open(dir.join(file))?;
+    }
+    Ok(())
 }
 
 /// Earlier builds kept their own program here under such a name, to make containers by it. As a link it holds a file of

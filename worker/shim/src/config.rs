@@ -24,6 +24,9 @@ pub struct ShimConfig {
     pub mount_point: String,
     /// Overlay layers, topmost first. At least one.
     pub lower: Vec<String>,
+    /// A layer below all others with the folders and files that most mounts go on, so that they need not be made for each
+    /// container; empty: none.
+    pub points: String,
     /// The writable layer.
     pub upper: String,
     /// Overlay's work directory, on the same file system as `upper`.
@@ -129,6 +132,7 @@ impl ShimConfig {
         let mut out = Fields::with_capacity(4096);
         out.put("version", CONFIG_VERSION);
         out.put("mount-point", &self.mount_point);
+        out.put("points", &self.points);
         out.put("upper", &self.upper);
         out.put("work", &self.work);
         out.put("log", &self.log_path);
@@ -164,6 +168,7 @@ impl ShimConfig {
             match key {
                 "version" => version = value.parse::<u32>().ok(),
                 "mount-point" => config.mount_point = text(),
+                "points" => config.points = text(),
                 "upper" => config.upper = text(),
                 "work" => config.work = text(),
                 "log" => config.log_path = text(),
@@ -214,6 +219,7 @@ mod tests {
         ShimConfig {
             mount_point: "/d/rootfs".into(),
             lower: vec!["/a,b:c=d\n".into(), "/z".into()],
+            points: "/d/points".into(),
             upper: "upper".into(),
             work: "work".into(),
             log_path: "logs/container.log".into(),

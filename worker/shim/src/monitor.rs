@@ -62,6 +62,8 @@ pub(crate) fn run(dir: &CStr) -> i32 {
             return 1;
         }
         libc::setsid();
+        // It was started by a descriptor's number.
+        libc::prctl(libc::PR_SET_NAME, c"skep-shim".as_ptr());
         UnixStream::from_raw_fd(0)
     };
     let config = ShimConfig::receive(&mut agent);

@@ -29,7 +29,14 @@ pub(super) fn mount(config: &ShimConfig) -> Result<OwnedFd, Failure> {
 
 /// `volatile` (Linux 5.10) spares the syncs of a layer that nobody will mount again after a crash.
 fn mount_overlay(config: &ShimConfig) -> io::Result<()> {
-    let (prefix, lower) = relative_layers(&config.lower);
+    let mut layers: Vec<&str> = config.lower.iter().map(String::as_str).collect();
+    layers.extend(Some(config.points.as_str()).filter(|points| !points.is_empty()));
+    let (mut prefix, mut lower) = relative_layers(&layers);
+    if lower.len() > MAX_LOWER_BYTES && !config.points.is_empty() {
+        // Only a convenience.
+        layers.pop();
+        (prefix, lower) = relative_layers(&layers);
+    }
     if lower.len() > MAX_LOWER_BYTES {
         return mount_many_layers(config);
     }
@@ -47,8 +54,8 @@ fn mount_overlay(config: &ShimConfig) -> io::Result<()> {
 }
 
 /// The common parent of the layers and `lowerdir=` relative to it.
-fn relative_layers(layers: &[String]) -> (&str, String) {
-    let first = layers.first().map_or("/", String::as_str);
+fn relative_layers<'a>(layers: &[&'a str]) -> (&'a str, String) {
+    let first = layers.first().copied().unwrap_or("/");
     let mut prefix = first.rfind('/').map_or("/", |at| &first[..=at]);
     while !layers.iter().all(|layer| layer.starts_with(prefix) && layer.len() > prefix.len()) {
         prefix = prefix[..prefix.len().saturating_sub(1)].rfind('/').map_or("/", |at| &prefix[..=at]);
