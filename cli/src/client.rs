@@ -184,8 +184,16 @@ where
     F: Fn(WriteOptions) -> Fut,
     Fut: Future<Output = Result<Response<T>, Status>>,
 {
+    write_with(Patience::new(), call).await
+}
+
+/// The same, with patience of the caller's.
+pub(crate) async fn write_with<T, F, Fut>(mut patience: Patience, call: F) -> Result<T, Status>
+where
+    F: Fn(WriteOptions) -> Fut,
+    Fut: Future<Output = Result<Response<T>, Status>>,
+{
     let options = WriteOptions { request_id: RequestId::new(rand::random()).to_vec() };
-    let mut patience = Patience::new();
     loop {
         let status = match call(options.clone()).await {
             Ok(response) => return Ok(response.into_inner()),

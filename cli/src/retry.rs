@@ -22,6 +22,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Patience {
     started: Instant,
+    /// How long it lasts.
+    lasts: Duration,
     pause: Duration,
     tries: u32,
     told: bool,
@@ -30,7 +32,12 @@ pub(crate) struct Patience {
 impl Patience {
     /// For a call that is made now.
     pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), pause: FIRST_PAUSE, tries: 0, told: false }
+        Self::of(PATIENCE)
+    }
+
+    /// The same, with another span of time.
+    pub(crate) fn of(lasts: Duration) -> Self {
+        Self { started: Instant::now(), lasts, pause: FIRST_PAUSE, tries: 0, told: false }
     }
 
     /// Waits for the moment of the next try. Gives the status back if another try is in vain, or patience is at its
@@ -41,7 +48,7 @@ impl Patience {
         }
         self.tries += 1;
         let waited = self.started.elapsed();
-        if waited + self.pause > PATIENCE && self.tries > 1 {
+        if waited + self.pause > self.lasts && self.tries > 1 {
             return Err(status);
         }
         if waited >= SILENCE && !self.told {

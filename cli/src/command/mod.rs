@@ -1,6 +1,7 @@
 //! The commands: one file (or folder) per noun, one function per verb. `main.rs` calls [`main`], nothing else.
 
 mod completion;
+mod confirm;
 mod conflict;
 mod context;
 pub(crate) mod daemon;

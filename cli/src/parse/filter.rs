@@ -1,4 +1,5 @@
-//! `--filter key=value` of listings: values of one key are alternatives, different keys must all hold.
+//! `--filter key=value` of listings: values of one key are alternatives, different keys must all hold. Of labels all must
+//! hold, as in Docker.
 
 use std::collections::BTreeMap;
 
@@ -44,6 +45,16 @@ impl Filters {
         values.is_empty() || values.iter().any(|value| test(value))
     }
 
+    /// Whether all labels that were given for a key are there.
+    pub(crate) fn labels(&self, key: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.values(key).iter().all(|filter| label_matches(labels, filter))
+    }
+
+    /// Whether none of the labels that were given for a key is there.
+    pub(crate) fn lacks_labels(&self, key: &str, labels: &BTreeMap<String, String>) -> bool {
+        !self.values(key).iter().any(|filter| label_matches(labels, filter))
+    }
+
     /// Refuses values of `key` other than `allowed`.
     pub(crate) fn only(&self, key: &str, allowed: &[&str]) -> Result<(), Failure> {
         match self.values(key).iter().find(|value| !allowed.contains(&value.as_str())) {
@@ -54,7 +65,7 @@ impl Filters {
 }
 
 /// Whether `labels` has `key` or, where the filter has a value, `key=value`.
-pub(crate) fn label_matches(labels: &BTreeMap<String, String>, filter: &str) -> bool {
+fn label_matches(labels: &BTreeMap<String, String>, filter: &str) -> bool {
     match filter.split_once('=') {
         Some((key, value)) => labels.get(key).is_some_and(|have| have == value),
         None => labels.contains_key(filter),
@@ -95,5 +106,8 @@ mod tests {
         assert!(label_matches(&labels, "a=b"));
         assert!(!label_matches(&labels, "a=c"));
         assert!(!label_matches(&labels, "c"));
+        let filters = parse(&["label=a", "label=c"]).unwrap();
+        assert!(!filters.labels("label", &labels) && !filters.lacks_labels("label", &labels));
+        assert!(filters.labels("name", &labels) && filters.lacks_labels("name", &labels));
     }
 }

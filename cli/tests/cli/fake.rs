@@ -23,6 +23,8 @@ pub(crate) struct Script {
     /// Without any, creating one is refused, as by a manager whose hosts cannot have them.
     pub(crate) networks: Vec<GetNetworkResponse>,
     pub(crate) networks_created: Vec<CreateNetworkRequest>,
+    /// So many removals of networks find a task that is stopping.
+    pub(crate) stopping_tasks: u32,
     pub(crate) tasks: Vec<TaskSummary>,
     /// Answers of Create, in turn; the last one stays.
     pub(crate) create: VecDeque<Result<CreateServiceResponse, Status>>,
@@ -260,8 +262,9 @@ impl nodes_server::Nodes for Api {
 #[tonic::async_trait]
 impl networks_server::Networks for Api {
     async fn list(&self, _: Request<ListNetworksRequest>) -> Answer<ListNetworksResponse> {
-        let networks = self.script().networks.iter().filter_map(|answer| answer.network.clone()).collect();
-        Ok(Response::new(ListNetworksResponse { networks, version: 1 }))
+        let networks: Vec<Network> = self.script().networks.iter().filter_map(|one| one.network.clone()).collect();
+        let unused_ids = networks.iter().filter(|network| network.vni != 0).map(|network| network.id.clone()).collect();
+        Ok(Response::new(ListNetworksResponse { networks, version: 1, unused_ids }))
     }
 
     async fn get(&self, request: Request<GetNetworkRequest>) -> Answer<GetNetworkResponse> {
@@ -280,6 +283,11 @@ impl networks_server::Networks for Api {
     async fn remove(&self, request: Request<RemoveNetworkRequest>) -> Answer<RemoveNetworkResponse> {
         let reference = request.into_inner().reference;
         let network = self.network(&reference)?.network.unwrap();
+        let tasks = &mut self.script().stopping_tasks;
+        if *tasks > 0 {
+            *tasks -= 1;
+            return Err(Status::unavailable(format!("network {reference} is in use by a task that is stopping")));
+        }
         if network.vni == 0 {
             return Err(Status::failed_precondition(format!("network {reference} is in use by service web")));
         }

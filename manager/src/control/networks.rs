@@ -33,7 +33,9 @@ impl Networks for Control {
         Caller::of(&request)?.require_operator()?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let networks = state.networks().map(|network| codec::network_to_wire(network)).collect();
-        Ok(Response::new(ListNetworksResponse { networks, version: state.version() }))
+        let unused = state.networks().filter(|network| !apply::network_has_users(&state, network));
+        let unused_ids = unused.map(|network| network.id.to_vec()).collect();
+        Ok(Response::new(ListNetworksResponse { networks, version: state.version(), unused_ids }))
     }
 
     async fn get(&self, request: Request<GetNetworkRequest>) -> Result<Response<GetNetworkResponse>, Status> {
@@ -73,9 +75,12 @@ impl Networks for Control {
         let network = state.find_network(&reference).map_err(IntoStatus::into_status)?;
         let name = network.spec.name.clone();
         if let Some(users) = apply::network_users(&state, network) {
-            return Err(Status::failed_precondition(format!(
-                "network {name} is in use by {users}: remove it there, and wait until the tasks have stopped"
-            )));
+            let message = format!("network {name} is in use by {users}: {}", users.advice());
+            // A client that is patient has its way in the end.
+            return Err(match users.are_leaving() {
+                true => Status::unavailable(message),
+                false => Status::failed_precondition(message),
+            });
         }
         let changes = vec![Change::update(network.meta.version, Op::RemoveNetwork(network.id))];
         let written = self.store.write(request, network.id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;

@@ -3819,6 +3819,9 @@ pub struct ListNetworksResponse {
     pub networks: ::prost::alloc::vec::Vec<Network>,
     #[prost(uint64, tag = "2")]
     pub version: u64,
+    /// Those of them that no service and no task is on.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub unused_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetNetworkRequest {
@@ -6609,7 +6612,8 @@ pub mod networks_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Networks", "Create"));
             self.inner.unary(req, path, codec).await
         }
-        /// Refused while a service or task is on it; the message names them.
+        /// Refused while a service or task is on it; the message names them. UNAVAILABLE: only tasks that are stopping are left,
+        /// so that another try succeeds soon.
         pub async fn remove(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveNetworkRequest>,
@@ -6714,7 +6718,8 @@ pub mod networks_server {
             tonic::Response<super::CreateNetworkResponse>,
             tonic::Status,
         >;
-        /// Refused while a service or task is on it; the message names them.
+        /// Refused while a service or task is on it; the message names them. UNAVAILABLE: only tasks that are stopping are left,
+        /// so that another try succeeds soon.
         async fn remove(
             &self,
             request: tonic::Request<super::RemoveNetworkRequest>,

@@ -1,13 +1,11 @@
 //! `skep image tag|rm|prune`.
 
-use std::io::{BufRead as _, Write as _};
-
 use clap::Args;
 use skep_proto::v1::{PruneImagesRequest, RemoveImageRequest, TagImageRequest};
 
+use crate::command::confirm;
 use crate::command::context::Context;
 use crate::command::outcome::Outcome;
-use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, human};
 
@@ -75,9 +73,8 @@ pub(crate) struct PruneArgs {
 
 impl PruneArgs {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
-        if !self.force && !self.confirmed() {
-            output::note("nothing was removed; -f does not ask");
-            return Err(Failure::Reported(Exit::Failed));
+        if !self.force {
+            confirm::removal(if self.all { "all images that no task uses" } else { "all images without a name" })?;
         }
         let client = context.connect().await?;
         let request = PruneImagesRequest { all: self.all };
@@ -90,15 +87,5 @@ impl PruneArgs {
         }
         text.push_str(&format!("Total reclaimed space: {}\n", human::size(answer.freed_bytes)));
         output::data(text)
-    }
-
-    /// Asks on standard error and reads one line; anything but yes is no.
-    fn confirmed(&self) -> bool {
-        let what = if self.all { "all images that no task uses" } else { "all images without a name" };
-        let mut err = std::io::stderr().lock();
-        let _ = write!(err, "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
-        let mut answer = String::new();
-        let read = std::io::stdin().lock().read_line(&mut answer);
-        read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
     }
 }

@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::natural;
-use crate::parse::filter::{Filters, label_matches};
+use crate::parse::filter::Filters;
 use crate::view::mesh::MeshView;
 use crate::view::node::NodeView;
 use crate::view::{self, state};
@@ -166,8 +166,8 @@ fn matches(node: &Node, filters: &Filters) -> bool {
         && filters.passes("role", |role| role == state::role(spec.role()))
         // A node is a member once it has a certificate; there is no pending membership.
         && filters.passes("membership", |membership| membership == "accepted")
-        && filters.passes("node.label", |label| label_matches(&spec.labels, label))
-        && filters.passes("label", |label| label_matches(&description.engine_labels, label))
+        && filters.labels("node.label", &spec.labels)
+        && filters.labels("label", &description.engine_labels)
 }
 
 fn row(node: &Node, this: &[u8]) -> Map<String, Value> {

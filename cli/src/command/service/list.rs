@@ -11,7 +11,7 @@ use crate::command::task_table::without_digest;
 use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::natural;
-use crate::parse::filter::{Filters, label_matches};
+use crate::parse::filter::Filters;
 use crate::view::{self, ports, template};
 
 #[derive(Args, Clone, Debug)]
@@ -73,7 +73,7 @@ fn matches(summary: &ServiceSummary, filters: &Filters) -> bool {
     filters.passes("id", |prefix| view::id(&service.id).starts_with(prefix))
         && filters.passes("name", |prefix| name(summary).starts_with(prefix))
         && filters.passes("mode", |wanted| wanted == mode(summary))
-        && filters.passes("label", |label| label_matches(&labels, label))
+        && filters.labels("label", &labels)
 }
 
 fn row(summary: &ServiceSummary, shorten: bool, no_trunc: bool) -> Map<String, Value> {

@@ -5,6 +5,7 @@
 //! Called by the state machine for committed entries and by `Head` for what is about to be proposed.
 
 mod checks;
+mod network_users;
 mod networks;
 mod observe;
 mod parcels;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use skep_proto::v1;
 
-pub use networks::users as network_users;
+pub use network_users::{NetworkUsers, has_users as network_has_users, users as network_users};
 pub use parcels::parcel_users;
 pub use refused::Refused;
 

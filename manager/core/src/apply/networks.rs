@@ -4,6 +4,7 @@
 use skep_proto::id::ServiceId;
 use skep_proto::v1::{NetworkDriver, Protocol};
 
+use super::network_users::users;
 use super::protocol_word;
 use super::refused::Refused;
 use crate::object::{Network, NetworkAddresses, Node, Service, Task};
@@ -11,7 +12,7 @@ use crate::store::{Holder, ObjectKey, State};
 
 /// The highest VXLAN network identifier (RFC 7348 section 5: 24 bits).
 const MAX_VNI: u32 = (1 << 24) - 1;
-/// Users of a network that a refusal names.
+/// Users of an object that a refusal names.
 const NAMED_USERS: usize = 5;
 
 /// What is wrong with a network whatever else is stored.
@@ -182,30 +183,12 @@ pub(super) fn unused(state: &State, network: &Network) -> Result<(), Refused> {
         return Ok(());
     }
     match users(state, network) {
-        Some(by) => Err(Refused::InUse { object: format!("network {}", network.spec.name), by }),
+        Some(by) => Err(Refused::InUse { object: format!("network {}", network.spec.name), by: by.to_string() }),
         None => Ok(()),
     }
 }
 
-/// Who is on a network, for a person: services, else tasks of services that are gone or were changed. `None`: nobody.
-pub fn users(state: &State, network: &Network) -> Option<String> {
-    let publishing = network.spec.ingress.then(|| state.ingress_services()).into_iter().flatten();
-    let holding = state.addresses_of(network.id).filter_map(|(_, holder)| match holder {
-        Holder::Service(id) => state.service(id),
-        _ => None,
-    });
-    let attached = state.services_attached_to(network.id);
-    let mut services: Vec<&str> =
-        attached.chain(publishing).chain(holding).map(|service| &*service.spec.name).collect();
-    services.sort_unstable();
-    services.dedup();
-    if !services.is_empty() {
-        return Some(list(if services.len() == 1 { "service" } else { "services" }, &services));
-    }
-    let tasks: Vec<String> = state.tasks_on_network(network.id).map(|task| task_name(state, task)).collect();
-    (!tasks.is_empty()).then(|| list(if tasks.len() == 1 { "task" } else { "tasks" }, &tasks))
-}
-
+/// `services a, b and 3 more`
 pub(super) fn list(kind: &str, names: &[impl AsRef<str>]) -> String {
     let named: Vec<&str> = names.iter().take(NAMED_USERS).map(AsRef::as_ref).collect();
     let more = match names.len().saturating_sub(NAMED_USERS) {
