@@ -10,7 +10,6 @@ use crate::output::time;
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct ImageView {
     /// The digest that tasks run.
-    #[serde(rename = "ID")]
     id: String,
     repo_tags: Vec<String>,
     repo_digests: Vec<String>,

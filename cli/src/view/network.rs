@@ -19,7 +19,6 @@ pub(crate) const SCOPE: &str = "swarm";
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct NetworkView {
     name: String,
-    #[serde(rename = "ID")]
     id: String,
     /// The same as `CreatedAt`, under Docker's name.
     created: String,
@@ -36,6 +35,8 @@ pub(crate) struct NetworkView {
     internal: bool,
     attachable: bool,
     ingress: bool,
+    config_from: ConfigFrom,
+    config_only: bool,
     /// VXLAN network identifier; 0 where it is no overlay.
     #[serde(rename = "VNI")]
     vni: u32,
@@ -55,7 +56,16 @@ pub(crate) struct NetworkView {
 #[serde(rename_all = "PascalCase")]
 struct Ipam {
     driver: &'static str,
+    /// There are none; Docker has the field.
+    options: BTreeMap<String, String>,
     config: Vec<Subnet>,
+}
+
+/// Docker's networks that are only settings of others. There are none; Docker has the field.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ConfigFrom {
+    network: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -200,11 +210,14 @@ impl NetworkView {
             enable_ipv6: has_v6(true),
             ipam: Ipam {
                 driver: "default",
+                options: BTreeMap::new(),
                 config: network.subnets.iter().map(|subnet| subnet_view(subnet, &spec)).collect(),
             },
             internal: spec.internal,
             attachable: spec.attachable,
             ingress: spec.ingress,
+            config_from: ConfigFrom::default(),
+            config_only: false,
             vni: network.vni,
             address_use: answer
                 .addresses

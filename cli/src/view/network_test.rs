@@ -74,7 +74,8 @@ fn dockers_shape() {
     let view = view(false);
     for (field, value) in [
         ("Name", json!("front")),
-        ("ID", json!(super::super::id(&[3; 16]))),
+        ("Id", json!(super::super::id(&[3; 16]))),
+        ("ConfigFrom", json!({"Network": ""})),
         ("Scope", json!("swarm")),
         ("Driver", json!("overlay")),
         ("EnableIPv4", json!(true)),

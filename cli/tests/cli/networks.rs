@@ -85,6 +85,22 @@ async fn inspect_names_hosts_and_what_is_missing() {
     let format = "{{.Name}} {{(index .IPAM.Config 0).Subnet}}";
     let run = skep(fake.socket(), &["network", "inspect", "-f", format, "front9"]).await;
     assert_eq!((run.code, run.out.as_str()), (Some(0), "front9 10.0.1.0/24\n"), "{}", run.err);
+    // Docker's templates know an id by either name; a service's or node's is the same.
+    let run = skep(fake.socket(), &["network", "inspect", "-f", "{{.Id}} {{.ID}} {{json .Labels}}", "front9"]).await;
+    let first = id(&[1; 16]);
+    assert_eq!((run.code, run.out), (Some(0), format!("{first} {first} {{}}\n")), "{}", run.err);
+    let run =
+        skep(fake.socket(), &["node", "inspect", "-f", "{{.Id}}{{if .ManagerStatus}} manager{{end}}", "host1"]).await;
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    for (noun, reference, format, error) in [
+        ("network", "front9", "{{.Spec.Name}}", "Spec: did you mean .Name?"),
+        ("network", "front9", "{{.Subnet}}", "Subnet: there is AddressUse, Attachable"),
+        ("node", "host1", "{{.Hostname}}", "Hostname: did you mean .Description.Hostname?"),
+    ] {
+        let run = skep(fake.socket(), &[noun, "inspect", "--format", format, reference]).await;
+        let said = format!("error: --format: template: can't evaluate field {error}");
+        assert!(run.code == Some(64) && run.err.starts_with(&said), "{} {}", run.code.unwrap_or(-1), run.err);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,6 +109,39 @@ async fn rm_goes_on_after_a_refusal() {
     let run = skep(fake.socket(), &["network", "rm", "front9", "gone", "front10"]).await;
     assert_eq!((run.code, run.out.as_str()), (Some(1), "front10\n"));
     assert_eq!(run.err, "error: network front9 is in use by service web\nerror: no such network: gone\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rm_waits_for_tasks_that_stop_and_force_forgives_what_is_not_there() {
+    let fake = Fake::manager(Script { stopping_tasks: 3, ..script() });
+    let run = skep(fake.socket(), &["network", "rm", "front10"]).await;
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (Some(0), "front10\n", ""));
+    let run = skep(fake.socket(), &["network", "rm", "--force", "gone", "front10"]).await;
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (Some(0), "front10\n", ""));
+    let run = skep(fake.socket(), &["network", "rm", "-f", "front9"]).await;
+    assert_eq!(
+        (run.code, run.err.as_str()),
+        (Some(1), "error: network front9 is in use by service web\n"),
+        "it removes nothing by force"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prune_removes_what_nobody_uses() {
+    let fake = Fake::manager(script());
+    let run = skep(fake.socket(), &["network", "prune"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "nobody says yes");
+    assert!(
+        run.err.contains("all networks that no service and no task is on") && run.err.contains("-f"),
+        "{}",
+        run.err
+    );
+    let run = skep(fake.socket(), &["network", "prune", "-f"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "Deleted Networks:\nfront10\n\n"), "{}", run.err);
+    let run = skep(fake.socket(), &["network", "prune", "-f", "--filter", "label=other"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), ""), "{}", run.err);
+    let run = skep(fake.socket(), &["network", "ls", "--format", "{{.Name}}", "--filter", "dangling=true"]).await;
+    assert_eq!(run.out, "front10\n", "{}", run.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]

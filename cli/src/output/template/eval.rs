@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::TemplateError;
 use super::parse::{Base, Command, Node, Operand, Pipeline};
+use super::{TemplateError, fields};
 
 /// Output is given up beyond this: nested ranges over long lists multiply.
 const MAX_OUTPUT_BYTES: usize = 256 * 1024 * 1024;
@@ -163,8 +163,8 @@ impl Scope {
             Base::Call(function) => Cow::Owned(function.call(&[])?),
         };
         let mut value = base.as_ref();
-        for name in &operand.fields {
-            match field(value, name)? {
+        for (index, name) in operand.fields.iter().enumerate() {
+            match fields::get(value, &operand.fields[..index], name, &operand.fields[index + 1..])? {
                 Some(inner) => value = inner,
                 None => return Ok(Value::Null),
             }
@@ -184,20 +184,6 @@ impl Scope {
 
 fn undefined(name: &str) -> TemplateError {
     TemplateError::new(format!("undefined variable \"${name}\""))
-}
-
-/// `None`: there is no such key, and that is no mistake.
-fn field<'a>(value: &'a Value, name: &str) -> Result<Option<&'a Value>, TemplateError> {
-    let missing = || TemplateError::new(format!("can't evaluate field {name}"));
-    match value {
-        Value::Object(map) => match map.get(name) {
-            Some(inner) => Ok(Some(inner)),
-            None if name.starts_with(char::is_uppercase) => Err(missing()),
-            None => Ok(None),
-        },
-        Value::Null => Ok(None),
-        _ => Err(missing()),
-    }
 }
 
 /// Go's truth: everything but false, 0, nil and the empty.

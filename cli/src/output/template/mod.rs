@@ -6,6 +6,7 @@
 //! in Go. Never does I/O, never panics, and nesting is bounded, whatever the text.
 
 mod eval;
+mod fields;
 mod functions;
 mod lex;
 mod parse;

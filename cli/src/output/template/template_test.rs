@@ -71,8 +71,8 @@ fn blocks() {
 #[test]
 fn missing_labels_have_no_value_but_missing_fields_are_errors() {
     assert_eq!(render("{{.Spec.Labels.nowhere}}"), "<no value>");
-    assert_eq!(fails("{{.Nmae}}"), "template: can't evaluate field Nmae");
-    assert_eq!(fails("{{.Name.First}}"), "template: can't evaluate field First");
+    assert_eq!(fails("{{.Nmae}}"), "template: can't evaluate field Nmae: did you mean .Name?");
+    assert_eq!(fails("{{.Name.First}}"), "template: can't evaluate field First: Name has no fields");
 }
 
 #[test]
