@@ -17,7 +17,7 @@ const VERBS: &[(&str, &[&str])] = &[
         &["config", "container", "events", "exec", "login", "logout", "plugin", "secret", "stack", "system", "volume"],
     ),
     ("swarm", &["ca", "unlock", "unlock-key"]),
-    ("network", &["connect", "disconnect", "prune"]),
+    ("network", &["connect", "disconnect"]),
     ("image", &["build", "history", "push", "save"]),
 ];
 
@@ -57,8 +57,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("service logs", &["--details"]),
     ("node inspect", &["--pretty"]),
     ("swarm init", &["--autolock", "--data-path-addr", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
-    ("network create", &["--config-from", "--config-only", "--ipam-driver", "--ipam-opt", "--ipv4", "--scope"]),
-    ("network rm", &["--force", "-f"]),
+    ("network create", &["--config-from", "--config-only", "--ipam-driver", "--ipam-opt", "--scope"]),
     ("swarm join", &["--data-path-addr"]),
     ("swarm update", &["--autolock", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("image ls", &["--all", "-a", "--tree"]),
@@ -155,7 +154,7 @@ mod tests {
             ("skep -H unix:///x secret ls", "secret"),
             ("skep swarm init --autolock", "--autolock"),
             ("skep swarm unlock", "swarm unlock"),
-            ("skep network prune", "network prune"),
+            ("skep network connect a b", "network connect"),
             ("skep network create --scope swarm x", "--scope"),
         ] {
             assert_eq!(refused(line).unwrap(), format!("not supported yet: {name}"), "{line}");

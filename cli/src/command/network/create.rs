@@ -1,6 +1,6 @@
 //! `skep network create`: the flags, the spec that they mean, the call.
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use skep_proto::v1::{CreateNetworkRequest, NetworkDriver, NetworkSpec};
 
 use crate::client::write;
@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::parse::{driver_opt, pair, subnets};
 use crate::{output, view};
 
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 #[command(max_term_width = 120)]
 pub(crate) struct CreateArgs {
     /// `overlay` (spans all hosts), `bridge` (each host's own) or `macvlan` (addresses on the network of an interface).
@@ -43,8 +43,27 @@ pub(crate) struct CreateArgs {
     /// Make it the routing mesh's own network; there is one at most.
     #[arg(long)]
     ingress: bool,
+    /// Give it an IPv4 subnet. There is no network without one yet.
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true"
+    )]
+    ipv4: bool,
     /// Give it an IPv6 subnet, too.
-    #[arg(long)]
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
     ipv6: bool,
     /// Name of the network.
     #[arg(value_name = "NETWORK")]
@@ -67,6 +86,9 @@ pub(super) async fn run(context: &Context, args: &CreateArgs) -> Result<(), Fail
 
 /// What the flags mean. What contradicts itself is left to `skep_proto::validate`.
 fn spec(args: &CreateArgs) -> Result<NetworkSpec, Failure> {
+    if !args.ipv4 {
+        return Err(Failure::Unsupported("--ipv4=false: networks without IPv4".to_owned()));
+    }
     let given = subnets::Given {
         subnets: &args.subnet,
         gateways: &args.gateway,
@@ -148,6 +170,9 @@ mod tests {
         assert_eq!((spec.subnets[0].gateway.as_str(), spec.subnets[1].gateway.as_str()), ("10.9.0.9", "fd00:9::9"));
         assert_eq!(spec.subnets[0].reserved_addresses["nas"], "10.9.0.2");
         assert!(create("--ingress mesh").unwrap().ingress);
+        assert!(
+            !create("--ipv4 --ipv6=false v4").unwrap().ipv6 && create("--ipv4=true --ipv6=true both").unwrap().ipv6
+        );
         let lan = create("-d macvlan --subnet 10.9.0.0/16 -o parent=eth0 lan").unwrap();
         assert_eq!(lan.driver(), NetworkDriver::Macvlan);
         assert_eq!(create("-d bridge local").unwrap().driver(), NetworkDriver::Bridge);
@@ -168,6 +193,7 @@ mod tests {
             ("--subnet 10.9.0.0/16 --subnet 10.8.0.0/16 x", "at most one IPv4", Exit::Usage),
             ("--subnet 10.9.0.0/31 x", "no room", Exit::Usage),
             ("-d macvlan x", "parent", Exit::Usage),
+            ("--ipv4=false --ipv6 x", "--ipv4=false: networks without IPv4", Exit::Unsupported),
         ] {
             let failure = create(line).unwrap_err();
             assert_eq!(failure.exit(), exit, "{line}: {failure}");
