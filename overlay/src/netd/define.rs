@@ -142,6 +142,7 @@ pub(super) fn wanted(
         return Err(NetdError::Refused(format!("network {} has no gateway", name(network))));
     };
     let addresses = addresses.into_iter().filter_map(|address| place(&subnets, address)).map(|(prefix, _)| prefix);
-    let mtu = mtu(largest, carrier, option(network, "mtu"))?;
+    let ipv6 = subnets.iter().any(|subnet| subnet.prefix.address.is_ipv6());
+    let mtu = mtu(largest, carrier, option(network, "mtu"), ipv6)?;
     Ok(Wanted { short, addresses: addresses.collect(), mac, mtu, port, out })
 }

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-/// Smallest that IPv6 works with (RFC 8200, 5); anything less is a mistake.
-const SMALLEST: u32 = 1280;
+use skep_proto::validate::network::smallest_mtu;
+
 /// Outer Ethernet, IPv4, UDP and VXLAN headers of a frame (RFC 7348, 5).
 const PLAIN_V4: u32 = 50;
 /// The same over IPv6.
@@ -29,16 +29,38 @@ pub enum MtuError {
     #[error("option mtu: {0:?} is no number")]
     NoNumber(String),
     /// It does not fit this host's underlay.
-    #[error("option mtu: {wanted} does not fit: this host's underlay carries {largest} bytes at most")]
+    #[error(
+        "option mtu: {wanted} does not fit: this host's underlay has an MTU of {underlay}, of which {words} takes {cost}, so \
+         that {largest} is the largest that fits"
+    )]
     Large {
+        /// What was asked for.
+        wanted: u32,
+        /// What the host's own device carries.
+        underlay: u32,
+        /// What takes part of it.
+        words: &'static str,
+        /// How much.
+        cost: u32,
+        /// What fits.
+        largest: u32,
+    },
+    /// It does not fit a network that does not leave the host.
+    #[error("option mtu: {wanted} does not fit: a network of this host alone has an MTU of {largest} at most")]
+    LargeLocal {
         /// What was asked for.
         wanted: u32,
         /// What fits.
         largest: u32,
     },
     /// It is less than IP works with.
-    #[error("an MTU of {0} is too small: it has to be {SMALLEST} at least")]
-    Small(u32),
+    #[error("an MTU of {mtu} is too small: it has to be {smallest} at least")]
+    Small {
+        /// What was asked for, or what is left of the underlay's.
+        mtu: u32,
+        /// What works.
+        smallest: u32,
+    },
 }
 
 /// Bytes around a network's packet on the underlay.
@@ -51,43 +73,64 @@ pub fn cost(carrier: Carrier) -> u32 {
     }
 }
 
-/// The MTU of a network over an underlay of `underlay` bytes; `wanted` is its option `mtu`.
+/// The MTU of a network over an underlay of `underlay` bytes; `wanted` is its option `mtu`, `ipv6` whether it has a subnet
+/// of IPv6.
 ///
 /// # Errors
 /// [`MtuError`].
-pub fn mtu(underlay: u32, carrier: Carrier, wanted: Option<&str>) -> Result<u32, MtuError> {
-    let largest = underlay.saturating_sub(cost(carrier));
+pub fn mtu(underlay: u32, carrier: Carrier, wanted: Option<&str>, ipv6: bool) -> Result<u32, MtuError> {
+    let cost = cost(carrier);
+    let largest = underlay.saturating_sub(cost);
+    let smallest = smallest_mtu(ipv6);
     let mtu = match wanted {
         None => largest,
         Some(text) => text.parse().map_err(|_| MtuError::NoNumber(text.to_owned()))?,
     };
+    let words = match carrier {
+        Carrier::Plain(_) => "VXLAN",
+        Carrier::Encrypted => "VXLAN in WireGuard",
+        Carrier::Local if mtu > largest => return Err(MtuError::LargeLocal { wanted: mtu, largest }),
+        Carrier::Local => "",
+    };
     match mtu {
-        wanted if wanted > largest => Err(MtuError::Large { wanted, largest }),
-        small if small < SMALLEST => Err(MtuError::Small(small)),
+        wanted if wanted > largest => Err(MtuError::Large { wanted, underlay, words, cost, largest }),
+        mtu if mtu < smallest => Err(MtuError::Small { mtu, smallest }),
         mtu => Ok(mtu),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn what_fits() {
         let (v4, v6) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]));
-        assert_eq!(mtu(1500, Carrier::Plain(v4), None), Ok(1450));
-        assert_eq!(mtu(1500, Carrier::Plain(v6), None), Ok(1430));
-        assert_eq!(mtu(1500, Carrier::Encrypted, None), Ok(1370));
-        assert_eq!(mtu(9000, Carrier::Plain(v4), Some("1400")), Ok(1400));
-        assert_eq!(mtu(1500, Carrier::Local, None), Ok(1500));
+        assert_eq!(mtu(1500, Carrier::Plain(v4), None, false), Ok(1450));
+        assert_eq!(mtu(1500, Carrier::Plain(v6), None, true), Ok(1430));
+        assert_eq!(mtu(1500, Carrier::Encrypted, None, true), Ok(1370));
+        assert_eq!(mtu(9000, Carrier::Plain(v4), Some("1400"), true), Ok(1400));
+        assert_eq!(mtu(1500, Carrier::Local, None, false), Ok(1500));
+        assert_eq!(mtu(1500, Carrier::Encrypted, Some("576"), false), Ok(576), "IPv4 alone does with less");
     }
 
     #[test]
     fn what_does_not() {
         let carrier = Carrier::Encrypted;
-        assert_eq!(mtu(1500, carrier, Some("1371")), Err(MtuError::Large { wanted: 1371, largest: 1370 }));
-        assert_eq!(mtu(1500, carrier, Some("576")), Err(MtuError::Small(576)));
-        assert_eq!(mtu(1300, carrier, None), Err(MtuError::Small(1170)));
-        assert_eq!(mtu(1500, carrier, Some("much")), Err(MtuError::NoNumber("much".to_owned())));
+        let small = |mtu| Err(MtuError::Small { mtu, smallest: 1280 });
+        assert_eq!(mtu(1500, carrier, Some("576"), true), small(576));
+        assert_eq!(mtu(1300, carrier, None, true), small(1170));
+        assert_eq!(mtu(1500, carrier, Some("much"), false), Err(MtuError::NoNumber("much".to_owned())));
+        let says = |underlay, carrier, wanted| mtu(underlay, carrier, Some(wanted), false).unwrap_err().to_string();
+        assert_eq!(
+            says(1500, carrier, "9000"),
+            "option mtu: 9000 does not fit: this host's underlay has an MTU of 1500, of which VXLAN in WireGuard takes 130, so \
+             that 1370 is the largest that fits"
+        );
+        let plain = says(1500, Carrier::Plain(IpAddr::from([10, 0, 0, 1])), "1451");
+        assert!(plain.contains("of which VXLAN takes 50, so that 1450 is"), "{plain}");
+        let local = says(1500, Carrier::Local, "9000");
+        assert_eq!(local, "option mtu: 9000 does not fit: a network of this host alone has an MTU of 1500 at most");
     }
 }

@@ -28,6 +28,11 @@ const MAX_INTERFACE: usize = 15;
 /// Ports that one service may publish.
 const MAX_PORTS: usize = 1_000;
 
+/// Smallest MTU of a network without, or with, a subnet of IPv6.
+pub fn smallest_mtu(ipv6: bool) -> u32 {
+    if ipv6 { MIN_MTU_V6 } else { MIN_MTU }
+}
+
 /// Checks a network's spec. What is taken is the managers' to know.
 pub fn network_spec(spec: &NetworkSpec) -> Result<(), Invalid> {
     name("name", &spec.name)?;
@@ -74,7 +79,7 @@ fn options(spec: &NetworkSpec, driver: NetworkDriver) -> Result<(), Invalid> {
         }
     }
     let has_v6 = spec.ipv6 || spec.subnets.iter().any(|subnet| subnet.subnet.contains(':'));
-    let smallest = if has_v6 { MIN_MTU_V6 } else { MIN_MTU };
+    let smallest = smallest_mtu(has_v6);
     if let Some(text) = spec.options.get("mtu")
         && !text.parse().is_ok_and(|mtu: u32| (smallest..=MAX_MTU).contains(&mtu))
     {
