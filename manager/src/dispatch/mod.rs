@@ -72,7 +72,8 @@ pub use self::lead::DispatcherLead;
 use self::lead::Leading;
 use self::limits::{HOLDERS_WITHIN, MORE_HOLDERS_WITHIN, RELAY_MESSAGE};
 pub use self::links::{Alone, LeaderLink, ManagerLinks};
-use self::networks::AppliedTables;
+pub(crate) use self::networks::Behind;
+use self::networks::{AppliedTables, NodesView};
 pub use self::networks::{Follower, NetworkTables};
 pub(crate) use self::observe::{is_hostname, stored_role};
 use self::reach::{Reach, Route};
@@ -267,21 +268,26 @@ impl Dispatcher {
         &self.0.applied
     }
 
-    /// How far the connected nodes are that hold a network's table, as far as this manager, which leads, was told.
-    pub(crate) fn drained(&self, state: &State, network: NetworkId) -> Drained {
+    /// Whether the connected nodes that hold a network's table have applied a version, as far as this manager, which leads,
+    /// was told. `behind` remembers who had not, so that asking again costs what has changed since.
+    pub(crate) fn drained(&self, state: &State, network: NetworkId, since: u64, behind: &mut Behind) -> Drained {
         // A node without an end in the mesh takes no part in overlays, the routing mesh's among them.
         let is_overlay = state.network(network).is_some_and(|network| network.spec.driver() == NetworkDriver::Overlay);
         let takes_part = |node: NodeId| {
             let description = state.node(node).and_then(|node| node.description.as_ref());
             !is_overlay || description.is_some_and(|description| description.fabric.is_some())
         };
-        let members = table::members(state, network).into_iter().filter(|node| takes_part(*node));
-        let mut connected = members.filter(|node| self.is_connected(*node)).peekable();
-        if connected.peek().is_none() {
+        let counts = |node: NodeId| takes_part(node) && self.is_connected(node);
+        if !table::any_member(state, network, counts) {
             return Drained::NoNode;
         }
-        let lowest = connected.map(|node| self.0.applied.version(node, network)).min().flatten();
-        lowest.map_or(Drained::Unknown, Drained::All)
+        let view = NodesView {
+            members: || table::members(state, network),
+            // Where it is no member any more it was told to forget the table.
+            counts: |node| table::is_member(state, network, node) && counts(node),
+            version: |node| self.0.applied.version(node, network),
+        };
+        if behind.all_have(network, since, view) { Drained::All } else { Drained::Waiting }
     }
 
     /// A node said something here: the leader hears of it, at once or with the next message.

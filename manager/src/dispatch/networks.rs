@@ -8,11 +8,13 @@
 //! | `encode.rs` | rows as messages, cut to size |
 //! | `follower.rs` | what one node has, and what it is to be told next |
 //! | `applied.rs` | which versions nodes have applied |
+//! | `behind.rs` | who has not applied one yet that somebody waits for |
 //!
 //! Sessions fetch: a node that reads slowly holds none of this, and gets later what is then there. The driver only wakes
 //! them. A burst of changes becomes one version; a lone change goes out at once.
 
 mod applied;
+mod behind;
 mod encode;
 mod follower;
 mod table;
@@ -31,6 +33,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 pub(crate) use self::applied::AppliedTables;
+pub(crate) use self::behind::{Behind, NodesView};
 pub use self::follower::Follower;
 use self::table::Table;
 use crate::store::{Fed, Store};

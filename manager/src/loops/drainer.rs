@@ -12,17 +12,18 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::WantedState;
 
 use super::Loop;
-use crate::dispatch::Dispatcher;
+use crate::dispatch::{Behind, Dispatcher};
 
 /// Tasks that drain.
 pub(super) struct Drainer {
     dispatcher: Dispatcher,
     draining: BTreeSet<TaskId>,
+    behind: Behind,
 }
 
 impl Drainer {
     pub(super) fn new(dispatcher: Dispatcher) -> Self {
-        Self { dispatcher, draining: BTreeSet::new() }
+        Self { dispatcher, draining: BTreeSet::new(), behind: Behind::default() }
     }
 }
 
@@ -44,13 +45,17 @@ impl Loop for Drainer {
     fn look_at_all(&mut self, state: &State) {
         let draining = state.tasks().filter(|task| task.wanted == WantedState::Draining);
         self.draining = draining.map(|task| task.id).collect();
+        self.behind.clear();
     }
 
     fn plan(&mut self, state: &State, now: UnixMs) -> Plan {
         if self.draining.is_empty() {
+            self.behind.clear();
             return Plan::default();
         }
-        orchestrate::drained(state, &self.draining, |network| self.dispatcher.drained(state, network), now)
+        let (dispatcher, behind) = (&self.dispatcher, &mut self.behind);
+        let applied = |network, since| dispatcher.drained(state, network, since, behind);
+        orchestrate::drained(state, &self.draining, applied, now)
     }
 
     fn waits_for_nodes(&self) -> bool {

@@ -82,6 +82,14 @@ pub fn is_member(state: &State, network: NetworkId, node: NodeId) -> bool {
     state.network_use(network, node) > 0 || (is_everywhere(state, network) && state.node(node).is_some())
 }
 
+/// Whether the table goes to any node of which `holds` is true. Stops at the first.
+pub fn any_member(state: &State, network: NetworkId, mut holds: impl FnMut(NodeId) -> bool) -> bool {
+    if is_everywhere(state, network) {
+        return state.nodes().any(|node| holds(node.id));
+    }
+    state.nodes_on_network(network).any(|(node, _)| holds(node))
+}
+
 /// Networks whose tables go to a node. O(tasks of the node).
 pub fn networks_of_node(state: &State, node: NodeId) -> BTreeSet<NetworkId> {
     let held = state.tasks_on_node(node).flat_map(|task| task.held_addresses()).map(|one| one.network);

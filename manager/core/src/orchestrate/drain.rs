@@ -24,15 +24,15 @@ pub const DRAIN_FOR: Duration = Duration::from_secs(2);
 /// the task to accept it.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// How far the nodes are that hold a network's table.
+/// Whether the nodes that hold a network's table have applied a version of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// No connected node holds it: nobody has to be waited for.
     NoNode,
-    /// All of them have applied this version.
-    All(u64),
-    /// One of them has applied none yet.
-    Unknown,
+    /// All of them.
+    All,
+    /// One of them has not, as far as is known.
+    Waiting,
 }
 
 /// What is wanted of a task that is to stop, and ends as `end` says: for one that serves others, to drain first.
@@ -50,23 +50,24 @@ fn may_have_connections(state: &State, task: &Task) -> bool {
 }
 
 /// The second step for these tasks, those of them that drain: stops the ones that nobody begins a connection to any more.
-/// `applied` says how far the nodes of a network are; it is asked once a network. Stable.
+/// `applied` says whether the nodes of a network have a version; it is asked once for each. Stable.
 pub fn drained(
     state: &State,
     tasks: &BTreeSet<TaskId>,
-    mut applied: impl FnMut(NetworkId) -> Drained,
+    mut applied: impl FnMut(NetworkId, u64) -> Drained,
     now: UnixMs,
 ) -> Plan {
     let mut plan = Plan::default();
-    let mut known: BTreeMap<NetworkId, Drained> = BTreeMap::new();
+    let mut known: BTreeMap<(NetworkId, u64), Drained> = BTreeMap::new();
     for task in tasks.iter().filter_map(|id| state.task(*id)).filter(|task| task.wanted == WantedState::Draining) {
         let until = task.meta.updated_at.plus(DRAIN_FOR);
         let since = table::version(state, task.meta.version);
         let settled = task.meta.updated_at.plus(SETTLE);
-        let mut quiet_at = |network: NetworkId| match *known.entry(network).or_insert_with(|| applied(network)) {
+        let mut ask = |network| *known.entry((network, since)).or_insert_with(|| applied(network, since));
+        let mut quiet_at = |network: NetworkId| match ask(network) {
             Drained::NoNode => now,
-            Drained::All(version) if version >= since => settled,
-            Drained::All(_) | Drained::Unknown => until,
+            Drained::All => settled,
+            Drained::Waiting => until,
         };
         let quiet_at = task.held_addresses().iter().map(|one| quiet_at(one.network)).max().unwrap_or(now);
         if now >= quiet_at || !may_have_connections(state, task) {

@@ -69,8 +69,21 @@ fn draining(state: &State) -> BTreeSet<TaskId> {
     state.tasks().filter(|task| task.wanted == Draining).map(|task| task.id).collect()
 }
 
-fn step(state: &mut State, applied: Drained, at: UnixMs) -> Option<UnixMs> {
-    let plan = drained(state, &draining(state), |_| applied, at);
+/// What the nodes have applied of every network.
+#[derive(Clone, Copy)]
+enum Nodes {
+    None,
+    At(u64),
+    Unknown,
+}
+
+fn step(state: &mut State, nodes: Nodes, at: UnixMs) -> Option<UnixMs> {
+    let applied = |_, since| match nodes {
+        Nodes::None => Drained::NoNode,
+        Nodes::At(version) if version >= since => Drained::All,
+        Nodes::At(_) | Nodes::Unknown => Drained::Waiting,
+    };
+    let plan = drained(state, &draining(state), applied, at);
     apply(state, &plan, at);
     plan.wake_at
 }
@@ -86,14 +99,14 @@ fn a_replica_that_is_scaled_away_drains_and_is_removed() {
     assert_eq!(plan(&mut state, web, LATER).groups, vec![], "stable");
     let task = state.task(*draining(&state).first().unwrap()).unwrap().clone();
     // One node has not applied it.
-    let until = step(&mut state, Drained::All(task.meta.version - 1), LATER);
+    let until = step(&mut state, Nodes::At(task.meta.version - 1), LATER);
     assert_eq!((until, wanted(&state, web)), (Some(LATER.plus(DRAIN_FOR)), vec![Running, Draining]));
-    assert_eq!(step(&mut state, Drained::Unknown, LATER), until);
+    assert_eq!(step(&mut state, Nodes::Unknown, LATER), until);
     // What was on its way is let in.
     let settled = LATER.plus(SETTLE);
-    assert_eq!(step(&mut state, Drained::All(task.meta.version), LATER), Some(settled));
+    assert_eq!(step(&mut state, Nodes::At(task.meta.version), LATER), Some(settled));
     assert_eq!(wanted(&state, web), [Running, Draining]);
-    assert_eq!(step(&mut state, Drained::All(task.meta.version), settled), None);
+    assert_eq!(step(&mut state, Nodes::At(task.meta.version), settled), None);
     assert_eq!(wanted(&state, web), [Running, Remove]);
 }
 
@@ -105,7 +118,7 @@ fn scaled_up_again_while_one_drains_there_are_enough() {
     set_mode(&mut state, web, replicated(2));
     plan(&mut state, web, LATER);
     assert_eq!(wanted(&state, web), [Running, Running, Draining]);
-    step(&mut state, Drained::NoNode, LATER);
+    step(&mut state, Nodes::None, LATER);
     assert!(wanted(&state, web).starts_with(&[Running, Running]) && draining(&state).is_empty());
     assert_eq!(plan(&mut state, web, LATER).groups, vec![]);
 }
@@ -116,9 +129,9 @@ fn nobody_is_waited_for_longer_than_that() {
     set_mode(&mut state, web, replicated(0));
     plan(&mut state, web, LATER);
     assert_eq!(wanted(&state, web), [Draining, Draining]);
-    step(&mut state, Drained::Unknown, LATER.plus(DRAIN_FOR - Duration::from_millis(1)));
+    step(&mut state, Nodes::Unknown, LATER.plus(DRAIN_FOR - Duration::from_millis(1)));
     assert_eq!(wanted(&state, web), [Draining, Draining]);
-    step(&mut state, Drained::Unknown, LATER.plus(DRAIN_FOR));
+    step(&mut state, Nodes::Unknown, LATER.plus(DRAIN_FOR));
     assert_eq!(wanted(&state, web), [Remove, Remove]);
 }
 
@@ -152,7 +165,7 @@ fn a_task_of_a_drained_node_drains_beside_its_replacement() {
     state.put(one);
     plan(&mut state, web, LATER);
     assert_eq!(wanted(&state, web), [Running, Draining]);
-    step(&mut state, Drained::All(u64::MAX), LATER.plus(SETTLE));
+    step(&mut state, Nodes::At(u64::MAX), LATER.plus(SETTLE));
     assert_eq!(wanted(&state, web), [Running, Shutdown]);
 }
 
@@ -164,7 +177,7 @@ fn a_lost_node_is_not_waited_for() {
     let mut one = node(1).build();
     one.status.state = NodeState::Down;
     state.put(one);
-    step(&mut state, Drained::Unknown, LATER);
+    step(&mut state, Nodes::Unknown, LATER);
     assert_eq!(wanted(&state, web), [Remove]);
     let (mut state, web) = running(replicated(1), true);
     let mut one = node(1).build();
@@ -184,7 +197,7 @@ fn tasks_of_a_removed_service_drain_and_go() {
     plan(&mut state, web, LATER);
     assert_eq!(wanted(&state, web), [Draining, Draining]);
     assert_eq!(plan(&mut state, web, LATER).groups, vec![]);
-    step(&mut state, Drained::NoNode, LATER);
+    step(&mut state, Nodes::None, LATER);
     assert_eq!(wanted(&state, web), [Remove, Remove]);
 }
 
@@ -206,7 +219,7 @@ fn an_update_waits_for_the_one_that_drains() {
     assert_eq!(wanted(&state, web), [Ready, Running, Draining], "one at a time, and its successor waits");
     assert_eq!(update(&mut state, LATER).groups, vec![], "it is not done while the old one drains");
     plan(&mut state, web, LATER);
-    step(&mut state, Drained::All(u64::MAX), LATER.plus(SETTLE));
+    step(&mut state, Nodes::At(u64::MAX), LATER.plus(SETTLE));
     assert_eq!(wanted(&state, web), [Ready, Running, Shutdown]);
     assert_eq!(update(&mut state, LATER).groups, vec![], "it still runs");
     let old = state.tasks().find(|task| task.wanted == Shutdown).unwrap().id;
