@@ -18,7 +18,8 @@ use crate::store::State;
 
 /// The routing mesh's subnet, if it is free. Swarm's of old.
 const INGRESS_SUBNET: &str = "10.255.0.0/16";
-/// Length of the routing mesh's subnet: every task behind a published port has an address of it, and every node.
+/// Length of the routing mesh's subnet: every task behind a published port has an address of it, and every node. Smaller
+/// than that where it would take more than a quarter of a pool.
 const INGRESS_LENGTH: u8 = 16;
 /// Name of the routing mesh's network that `swarm init` makes.
 pub const INGRESS_NAME: &str = "ingress";
@@ -97,7 +98,7 @@ fn ingress_subnet(state: &State, pools: &Pools, hosts: &BTreeSet<IpAddr>) -> Opt
     };
     usual
         .filter(free)
-        .or_else(|| pools.choose_of_length(state, hosts, INGRESS_LENGTH))
+        .or_else(|| pools.choose_part(state, hosts, INGRESS_LENGTH))
         .or_else(|| pools.choose(state, hosts))
 }
 

@@ -21,7 +21,7 @@ use crate::change::{Change, Group, Op, Plan, TaskObserved, Transaction};
 use crate::doctor;
 use crate::example::{START, network, replicated, swarm};
 use crate::ids::Ids;
-use crate::object::{ManagerStatus, Meta, Network, Node, Revision, Service};
+use crate::object::{Cluster, ManagerStatus, Meta, Network, Node, Revision, Service};
 use crate::orchestrate;
 use crate::schedule::{self, Ledger};
 use crate::store::{ObjectKey, State};
@@ -304,7 +304,10 @@ fn a_network_in_use_stays_and_names_its_users() {
     assert_eq!(remove(&mut leader, MESH), ["network ingress is in use by service s1"]);
     leader.remove(1);
     let task = leader.tasks()[0];
-    assert_eq!(remove(&mut leader, FRONT), [format!("network front is in use by task {task} of service s1")]);
+    let stopping = "network front is in use by 1 task of the removed service s1, which is stopping";
+    assert_eq!(remove(&mut leader, FRONT), [stopping]);
+    let users = |leader: &Leader| crate::apply::network_users(&leader.state, leader.state.network(FRONT).unwrap());
+    assert!(users(&leader).unwrap().are_leaving(), "waiting helps");
     leader.observe(task, TaskState::Shutdown);
     assert_eq!((remove(&mut leader, FRONT), remove(&mut leader, MESH)), (vec![], vec![]));
     leader.check();
@@ -445,7 +448,7 @@ fn pools_give_what_overlaps_with_nothing() {
 #[test]
 fn managers_without_networks_are_waited_for() {
     let mut leader = Leader::new("10.1.0.0/24");
-    let mut cluster = crate::object::Cluster::clone(leader.state.cluster().unwrap());
+    let mut cluster = Cluster::clone(leader.state.cluster().unwrap());
     cluster.feature_level = FEATURE_LEVEL - 1;
     leader.state.put(cluster);
     let mut node = Node::clone(leader.state.node(NodeId::new(1)).unwrap());
@@ -459,7 +462,7 @@ fn managers_without_networks_are_waited_for() {
 #[test]
 fn small_pools_run_out() {
     let mut state = swarm(1);
-    let mut cluster = crate::object::Cluster::clone(state.cluster().unwrap());
+    let mut cluster = Cluster::clone(state.cluster().unwrap());
     cluster.spec.address_pools = vec!["172.20.0.0/30".into(), "172.21.0.0/29".into()];
     cluster.spec.subnet_length = 30;
     state.put(cluster);
@@ -491,6 +494,20 @@ fn the_mesh_gets_its_usual_subnet_or_another() {
     let mut state = swarm(1);
     state.put(network(3, "other", "10.255.3.0/24", false));
     assert_eq!(make_ingress(&state, MESH).unwrap().subnets[0].cidr.to_string(), "10.0.0.0/16");
+    // Of pools that are small it takes a quarter at most, but a usual subnet at least.
+    for (pool, length, wanted) in [
+        ("10.20.0.0/14", 24, "10.20.0.0/16"),
+        ("10.20.0.0/16", 24, "10.20.0.0/18"),
+        ("10.20.0.0/20", 24, "10.20.0.0/22"),
+        ("10.20.0.0/23", 24, "10.20.0.0/24"),
+        ("10.20.0.0/24", 24, "10.20.0.0/24"),
+    ] {
+        let mut state = swarm(1);
+        let mut cluster = Cluster::clone(state.cluster().unwrap());
+        (cluster.spec.address_pools, cluster.spec.subnet_length) = (vec![pool.into()], length);
+        state.put(cluster);
+        assert_eq!(make_ingress(&state, MESH).unwrap().subnets[0].cidr.to_string(), wanted, "{pool}");
+    }
 }
 
 #[test]

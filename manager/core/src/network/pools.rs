@@ -43,13 +43,15 @@ impl Pools {
 
     /// A free IPv4 subnet of the pools' length.
     pub(super) fn choose(&self, state: &State, hosts: &BTreeSet<IpAddr>) -> Option<Cidr> {
-        self.choose_of_length(state, hosts, self.length)
+        let mut pools = self.ranges.iter().filter(|pool| pool.is_ipv4());
+        pools.find_map(|pool| free_subnet(state, hosts, pool, self.length))
     }
 
-    /// A free IPv4 subnet of a length.
-    pub(super) fn choose_of_length(&self, state: &State, hosts: &BTreeSet<IpAddr>, length: u8) -> Option<Cidr> {
-        let pools = self.ranges.iter().filter(|pool| pool.is_ipv4());
-        pools.into_iter().find_map(|pool| free_subnet(state, hosts, pool, length))
+    /// A free IPv4 subnet of a length, or a smaller one where it would be more than a quarter of its pool; not smaller than
+    /// the pools' usual one.
+    pub(super) fn choose_part(&self, state: &State, hosts: &BTreeSet<IpAddr>, length: u8) -> Option<Cidr> {
+        let of = |pool: &Cidr| length.max(pool.length() + 2).min(self.length.max(length));
+        self.ranges.iter().filter(|pool| pool.is_ipv4()).find_map(|pool| free_subnet(state, hosts, pool, of(pool)))
     }
 
     /// A free IPv6 subnet: of an IPv6 pool, else of the unique local range (RFC 4193) that `global_id` names.
