@@ -84,6 +84,7 @@ fn task_template(template: &TaskTemplate) -> Result<(), Invalid> {
     }
     depends_on(template)?;
     placeholders("hostname", &template.hostname)?;
+    hostname(&template.hostname)?;
     if let Some(restart) = &template.restart {
         restart_policy(restart)?;
     }
@@ -169,12 +170,38 @@ fn hosts(hosts: &[String]) -> Result<(), Invalid> {
     for (index, line) in hosts.iter().enumerate() {
         let valid = line
             .split_once(':')
-            .is_some_and(|(name, address)| !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok());
+            .is_some_and(|(name, address)| is_hostname(name) && address.parse::<std::net::IpAddr>().is_ok());
         if !valid {
             return Err(Invalid::new(format!("hosts[{index}]"), format!("{line:?} is not name:address")));
         }
     }
     Ok(())
+}
+
+/// What stands around the placeholders of a hostname becomes a word of `/etc/hosts`, and a name that is looked up.
+fn hostname(text: &str) -> Result<(), Invalid> {
+    // A placeholder is a letter here: what it stands for is a name.
+    let mut name = String::new();
+    let mut rest = text;
+    while let Some((before, (_, after))) = rest.split_once("{{").and_then(|(b, a)| Some((b, a.split_once("}}")?))) {
+        name.push_str(before);
+        name.push('x');
+        rest = after;
+    }
+    name.push_str(rest);
+    if name.is_empty() || is_hostname(&name) {
+        return Ok(());
+    }
+    let message =
+        format!("{text:?} is not a host's name: letters, digits, '-', '_' and '.', the first a letter or digit");
+    Err(Invalid::new("hostname", message))
+}
+
+/// RFC 1123 section 2.1, and the underscores that names of services have. At most what DNS takes.
+fn is_hostname(text: &str) -> bool {
+    text.len() <= 253
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 #[cfg(test)]
@@ -254,6 +281,18 @@ mod tests {
         assert!(message.starts_with("hostname: \".Bogus\" is not a placeholder"), "{message}");
         let later = refused(|spec| template(spec).hostname = "{{.Service.Labels.zone}}".into());
         assert!(later.starts_with("hostname: not supported yet: "), "{later}");
+        for good in ["", "box", "b_1.example", "{{.Node.Hostname}}-{{.Service.Name}}"] {
+            template(&mut spec).hostname = good.into();
+            assert_eq!(service_spec(&spec), Ok(()), "{good}");
+        }
+        for bad in ["-box", "a b", "box\n10.0.0.1 evil", "{{.Service.Name}} x", &"x".repeat(254)] {
+            let message = refused(|spec| template(spec).hostname = bad.into());
+            assert!(message.starts_with("hostname: ") && message.contains("is not a host's name"), "{message}");
+        }
+        for bad in ["db", ":10.0.0.1", "db:", "a b:10.0.0.1", "db\n1.2.3.4 x:10.0.0.1", "db:here"] {
+            let message = refused(|spec| template(spec).hosts = vec![bad.into()]);
+            assert!(message.starts_with("hosts[0]: ") && message.contains("is not name:address"), "{message}");
+        }
     }
 
     #[test]
