@@ -118,11 +118,93 @@ fn tasks_join_the_hosts_network_one_of_its_interfaces_or_a_bridge() {
         lan.iter().all(|task| found.iter().all(|address| pings(&lab, task, address))),
         "over the hosts' own network"
     );
+    // Outside is what is on the interface's network beside skep: its gateway, and what lies behind that.
+    lab.exec(2, &["ip", "addr", "add", "192.168.77.1/24", "dev", "eth0"]).ok();
+    let on_host1 = lan.iter().find(|task| task.node == "host1").unwrap();
+    until("the gateway to answer", SOON, || pings(&lab, on_host1, "192.168.77.1"));
+    assert!(pings(&lab, on_host1, "10.90.0.2"), "behind the gateway");
     let own = tasks("own");
     assert!(own.iter().all(|task| pings(&lab, task, "10.90.0.1") && pings(&lab, task, "10.90.0.2")), "a way out");
     let host = tasks("host");
     let links = |task: &Running| lab.inside(task, &["ip", "-o", "addr", "show", "eth0"]).ok();
     assert!(host.iter().all(|task| links(task).contains("10.90.0.")));
+}
+
+#[test]
+fn tasks_have_the_names_and_name_servers_that_their_service_gives_them() {
+    let lab = Lab::with_busybox("words", 2);
+    lab.run(&["network", "create", "front"]).ok();
+    let words = "--network front --hostname box-{{.Task.Slot}} --host db:10.1.2.3 --host six:fd00::7 --dns 10.90.0.2 \
+                 --dns-search example.test --dns-option ndots:2 --constraint node.hostname==host1";
+    lab.create("app", &words.split_whitespace().collect::<Vec<_>>(), &["sleep", "1000"]);
+    let app = lab.running("app", 1, SOON).remove(0);
+    let file = |path: &str| lab.inside(&app, &["cat", path]).ok();
+    let (hosts, resolv) = (file("/etc/hosts"), file("/etc/resolv.conf"));
+    assert_eq!(file("/etc/hostname"), "box-1");
+    for line in ["10.1.2.3\tdb", "fd00::7\tsix"] {
+        assert!(hosts.lines().any(|found| found == line), "{hosts}");
+    }
+    assert!(hosts.lines().any(|line| line.starts_with("10.0.") && line.ends_with("\tbox-1")), "{hosts}");
+    for line in ["nameserver 127.0.0.11", "search example.test", "options ndots:2"] {
+        assert!(resolv.lines().any(|found| found == line), "{resolv}");
+    }
+    assert_eq!(addresses(&lab, &app, "box-1"), addresses(&lab, &app, "tasks.app"));
+    // What the swarm does not know is asked of the name server that was given, and of no other.
+    let capture = Capture::start(&lab, 2);
+    until("the given name server to be asked", SOON, || {
+        addresses(&lab, &app, "mark-of-a-stranger.example");
+        capture.saw("mark-of-a-stranger")
+    });
+
+    let head = ["service", "create", "--detach", "--name", "wrong"];
+    let wrong = |flags: &[&str], part: &str| {
+        lab.run(&[&head[..], flags, &["busybox:1"]].concat()).fails(64, part);
+    };
+    wrong(&["--host", "db"], "db");
+    wrong(&["--host", "db:here"], "here");
+    wrong(&["--dns", "here"], "here");
+    wrong(&["--dns-search", "not a name"], "not a name");
+    wrong(&["--hostname", "-box"], "-box");
+}
+
+#[test]
+fn a_swarm_has_the_pools_and_the_data_path_port_that_it_was_made_with() {
+    let lab = Lab::without_swarm("pools", 1, &[]);
+    let init = |more: &[&str]| lab.run(&[&["swarm", "init", "--advertise-addr", "10.90.0.1"], more].concat());
+    init(&["--default-addr-pool", "10.20.0.0/33"]).fails(64, "10.20.0.0/33");
+    init(&["--default-addr-pool", "10.20.0.0/20", "--default-addr-pool-mask-length", "31"])
+        .fails(64, "subnet_length: must be 8 to 30");
+    init(&["--default-addr-pool", "10.20.0.0/20", "--default-addr-pool-mask-length", "16"]).fails(64, "10.20.0.0/20");
+    init(&["--data-path-port", "80"]).fails(64, "data_path_port: must be 1024 to 49151");
+    let pools = ["--default-addr-pool", "10.20.0.0/20", "--default-addr-pool", "10.30.0.0/24"];
+    init(&[&pools[..], &["--default-addr-pool-mask-length", "24", "--data-path-port", "4999"]].concat()).ok();
+    lab.load_busybox();
+    let subnet = |name: &str| lab.run(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", name]).ok();
+    assert_eq!(subnet("ingress"), "10.20.0.0/22", "the routing mesh leaves room for others");
+    let mut made = 0;
+    let full = loop {
+        let name = format!("n{made}");
+        let said = lab.run(&["network", "create", "--opt", "encrypted=false", &name]);
+        if said.code != 0 {
+            break said;
+        }
+        assert!(subnet(&name).ends_with(".0/24"));
+        made += 1;
+    };
+    assert_eq!((made, subnet("n11"), subnet("n12")), (13, "10.20.15.0/24".to_owned(), "10.30.0.0/24".to_owned()));
+    full.fails(1, "no subnet is free in the swarm's address pools");
+    lab.run(&["network", "rm", "n5"]).ok();
+    lab.run(&["network", "create", "again"]).ok();
+    assert_eq!(subnet("again"), "10.20.9.0/24");
+
+    let busy = ["service", "create", "--detach", "--publish", "4999:80/udp", "busybox:1"];
+    lab.run(&busy).fails(1, "the overlays' data path");
+    lab.create("app", &["--network", "n0"], &["sleep", "1000"]);
+    lab.running("app", 1, SOON);
+    let script =
+        "for net in /run/skep/skep.netd/networks/*/net; do nsenter --net=$net ip -d link show type vxlan; done";
+    let links = lab.exec(1, &["sh", "-c", script]).ok();
+    assert!(links.contains("dstport 4999"), "{links}");
 }
 
 #[test]
