@@ -164,7 +164,7 @@ fn tasks_have_the_names_and_name_servers_that_their_service_gives_them() {
     wrong(&["--host", "db:here"], "here");
     wrong(&["--dns", "here"], "here");
     wrong(&["--dns-search", "not a name"], "not a name");
-    wrong(&["--hostname", "-box"], "-box");
+    wrong(&["--hostname=-box"], "-box");
 }
 
 #[test]

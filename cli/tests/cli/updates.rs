@@ -176,3 +176,17 @@ async fn inspect_shows_the_roll_out_and_health() {
     let run = skep(fake.socket(), &["task", "inspect", "-f", format, "web.1"]).await;
     assert_eq!(run.out, "unhealthy 2\n", "{}", run.err);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_update_does_not_find_is_named() {
+    for (found, said) in [
+        ("network back not found: see `skep network ls`", "network back not found: see `skep network ls`"),
+        ("no service \"a1\": give its id", "no such service: web"),
+    ] {
+        let (mut script, _events) = watched();
+        script.update = [Err(Status::not_found(found))].into();
+        let fake = Fake::manager(script);
+        let run = skep(fake.socket(), &["service", "update", "--detach", "--replicas", "3", "web"]).await;
+        assert_eq!((run.code, run.err), (Some(1), format!("error: {said}\n")));
+    }
+}

@@ -219,7 +219,11 @@ async fn update(client: &Client, args: &UpdateArgs) -> Result<Attempt<Written>, 
         async move { services.update(request).await }
     })
     .await;
-    let attempt = Attempt::of(result).map_err(|status| Failure::from_lookup("service", &args.service, status))?;
+    let attempt = Attempt::of(result).map_err(|status| match status.message().starts_with("no service ") {
+        true => Failure::from_lookup("service", &args.service, status),
+        // A network or an image that is not there.
+        false => status.into(),
+    })?;
     Ok(match attempt {
         Attempt::Conflict(status) => Attempt::Conflict(status),
         Attempt::Done(answer) => {

@@ -200,12 +200,11 @@ mod tests {
 
     #[test]
     fn distances() {
-        let distance =
-            |a: &str, b: &str| super::distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
+        let apart = |a: &str, b: &str| distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
         for (a, b, wanted) in
             [("", "", 0), ("", "ab", 2), ("name", "nmae", 1), ("name", "names", 1), ("kitten", "sitting", 3)]
         {
-            assert_eq!((distance(a, b), distance(b, a)), (wanted, wanted), "{a} {b}");
+            assert_eq!((apart(a, b), apart(b, a)), (wanted, wanted), "{a} {b}");
         }
     }
 
