@@ -119,6 +119,17 @@ outlives_the_daemon() {
 ends() {
     skep service rm web && until_ok 60 sh -c '! pgrep -x whoami'
 }
+# The runtime's own tests, each file in one process: what containers may, what they see, what they leave.
+containers() {
+    local output code=0
+    install /skep/busybox /bin/busybox
+    output=$(./containers/"$1" --test-threads=1 2>&1) || code=1
+    echo "$output"
+    [ $code = 0 ] && grep -Eq '^test result: ok\. [1-9]' <<<"$output"
+}
+for file in /skep/containers/*; do
+    check "container: the runtime's tests, ${file##*/}" containers "${file##*/}"
+done
 check "container: a swarm as a service of systemd" starts_a_swarm
 check "container: a service with limits" runs_a_service
 check "container: the limits are in cgroup v2" limits_hold

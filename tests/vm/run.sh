@@ -2,15 +2,16 @@
 # `make test-vm`: what this machine's kernel may lack (kernel WireGuard, cgroup v2 alone, systemd), proved in a virtual
 # machine: Debian's cloud kernel and a small Debian in QEMU. Takes root and Debian packages; the first run fetches a kernel
 # and makes a system (two minutes), which stay in target/vm. Exit code: that of the checks inside (inside.sh).
-# run.sh PATH-OF-SKEP PATH-OF-WHOAMI.TAR PATH-OF-NETD'S-TESTS
+# run.sh PATH-OF-SKEP PATH-OF-WHOAMI.TAR PATH-OF-NETD'S-TESTS PATH-OF-CONTAINERS'-TESTS…
 #   SKEP_VM_ACCEL=kvm|tcg   instead of what fits this machine
 #   SKEP_VM_ONLY=words      only the checks whose names have one of the words
 set -euo pipefail
-if [ $# != 3 ] || [ "$(id -u)" != 0 ]; then
-    echo "run.sh PATH-OF-SKEP PATH-OF-WHOAMI.TAR PATH-OF-NETD'S-TESTS, as root" >&2
+if [ $# -lt 4 ] || [ "$(id -u)" != 0 ]; then
+    echo "run.sh PATH-OF-SKEP PATH-OF-WHOAMI.TAR PATH-OF-NETD'S-TESTS PATH-OF-CONTAINERS'-TESTS…, as root" >&2
     exit 2
 fi
 skep=$(realpath "$1") whoami=$(realpath "$2") netd=$(realpath "$3")
+shift 3
 here=$(realpath "$(dirname "$0")")
 vm=$here/../../target/vm
 mkdir -p "$vm"
@@ -45,8 +46,11 @@ chmod +x "$work/init/init"
 (cd "$work/init" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initrd"
 
 # What is tested.
-mkdir "$work/skep"
-cp "$here/inside.sh" "$whoami" "$work/skep/"
+mkdir -p "$work/skep/containers"
+cp "$here/inside.sh" "$whoami" /bin/busybox "$work/skep/"
+for program in "$@"; do
+    strip -o "$work/skep/containers/$(basename "$program" | sed 's/-[0-9a-f]*$//')" "$program"
+done
 for program in "$skep" "$netd"; do
     strip -o "$work/skep/$(basename "$program")" "$program"
 done

@@ -99,7 +99,9 @@ async fn it_is_in_the_container_with_its_user_environment_and_limits() {
     let (first, own) = groups.split_once("\n\n").unwrap();
     // A hierarchy that the container's runtime leaves alone has it where its monitor is.
     for (first, own) in first.lines().zip(own.lines()).filter(|(first, _)| !first.ends_with("/shims")) {
-        assert!(own == first || own == format!("{first}/exec"), "first process {first:?}, command {own:?}");
+        // On v2 it sees its own group as the root of all.
+        let inside = format!("{}/exec", first.trim_end_matches('/'));
+        assert!(own == first || own == inside, "first process {first:?}, command {own:?}");
     }
     assert_eq!(groups.matches("/exec").count(), 1, "{groups}");
     for container in [of.0, root.0] {

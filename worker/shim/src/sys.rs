@@ -179,6 +179,20 @@ pub(crate) fn working_directory() -> io::Result<Vec<u8>> {
     Ok(path)
 }
 
+/// Gives this process an empty session keyring of its own (keyctl(2)): the monitor's is the daemon's. Where the kernel or a
+/// sandbox around it has no keyrings, there is none to be shared.
+pub(crate) fn leave_keyring() -> io::Result<()> {
+    // linux/keyctl.h
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: a number and no name, which asks for one without.
+    let joined =
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+    match check(joined as c_int) {
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// sethostname(2).
 pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
     // SAFETY: the text lives through the call and has the length that is told.

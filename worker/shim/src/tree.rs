@@ -4,7 +4,6 @@
 //! Used by the container's creation. No policy here.
 
 use std::ffi::{CStr, CString};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -216,9 +215,4 @@ pub(crate) fn same_file(one: &impl AsRawFd, other: &impl AsRawFd) -> bool {
 pub(crate) fn open_path(path: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: a C string that lives through the call.
     owned(libc::c_long::from(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }))
-}
-
-/// A descriptor as a file to read or write.
-pub(crate) fn file(fd: OwnedFd) -> File {
-    File::from(fd)
 }

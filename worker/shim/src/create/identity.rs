@@ -28,7 +28,7 @@ fn read(root: &OwnedFd, path: &str) -> String {
         .and_then(|named| tree::stat(&named))
         .is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFREG);
     if is_file && let Ok(file) = tree::open_inside(root, path, libc::O_RDONLY | libc::O_NONBLOCK, Links::Follow) {
-        let _ = tree::file(file).take(MAX_FILE).read_to_string(&mut text);
+        let _ = File::from(file).take(MAX_FILE).read_to_string(&mut text);
     }
     text
 }

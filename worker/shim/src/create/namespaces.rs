@@ -61,7 +61,10 @@ pub(super) fn clone(flags: libc::c_int, group: Option<&OwnedFd>) -> io::Result<M
     }
     // The plain call works in sandboxes that refuse the other. Here flags come first, on all processors but s390.
     // SAFETY: as above; no stack, no places for ids, no thread's memory.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
+    let pid = unsafe {
+        let none = 0_usize;
+        libc::syscall(libc::SYS_clone, (flags | libc::SIGCHLD) as libc::c_long, none, none, none, none)
+    };
     Ok(Made { pid: check(pid as i32)?, in_group: false })
 }
 
@@ -99,6 +102,7 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
         // SAFETY: plain flags; the process has one thread.
         check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }).map_err(at("cannot make a cgroup namespace"))?;
     }
+    sys::leave_keyring().map_err(at("cannot make a keyring"))?;
     if !plan.hostname.is_empty() {
         sys::set_hostname(&plan.hostname).map_err(at(format!("cannot set the host name {:?}", plan.hostname)))?;
     }

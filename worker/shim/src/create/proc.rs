@@ -3,6 +3,7 @@
 //! Used by the container's creation. What looks like a file of `/proc` may be something else that was put there: before
 //! anything is written, the kernel says what it is (CVE-2019-16884, CVE-2025-52881).
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
@@ -38,7 +39,7 @@ fn write(proc: &OwnedFd, path: &str, value: &str) -> io::Result<()> {
     if !is_proc(&file)? {
         return Err(io::Error::other("it is not a file of a proc file system"));
     }
-    tree::file(file).write_all(value.as_bytes())
+    File::from(file).write_all(value.as_bytes())
 }
 
 fn is_proc(fd: &OwnedFd) -> io::Result<bool> {
