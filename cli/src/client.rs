@@ -9,11 +9,13 @@ use std::str::FromStr;
 use skep_identity::transport::{ConnectError, connect_unix};
 use skep_proto::id::RequestId;
 use skep_proto::v1::clusters_client::ClustersClient;
+use skep_proto::v1::configs_client::ConfigsClient;
 use skep_proto::v1::daemon_client::DaemonClient;
 use skep_proto::v1::images_client::ImagesClient;
 use skep_proto::v1::logs_client::LogsClient;
 use skep_proto::v1::networks_client::NetworksClient;
 use skep_proto::v1::nodes_client::NodesClient;
+use skep_proto::v1::secrets_client::SecretsClient;
 use skep_proto::v1::services_client::ServicesClient;
 use skep_proto::v1::tasks_client::TasksClient;
 use skep_proto::v1::watch_client::WatchClient;
@@ -126,6 +128,10 @@ impl Client {
     clients! {
         /// The swarm.
         clusters: ClustersClient,
+        /// Configs.
+        configs: ConfigsClient,
+        /// Secrets.
+        secrets: SecretsClient,
         /// Networks.
         networks: NetworksClient,
         /// Nodes.

@@ -2,12 +2,15 @@
 //! decides, and writes through the store; none keeps state of its own.
 
 mod clusters;
+mod configs;
 mod doctor;
 mod error;
 mod image_names;
 mod networks;
 mod nodes;
+mod parcels;
 pub(crate) mod read;
+mod secrets;
 mod services;
 mod summary;
 mod tasks;

@@ -14,9 +14,11 @@ use skep_core::store::State;
 use skep_identity::{DenyList, LiveCredentials, ServerTls};
 use skep_proto::id::{ClusterId, NetworkId, NodeId};
 use skep_proto::v1::clusters_server::ClustersServer;
+use skep_proto::v1::configs_server::ConfigsServer;
 use skep_proto::v1::image_names_server::ImageNamesServer;
 use skep_proto::v1::networks_server::NetworksServer;
 use skep_proto::v1::nodes_server::NodesServer;
+use skep_proto::v1::secrets_server::SecretsServer;
 use skep_proto::v1::services_server::ServicesServer;
 use skep_proto::v1::tasks_server::TasksServer;
 use skep_proto::v1::watch_server::WatchServer;
@@ -178,6 +180,8 @@ impl Manager {
             .add_service(TasksServer::new(control.clone()))
             .add_service(ImageNamesServer::new(control.clone()))
             .add_service(NetworksServer::new(control.clone()))
+            .add_service(SecretsServer::new(control.clone()))
+            .add_service(ConfigsServer::new(control.clone()))
             .add_service(WatchServer::new(control))
             .add_service(dispatcher.service())
             .add_service(dispatcher.relay_service())

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod container;
+pub mod files;
 mod health;
 mod mount;
 pub mod network;
@@ -13,6 +14,7 @@ pub use cluster::{
     cluster_spec,
 };
 pub use container::{CAPABILITIES, capability, signal_number};
+pub use files::{config_spec, secret_spec};
 pub use network::network_spec;
 pub use service::{MAX_REPLICAS, node_spec, replicas, service_spec};
 
@@ -36,7 +38,7 @@ impl Invalid {
     }
 
     /// The same complaint, seen from the object above.
-    fn under(self, parent: &str) -> Self {
+    pub fn under(self, parent: &str) -> Self {
         Self { field: format!("{parent}.{}", self.field), message: self.message }
     }
 }

@@ -22,7 +22,7 @@ fn services_with_mistakes_are_refused() {
     create(&["--name", "web", "--replicas", "100001", "busybox:1"]).fails(USAGE, "at most 100000");
     create(&["--name", "web", "--replicas", "-1", "busybox:1"]).fails(USAGE, "-1");
     create(&["--name", "web", "--no-such-flag", "busybox:1"]).fails(USAGE, "--no-such-flag");
-    create(&["--name", "web", "--secret", "x", "busybox:1"]).fails(UNSUPPORTED, "not supported yet: --secret");
+    create(&["--name", "web", "--tty", "busybox:1"]).fails(UNSUPPORTED, "not supported yet: --tty");
     create(&["--name", "web", "--hostname", "{{.Bogus}}", "busybox:1"]).fails(USAGE, "hostname");
     create(&["--name", "web", "--limit-memory", "1k", "busybox:1"]).fails(USAGE, "at least 4 MiB");
     create(&["--name", "web", "--constraint", "node.colour==red", "busybox:1"]).fails(USAGE, "node.colour");
@@ -39,8 +39,8 @@ fn services_with_mistakes_are_refused() {
     lab.skep(1, &["service", "inspect", "nosuch"]).fails(FAILED, "no such service: nosuch");
     lab.skep(1, &["node", "inspect", "nosuch"]).fails(FAILED, "nosuch");
     lab.skep(1, &["task", "inspect", "nosuch"]).fails(FAILED, "nosuch");
-    lab.skep(1, &["service", "update", "--secret-add", "x", "web"])
-        .fails(UNSUPPORTED, "not supported yet: --secret-add");
+    lab.skep(1, &["service", "update", "--generic-resource-add", "x", "web"])
+        .fails(UNSUPPORTED, "not supported yet: --generic-resource-add");
     assert_eq!(lab.list(1, &["service", "ls"]).len(), 1);
     let findings = lab.skep(1, &["swarm", "doctor"]);
     assert_eq!(findings.code, 0, "{findings:?}");

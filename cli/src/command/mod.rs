@@ -13,6 +13,7 @@ mod netd;
 mod network;
 mod node;
 mod outcome;
+mod parcel;
 mod service;
 mod swarm;
 mod task;
@@ -67,6 +68,12 @@ enum Command {
     /// Make, show and remove networks.
     #[command(subcommand)]
     Network(network::NetworkCommand),
+    /// Make, rotate, show and remove secrets: data that only the containers which were given them can read.
+    #[command(subcommand)]
+    Secret(parcel::ParcelCommand),
+    /// Make, rotate, show and remove configs: files of services that need not be kept secret.
+    #[command(subcommand)]
+    Config(parcel::ParcelCommand),
     /// Manage this host's images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -153,6 +160,8 @@ fn talk(context: Context, command: Command) -> Result<(), Failure> {
             Command::Service(command) => command.run(&context).await,
             Command::Task(command) => command.run(&context).await,
             Command::Network(command) => command.run(&context).await,
+            Command::Secret(command) => command.secret(&context).await,
+            Command::Config(command) => command.config(&context).await,
             Command::Image(command) => command.run(&context).await,
             Command::Images(args) => args.run(&context).await,
             Command::Info(args) => args.run(&context).await,

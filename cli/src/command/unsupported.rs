@@ -1,5 +1,5 @@
 //! What Docker has and skep does not have yet. Looked up when clap meets something unknown, so that a Docker user reads
-//! "not supported yet: --secret" and not "unexpected argument".
+//! "not supported yet: --tty" and not "unexpected argument".
 //!
 //! A flag leaves this list when its command gets it; a test keeps the two apart.
 
@@ -12,10 +12,7 @@ use crate::failure::Failure;
 
 /// Verbs, by noun; the empty noun is `skep` itself.
 const VERBS: &[(&str, &[&str])] = &[
-    (
-        "",
-        &["config", "container", "events", "exec", "login", "logout", "plugin", "secret", "stack", "system", "volume"],
-    ),
+    ("", &["container", "events", "exec", "login", "logout", "plugin", "stack", "system", "volume"]),
     ("swarm", &["ca", "unlock", "unlock-key"]),
     ("network", &["connect", "disconnect"]),
     ("image", &["build", "history", "push", "save"]),
@@ -26,13 +23,11 @@ const FLAGS: &[(&str, &[&str])] = &[
     (
         "service create",
         &[
-            "--config",
             "--credential-spec",
             "--generic-resource",
             "--isolation",
             "--max-concurrent",
             "--no-resolve-image",
-            "--secret",
             "--tty",
             "-t",
         ],
@@ -40,16 +35,12 @@ const FLAGS: &[(&str, &[&str])] = &[
     (
         "service update",
         &[
-            "--config-add",
-            "--config-rm",
             "--credential-spec",
             "--generic-resource-add",
             "--generic-resource-rm",
             "--isolation",
             "--max-concurrent",
             "--no-resolve-image",
-            "--secret-add",
-            "--secret-rm",
             "--tty",
             "-t",
         ],
@@ -58,6 +49,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("node inspect", &["--pretty"]),
     ("swarm init", &["--autolock", "--data-path-addr", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("network create", &["--config-from", "--config-only", "--ipam-driver", "--ipam-opt", "--scope"]),
+    ("secret create", &["--driver", "-d"]),
     ("swarm join", &["--data-path-addr"]),
     ("swarm update", &["--autolock", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("image ls", &["--all", "-a", "--tree"]),
@@ -147,11 +139,11 @@ mod tests {
     #[test]
     fn dockers_flags_and_verbs_are_refused_by_name() {
         for (line, name) in [
-            ("skep service create --secret=x nginx", "--secret"),
+            ("skep service create --credential-spec=x nginx", "--credential-spec"),
             ("skep service create -t nginx", "-t"),
-            ("skep service update --secret-add x web", "--secret-add"),
+            ("skep service update --generic-resource-add x web", "--generic-resource-add"),
             ("skep swarm update --autolock", "--autolock"),
-            ("skep -H unix:///x secret ls", "secret"),
+            ("skep -H unix:///x volume ls", "volume"),
             ("skep swarm init --autolock", "--autolock"),
             ("skep swarm unlock", "swarm unlock"),
             ("skep network connect a b", "network connect"),

@@ -5,6 +5,7 @@ pub(crate) mod csv;
 pub(crate) mod driver_opt;
 pub(crate) mod duration;
 pub(crate) mod env;
+pub(crate) mod file;
 pub(crate) mod filter;
 pub(crate) mod log_opt;
 pub(crate) mod mount;

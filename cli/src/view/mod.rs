@@ -9,6 +9,7 @@ pub(crate) mod info;
 pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod parcel;
 pub(crate) mod ports;
 pub(crate) mod pretty_service;
 pub(crate) mod service;

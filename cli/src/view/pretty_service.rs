@@ -2,9 +2,11 @@
 
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    ContainerSpec, HealthCheck, Network, NetworkAttachment, NetworkMode, Resources, RestartCondition, RestartPolicy,
-    ServiceSpec, ServiceSummary, TaskTemplate, UpdatePolicy, UpdateState, UpdateStatus,
+    ContainerSpec, FileTarget, HealthCheck, Network, NetworkAttachment, NetworkMode, Resources, RestartCondition,
+    RestartPolicy, ServiceSpec, ServiceSummary, TaskTemplate, UpdatePolicy, UpdateState, UpdateStatus,
 };
+
+use skep_proto::validate::files;
 
 use super::service::MONITOR_MS;
 use super::template::{RESTART_DELAY_MS, STOP_GRACE_MS};
@@ -185,10 +187,27 @@ fn container_lines(page: &mut Page, container: &ContainerSpec, is_one_of_several
         let access = if mount.read_only { " (read-only)" } else { "" };
         page.line(" Mount", &format!("{} from {source}{access}", mount.target));
     }
+    for one in &container.secrets {
+        let path = files::secret_path(file_path(one.target.as_ref(), &one.name));
+        page.line(" Secret", &format!("{path} from {}", versioned(&one.name, one.version, one.pinned)));
+    }
+    for one in &container.configs {
+        let path = files::config_path(file_path(one.target.as_ref(), &one.name));
+        page.line(" Config", &format!("{path} from {}", versioned(&one.name, one.version, one.pinned)));
+    }
     let resources = container.resources.unwrap_or_default();
     let (limits, reservations) = (resources.limits.unwrap_or_default(), resources.reservations.unwrap_or_default());
     page.some(" Reservations", &amounts(&reservations, 0));
     page.some(" Limits", &amounts(&limits, resources.pids_limit));
+}
+
+fn file_path<'a>(target: Option<&'a FileTarget>, name: &'a str) -> &'a str {
+    target.map(|target| target.path.as_str()).filter(|path| !path.is_empty()).unwrap_or(name)
+}
+
+/// `db@3 (pinned)`
+fn versioned(name: &str, version: u64, pinned: bool) -> String {
+    format!("{name}@{version}{}", if pinned { " (pinned)" } else { "" })
 }
 
 /// `redis-cli ping, interval 10s, retries 3`: what is not said comes from the image.

@@ -50,6 +50,10 @@ struct ContainerView {
     stop_grace_period: i64,
     read_only: bool,
     mounts: Vec<Mount>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    secrets: Vec<Secret>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    configs: Vec<Config>,
     hosts: Vec<String>,
     #[serde(rename = "DNSConfig")]
     dns_config: Dns,
@@ -89,6 +93,73 @@ impl From<v1::HealthCheck> for Health {
             retries: check.retries,
         }
     }
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Secret {
+    file: File,
+    #[serde(rename = "SecretID")]
+    secret_id: String,
+    secret_name: String,
+    /// Of the data.
+    version: u64,
+    pinned: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    file: File,
+    #[serde(rename = "ConfigID")]
+    config_id: String,
+    config_name: String,
+    /// Of the data.
+    version: u64,
+    pinned: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct File {
+    name: String,
+    #[serde(rename = "UID")]
+    uid: String,
+    #[serde(rename = "GID")]
+    gid: String,
+    mode: u32,
+}
+
+impl From<v1::SecretRef> for Secret {
+    fn from(one: v1::SecretRef) -> Self {
+        Self {
+            file: file(one.target, &one.name),
+            secret_id: super::id(&one.secret_id),
+            secret_name: one.name,
+            version: one.version,
+            pinned: one.pinned,
+        }
+    }
+}
+
+impl From<v1::ConfigRef> for Config {
+    fn from(one: v1::ConfigRef) -> Self {
+        Self {
+            file: file(one.target, &one.name),
+            config_id: super::id(&one.config_id),
+            config_name: one.name,
+            version: one.version,
+            pinned: one.pinned,
+        }
+    }
+}
+
+/// With the defaults that the wire leaves out.
+fn file(target: Option<v1::FileTarget>, name: &str) -> File {
+    let v1::FileTarget { path, uid, gid, mode } = target.unwrap_or_default();
+    let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
+    let mode = if mode == 0 { skep_proto::validate::files::DEFAULT_MODE } else { mode };
+    File { name: or(path, name), uid: or(uid, "0"), gid: or(gid, "0"), mode }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -295,6 +366,8 @@ fn container_view(template: &v1::TaskTemplate, container: &v1::ContainerSpec) ->
         stop_grace_period: nanos(container.stop_grace_period_ms, STOP_GRACE_MS),
         read_only: container.read_only,
         mounts: container.mounts.into_iter().map(mount_view).collect(),
+        secrets: container.secrets.into_iter().map(Into::into).collect(),
+        configs: container.configs.into_iter().map(Into::into).collect(),
         hosts: template.hosts.clone(),
         dns_config: Dns { nameservers: dns.nameservers, search: dns.search, options: dns.options },
         sysctls: container.sysctls,

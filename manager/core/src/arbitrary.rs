@@ -408,7 +408,7 @@ fn revision(key: RevisionKey) -> Revision {
     // Revision 2 uses the first version of a config, 3 the second of a secret.
     if key.number == 2 {
         let config_id = ConfigId::new(1).to_vec();
-        main.configs = vec![ConfigRef { config_id, version: 1, name: "db".into(), ..ConfigRef::default() }];
+        main.configs = vec![ConfigRef { config_id, version: 1, pinned: true, ..ConfigRef::default() }];
     } else if key.number == 3 {
         let secret_id = SecretId::new(1).to_vec();
         main.secrets = vec![SecretRef { secret_id, version: 2, pinned: true, ..SecretRef::default() }];

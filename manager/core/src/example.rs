@@ -98,7 +98,7 @@ pub(crate) fn swarm(nodes: u128) -> State {
         root_key_pem: String::new(),
         worker_token_secret: [0; 16],
         manager_token_secret: [1; 16],
-        feature_level: crate::network::FEATURE_LEVEL,
+        feature_level: crate::parcels::FEATURE_LEVEL,
         last_raft_id: 1,
         recovery_epoch: 0,
     });

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod network;
 pub mod object;
 pub mod orchestrate;
+pub mod parcels;
 pub mod roles;
 pub mod schedule;
 pub mod store;

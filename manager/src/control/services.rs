@@ -1,6 +1,7 @@
 //! Services: list, get, scale, remove; the longer calls are in files of their own.
 
 mod create;
+mod files;
 mod images;
 mod networks;
 mod rollback;

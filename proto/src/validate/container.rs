@@ -1,6 +1,6 @@
 //! One container of a template.
 
-use super::{Invalid, duplicate, health, labels, mount, not_negative, placeholders};
+use super::{Invalid, duplicate, files, health, labels, mount, not_negative, placeholders};
 use crate::v1::{ContainerSpec, ResourceSpec};
 
 /// Smallest memory limit and reservation: less does not start a process.
@@ -159,12 +159,7 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
     if !(-1000..=1000).contains(&spec.oom_score_adj) {
         return Err(Invalid::new("oom_score_adj", format!("must be -1000 to 1000, not {}", spec.oom_score_adj)));
     }
-    for (field, present) in [("secrets", !spec.secrets.is_empty()), ("configs", !spec.configs.is_empty())] {
-        if present {
-            return Err(Invalid::new(field, format!("not supported yet: {field}")));
-        }
-    }
-    Ok(())
+    files::files(spec)
 }
 
 fn container_name(name: &str) -> Result<(), Invalid> {

@@ -76,6 +76,13 @@ pub(crate) struct ContainerFlags {
     /// Mount: type=bind,source=PATH,target=PATH[,readonly] or type=tmpfs,target=PATH[,tmpfs-size=SIZE].
     #[arg(long, value_name = "MOUNT")]
     pub(crate) mount: Vec<String>,
+    /// Secret to give, as NAME or NAME@VERSION, in /run/secrets/NAME; or
+    /// source=NAME[@VERSION][,target=PATH][,uid=ID][,gid=ID][,mode=MODE].
+    #[arg(long, value_name = "SECRET")]
+    pub(crate) secret: Vec<String>,
+    /// Config to give, as NAME or NAME@VERSION, in /NAME; or source=NAME[@VERSION][,target=PATH][,uid=ID][,gid=ID][,mode=MODE].
+    #[arg(long, value_name = "CONFIG")]
+    pub(crate) config: Vec<String>,
     /// Add a capability.
     #[arg(long, value_name = "CAPABILITY")]
     pub(crate) cap_add: Vec<String>,

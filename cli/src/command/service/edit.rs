@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use skep_proto::v1::{NetworkAttachment, NetworkMode, PortSpec, ServiceSpec, ServiceSummary, TaskTemplate};
+use skep_proto::v1::{FileTarget, NetworkAttachment, NetworkMode, PortSpec, ServiceSpec, ServiceSummary, TaskTemplate};
+use skep_proto::validate::files;
 
 use super::settings::{main_container, within};
 use super::spec::{Caller, each, spread};
 use super::update::{Change, ContainerLists, NetworkLists, ServiceLists};
 use crate::failure::Failure;
 use crate::parse::network::Networks;
-use crate::parse::{env, mount, network, pair, publish, shell, ulimit};
+use crate::parse::{env, file, mount, network, pair, publish, shell, ulimit};
 use crate::view;
 
 /// What an edit makes.
@@ -166,6 +167,22 @@ impl ContainerLists {
             |limit, name| limit.name == name,
             |limit| limit.name.clone(),
         );
+        let add = each(&self.secret_add, "--secret-add", file::secret)?;
+        lists.change(
+            &mut container.secrets,
+            ("--secret-rm", &self.secret_rm),
+            add,
+            |one, named| one.name == named || is_id(&one.secret_id, named),
+            |one| files::secret_path(path(one.target.as_ref(), &one.name)),
+        );
+        let add = each(&self.config_add, "--config-add", file::config)?;
+        lists.change(
+            &mut container.configs,
+            ("--config-rm", &self.config_rm),
+            add,
+            |one, named| one.name == named || is_id(&one.config_id, named),
+            |one| files::config_path(path(one.target.as_ref(), &one.name)),
+        );
         self.capabilities(&mut container.cap_add, &mut container.cap_drop)
     }
 
@@ -303,10 +320,19 @@ impl NetworkLists {
     }
 }
 
+/// Where a secret or config lies, as it was asked for.
+fn path<'a>(target: Option<&'a FileTarget>, name: &'a str) -> &'a str {
+    target.map(|target| target.path.as_str()).filter(|path| !path.is_empty()).unwrap_or(name)
+}
+
+/// Whether the text is the id, or the short form of it that tables show.
+fn is_id(id: &[u8], text: &str) -> bool {
+    !id.is_empty() && (view::id(id) == text || view::short_id(id) == text)
+}
+
 /// Whether the text is the network's name, its id, or the short form of it that tables show.
 fn is_network(attached: &NetworkAttachment, text: &str) -> bool {
-    let id = &attached.network_id;
-    attached.name == text || (!id.is_empty() && (view::id(id) == text || view::short_id(id) == text))
+    attached.name == text || is_id(&attached.network_id, text)
 }
 
 #[cfg(test)]

@@ -27,8 +27,11 @@ use super::task_table;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, time};
-use crate::view::pretty_service;
 use crate::view::service::ServiceView;
+use crate::view::{self, pretty_service};
+
+pub(super) use flags::WaitFlags;
+use progress::Goal;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ServiceCommand {
@@ -104,6 +107,28 @@ impl ServiceCommand {
             Self::Rm(args) => remove::run(context, args).await,
         }
     }
+}
+
+/// Waits until the roll-outs under way of these services are over, one after the other: they go on side by side. Says which
+/// one it waits for.
+pub(super) async fn wait_for_rollouts(
+    client: &Client,
+    service_ids: &[Vec<u8>],
+    version: u64,
+    quiet: bool,
+) -> Result<(), Failure> {
+    let mut outcome = Outcome::default();
+    for id in service_ids {
+        let Some(service) = outcome.take(get(client, &view::id(id)).await)?.and_then(|summary| summary.service) else {
+            continue;
+        };
+        if !quiet && service_ids.len() > 1 {
+            output::note(service.spec.as_ref().map_or("", |spec| &spec.name));
+        }
+        let goal = Goal::Rollout { revision: service.revision, is_rollback: false };
+        outcome.take(converge::wait(client, id, version, goal, quiet).await)?;
+    }
+    outcome.finish()
 }
 
 /// Finds a service.

@@ -14,7 +14,7 @@ use super::name;
 use super::settings::CONTAINER_NAME;
 use crate::failure::Failure;
 use crate::parse::network::Networks;
-use crate::parse::{ParseError, env, mount, pair, publish, ulimit};
+use crate::parse::{ParseError, env, file, mount, pair, publish, ulimit};
 
 /// What the flags take from the caller's surroundings.
 pub(crate) struct Caller<'a> {
@@ -114,6 +114,8 @@ fn container(args: &CreateArgs, caller: &Caller<'_>) -> Result<ContainerSpec, Fa
         labels: labels(&flags.container_label, "--container-label")?,
         mounts: each(&flags.mount, "--mount", mount::parse)?,
         ulimits: each(&flags.ulimit, "--ulimit", ulimit::parse)?,
+        secrets: each(&flags.secret, "--secret", file::secret)?,
+        configs: each(&flags.config, "--config", file::config)?,
         cap_add: flags.cap_add.clone(),
         cap_drop: flags.cap_drop.clone(),
         sysctls: pair::sysctls(&flags.sysctl).map_err(|error| error.of("--sysctl"))?,

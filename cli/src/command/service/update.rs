@@ -106,6 +106,20 @@ pub(crate) struct ContainerLists {
     /// Remove a mount by its target.
     #[arg(long, value_name = "PATH")]
     pub(crate) mount_rm: Vec<String>,
+    /// Give a secret, or replace the one with its target: NAME, NAME@VERSION, or
+    /// source=NAME[@VERSION][,target=PATH][,uid=ID][,gid=ID][,mode=MODE].
+    #[arg(long, value_name = "SECRET")]
+    pub(crate) secret_add: Vec<String>,
+    /// Take a secret away, by its name or id.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) secret_rm: Vec<String>,
+    /// Give a config, or replace the one with its target: NAME, NAME@VERSION, or
+    /// source=NAME[@VERSION][,target=PATH][,uid=ID][,gid=ID][,mode=MODE].
+    #[arg(long, value_name = "CONFIG")]
+    pub(crate) config_add: Vec<String>,
+    /// Take a config away, by its name or id.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) config_rm: Vec<String>,
     /// Add a capability; one that was dropped is no longer. RESET forgets all that were added and dropped.
     #[arg(long, value_name = "CAPABILITY")]
     pub(crate) cap_add: Vec<String>,

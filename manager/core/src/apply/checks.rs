@@ -180,11 +180,9 @@ fn revision_refers(state: &State, revision: &Revision) -> Result<(), Refused> {
         return Ok(());
     }
     needs(state, ObjectKey::Service(revision.key.service), &key)?;
+    parcels::versions_fit(state, revision)?;
     match state.service(revision.key.service).filter(|service| service.current() == revision.key) {
-        Some(service) => {
-            networks::attachments_fit(state, service)?;
-            parcels::uses_fit(state, service, revision)
-        }
+        Some(service) => networks::attachments_fit(state, service),
         None => Ok(()),
     }
 }

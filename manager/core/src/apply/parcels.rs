@@ -142,7 +142,7 @@ pub(super) fn payload_unused(state: &State, key: PayloadKey) -> Result<(), Refus
     }
 }
 
-/// Whether what the service's current template uses is there. Looks at the state after the group.
+/// Whether what a revision of the service uses is there. Looks at the state after the group.
 pub(super) fn uses_fit(state: &State, service: &Service, revision: &Revision) -> Result<(), Refused> {
     let missing = payload_refs(&revision.template).find(|one| state.payload(one.key).is_none());
     match missing {
@@ -152,6 +152,25 @@ pub(super) fn uses_fit(state: &State, service: &Service, revision: &Revision) ->
         }),
         None => Ok(()),
     }
+}
+
+/// Whether what a new revision uses is there, and without a pin is the newest there is, or what an earlier one of the service had: it was
+/// decided on before a rotation that could not know of it. Looks at the state after the group.
+pub(super) fn versions_fit(state: &State, revision: &Revision) -> Result<(), Refused> {
+    if let Some(service) = state.service(revision.key.service) {
+        uses_fit(state, service, revision)?;
+    }
+    for one in payload_refs(&revision.template).filter(|one| !one.pinned) {
+        let Some(parcel) = state.parcel(one.key.owner) else { continue };
+        let stored = parcel.newest().map_or(0, |newest| newest.number);
+        let had =
+            |other: &Revision| payload_refs(&other.template).any(|before| before.key == one.key && !before.pinned);
+        let mut earlier = state.revisions_of(revision.key.service).filter(|other| other.key != revision.key);
+        if one.key.version != stored && !earlier.any(|other| had(other)) {
+            return Err(Refused::OutOfSequence { object: parcel.title(), stored, expected: one.key.version });
+        }
+    }
+    Ok(())
 }
 
 /// Who uses a secret or config, for a person: the services whose current revision names it, or that still have tasks to

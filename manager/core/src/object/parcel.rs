@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_proto::id::{ConfigId, SecretId};
 use skep_proto::time::UnixMs;
+use skep_proto::validate::files;
 use zeroize::Zeroizing;
 
 use super::Meta;
@@ -77,11 +78,11 @@ pub struct Payload {
 pub struct Data(Bytes);
 
 impl ParcelKind {
-    /// The most bytes that one of it has: Swarm's limits, and a transaction holds one.
+    /// The most bytes that one of it has.
     pub fn max_bytes(self) -> usize {
         match self {
-            Self::Secret => 500 * 1024,
-            Self::Config => 1000 * 1024,
+            Self::Secret => files::MAX_SECRET_BYTES,
+            Self::Config => files::MAX_CONFIG_BYTES,
         }
     }
 
@@ -151,6 +152,11 @@ impl Data {
     /// The bytes, shared with this.
     pub fn to_bytes(&self) -> Bytes {
         self.0.clone()
+    }
+
+    /// A copy of the bytes, which is nobody's to wipe.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.0.to_vec()
     }
 
     /// How many there are.

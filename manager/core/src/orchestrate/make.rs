@@ -42,6 +42,12 @@ pub(super) fn create(task: Task) -> Change {
     Change::create(Op::PutTask(task))
 }
 
+/// Makes a task one of the service's current revision, where it is and as it is.
+pub(super) fn take_over(task: &Arc<Task>, service: &Service, wanted: WantedState) -> Change {
+    let changed = Task { revision: service.current(), wanted, ..Task::clone(task) };
+    Change::update(task.meta.version, Op::PutTask(changed))
+}
+
 /// Changes what is wanted of a task.
 pub(super) fn want(task: &Arc<Task>, wanted: WantedState) -> Change {
     let changed = Task { wanted, start_at: None, ..Task::clone(task) };

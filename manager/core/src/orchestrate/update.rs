@@ -26,9 +26,10 @@ pub(super) use currency::Currency;
 pub(super) use failure::ended_by_itself;
 pub(super) use survey::predecessor_runs;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use skep_proto::id::ServiceId;
+use skep_proto::id::{ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{TaskState, UpdateOrder, UpdateState, WantedState};
 
@@ -53,9 +54,12 @@ pub fn plan(state: &State, service: ServiceId, now: UnixMs, ids: &mut Ids) -> Pl
     let policy = Policy::of(service);
     let currency = Currency::of(state, service);
     let survey = Survey::of(state, service, &currency, &policy);
-    let mut updater = Updater { state, service, policy, survey, now, ids, plan: &mut plan };
+    let mut updater = Updater { state, service, policy, currency: &currency, survey, now, ids, plan: &mut plan };
     let is_paused = matches!(service.update_state(), UpdateState::Paused | UpdateState::RollbackPaused);
-    updater.release(is_paused);
+    let released = updater.release(is_paused);
+    if !is_paused {
+        updater.take_over(&released);
+    }
     match service.update_state() {
         // What runs is kept as it is until the operator decides.
         UpdateState::Paused | UpdateState::RollbackPaused => {}
@@ -81,6 +85,7 @@ struct Updater<'a, 'b> {
     state: &'a State,
     service: &'a Service,
     policy: Policy,
+    currency: &'a Currency<'a>,
     survey: Survey<'a>,
     now: UnixMs,
     ids: &'b mut Ids,
@@ -88,14 +93,33 @@ struct Updater<'a, 'b> {
 }
 
 impl Updater<'_, '_> {
-    /// Starts the tasks that waited for their predecessors to stop; older ones only where they are not replaced.
-    fn release(&mut self, older_too: bool) {
+    /// Starts the tasks that waited for their predecessors to stop; older ones only where they are not replaced. Returns
+    /// which.
+    fn release(&mut self, older_too: bool) -> BTreeSet<TaskId> {
+        let mut released = BTreeSet::new();
         for place in self.survey.places.iter().filter(|place| !place.stopping && place.is_settled) {
             let is_kept = older_too || !place.takes_new_tasks;
             for task in place.current.into_iter().chain(place.older.filter(|_| is_kept)) {
                 if task.wanted == WantedState::Ready && task.start_at.is_none() {
-                    self.plan.push(vec![make::want(task, WantedState::Running)]);
+                    let running = if !older_too && self.currency.takes_over(task) {
+                        make::take_over(task, self.service, WantedState::Running)
+                    } else {
+                        make::want(task, WantedState::Running)
+                    };
+                    self.plan.push(vec![running]);
+                    released.insert(task.id);
                 }
+            }
+        }
+        released
+    }
+
+    /// Gives the current revision to the tasks that take it over in place, all at once: nothing of them stops. Those that
+    /// were released just now have it.
+    fn take_over(&mut self, released: &BTreeSet<TaskId>) {
+        for task in self.survey.places.iter().filter_map(|place| place.current) {
+            if self.currency.takes_over(task) && !released.contains(&task.id) {
+                self.plan.push(vec![make::take_over(task, self.service, task.wanted)]);
             }
         }
     }

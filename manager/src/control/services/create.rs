@@ -14,7 +14,7 @@ use skep_proto::validate;
 use tonic::Status;
 
 use super::images::Login;
-use super::{networks, request_id};
+use super::{files, networks, request_id};
 use crate::control::error::IntoStatus;
 use crate::control::{Control, read};
 use crate::store::{WriteError, Written};
@@ -37,6 +37,7 @@ impl Control {
         let mut template = spec.template.take().unwrap_or_default();
         // Early refusal: a registry may take long to answer.
         networks::resolve_names(&state, &mut template)?;
+        files::resolve_names(&state, &mut template, None)?;
         networks::resolve_endpoint(&state, &spec, &template, None)?;
         let login = self.login(&template, auth)?;
         let warnings = self.resolve_images(&state, &mut template, None, login.as_ref()).await?;
@@ -48,16 +49,21 @@ impl Control {
         Ok(CreateServiceResponse { id: written.object_id, version: written.version, warnings })
     }
 
-    /// Stores a new service; chooses its addresses and ports anew where another write took them.
-    async fn write_new(&self, request: Option<RequestId>, draft: Draft) -> Result<Written, Status> {
+    /// Stores a new service; chooses its addresses and ports anew where another write took them, and the
+    /// versions of secrets.
+    async fn write_new(&self, request: Option<RequestId>, mut draft: Draft) -> Result<Written, Status> {
         let mut attempts = 0;
         loop {
             let state = read::fresh(&self.store).await?;
+            files::resolve_names(&state, &mut draft.template, None)?;
             let endpoint = networks::resolve_endpoint(&state, &draft.spec, &draft.template, None)?;
             attempts += 1;
             let changes = creation(draft.clone(), endpoint, self.store.now());
             match self.store.write(request, draft.id.to_vec(), changes).await {
-                Err(WriteError::Refused(Refused::Taken { .. } | Refused::Missing { .. })) if attempts < ATTEMPTS => {}
+                // A secret that was rotated meanwhile is out of sequence.
+                Err(WriteError::Refused(
+                    Refused::Taken { .. } | Refused::Missing { .. } | Refused::OutOfSequence { .. },
+                )) if attempts < ATTEMPTS => {}
                 written => return written.map_err(IntoStatus::into_status),
             }
         }

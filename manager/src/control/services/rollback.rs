@@ -14,7 +14,7 @@ use skep_proto::v1::{RevisionSummary, RollbackServiceRequest, RollbackServiceRes
 use tonic::Status;
 
 use super::update::check_version;
-use super::{networks, request_id};
+use super::{files, networks, request_id};
 use crate::control::error::IntoStatus;
 use crate::control::{Control, read};
 
@@ -74,6 +74,12 @@ fn rolled_back(state: &State, service: &Service, to: u64, now: UnixMs) -> Result
     target(state, service, to)?;
     let key = RevisionKey { service: service.id, number: to };
     let target = state.revision(key).ok_or_else(|| Status::not_found(format!("revision {to} is gone")))?;
+    if let Some(gone) = files::missing(state, &target.template) {
+        let name = &service.spec.name;
+        let message =
+            format!("service {name} cannot go back to revision {to}: it uses {gone}, which is not there any more");
+        return Err(Status::failed_precondition(message));
+    }
     let mut template = Arc::clone(&target.template);
     if state.credentials_of(service.id).all(|credential| credential.id.to_vec() != template.credential_id) {
         Arc::make_mut(&mut template).credential_id.clear();

@@ -19,7 +19,7 @@ use tonic::Status;
 
 use super::create::new_credential;
 use super::images::Login;
-use super::{networks, request_id};
+use super::{files, networks, request_id};
 use crate::control::error::IntoStatus;
 use crate::control::{ATTEMPTS, Control, read};
 use crate::store::{WriteError, Written};
@@ -42,6 +42,7 @@ impl Control {
         let mut template = spec.template.take().unwrap_or_default();
         let present = present_template(&state, service)?;
         networks::resolve_names(&state, &mut template)?;
+        files::resolve_names(&state, &mut template, Some(&present))?;
         networks::resolve_endpoint(&state, &spec, &template, Some(service))?;
         let given = self.login(&template, auth)?;
         let login = given.clone().or_else(|| Login::stored(&state, &present));
@@ -176,6 +177,8 @@ fn port_warning(spec: &ServiceSpec) -> Option<String> {
 fn revised(state: &State, service: &Service, draft: Draft, now: UnixMs) -> Result<Vec<Change>, Status> {
     let Draft { spec, mut template, login } = draft;
     let present = present_template(state, service)?;
+    // A rotation may have come since.
+    files::resolve_names(state, &mut template, Some(&present))?;
     // Raised by who wants all tasks replaced; who leaves it out wants nothing.
     template.force_update = template.force_update.max(present.force_update);
     let (credential_id, credential) = credential(state, service, &present, login);

@@ -7,7 +7,7 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::{TaskTemplate, UpdateState, UpdateStatus};
 
 use crate::change::{Change, Op};
-use crate::object::{Revision, RevisionKey, Service};
+use crate::object::{LiveChange, Revision, RevisionKey, Service};
 use crate::store::State;
 
 /// What is rolled out.
@@ -15,6 +15,11 @@ use crate::store::State;
 pub enum RollOut {
     /// A template that an operator changed.
     Update,
+    /// A template in which only versions of secrets and configs differ, for running tasks to take over in place.
+    Live {
+        /// To the first process of each container whose files changed. Empty: none.
+        signal: String,
+    },
     /// The template of an earlier revision.
     Rollback {
         copied_from: u64,
@@ -34,24 +39,22 @@ pub fn begin(
 ) -> Vec<Change> {
     let newest = state.revisions_of(service.id).next_back().map_or(0, |revision| revision.key.number);
     let number = newest.max(service.revision) + 1;
-    let (update_state, message, copied_from) = match roll_out {
-        RollOut::Update => (UpdateState::Updating, "update in progress".to_owned(), None),
-        RollOut::Rollback { copied_from, message } => (UpdateState::RollbackStarted, message, Some(copied_from)),
+    let begun = "update in progress".to_owned();
+    let from_revision = service.revision;
+    let (update_state, message, copied_from, live) = match roll_out {
+        RollOut::Update => (UpdateState::Updating, begun, None, None),
+        RollOut::Live { signal } => (UpdateState::Updating, begun, None, Some(LiveChange { from_revision, signal })),
+        RollOut::Rollback { copied_from, message } => (UpdateState::RollbackStarted, message, Some(copied_from), None),
     };
-    let status = UpdateStatus {
-        state: update_state.into(),
-        started_at_ms: now.0,
-        ended_at_ms: 0,
-        message,
-        from_revision: service.revision,
-    };
+    let status =
+        UpdateStatus { state: update_state.into(), started_at_ms: now.0, ended_at_ms: 0, message, from_revision };
     let revision = Revision {
         key: RevisionKey { service: service.id, number },
         template,
         created_at: now,
         copied_from,
         service_name: service.spec.name.as_str().into(),
-        live: None,
+        live,
     };
     let version = service.meta.version;
     let service = Service { revision: number, update: Some(Arc::new(status)), ..service };

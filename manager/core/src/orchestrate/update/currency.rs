@@ -1,12 +1,13 @@
 //! Which tasks are as the service wants them now. A task of an older revision is, if the revisions differ in placement or
-//! in the credential alone and the task may stay where it is: then nothing would change but its number.
+//! in the credential alone and the task may stay where it is: then nothing would change but its number. And so is one whose
+//! revision is taken over by the current one live: it gets that one's number where it is.
 
 use std::collections::BTreeSet;
 
 use skep_proto::id::NetworkId;
 use skep_proto::v1::{PortSpec, TaskState, TaskTemplate};
 
-use crate::object::{Revision, Service, Task};
+use crate::object::{Revision, RevisionKey, Service, Task};
 use crate::orchestrate::make;
 use crate::schedule::Needs;
 use crate::store::State;
@@ -17,6 +18,8 @@ pub(in crate::orchestrate) struct Currency<'a> {
     number: u64,
     /// Kept revisions that run the same, by number.
     same: BTreeSet<u64>,
+    /// Kept revisions whose tasks take over the current one in place, by number.
+    live: BTreeSet<u64>,
     needs: Option<Needs<'a>>,
     credential: &'a [u8],
     ports: Vec<PortSpec>,
@@ -37,6 +40,7 @@ impl<'a> Currency<'a> {
             state,
             number: service.revision,
             same,
+            live: current.map_or_else(BTreeSet::new, |current| taken_over(state, current)),
             needs: current.map(|current| Needs::new(current, &[])),
             credential: current.map_or(&[], |current| &current.template.credential_id),
             ports: make::host_ports(service),
@@ -51,7 +55,13 @@ impl<'a> Currency<'a> {
 
     /// Whether the task's end counts as an end of the current revision's.
     pub(in crate::orchestrate) fn runs_the_same(&self, task: &Task) -> bool {
-        task.revision.number == self.number || self.same.contains(&task.revision.number)
+        let number = task.revision.number;
+        number == self.number || self.same.contains(&number) || self.live.contains(&number)
+    }
+
+    /// Whether the task, which is to run, takes over the current revision where it is.
+    pub(in crate::orchestrate) fn takes_over(&self, task: &Task) -> bool {
+        self.live.contains(&task.revision.number) && !task.state.is_terminal() && self.may_stay(task)
     }
 
     fn may_stay(&self, task: &Task) -> bool {
@@ -74,6 +84,22 @@ impl Currency<'_> {
             None => true,
         }
     }
+}
+
+/// Revisions whose tasks take over `current` live: the one that it says, those that run the same as that one, and so on
+/// through live changes that came before.
+fn taken_over(state: &State, current: &Revision) -> BTreeSet<u64> {
+    let mut numbers = BTreeSet::new();
+    let mut later = current;
+    while let Some(live) = &later.live {
+        let key = RevisionKey { number: live.from_revision, ..current.key };
+        let Some(from) = state.revision(key).filter(|from| from.key.number < later.key.number) else { break };
+        let same = state.revisions_of(key.service).filter(|other| run_the_same(other, from));
+        numbers.extend(same.map(|revision| revision.key.number));
+        later = from;
+    }
+    numbers.remove(&current.key.number);
+    numbers
 }
 
 /// Whether both templates make the same containers. Aliases are the service's: they ask nothing of its tasks.

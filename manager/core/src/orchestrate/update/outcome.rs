@@ -11,7 +11,7 @@ use super::survey::{Place, Survey};
 use crate::change::{Change, Op};
 use crate::network::{Endpoint, endpoint};
 use crate::object::{RevisionKey, Service, Task};
-use crate::store::State;
+use crate::store::{State, payload_refs};
 
 /// What follows too many failures; `None`: the policy goes on. A rollback is never rolled back.
 pub(super) fn failed(
@@ -37,6 +37,11 @@ pub(super) fn failed(
             let number = service.update.as_ref().map_or(0, |update| update.from_revision);
             match state.revision(RevisionKey { service: service.id, number }) {
                 Some(target) => {
+                    if let Some(gone) = payload_refs(&target.template).find(|one| state.payload(one.key).is_none()) {
+                        let what = format!("version {} of {} {}", gone.key.version, gone.key.owner.kind(), gone.name);
+                        let message = format!("update paused {because}: it cannot be rolled back: {what} is gone");
+                        return Some(paused(service, UpdateState::Paused, message, now));
+                    }
                     // Its networks may be others, or gone.
                     let seed = now.0.cast_unsigned();
                     let back = match endpoint::resolve(state, &service.spec, &target.template, Some(service), seed) {

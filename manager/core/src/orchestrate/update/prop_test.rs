@@ -8,6 +8,8 @@ use skep_proto::v1::{FailureAction, NodeState, TaskState, UpdateOrder, UpdatePol
 
 use super::world::World;
 use crate::example::{global, node, replicated, set_node};
+use crate::parcels::Rollout;
+use std::collections::BTreeSet;
 
 /// What happens between two looks of the loops.
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ enum Happening {
     Node(u128, NodeState),
     Scale(u64),
     Update,
+    RotateLive,
+    Rotate,
     Rollback,
     Time(u64),
 }
@@ -34,6 +38,8 @@ fn peaceful() -> impl Strategy<Value = Happening> {
         3 => Just(Happening::Nodes),
         6 => (0..40usize).prop_map(Happening::One),
         1 => Just(Happening::Update),
+        1 => Just(Happening::RotateLive),
+        1 => Just(Happening::Rotate),
         1 => (0..8_000u64).prop_map(Happening::Time),
     ]
 }
@@ -99,6 +105,8 @@ fn happen(world: &mut World, happening: &Happening, is_global: bool) {
             let next = world.service().revision + 1;
             world.update_image(&format!("busybox:{next}"));
         }
+        Happening::RotateLive => world.rotate_live(),
+        Happening::Rotate => world.rotate(Rollout::Rolling),
         Happening::Rollback => {
             let from = world.service().update.as_ref().map_or(0, |update| update.from_revision);
             if world.state.revisions_of(world.service).any(|revision| revision.key.number == from) {
@@ -169,6 +177,50 @@ proptest! {
                 }
             }
         }
+    }
+
+    /// Live rotations restart nothing, however many there are and whatever else grows meanwhile; and each task comes to have
+    /// the newest version.
+    #[test]
+    fn live_rotations_stop_nothing(
+        policy in policy(),
+        is_global in prop::bool::weighted(0.3),
+        history in prop::collection::vec(
+            prop_oneof![
+                4 => Just(Happening::Loops),
+                2 => Just(Happening::Nodes),
+                4 => (0..40usize).prop_map(Happening::One),
+                3 => Just(Happening::RotateLive),
+                1 => (5..9u64).prop_map(Happening::Scale),
+                1 => (0..8_000u64).prop_map(Happening::Time),
+            ],
+            0..60,
+        ),
+    ) {
+        let mut world = World::new(if is_global { global() } else { replicated(5) }, policy);
+        let first: BTreeSet<_> = world.live().iter().map(|task| task.id).collect();
+        let mut most = 5;
+        for happening in &history {
+            match happening {
+                // Only up: what is scaled away stops.
+                Happening::Scale(replicas) if *replicas <= most => {}
+                Happening::Scale(replicas) => {
+                    most = *replicas;
+                    happen(&mut world, happening, is_global);
+                }
+                _ => happen(&mut world, happening, is_global),
+            }
+            let running = world.state.tasks().filter(|task| task.state == TaskState::Running && task.wanted.wants_to_run());
+            let running: BTreeSet<_> = running.map(|task| task.id).collect();
+            prop_assert!(first.is_subset(&running), "after {happening:?}");
+        }
+        world.run_for(Duration::from_secs(60));
+        let live = world.live();
+        prop_assert_eq!(live.len(), world.state.task_count(), "nothing was replaced");
+        let newest = world.service().revision;
+        prop_assert!(live.iter().all(|task| task.revision.number == newest && task.state == TaskState::Running));
+        prop_assert!(matches!(world.update_state(), UpdateState::None | UpdateState::Completed));
+        prop_assert_eq!(world.pass(), 0, "stable once it is done");
     }
 
     /// A revision of which nothing works stops the update as soon as the ratio is exceeded, and what it did not reach

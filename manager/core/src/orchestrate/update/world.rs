@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_proto::id::{NodeId, ServiceId, TaskId};
+use skep_proto::id::{NodeId, SecretId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    ContainerState, ContainerStatus, NodeState, Severity, TaskState, TaskStatus, TaskTemplate, UpdatePolicy,
+    ContainerState, ContainerStatus, NodeState, SecretRef, Severity, TaskState, TaskStatus, TaskTemplate, UpdatePolicy,
     UpdateState, WantedState,
 };
 
@@ -20,10 +20,14 @@ use crate::doctor;
 use crate::example::{START, change_service, swarm, with_service};
 use crate::ids::Ids;
 use crate::network::Cursors;
-use crate::object::{RevisionKey, Service, Task};
+use crate::object::{Data, ParcelId, ParcelSpec, RevisionKey, Service, Task};
 use crate::orchestrate;
+use crate::parcels::{self, NewVersion, Rollout};
 use crate::schedule::{self, Ledger};
 use crate::store::State;
+
+/// The secret that the service uses.
+pub(super) const DB: ParcelId = ParcelId::Secret(SecretId::new(7));
 
 pub(super) struct World {
     pub(super) state: State,
@@ -46,7 +50,19 @@ impl World {
 
     pub(super) fn with_template(mode: Mode, policy: UpdatePolicy, change: impl FnOnce(&mut TaskTemplate)) -> Self {
         let mut state = swarm(4);
-        let service = with_service(&mut state, mode, change);
+        let spec = ParcelSpec { name: "db".into(), ..ParcelSpec::default() };
+        for made in parcels::creation(DB, spec, Data::new(b"1".to_vec()), START) {
+            match made.op {
+                Op::PutParcel(parcel) => drop(state.put(parcel)),
+                Op::PutPayload(payload) => drop(state.put(payload)),
+                other => panic!("{other:?}"),
+            }
+        }
+        let secret = SecretRef { secret_id: DB.to_vec(), version: 1, name: "db".into(), ..SecretRef::default() };
+        let service = with_service(&mut state, mode, |template| {
+            template.containers[0].secrets = vec![secret];
+            change(template);
+        });
         change_service(&mut state, service, |spec| spec.update = Some(policy));
         state.set_version(1);
         let broken = BTreeSet::new();
@@ -95,6 +111,7 @@ impl World {
         groups +=
             self.carry_out(schedule::plan(&self.state, &Ledger::of(&self.state), &mut Cursors::default(), self.now, 1));
         groups += self.carry_out(orchestrate::reap(&self.state, self.service, self.now));
+        groups += self.carry_out(parcels::reap(&self.state, DB));
         if groups > 0 {
             self.assert_whole();
         }
@@ -209,6 +226,19 @@ impl World {
 
     pub(super) fn update_image(&mut self, image: &str) {
         self.update(|template| template.containers[0].image = image.into());
+    }
+
+    /// An operator rotates the secret.
+    pub(super) fn rotate(&mut self, rollout: Rollout) {
+        let data = Data::new(b"newer".to_vec());
+        let parcel = Arc::clone(self.state.parcel(DB).unwrap());
+        let new = NewVersion { data, copied_from: None, rollout };
+        let rotation = parcels::rotation(&self.state, &parcel, new, self.now).unwrap();
+        self.apply(vec![Group(rotation.changes)]);
+    }
+
+    pub(super) fn rotate_live(&mut self) {
+        self.rotate(Rollout::Live { signal: "HUP".into() });
     }
 
     /// An operator goes back.
