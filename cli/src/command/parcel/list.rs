@@ -9,7 +9,7 @@ use crate::command::listing::{self, ListFlags};
 use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::{human, natural, time};
-use crate::parse::filter::{Filters, label_matches};
+use crate::parse::filter::Filters;
 use crate::view::{self, parcel::Parcel};
 
 #[derive(Args, Clone, Debug)]
@@ -58,7 +58,7 @@ pub(super) async fn run(context: &Context, kind: Kind, args: &LsArgs) -> Result<
 fn matches(one: &Parcel, filters: &Filters) -> bool {
     filters.passes("id", |part| view::id(&one.id).contains(part))
         && filters.passes("name", |part| one.name.contains(part))
-        && filters.passes("label", |label| label_matches(&one.labels, label))
+        && filters.labels("label", &one.labels)
 }
 
 fn row(one: &Parcel, now_ms: i64) -> Map<String, Value> {
