@@ -512,6 +512,7 @@ impl Inner {
             }),
             progress: progress_queue,
             wanted: receiver,
+            drained: false,
             quit: self.quit.clone(),
         };
         self.held.insert(id, Held { wanted, driven: true });

@@ -256,6 +256,10 @@ pub trait Executor: Send + Sync + 'static {
     /// Sends a signal to the container's first process. No error if it has ended.
     async fn signal(&self, task: TaskId, container: &str, signal: i32) -> Result<(), ExecError>;
 
+    /// Waits, for a moment at most, until the task's programs have accepted the connections that wait for them: a program
+    /// that stops refuses those. For a task that gets no new ones. Does nothing where none can wait.
+    async fn settle(&self, task: TaskId);
+
     /// Asks the container to stop by its stop signal, and kills it after its grace period. Returns when it has ended.
     async fn stop(&self, job: Arc<TaskJob>, container: &str) -> Result<(), ExecError>;
 

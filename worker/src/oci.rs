@@ -13,6 +13,7 @@ mod peers;
 mod progress;
 mod recover;
 mod sandbox;
+mod settle;
 mod signal;
 mod spec;
 
@@ -435,6 +436,10 @@ impl Executor for OciExecutor {
     async fn signal(&self, task: TaskId, container: &str, signal: i32) -> Result<(), ExecError> {
         let handle = self.inner.container(task, container)?;
         handle.kill(signal).await.map_err(|error| failed(&format!("signal container {container}"), error))
+    }
+
+    async fn settle(&self, task: TaskId) {
+        self.inner.settle(task).await;
     }
 
     async fn stop(&self, job: Arc<TaskJob>, container: &str) -> Result<(), ExecError> {

@@ -295,6 +295,9 @@ impl Executor for Simulated {
         Ok(())
     }
 
+    /// Its containers have no connections.
+    async fn settle(&self, _task: TaskId) {}
+
     async fn stop(&self, job: Arc<TaskJob>, container: &str) -> Result<(), ExecError> {
         let script = self.script(&job, container)?;
         tokio::time::sleep(script.stop).await;

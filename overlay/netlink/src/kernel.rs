@@ -1,7 +1,7 @@
 //! Numbers of the kernel's interface, under the kernel's names, in the types in which this crate needs them. The libc
 //! crate has some of them, in half a dozen integer types.
 //!
-//! Source: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,fib_rules,genetlink,wireguard,veth}.h and
+//! Source: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,fib_rules,genetlink,wireguard,veth,sock_diag,inet_diag}.h and
 //! include/uapi/linux/netfilter/{nfnetlink,nfnetlink_conntrack,nf_tables}.h.
 
 macro_rules! numbers {
@@ -95,3 +95,7 @@ numbers!(u16: NFTA_IMMEDIATE_DREG = 1, NFTA_IMMEDIATE_DATA = 2, NFTA_BITWISE_SRE
     NFTA_COUNTER_PACKETS = 2, NFTA_NAT_TYPE = 1, NFTA_NAT_FAMILY = 2, NFTA_NAT_REG_ADDR_MIN = 3,
     NFTA_NAT_REG_PROTO_MIN = 5, NFTA_FIB_DREG = 1, NFTA_FIB_RESULT = 2, NFTA_FIB_FLAGS = 3, NFTA_NG_DREG = 1,
     NFTA_NG_MODULUS = 2, NFTA_NG_TYPE = 3, NFTA_NG_OFFSET = 4, NFTA_REJECT_TYPE = 1, NFTA_REJECT_ICMP_CODE = 2);
+
+// sock_diag.h, inet_diag.h, tcp_states.h
+numbers!(u16: SOCK_DIAG_BY_FAMILY = 20);
+numbers!(u8: TCP_SYN_RECV = 3, TCP_LISTEN = 10);

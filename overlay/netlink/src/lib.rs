@@ -10,6 +10,7 @@
 mod kernel;
 
 pub mod address;
+pub mod backlog;
 pub mod conntrack;
 pub mod error;
 pub mod link;

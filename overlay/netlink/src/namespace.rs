@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::backlog::Backlog;
 use crate::conntrack::Conntrack;
 use crate::error::NetlinkError;
 use crate::link::LinkChange;
@@ -223,6 +224,11 @@ impl Inside {
     /// Opens connection tracking.
     pub fn conntrack(&self) -> Result<Conntrack, NetlinkError> {
         Conntrack::open_here()
+    }
+
+    /// Opens the queues of listening sockets.
+    pub fn backlog(&self) -> Result<Backlog, NetlinkError> {
+        Backlog::open_here()
     }
 
     /// Opens the configuration of kernel WireGuard devices.

@@ -92,6 +92,8 @@ pub enum Protocol {
     Netfilter,
     /// Generic netlink: WireGuard.
     Generic,
+    /// What sockets there are.
+    Diagnosis,
 }
 
 /// A netlink socket. It belongs to the network namespace in which its thread was when it was opened, for good.
@@ -108,6 +110,7 @@ impl Protocol {
             Self::Route => libc::NETLINK_ROUTE,
             Self::Netfilter => libc::NETLINK_NETFILTER,
             Self::Generic => libc::NETLINK_GENERIC,
+            Self::Diagnosis => libc::NETLINK_SOCK_DIAG,
         }
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Driver {
     pub(super) supplies: Arc<TaskSupplies>,
     pub(super) progress: mpsc::UnboundedReceiver<String>,
     pub(super) wanted: watch::Receiver<WantedState>,
+    /// It was asked to drain: nobody begins a connection to it any more.
+    pub(super) drained: bool,
     pub(super) quit: watch::Receiver<bool>,
 }
 
@@ -56,6 +58,7 @@ impl Driver {
             let quitting = *self.quit.borrow() || self.quit.has_changed().is_err();
             if !quitting {
                 let wanted = *self.wanted.borrow_and_update();
+                self.drained |= wanted == WantedState::Draining;
                 for action in self.life.step(wanted, now_ms()) {
                     match action {
                         Action::Prepare => preparation = Some(self.prepare()),
@@ -178,7 +181,11 @@ impl Driver {
 
     fn stop(&self, position: usize) -> Operation {
         let (executor, job, name) = (Arc::clone(&self.executor), Arc::clone(&self.job), self.name(position));
+        let drained = self.drained;
         Box::pin(async move {
+            if drained {
+                executor.settle(job.id).await;
+            }
             while let Err(error) = executor.stop(Arc::clone(&job), &name).await {
                 tracing::warn!(task = %job.id, container = %name, error = %error.sentence(), "cannot stop");
                 tokio::time::sleep(RETRY).await;

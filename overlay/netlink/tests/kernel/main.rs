@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backlog;
 mod balance;
 mod devices;
 mod lab;
