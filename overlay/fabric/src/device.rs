@@ -20,7 +20,7 @@ use crate::clock::now;
 use crate::config::{Change, Config, Forward, Key, PeerConfig, PortConfig, PrivateKey};
 use crate::core::Core;
 use crate::peer::{Identity, Peer, Slot, Table, Tunnel};
-use crate::port::{Entries, ForwardTable, Port};
+use crate::port::{Entries, ForwardTable, Port, Turn};
 use crate::rcu::{Current, lock};
 use crate::statistics::{Drops, PeerStatistics, Statistics};
 use crate::timers::{self, Alarm};
@@ -316,6 +316,7 @@ impl Device {
         }
         let port = Arc::new(Port {
             vni,
+            turns: config.queues.iter().map(|_| Turn::default()).collect(),
             queues: config.queues,
             longest: usize::from(config.mtu) + 18,
             uso: config.uso,

@@ -20,6 +20,7 @@ use crate::peer::{Slot, Table};
 use crate::port::Port;
 use crate::socket::{Inbox, Message};
 use crate::statistics::DropReason;
+use crate::transmit::{FEW, Transmitter};
 use crate::vxlan::{self, NotVxlan};
 
 /// The first byte of a data message.
@@ -50,6 +51,7 @@ pub(crate) fn run(core: &Core, socket: &OwnedFd, thread: usize) {
     let mut inbox = Inbox::new();
     let mut coalescer = Coalescer::new(false);
     let mut parts = Vec::with_capacity(MAX_PARTS);
+    let mut transmitter = Transmitter::new(core, thread);
     while !core.stopping.load(Relaxed) {
         let count = match inbox.receive(socket) {
             Ok(count) => count,
@@ -64,6 +66,7 @@ pub(crate) fn run(core: &Core, socket: &OwnedFd, thread: usize) {
         let writer = Writer { core, thread, ports: core.ports.load() };
         let mut current = None;
         let now = now();
+        let (mut frames, mut network) = (0, None);
         for message in 0..count {
             let Some(Message { from, place, size }) = inbox.message(message) else { continue };
             let mut start = place.start;
@@ -76,12 +79,18 @@ pub(crate) fn run(core: &Core, socket: &OwnedFd, thread: usize) {
                 }
                 let opened = open(core, &table, &mut current, &mut inbox.bytes, datagram, from, now);
                 if let Some((vni, frame)) = opened {
+                    (frames, network) = (frames + 1, Some(vni));
                     writer.push(&mut coalescer, &inbox.bytes, vni, frame, &mut parts);
                 }
             }
         }
         coalescer.flush(&inbox.bytes, &mut |buffer, output| writer.write(buffer, &output, &mut parts));
         settle(core, &mut current, now);
+        if frames <= FEW
+            && let Some(port) = network.and_then(|vni| writer.ports.get(&vni))
+        {
+            transmitter.answers(port, port.queue_of(thread), &table);
+        }
     }
 }
 
@@ -189,7 +198,7 @@ impl Writer<'_> {
             parts.push(part(output.headers));
         }
         parts.extend(output.pieces.iter().map(|piece| part(&buffer[piece.clone()])));
-        if port.write(self.thread, parts).is_err() {
+        if port.write(port.queue_of(self.thread), parts).is_err() {
             self.core.drop(None, DropReason::TapRefused);
         }
         parts.clear();

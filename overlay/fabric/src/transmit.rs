@@ -1,6 +1,8 @@
 //! The threads that take frames from TAPs, seal them and send them.
 //!
-//! Each TAP queue belongs to one thread, and the kernel puts the frames of a flow into one queue: so they stay in order. The
+//! The kernel puts the frames of a flow into one TAP queue, and who reads a queue sends what it read before the next one's
+//! turn: so they stay in order. Each queue belongs to one thread; but one that receives looks for the kernel's answer to
+//! what it wrote itself ([`Transmitter::answers`]), as waking another thread takes longer than all else on the way. The
 //! loop allocates nothing; it takes a version of the tables for each time it wakes.
 
 use std::collections::HashMap;
@@ -17,7 +19,7 @@ use crate::core::Core;
 use crate::frame::{ETHERNET_HEADER, flow_hash};
 use crate::peer::{Peer, Table};
 use crate::port::{ForwardTable, Port};
-use crate::rcu::Current;
+use crate::rcu::{Current, lock};
 use crate::segment::{self, Plan};
 use crate::socket::Batch;
 use crate::statistics::DropReason;
@@ -32,6 +34,10 @@ const ARENA: usize = 512 << 10;
 const SEND_AT: usize = 60 << 10;
 /// Frames that are taken from a queue before the next queue has its turn.
 const BURST: usize = 64;
+/// Frames that one who receives looks for: more are no answers to the few that it wrote.
+pub(crate) const FEW: usize = 4;
+/// Bytes of all of them: acknowledgements, echoes. Large ones are sealed beside what is received, by another thread.
+const SHORT: usize = 4096;
 /// The event that stops a thread; queues count from 0.
 pub(crate) const STOP: u64 = u64::MAX;
 
@@ -54,13 +60,27 @@ pub(crate) struct Transmitter<'a> {
     thread: usize,
     batch: Batch,
     merge: bool,
+    frame: Vec<u8>,
+}
+
+/// What was read from a queue.
+#[derive(Default)]
+struct Taken {
+    frames: usize,
+    bytes: usize,
+    /// The device is gone.
+    gone: bool,
+}
+
+impl Taken {
+    fn is_short(&self) -> bool {
+        self.frames <= FEW && self.bytes <= SHORT
+    }
 }
 
 /// Runs until the device stops. What the kernel refuses to wait for ends the thread with a message.
 pub(crate) fn run(core: &Core, queues: &Queues, thread: usize) {
-    let mut frame = vec![0; FRAME_BUFFER];
-    let batch = Batch::new(ARENA);
-    let mut transmitter = Transmitter { core, thread, batch, merge: core.udp_segment.load(Relaxed) };
+    let mut transmitter = Transmitter::new(core, thread);
     let mut events = [EpollEvent::empty(); 32];
     loop {
         let ready = match queues.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -75,31 +95,70 @@ pub(crate) fn run(core: &Core, queues: &Queues, thread: usize) {
             }
             // Unknown: it was detached meanwhile.
             if let Some(queue) = by_event.get(&event.data())
-                && !transmitter.drain(queue, &table, &mut frame)
+                && !transmitter.drain(queue, &table)
             {
                 tracing::warn!(vni = queue.port.vni, "the TAP of a network is gone");
                 // It would be ready for good. Detaching it later finds nothing to do.
                 let _ = queues.epoll.delete(&queue.port.queues[queue.index]);
             }
         }
-        transmitter.flush();
+    }
+}
+
+impl<'a> Transmitter<'a> {
+    pub(crate) fn new(core: &'a Core, thread: usize) -> Self {
+        let merge = core.udp_segment.load(Relaxed);
+        Self { core, thread, batch: Batch::new(ARENA), merge, frame: vec![0; FRAME_BUFFER] }
     }
 }
 
 impl Transmitter<'_> {
-    /// Takes what is there. False where the device is gone.
-    fn drain(&mut self, queue: &Queue, table: &Table, buffer: &mut [u8]) -> bool {
+    /// Takes and sends what is there. False where the device is gone.
+    fn drain(&mut self, queue: &Queue, table: &Table) -> bool {
+        let turn = &queue.port.turns[queue.index];
+        let _turn = lock(&turn.taken);
+        let taken = self.take_up_to(BURST, queue, table);
+        if taken.frames > 0 {
+            turn.answers.store(taken.is_short(), Relaxed);
+        }
+        !taken.gone
+    }
+
+    /// Takes and sends what the kernel answered at once to what this thread wrote to the queue. Looks only where that came
+    /// lately, and nobody else is at it.
+    pub(crate) fn answers(&mut self, port: &Arc<Port>, index: usize, table: &Table) {
+        let turn = &port.turns[index];
+        if !turn.answers.load(Relaxed) {
+            return;
+        }
+        let Ok(_turn) = turn.taken.try_lock() else { return };
+        let taken = self.take_up_to(FEW, &Queue { port: Arc::clone(port), index }, table);
+        turn.answers.store(taken.frames > 0 && taken.is_short(), Relaxed);
+    }
+
+    fn take_up_to(&mut self, frames: usize, queue: &Queue, table: &Table) -> Taken {
         let forward = queue.port.forward.load();
-        for _ in 0..BURST {
-            match read(&queue.port.queues[queue.index], buffer) {
-                Ok(length) => self.take(queue, table, &forward, &buffer[..length]),
-                Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        let mut buffer = std::mem::take(&mut self.frame);
+        let mut taken = Taken::default();
+        while taken.frames < frames {
+            match read(&queue.port.queues[queue.index], &mut buffer) {
+                Ok(length) => {
+                    taken.frames += 1;
+                    taken.bytes += length;
+                    self.take(queue, table, &forward, &buffer[..length]);
+                }
+                Err(error) => {
+                    taken.gone = !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                    break;
+                }
             }
             if self.batch.bytes() >= SEND_AT {
                 self.flush();
             }
         }
-        true
+        self.frame = buffer;
+        self.flush();
+        taken
     }
 
     fn take(&mut self, queue: &Queue, table: &Table, forward: &ForwardTable, bytes: &[u8]) {

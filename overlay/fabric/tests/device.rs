@@ -132,6 +132,21 @@ fn udp_arrives_whole_and_in_order() {
     assert!(sent() - before >= 30, "each datagram is a packet of its own on the wire");
 }
 
+/// The thread that received a question looks for the kernel's answer, beside the one whose queue it is in.
+#[test]
+fn answers_arrive_in_order_whoever_sends_them() {
+    let lab = Lab::new(2, 1500, false);
+    let _devices = lab.mesh(|_| ());
+    until("pings arrive", 10, || lab.ping(1, container_v4(2)));
+    // Sixteen on their way at a time.
+    let said = lab.exec(&lab.container(1), "ping -n -c 3000 -i 0.0002 -l 16 10.0.0.2");
+    let number = |line: &str| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse::<u32>().ok();
+    let numbers: Vec<u32> = said.lines().filter_map(number).collect();
+    assert_eq!(numbers.len(), 3000, "{}", said.lines().last().unwrap_or_default());
+    let late = numbers.windows(2).find(|two| two[0] > two[1]);
+    assert_eq!(late, None, "an answer overtook another one");
+}
+
 #[test]
 fn a_peer_that_moves_is_found() {
     let lab = Lab::new(2, 1500, false);
