@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::expression::Verdict;
-use super::rule::{Rule, Selector};
+use super::rule::{ConnectionState, Rule, Selector};
 use super::set::{Element, Set};
 use super::transaction::{BaseChain, ChainType, Hook, Transaction};
 use super::value::{Field, Transport, Value};
@@ -268,6 +268,8 @@ impl Balancer {
         transaction.add_rule(table, "output", &rule().verdict_of(&[destination], VIPS));
         // Behind the other: what is still for a VIP found no backend.
         transaction.add_base_chain(table, "refuse", BaseChain::new(ChainType::Filter, Hook::Output, 0));
+        // All other packets but a connection's first one: those need not be looked for.
+        transaction.add_rule(table, "refuse", &rule().state(ConnectionState::ESTABLISHED).verdict(Verdict::Accept));
         for (key, set) in [(key.as_slice(), DOWN_SERVICES), (&[destination], DOWN_VIPS)] {
             transaction.add_rule(table, "refuse", &rule().in_set(key, set).reset());
             transaction.add_rule(table, "refuse", &rule().in_set(key, set).reject());
