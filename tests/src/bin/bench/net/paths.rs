@@ -15,7 +15,10 @@ use crate::metric::{self, Metric};
 use crate::report::Peer;
 use crate::samples::{Samples, median};
 
-const ROUNDS: u32 = 3;
+/// Of what is compared with a bound that is near: more of them tell more than longer ones.
+const MANY: u32 = 5;
+/// Of what is far from its bound.
+const FEW: u32 = 3;
 
 /// Two hosts with a netd each, and a network with a task on each.
 struct Pair<'a> {
@@ -45,11 +48,14 @@ impl<'a> Pair<'a> {
 /// One figure of a path.
 type Measure = fn(&Path<'_>) -> Result<Vec<(&'static Metric, f64)>>;
 
+/// What is measured by it, in how many rounds, and how.
+type Figure<'a> = (&'a [&'a Metric], u32, Measure);
+
 /// Each figure of each path in each round: what disturbs the machine disturbs all.
-fn rounds(net: &Net<'_>, paths: &[Path<'_>], all: &[(&[&Metric], Measure)]) -> Result<Vec<Samples>> {
+fn rounds(net: &Net<'_>, paths: &[Path<'_>], all: &[Figure<'_>]) -> Result<Vec<Samples>> {
     let mut samples: Vec<Samples> = paths.iter().map(|_| Samples::default()).collect();
-    for round in 0..ROUNDS {
-        for (_, measure) in all.iter().filter(|(metrics, _)| net.selection.has_any(metrics)) {
+    for (_, rounds, measure) in all.iter().filter(|(metrics, ..)| net.selection.has_any(metrics)) {
+        for round in 0..*rounds {
             // Who is first in a round is last in the next.
             let order: Vec<usize> =
                 if round % 2 == 0 { (0..paths.len()).collect() } else { (0..paths.len()).rev().collect() };
@@ -78,8 +84,8 @@ pub(super) fn plain(net: &Net<'_>) -> Result<()> {
     let pair = Pair::start(net, &hosts, 5, false)?;
     let bare = Bare::vxlan([&hosts[0], &hosts[1]])?;
     let paths = [pair.path()?, Path::of_peer("ip link VXLAN", &bare)?];
-    let measures: [(&[&Metric], Measure); 2] =
-        [(&[&metric::PLAIN_TCP_1], tcp_plain), (&[&metric::PLAIN_TCP_4], tcp_plain_4)];
+    let measures: [Figure<'_>; 2] =
+        [(&[&metric::PLAIN_TCP_1], MANY, tcp_plain), (&[&metric::PLAIN_TCP_4], MANY, tcp_plain_4)];
     let samples = rounds(net, &paths, &measures)?;
     for metric in metric::NET_PLAIN.iter().filter(|metric| net.selection.has(metric)) {
         let peer = peer(&paths[1], &samples[1], metric);
@@ -130,13 +136,13 @@ pub(super) fn encrypted(net: &Net<'_>) -> Result<()> {
     for (bare, program) in bares.iter().zip(&programs) {
         paths.push(Path::of_peer(&program.name, bare)?);
     }
-    let limit = (0..ROUNDS).map(|_| Ok(cipher::limit()?.gbits)).collect::<Result<Vec<f64>>>()?;
-    let measures: [(&[&Metric], Measure); 5] = [
-        (&[&metric::ENCRYPTED_PING], ping),
-        (&[&metric::ENCRYPTED_TCP_1, &metric::ENCRYPTED_CPU], tcp),
-        (&[&metric::ENCRYPTED_TCP_4], tcp_4),
-        (&[&metric::ENCRYPTED_UDP_64], small),
-        (&[&metric::ENCRYPTED_UDP_1300], large),
+    let limit = (0..FEW).map(|_| Ok(cipher::limit()?.gbits)).collect::<Result<Vec<f64>>>()?;
+    let measures: [Figure<'_>; 5] = [
+        (&[&metric::ENCRYPTED_PING], MANY, ping),
+        (&[&metric::ENCRYPTED_TCP_1, &metric::ENCRYPTED_CPU], FEW, tcp),
+        (&[&metric::ENCRYPTED_TCP_4], FEW, tcp_4),
+        (&[&metric::ENCRYPTED_UDP_64], FEW, small),
+        (&[&metric::ENCRYPTED_UDP_1300], FEW, large),
     ];
     let samples = rounds(net, &paths, &measures)?;
     let limit = median(&limit).map(|value| Peer { name: "two-ended cipher limit".to_owned(), value });

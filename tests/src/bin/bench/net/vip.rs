@@ -1,5 +1,6 @@
 //! What a service's virtual address adds to its task's own: round trips on an open connection, and connecting. One by one
-//! in turn, from a task on another host, so that both meet the same machine.
+//! in turn, from a task on another host, so that both meet the same machine; and each as often behind each other one, as
+//! who comes behind a way that shares most of its own finds the caches warm.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -110,6 +111,12 @@ fn prepare(stream: &TcpStream) -> Result<()> {
     setsockopt(stream, sockopt::Linger, &linger).context("cannot set SO_LINGER")
 }
 
+/// The turns of a round: forwards from another one each time, then backwards.
+fn order(round: usize, ways: usize) -> impl Iterator<Item = usize> {
+    let backwards = (round / ways) % 2 == 1;
+    (0..ways).map(move |turn| (round + if backwards { ways - turn } else { turn }) % ways)
+}
+
 fn round_trips(ways: &mut [Way<'_>]) -> Result<()> {
     let mut streams = Vec::new();
     for way in ways.iter() {
@@ -120,7 +127,8 @@ fn round_trips(ways: &mut [Way<'_>]) -> Result<()> {
         streams.push(stream);
     }
     for number in 0..ROUND_TRIPS {
-        for (way, stream) in ways.iter_mut().zip(&mut streams) {
+        for at in order(number, ways.len()) {
+            let (way, stream) = (&mut ways[at], &mut streams[at]);
             let started = Instant::now();
             ask(stream)?;
             // The first ones fill caches.
@@ -154,7 +162,8 @@ fn connections(ways: &mut [Way<'_>]) -> Result<()> {
         turns.push((ask_turn, took));
     }
     for number in 0..CONNECTIONS {
-        for (way, (ask_turn, took)) in ways.iter_mut().zip(&turns) {
+        for at in order(number, ways.len()) {
+            let (way, (ask_turn, took)) = (&mut ways[at], &turns[at]);
             ask_turn.send(()).context("a thread has ended")?;
             let time = took.recv().context("a thread has ended")??;
             if number >= CONNECTIONS / 10 {
@@ -172,4 +181,21 @@ fn once(to: SocketAddr) -> Result<f64> {
     prepare(&stream)?;
     ask(&mut stream)?;
     Ok(started.elapsed().as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_comes_as_often_behind_each_other() {
+        let turns: Vec<usize> = (0..6).flat_map(|round| order(round, 3)).collect();
+        for way in 0..3 {
+            for other in (0..3).filter(|other| *other != way) {
+                let count =
+                    turns.chunks(3).flat_map(|turns| turns.windows(2)).filter(|two| **two == [other, way]).count();
+                assert_eq!(count, 2, "{way} behind {other}: {turns:?}");
+            }
+        }
+    }
 }
