@@ -109,6 +109,10 @@ pub struct Config {
     pub start: Start,
     /// The key that unlocks the data key. None: it lies beside the data in a file only the owner can read.
     pub key_encryption_key: Option<KeyEncryptionKey>,
+    /// Keys that may do so instead: those of which one was taking the other's place when the node stopped.
+    pub other_keys: Vec<KeyEncryptionKey>,
+    /// The caller's number of the data key that a new directory gets ([`crate::Wanted::epoch`]).
+    pub data_key_epoch: u64,
     /// Times of the protocol.
     pub timing: Timing,
     /// Sizes.
@@ -126,11 +130,18 @@ impl Config {
             node_id,
             start,
             key_encryption_key: None,
+            other_keys: Vec::new(),
+            data_key_epoch: 0,
             timing: Timing::default(),
             limits: Limits::default(),
             #[cfg(feature = "sim")]
             sim_disk: None,
         }
+    }
+
+    /// The caller's keys, the one for a new directory first.
+    pub(crate) fn keys(&self) -> Vec<&KeyEncryptionKey> {
+        self.key_encryption_key.iter().chain(&self.other_keys).collect()
     }
 
     pub(crate) fn check(&self) -> Result<(), StartError> {

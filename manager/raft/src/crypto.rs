@@ -36,6 +36,16 @@ impl KeyEncryptionKey {
         &self.0
     }
 
+    /// Whether both are the same key.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
+    /// Another handle on the same key, which erases its own memory.
+    pub fn copy(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     pub(crate) fn cipher(&self) -> Cipher {
         Cipher::new(&self.0)
     }

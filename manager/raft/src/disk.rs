@@ -1,9 +1,10 @@
 //! Files that are whole or absent: write beside, sync, rename, sync the folder. Used by the keys file and the snapshots.
+//! Files with keys in them are overwritten before they go.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
 
@@ -29,16 +30,63 @@ pub(crate) fn create_private(path: &Path) -> Result<File, StoreError> {
 
 /// Replaces a file durably: after a crash it has the old content or the new one.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    rename(&write_beside(path, content)?, path)
+}
+
+/// The first half of [`write_whole`]; answers the file, which waits to be renamed.
+pub(crate) fn write_beside(path: &Path, content: &[u8]) -> Result<PathBuf, StoreError> {
     let beside = path.with_extension("new");
     let mut file = create_private(&beside)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(StoreError::io("write", &beside))?;
-    rename(&beside, path)
+    Ok(beside)
 }
 
 /// Gives a synced file its name, durably.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     fs::rename(from, to).map_err(StoreError::io("rename", from))?;
     sync_dir(to.parent().expect("a file of the data directory has a parent"))
+}
+
+/// As [`write_whole`], and the old content is overwritten where it lies.
+pub(crate) fn replace_whole(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    // Held open, it can be written to when it has no name any more.
+    let old = match OpenOptions::new().write(true).open(path) {
+        Ok(old) => Some(old),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(StoreError::io("open", path)(error)),
+    };
+    write_whole(path, content)?;
+    old.map_or(Ok(()), |old| overwrite(&old)).map_err(StoreError::io("overwrite the former", path))
+}
+
+/// Overwrites a file, then removes it durably; absent is fine.
+pub(crate) fn shred(path: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new().write(true).open(path) {
+        Ok(file) => overwrite(&file).map_err(StoreError::io("overwrite", path))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StoreError::io("open", path)(error)),
+    }
+    remove(path)?;
+    sync_dir(path.parent().expect("a file of the data directory has a parent"))
+}
+
+/// Zeroes in the place of a file's content, durably.
+pub(crate) fn overwrite(file: &File) -> std::io::Result<()> {
+    let mut left = file.metadata()?.len();
+    let (zeroes, mut file) = ([0; 4096], file);
+    while left > 0 {
+        let count = left.min(zeroes.len() as u64);
+        file.write_all(&zeroes[..usize::try_from(count).expect("it is at most a page")])?;
+        left -= count;
+    }
+    file.sync_all()
+}
+
+/// The names in a folder.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
+    let failed = || StoreError::io("list", dir);
+    let entries = fs::read_dir(dir).map_err(failed())?;
+    entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()).map_err(failed())).collect()
 }
 
 /// Removes a file or a whole folder; absent is fine.

@@ -81,6 +81,12 @@ pub enum StoreError {
         /// The keys file.
         path: PathBuf,
     },
+    /// The data key could not be replaced now.
+    #[error("the data key of {dir:?} was not replaced: snapshots are made faster than they can be copied; try again")]
+    Busy {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The directory belongs to another node.
     #[error(
         "data directory {dir:?} belongs to raft node {found}, not {expected}; a directory is never moved between nodes"

@@ -47,8 +47,10 @@ pub use consensus::{
 pub use crypto::KeyEncryptionKey;
 pub use error::{StartError, StoreError};
 pub use inbound::HandleError;
+pub use keys::erase;
 pub use node::RaftNode;
 pub use recover::{Recovered, recover};
 pub use state_machine::{FatalError, Snapshot, StateMachine};
+pub use store::rekey::{RekeyError, Rekeyed, Wanted};
 pub use transport::{MessageKind, NoPeers, Transport, TransportError};
 pub use wire::{Refusal, WireError};

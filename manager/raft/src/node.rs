@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +34,7 @@ use crate::state_machine::StateMachine;
 use crate::status::{Publisher, SHUT_DOWN};
 use crate::store::log::LogStore;
 use crate::store::machine::{Gauge, Machine};
+use crate::store::rekey::{self, RekeyError, Rekeyed, Wanted};
 use crate::store::snapshots::SnapshotStore;
 use crate::store::{self, Closed, Store};
 use crate::transport::{MessageKind, Transport};
@@ -76,6 +77,9 @@ pub(crate) struct Inner {
     pub(crate) barriers: mpsc::UnboundedSender<Waiting>,
     pub(crate) entry_limit: usize,
     snapshot_after_bytes: Arc<AtomicU64>,
+    /// For replacing keys.
+    sealed: (Weak<Store>, Weak<SnapshotStore>),
+    database_cache_bytes: u64,
     inbound: Mutex<Option<Arc<Inbound>>>,
     running: Mutex<Option<Running>>,
     /// Whoever shuts down holds it; who comes later waits for it.
@@ -207,6 +211,28 @@ impl<M: StateMachine> RaftNode<M> {
         self.inner.snapshot_after_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// Makes the keys of the data directory what is wanted, while Raft goes on: a new data key with a new database, or
+    /// another key around the data key. What they replace is gone from the disk when this returns. In a simulation there
+    /// are none.
+    pub async fn rekey(&self, wanted: Wanted) -> Result<Rekeyed, RekeyError> {
+        let (store, snapshots) = &self.inner.sealed;
+        let (store, snapshots) = (Weak::clone(store), Weak::clone(snapshots));
+        let cache_bytes = self.inner.database_cache_bytes;
+        let work = engine::blocking(move || {
+            // The store goes last: it holds the directory's lock.
+            let store = store.upgrade().ok_or(RekeyError::Stopped)?;
+            let snapshots = snapshots.upgrade().ok_or(RekeyError::Stopped)?;
+            priority::lowered(|| rekey::rekey(&store, &snapshots, &wanted, cache_bytes)).map_err(RekeyError::Store)
+        });
+        work.await.unwrap_or(Err(RekeyError::Stopped))
+    }
+
+    /// Number of the data key in use ([`Wanted::epoch`]), and whether its caller keeps what wraps it. None: the node has
+    /// stopped.
+    pub fn keys(&self) -> Option<(u64, bool)> {
+        self.inner.sealed.0.upgrade().map(|store| store.shown_keys())
+    }
+
     /// The answer to a message of one who was left behind by a recovery, and is to learn that. None: it was not.
     pub fn answer_left_behind(&self, message: Bytes) -> Option<Bytes> {
         let (head, _) = wire::open(message).ok()?;
@@ -272,6 +298,7 @@ async fn start_engine<M: StateMachine>(
         Start::Join => store.finish_creation()?,
         Start::Existing => {}
     }
+    let sealed = (Arc::downgrade(&store), Arc::downgrade(&snapshots));
     let inbound = Inbound::new(raft.clone(), Arc::clone(&shared), snapshots, digests);
     let inner = Inner {
         raft,
@@ -282,6 +309,8 @@ async fn start_engine<M: StateMachine>(
         barriers,
         entry_limit: config.limits.entry_bytes,
         snapshot_after_bytes,
+        sealed,
+        database_cache_bytes: config.limits.database_cache_bytes,
         inbound: Mutex::new(Some(Arc::new(inbound))),
         running: Mutex::new(None),
         closing: tokio::sync::Mutex::new(()),

@@ -60,15 +60,16 @@ fn rewrite(store: &Store, log: &LogStore, id: u64, address: &str) -> Result<Reco
         payload: EntryPayload::Membership(EngineMembership::new(vec![BTreeSet::from([id])], nodes)),
     };
     let vote = Vote::new(term, id);
+    let vault = store.in_use();
     let mut batch = Batch::default();
-    record::put_entry(&mut batch, &store.ring, &entry);
+    record::put_entry(&mut batch, &vault.ring, &entry);
     let mut plain = Vec::new();
     codec::put_vote(&mut plain, &vote);
-    record::put_mark(&mut batch, &store.ring, record::VOTE, &plain);
-    record::put_epoch(&mut batch, &store.ring, epoch);
-    store.db.apply(batch)?;
-    store.db.flush_and_wait()?;
-    let noted = store.floor.raise(Some(index)).and_then(|()| store.floor.vote(vote)).and_then(|()| store.floor.sync());
-    noted.map_err(StoreError::io("write", store.floor.path()))?;
+    record::put_mark(&mut batch, &vault.ring, record::VOTE, &plain);
+    record::put_epoch(&mut batch, &vault.ring, epoch);
+    vault.db.apply(batch)?;
+    vault.db.flush_and_wait()?;
+    let noted = vault.floor.raise(Some(index)).and_then(|()| vault.floor.vote(vote)).and_then(|()| vault.floor.sync());
+    noted.map_err(StoreError::io("write", vault.floor.path()))?;
     Ok(Recovered { epoch, last_log: last.map(|last| last.index) })
 }

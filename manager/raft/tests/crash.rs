@@ -6,12 +6,13 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use bytes::Bytes;
-use common::{PATIENCE, start_with};
+use common::{Node, PATIENCE, start_with};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use skep_raft::{Config, Consensus};
+use skep_raft::{Config, Consensus, Wanted};
 
 const DIR: &str = "SKEP_RAFT_CRASH_DIR";
 const FROM: &str = "SKEP_RAFT_CRASH_FROM";
@@ -30,6 +31,7 @@ fn small(config: &mut Config) {
 async fn child_writer() {
     let (Ok(dir), Ok(from)) = (std::env::var(DIR), std::env::var(FROM)) else { return };
     let (node, _) = start_with(Path::new(&dir), small).await;
+    tokio::spawn(replace_keys(node.clone()));
     let mut numbers = from.parse::<u64>().unwrap()..;
     let mut answers = FuturesOrdered::new();
     let mut acknowledged = from.parse::<u64>().unwrap();
@@ -42,6 +44,18 @@ async fn child_writer() {
         answers.next().await.unwrap().unwrap();
         std::io::stdout().write_all(format!("\nack {acknowledged}\n").as_bytes()).unwrap();
         acknowledged += 1;
+    }
+}
+
+/// One data key after the other, so that kills meet that too.
+async fn replace_keys(node: Node) {
+    loop {
+        let epoch = node.keys().unwrap().0 + 1;
+        if let Err(error) = node.rekey(Wanted { epoch, key: None }).await {
+            println!("the data key was not replaced: {error}");
+            std::process::exit(3);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -58,6 +72,7 @@ fn write_and_kill(dir: &Path, from: u64, count: u64) -> u64 {
     let mut next = from;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
+        assert!(!line.contains("was not replaced"), "{line}");
         let Some(number) = line.strip_prefix("ack ").and_then(|number| number.parse::<u64>().ok()) else { continue };
         assert_eq!(number, next);
         next += 1;
@@ -74,7 +89,7 @@ fn write_and_kill(dir: &Path, from: u64, count: u64) -> u64 {
 #[tokio::test]
 async fn acknowledged_entries_survive_kill_9() {
     let dir = tempfile::tempdir().unwrap();
-    let mut next = 0;
+    let (mut next, mut keys) = (0, 0);
     for round in 0..ROUNDS {
         // A different moment each time: early, in the middle, around snapshots and purges.
         next = write_and_kill(dir.path(), next, 3 + round * round * 7);
@@ -83,7 +98,9 @@ async fn acknowledged_entries_survive_kill_9() {
             let value = pairs.get(&format!("n{number}")).unwrap_or_else(|| panic!("round {round}: {number} is lost"));
             assert_eq!(value.len(), (number as usize * 37) % 9000, "round {round}: {number}");
         }
+        keys = node.keys().unwrap().0;
         node.shutdown().await;
     }
     assert!(next > 1000);
+    assert!(keys >= ROUNDS, "the data key was replaced {keys} times");
 }

@@ -50,16 +50,15 @@ struct State {
 }
 
 impl Floor {
-    /// Makes the file in `dir` with both slots empty marks.
-    pub(crate) fn create(dir: &Path, ring: Arc<KeyRing>) -> Result<Self, StoreError> {
-        let path = dir.join("floor");
-        let slots = [0, 1].map(|turn| slot(&ring, &State { turn, mark: Mark::default() })).concat();
-        disk::write_whole(&path, &slots)?;
-        Self::open(dir, ring)
+    /// Makes the file with `mark` in both slots.
+    pub(crate) fn create(path: &Path, ring: Arc<KeyRing>, mark: Mark) -> Result<Self, StoreError> {
+        let slots = [0, 1].map(|turn| slot(&ring, &State { turn, mark })).concat();
+        disk::write_whole(path, &slots)?;
+        Self::open(path, ring)
     }
 
-    pub(crate) fn open(dir: &Path, ring: Arc<KeyRing>) -> Result<Self, StoreError> {
-        let path = dir.join("floor");
+    pub(crate) fn open(path: &Path, ring: Arc<KeyRing>) -> Result<Self, StoreError> {
+        let path = path.to_owned();
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -178,29 +177,29 @@ mod tests {
     #[test]
     fn marks_come_back_and_a_torn_write_leaves_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
-        let floor = Floor::create(dir.path(), ring()).unwrap();
+        let path = dir.path().join("floor");
+        let floor = Floor::create(&path, ring(), Mark::default()).unwrap();
         assert_eq!(floor.mark(), Mark::default());
         floor.vote(Vote::new(3, 1)).unwrap();
         floor.raise(Some(7)).unwrap();
         floor.raise(Some(5)).unwrap();
         floor.raise(Some(9)).unwrap();
         let newest = Mark { synced: Some(9), vote: Some(Vote::new(3, 1)) };
-        assert_eq!(Floor::open(dir.path(), ring()).unwrap().mark(), newest);
+        assert_eq!(Floor::open(&path, ring()).unwrap().mark(), newest);
 
-        let path = dir.path().join("floor");
         let good = std::fs::read(&path).unwrap();
         let slot_of_9 = usize::try_from(floor.locked().turn % 2).unwrap() * SLOT;
         let mut torn = good.clone();
         torn[slot_of_9 + 20] ^= 1;
         std::fs::write(&path, &torn).unwrap();
-        assert_eq!(Floor::open(dir.path(), ring()).unwrap().mark().synced, Some(7));
+        assert_eq!(Floor::open(&path, ring()).unwrap().mark().synced, Some(7));
         torn[(SLOT - slot_of_9) + 20] ^= 1;
         std::fs::write(&path, &torn).unwrap();
-        assert!(matches!(Floor::open(dir.path(), ring()), Err(StoreError::Damaged { .. })));
+        assert!(matches!(Floor::open(&path, ring()), Err(StoreError::Damaged { .. })));
 
         std::fs::write(&path, &good).unwrap();
         floor.lower(4).unwrap();
-        assert_eq!(Floor::open(dir.path(), ring()).unwrap().mark().synced, Some(3));
+        assert_eq!(Floor::open(&path, ring()).unwrap().mark().synced, Some(3));
         floor.lower(0).unwrap();
         assert_eq!(floor.mark().synced, None);
     }

@@ -13,10 +13,10 @@ use std::time::Duration;
 use openraft::storage::{LogFlushed, LogState as EngineLogState, RaftLogStorage};
 use openraft::{AnyError, OptionalSend, RaftLogReader, StorageIOError};
 
-use super::Store;
 use super::db::Batch;
 use super::log_state::LogState;
 use super::record::{self, BadEntry};
+use super::{Store, Vault};
 use crate::codec;
 use crate::config::Limits;
 use crate::consensus::StopCause;
@@ -56,7 +56,7 @@ impl LogStore {
                 sweep_loop(&weak, &requests);
             };
             let started = thread::Builder::new().name("skep-raft-sweep".to_owned()).spawn(sweeper);
-            started.map_err(StoreError::io("start the sweeper of", store.db.path()))?;
+            started.map_err(StoreError::io("start the sweeper of", store.db_path()))?;
         }
         let log = Self {
             inner: Arc::new(Inner {
@@ -82,7 +82,7 @@ impl LogStore {
             let what = format!(
                 "the log begins at entry {first}, but the newest snapshot only reaches to entry {next}, excluded"
             );
-            return Err(StoreError::damaged(self.inner.store.db.path(), what));
+            return Err(StoreError::damaged(self.inner.store.db_path(), what));
         }
         Ok(())
     }
@@ -101,12 +101,12 @@ impl LogStore {
     /// Writes the marks that otherwise ride on the next append. Blocks: for shutdown.
     pub(crate) fn settle(&self) -> Result<(), StoreError> {
         let progress = self.state().progress;
+        let vault = self.inner.store.in_use();
         let mut batch = Batch::default();
-        record::put_progress(&mut batch, &self.inner.store.ring, &progress);
-        let store = &self.inner.store;
-        store.db.apply(batch)?;
-        store.db.flush_and_wait()?;
-        store.floor.sync().map_err(StoreError::io("sync", store.floor.path()))
+        record::put_progress(&mut batch, &vault.ring, &progress);
+        vault.db.apply(batch)?;
+        vault.db.flush_and_wait()?;
+        vault.floor.sync().map_err(StoreError::io("sync", vault.floor.path()))
     }
 
     fn sweep(&self) {
@@ -133,16 +133,16 @@ impl LogStore {
             }
             range
         };
-        let store = &self.inner.store;
+        let vault = self.inner.store.vault();
         let mut entries = Vec::new();
-        for item in entry_parts(store, range.start, Some(range.end)) {
+        for item in entry_parts(&vault, range.start, Some(range.end)) {
             let (index, parts) = item?;
             let (entry, _) =
-                record::join_entry(&store.ring, index, &parts).map_err(|bad| unreadable(store, index, bad))?;
+                record::join_entry(&vault.ring, index, &parts).map_err(|bad| unreadable(&vault, index, bad))?;
             entries.push(entry);
         }
         if entries.len() as u64 != range.end - range.start {
-            return Err(StoreError::damaged(store.db.path(), format!("log entries of {range:?} are missing")));
+            return Err(StoreError::damaged(vault.db.path(), format!("log entries of {range:?} are missing")));
         }
         Ok(entries)
     }
@@ -155,28 +155,35 @@ impl LogStore {
         };
         // What was purged is in a snapshot: writing it again would only leave it for the sweeper.
         let entries: Vec<Entry> = entries.into_iter().filter(|entry| Some(entry.log_id.index) > purged).collect();
+        let vault = store.in_use();
         let mut batch = Batch::default();
-        record::put_progress(&mut batch, &store.ring, &progress);
-        let sizes: Vec<usize> = entries.iter().map(|entry| record::put_entry(&mut batch, &store.ring, entry)).collect();
-        store.db.apply(batch)?;
+        record::put_progress(&mut batch, &vault.ring, &progress);
+        let sizes: Vec<usize> = entries.iter().map(|entry| record::put_entry(&mut batch, &vault.ring, entry)).collect();
+        vault.db.apply(batch)?;
         let last = {
             let mut state = self.state();
             for (entry, size) in entries.into_iter().zip(sizes) {
                 let index = entry.log_id.index;
                 if !state.push(entry, size) {
                     let what = format!("entry {index} does not follow entry {}", state.next().wrapping_sub(1));
-                    return Err(StoreError::damaged(store.db.path(), what));
+                    return Err(StoreError::damaged(vault.db.path(), what));
                 }
             }
             state.next().checked_sub(1)
         };
         let state = Arc::clone(&self.inner.state);
-        let weak = Arc::downgrade(store);
-        store.db.flush(move |result| {
-            let result = match weak.upgrade() {
-                Some(store) => note_flushed(&store, &state, last, result),
-                None => result,
+        let (weak, weak_vault) = (Arc::downgrade(store), Arc::downgrade(&vault));
+        // Asked for while the vault is held: whoever gives it up waits for what was asked for.
+        vault.db.flush(move |result| {
+            let store = weak.upgrade();
+            // Goes before the store, which holds the directory's lock.
+            let vault = weak_vault.upgrade();
+            let result = match (&store, &vault) {
+                (Some(store), Some(vault)) => note_flushed(store, vault, &state, last, result),
+                _ => result,
             };
+            drop(vault);
+            drop(store);
             flushed.log_io_completed(result);
         });
         Ok(())
@@ -184,47 +191,60 @@ impl LogStore {
 
     async fn cut(&self, since: u64) -> Result<(), StoreError> {
         let store = &self.inner.store;
-        store.floor.lower(since)?;
-        let mut batch = Batch::default();
-        {
-            let mut state = self.state();
-            for index in (since.max(state.first())..state.next()).rev() {
-                let len = usize::try_from(state.sealed_bytes(index)).unwrap_or(usize::MAX);
-                for part in (0..record::parts_of(len)).rev() {
-                    batch.remove(&record::entry_key(index, part));
+        let vault = {
+            let vault = store.in_use();
+            store.note_cut(since);
+            vault.floor.lower(since)?;
+            let mut batch = Batch::default();
+            {
+                let mut state = self.state();
+                for index in (since.max(state.first())..state.next()).rev() {
+                    let len = usize::try_from(state.sealed_bytes(index)).unwrap_or(usize::MAX);
+                    for part in (0..record::parts_of(len)).rev() {
+                        batch.remove(&record::entry_key(index, part));
+                    }
                 }
+                state.truncate(since);
+                record::put_progress(&mut batch, &vault.ring, &state.progress);
             }
-            state.truncate(since);
-            record::put_progress(&mut batch, &store.ring, &state.progress);
-        }
-        store.db.apply(batch)?;
-        store.db.flush_async().await
+            vault.db.apply(batch)?;
+            Arc::clone(&vault)
+        };
+        vault.db.flush_async().await
     }
 
     async fn discard(&self, upto: LogId) -> Result<(), StoreError> {
-        let store = &self.inner.store;
-        let mut batch = Batch::default();
         let mut plain = Vec::new();
         codec::put_log_id(&mut plain, &upto);
-        record::put_mark(&mut batch, &store.ring, record::PURGED, &plain);
-        store.db.apply(batch)?;
-        store.db.flush_async().await?;
+        let vault = self.put_mark(record::PURGED, &plain)?;
+        vault.db.flush_async().await?;
+        drop(vault);
         self.state().purge(upto);
         self.sweep();
         Ok(())
     }
 
     async fn put_vote(&self, vote: &Vote) -> Result<(), StoreError> {
-        let store = &self.inner.store;
         let mut plain = Vec::new();
         codec::put_vote(&mut plain, vote);
-        let mut batch = Batch::default();
-        record::put_mark(&mut batch, &store.ring, record::VOTE, &plain);
-        store.db.apply(batch)?;
-        store.db.flush_async().await?;
-        store.floor.vote(*vote).map_err(StoreError::io("write", store.floor.path()))?;
+        let vault = self.put_mark(record::VOTE, &plain)?;
+        vault.db.flush_async().await?;
+        drop(vault);
+        // The one in use by now: the vote went along.
+        let vault = self.inner.store.in_use();
+        vault.floor.vote(*vote).map_err(StoreError::io("write", vault.floor.path()))?;
+        drop(vault);
         self.state().vote = Some(*vote);
         Ok(())
+    }
+
+    /// Puts a mark into the database in use, and answers that, to be flushed.
+    fn put_mark(&self, name: &str, plain: &[u8]) -> Result<Arc<Vault>, StoreError> {
+        let vault = self.inner.store.in_use();
+        let mut batch = Batch::default();
+        record::put_mark(&mut batch, &vault.ring, name, plain);
+        vault.db.apply(batch)?;
+        Ok(Arc::clone(&vault))
     }
 
     /// Notes a failure for the operator and turns it into the engine's type.
@@ -243,11 +263,12 @@ impl LogStore {
 /// After a flush, before it is acknowledged: remembers how far the log is durable. Runs on the flusher's thread.
 fn note_flushed(
     store: &Store,
+    vault: &Vault,
     state: &Mutex<LogState>,
     last: Option<u64>,
     result: std::io::Result<()>,
 ) -> std::io::Result<()> {
-    let noted = result.and_then(|()| store.floor.raise(last));
+    let noted = result.and_then(|()| vault.floor.raise(last));
     match &noted {
         Ok(()) => {
             let mut state = locked(state);
@@ -255,7 +276,7 @@ fn note_flushed(
         }
         Err(error) => {
             let cause = if is_full(error) { StopCause::DiskFull } else { StopCause::Storage };
-            store.fail(cause, format!("cannot flush database {:?}: {error}", store.db.path()));
+            store.fail(cause, format!("cannot flush database {:?}: {error}", vault.db.path()));
         }
     }
     noted
@@ -265,12 +286,12 @@ fn locked(state: &Mutex<LogState>) -> MutexGuard<'_, LogState> {
     state.lock().expect("nothing panics while it holds the log's index")
 }
 
-fn unreadable(store: &Store, index: u64, bad: BadEntry) -> StoreError {
+pub(super) fn unreadable(vault: &Vault, index: u64, bad: BadEntry) -> StoreError {
     let what = match bad {
         BadEntry::Incomplete => format!("log entry {index}: parts of it are missing"),
         BadEntry::Damaged(what) => what,
     };
-    StoreError::damaged(store.db.path(), what)
+    StoreError::damaged(vault.db.path(), what)
 }
 
 /// Groups the database's records by entry.
@@ -279,14 +300,18 @@ struct EntryParts<I> {
     ahead: Option<(u64, u16, sled::IVec)>,
 }
 
-type Parts = (u64, Vec<(u16, sled::IVec)>);
+pub(super) type Parts = (u64, Vec<(u16, sled::IVec)>);
 
 /// The records of the entries `[from, to)`, entry by entry.
-fn entry_parts(store: &Store, from: u64, to: Option<u64>) -> impl Iterator<Item = Result<Parts, StoreError>> + '_ {
-    let records = store.db.range(record::entry_range(from, to)).map(|item| {
+pub(super) fn entry_parts(
+    vault: &Vault,
+    from: u64,
+    to: Option<u64>,
+) -> impl Iterator<Item = Result<Parts, StoreError>> + '_ {
+    let records = vault.db.range(record::entry_range(from, to)).map(|item| {
         let (key, value) = item?;
         let (index, part) = record::parse_entry_key(&key)
-            .ok_or_else(|| StoreError::damaged(store.db.path(), "a record has an impossible name"))?;
+            .ok_or_else(|| StoreError::damaged(vault.db.path(), "a record has an impossible name"))?;
         Ok((index, part, value))
     });
     EntryParts { records, ahead: None }
@@ -322,16 +347,17 @@ where
 }
 
 fn load(store: &Store, cache_bytes: usize) -> Result<LogState, StoreError> {
-    let (db, ring) = (&store.db, &store.ring);
+    let vault = store.vault();
+    let (db, ring) = (&vault.db, &vault.ring);
     let purged = record::get_mark(db, ring, record::PURGED, codec::get_log_id)?;
     let mut state = LogState::new(purged, cache_bytes);
     state.vote = record::get_mark(db, ring, record::VOTE, codec::get_vote)?;
     state.progress = record::get_progress(db, ring)?;
-    let floor = store.floor.mark();
+    let floor = vault.floor.mark();
     let synced = state.progress.synced.max(floor.synced);
     state.progress.synced = synced;
     let mut torn = None;
-    for item in entry_parts(store, state.first(), None) {
+    for item in entry_parts(&vault, state.first(), None) {
         let (index, parts) = item?;
         let unsynced = synced.is_none_or(|synced| state.next() > synced);
         if index != state.next() {
@@ -357,51 +383,51 @@ fn load(store: &Store, cache_bytes: usize) -> Result<LogState, StoreError> {
                 torn = Some(index);
                 break;
             }
-            Err(bad) => return Err(unreadable(store, index, bad)),
+            Err(bad) => return Err(unreadable(&vault, index, bad)),
         }
     }
-    check_ends(store, &state)?;
+    check_ends(&vault, &state)?;
     if let Some(since) = torn {
         tracing::warn!(
             since,
             "removing log entries that were being written when skep stopped; they were never acknowledged"
         );
-        remove_since(store, since)?;
+        remove_since(&vault, since)?;
     }
     Ok(state)
 }
 
 /// Refuses a log that lost its end or the vote that goes with it.
-fn check_ends(store: &Store, state: &LogState) -> Result<(), StoreError> {
+fn check_ends(vault: &Vault, state: &LogState) -> Result<(), StoreError> {
     let last = state.last_log_id().map(|id| id.index);
     let committed = state.progress.committed.map(|id| id.index);
     let known = state.progress.synced.max(committed);
     if known > last {
         let show = |index: Option<u64>| index.map_or_else(|| "nowhere".to_owned(), |index| format!("at entry {index}"));
         let what = format!("the log ends {}, but it once ended {}", show(last), show(known));
-        return Err(StoreError::damaged(store.db.path(), what));
+        return Err(StoreError::damaged(vault.db.path(), what));
     }
     if state.vote.is_none() && last > Some(0) {
-        return Err(StoreError::damaged(store.db.path(), "it has a log but no vote"));
+        return Err(StoreError::damaged(vault.db.path(), "it has a log but no vote"));
     }
-    if let Some(floor) = store.floor.mark().vote
+    if let Some(floor) = vault.floor.mark().vote
         && state.vote.is_none_or(|vote| vote < floor)
     {
         return Err(StoreError::damaged(
-            store.db.path(),
+            vault.db.path(),
             format!("its newest vote is older than {floor}, which was given"),
         ));
     }
     Ok(())
 }
 
-fn remove_since(store: &Store, since: u64) -> Result<(), StoreError> {
+fn remove_since(vault: &Vault, since: u64) -> Result<(), StoreError> {
     let mut batch = Batch::default();
-    for item in store.db.range(record::entry_range(since, None)) {
+    for item in vault.db.range(record::entry_range(since, None)) {
         batch.remove(&item?.0);
     }
-    store.db.apply(batch)?;
-    store.db.flush_and_wait()
+    vault.db.apply(batch)?;
+    vault.db.flush_and_wait()
 }
 
 /// Removes records before the index asked for last, in small steps. Ends with the log store.
@@ -426,13 +452,14 @@ fn sweep_loop(store: &std::sync::Weak<Store>, requests: &mpsc::Receiver<u64>) {
 }
 
 fn sweep_step(store: &Store, upto: u64) -> Result<usize, StoreError> {
+    let vault = store.in_use();
     let mut batch = Batch::default();
     let mut count = 0;
-    for item in store.db.range(record::entry_range(0, Some(upto))).take(SWEEP_STEP) {
+    for item in vault.db.range(record::entry_range(0, Some(upto))).take(SWEEP_STEP) {
         batch.remove(&item?.0);
         count += 1;
     }
-    store.db.apply(batch)?;
+    vault.db.apply(batch)?;
     Ok(count)
 }
 

@@ -9,6 +9,7 @@
 use std::path::Path;
 
 use bytes::{Buf, BufMut, Bytes};
+use zeroize::Zeroizing;
 
 use super::db::{Batch, Db, MAX_VALUE};
 use crate::codec::{self, Malformed};
@@ -59,10 +60,14 @@ fn entry_place(index: u64) -> [u8; 17] {
 
 /// Seals an entry and adds its parts to a batch; answers the sealed length.
 pub(crate) fn put_entry(batch: &mut Batch, ring: &KeyRing, entry: &Entry) -> usize {
-    let index = entry.log_id.index;
     let mut plain = Vec::with_capacity(codec::entry_size(entry));
     codec::put_entry(&mut plain, entry);
-    let sealed = ring.seal(&entry_place(index), &plain);
+    put_plain_entry(batch, ring, entry.log_id.index, &plain)
+}
+
+/// As [`put_entry`], of an encoded entry.
+fn put_plain_entry(batch: &mut Batch, ring: &KeyRing, index: u64, plain: &[u8]) -> usize {
+    let sealed = ring.seal(&entry_place(index), plain);
     let parts = (PART_HEADER + sealed.len()).div_ceil(MAX_VALUE);
     let count = u16::try_from(parts).expect("the configuration limits entries to 128 MiB");
     let mut first = Vec::with_capacity(MAX_VALUE.min(PART_HEADER + sealed.len()));
@@ -95,6 +100,45 @@ pub(crate) enum BadEntry {
 /// Puts an entry together from its parts, which come in order. Answers the entry and its sealed length.
 pub(crate) fn join_entry(ring: &KeyRing, index: u64, parts: &[(u16, sled::IVec)]) -> Result<(Entry, usize), BadEntry> {
     let damaged = |what: &str| BadEntry::Damaged(format!("log entry {index}: {what}"));
+    let (plain, len) = open_entry(ring, index, parts)?;
+    let mut plain = Bytes::from(plain);
+    let entry = codec::get_entry(&mut plain).map_err(|error| damaged(&error.to_string()))?;
+    if entry.log_id.index != index || !plain.is_empty() {
+        return Err(damaged("it says it is another entry"));
+    }
+    Ok((entry, len))
+}
+
+/// Adds an entry that was sealed by `from` to a batch, sealed by `to`; answers its length.
+pub(crate) fn reseal_entry(
+    batch: &mut Batch,
+    from: &KeyRing,
+    to: &KeyRing,
+    index: u64,
+    parts: &[(u16, sled::IVec)],
+) -> Result<usize, BadEntry> {
+    let plain = Zeroizing::new(open_entry(from, index, parts)?.0);
+    Ok(put_plain_entry(batch, to, index, &plain))
+}
+
+/// Adds every mark of a database to a batch, sealed by `to`.
+pub(crate) fn reseal_marks(batch: &mut Batch, db: &Db, from: &KeyRing, to: &KeyRing) -> Result<(), StoreError> {
+    for name in [IDENTITY, VOTE, PROGRESS, PURGED, SNAPSHOT, EPOCH] {
+        let plain = get_mark(db, from, name, |plain| {
+            let all = plain.to_vec();
+            plain.clear();
+            Ok(all)
+        })?;
+        if let Some(plain) = plain {
+            put_mark(batch, to, name, &plain);
+        }
+    }
+    Ok(())
+}
+
+/// The encoded entry, and its sealed length.
+fn open_entry(ring: &KeyRing, index: u64, parts: &[(u16, sled::IVec)]) -> Result<(Vec<u8>, usize), BadEntry> {
+    let damaged = |what: &str| BadEntry::Damaged(format!("log entry {index}: {what}"));
     let Some((0, first)) = parts.first() else { return Err(BadEntry::Incomplete) };
     let mut header = first.as_ref();
     if header.len() < PART_HEADER {
@@ -126,12 +170,7 @@ pub(crate) fn join_entry(ring: &KeyRing, index: u64, parts: &[(u16, sled::IVec)]
     let plain = ring
         .open(&entry_place(index), &sealed)
         .map_err(|_| damaged("its checksum is wrong, or it was written with another key"))?;
-    let mut plain = Bytes::from(plain);
-    let entry = codec::get_entry(&mut plain).map_err(|error| damaged(&error.to_string()))?;
-    if entry.log_id.index != index || !plain.is_empty() {
-        return Err(damaged("it says it is another entry"));
-    }
-    Ok((entry, len))
+    Ok((plain, len))
 }
 
 pub(crate) fn mark_key(name: &str) -> Vec<u8> {

@@ -39,6 +39,16 @@ pub(crate) enum BadSnapshot {
     Trailing,
 }
 
+/// Id of the key that a file is sealed with, from its beginning. None: it is shorter than that.
+pub(crate) fn data_key(from: &mut impl Read) -> io::Result<Option<u32>> {
+    let mut header = [0; 16];
+    match from.read_exact(&mut header) {
+        Ok(()) => Ok(Some((&header[12..]).get_u32())),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn bad(what: BadSnapshot) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }

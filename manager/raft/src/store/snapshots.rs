@@ -5,15 +5,15 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes};
 use rand::RngCore;
 
 use super::db::Batch;
 use super::files::{Body, Files, Sink};
-use super::snapshot_file::{BadSnapshot, FORMAT, Reader, Writer};
-use super::{ADVICE_RESTORE, Store, record};
+use super::snapshot_file::{self, BadSnapshot, FORMAT, Reader, Writer};
+use super::{ADVICE_RESTORE, Store, Vault, record};
 use crate::codec::{self, Malformed};
 use crate::consensus::SnapshotInfo;
 use crate::crypto::KeyRing;
@@ -69,6 +69,12 @@ impl SnapshotFile {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Id of the key that it is sealed with. None: its beginning is not written yet.
+    fn data_key(&self) -> Result<Option<u32>, StoreError> {
+        let mut from = At { file: self.file.clone(), position: 0 };
+        snapshot_file::data_key(&mut from).map_err(StoreError::io("read", &self.path))
     }
 
     fn len(&self) -> Result<u64, StoreError> {
@@ -140,7 +146,10 @@ fn write_preface(out: &mut impl Write, preface: &Preface) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct SnapshotStore {
     store: Arc<Store>,
+    /// Taken after the vault, where both are.
     current: Mutex<Option<Current>>,
+    /// Held while a state of this node is written.
+    writing: Mutex<()>,
 }
 
 /// What the mark in the database says about the snapshot that counts.
@@ -155,12 +164,14 @@ impl SnapshotStore {
     /// Finds the snapshot that counts, checks that it is the file the mark means, and removes leftovers. Its content is
     /// checked by whoever restores from it.
     pub(crate) fn open(store: Arc<Store>) -> Result<Self, StoreError> {
-        let mark = record::get_mark(&store.db, &store.ring, record::SNAPSHOT, get_mark)?;
+        let vault = store.vault();
+        let mark = record::get_mark(&vault.db, &vault.ring, record::SNAPSHOT, get_mark)?;
         let current = match &mark {
             None => None,
-            Some(mark) => Some(open_marked(&store, mark)?),
+            Some(mark) => Some(open_marked(&store, &vault.ring, mark)?),
         };
-        let found = Self { store, current: Mutex::new(current) };
+        drop(vault);
+        let found = Self { store, current: Mutex::new(current), writing: Mutex::default() };
         found.remove_others(mark.as_ref().map(|mark| mark.name.as_str()), &[".snap", ".part"])?;
         Ok(found)
     }
@@ -179,6 +190,7 @@ impl SnapshotStore {
 
     /// Writes a frozen state as the snapshot that counts. Blocks: runs on a thread of its own.
     pub(crate) fn write(&self, meta: SnapshotMeta, state: &dyn Snapshot) -> Result<Current, StoreError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let preface = Preface { meta, digest: state.digest() };
         let mut incoming = self.receive(&preface.meta.snapshot_id)?;
         let path = incoming.path.clone();
@@ -190,45 +202,113 @@ impl SnapshotStore {
 
     /// Begins a file for a stream that comes piece by piece.
     pub(crate) fn receive(&self, snapshot_id: &str) -> Result<Incoming, StoreError> {
+        let ring = Arc::clone(&self.store.in_use().ring);
+        self.begin(snapshot_id, ring)
+    }
+
+    fn begin(&self, snapshot_id: &str, ring: Arc<KeyRing>) -> Result<Incoming, StoreError> {
         // The id may come from another node: it must not become a path.
         let safe: String = snapshot_id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(80).collect();
         let path = self.store.snapshots_dir().join(format!("{safe}.part"));
-        let ring = Arc::clone(&self.store.ring);
         let files = self.store.files.clone();
         let out = Writer::new(files.create(&path)?, Arc::clone(&ring)).map_err(StoreError::io("write", &path))?;
         Ok(Incoming { path, ring, files, out: Some(out) })
     }
 
-    /// Makes a complete file the snapshot that counts. One of another directory (or key) is copied.
+    /// Makes a complete file the snapshot that counts. One of another directory, or of a data key that was replaced
+    /// meanwhile, is copied.
     pub(crate) fn make_current(&self, preface: Preface, file: &SnapshotFile) -> Result<Current, StoreError> {
         let dir = self.store.snapshots_dir();
-        let part = if file.path().parent() == Some(&dir) { file.clone() } else { self.copy(&preface, file)? };
+        let mut part = file.clone();
+        let vault = loop {
+            let vault = self.store.in_use();
+            if part.path().parent() == Some(&dir) && Arc::ptr_eq(&part.ring, &vault.ring) {
+                break vault;
+            }
+            let ring = Arc::clone(&vault.ring);
+            // The copy takes its time: nobody waits for it.
+            drop(vault);
+            let copied = self.copy(&preface, &part, ring)?;
+            if part.path().parent() == Some(&dir) {
+                self.store.files.remove(part.path())?;
+            }
+            part = copied;
+        };
         let mut current = self.locked();
         if current.as_ref().is_some_and(|now| now.preface.meta.last_log_id > preface.meta.last_log_id) {
             self.store.files.remove(part.path())?;
             return Ok(current.clone().expect("it was just looked at"));
         }
-        let name = format!("{}.snap", part.path().file_stem().unwrap_or_default().to_string_lossy());
-        let path = dir.join(&name);
-        self.store.files.rename(part.path(), &path)?;
-        let file = SnapshotFile::open(&self.store.files, &path, Arc::clone(&self.store.ring))?;
-        let mark = Mark { name, bytes: file.len()?, file_id: file.read()?.file_id() };
-        let mut batch = Batch::default();
-        record::put_mark(&mut batch, &self.store.ring, record::SNAPSHOT, &put_mark(&mark));
-        self.store.db.apply(batch)?;
-        self.store.db.flush_and_wait()?;
-        let now = Current { preface, file, bytes: mark.bytes };
+        let (now, mark) = self.mark(&vault, preface, &part)?;
+        vault.db.flush_and_wait()?;
         *current = Some(now.clone());
         drop(current);
         self.remove_others(Some(&mark.name), &[".snap"])?;
         Ok(now)
     }
 
-    fn copy(&self, preface: &Preface, file: &SnapshotFile) -> Result<SnapshotFile, StoreError> {
-        let mut copy = self.receive(&preface.meta.snapshot_id)?;
+    /// Gives a complete file its name, and puts the mark that it counts into a vault: it does once that is flushed.
+    fn mark(&self, vault: &Vault, preface: Preface, part: &SnapshotFile) -> Result<(Current, Mark), StoreError> {
+        let name = format!("{}.snap", part.path().file_stem().unwrap_or_default().to_string_lossy());
+        let path = self.store.snapshots_dir().join(&name);
+        self.store.files.rename(part.path(), &path)?;
+        let file = SnapshotFile::open(&self.store.files, &path, Arc::clone(&vault.ring))?;
+        let mark = Mark { name, bytes: file.len()?, file_id: file.read()?.file_id() };
+        let mut batch = Batch::default();
+        record::put_mark(&mut batch, &vault.ring, record::SNAPSHOT, &put_mark(&mark));
+        vault.db.apply(batch)?;
+        Ok((Current { preface, file, bytes: mark.bytes }, mark))
+    }
+
+    /// A copy with a name of its own, sealed with `ring`.
+    fn copy(&self, preface: &Preface, file: &SnapshotFile, ring: Arc<KeyRing>) -> Result<SnapshotFile, StoreError> {
+        let mut copy = self.begin(&new_snapshot_id(&preface.meta), ring)?;
         let mut from = file.read()?;
         io::copy(&mut from, &mut copy).map_err(|error| file.failed(error))?;
         copy.finish()
+    }
+
+    /// Copies the snapshot that counts for a vault that will take over. None: there is none.
+    pub(super) fn copy_current(&self, next: &Vault) -> Result<Option<SnapshotCopy>, StoreError> {
+        let Some(current) = self.current() else { return Ok(None) };
+        let copy = self.copy(&current.preface, &current.file, Arc::clone(&next.ring))?;
+        Ok(Some(SnapshotCopy { of: current.file.path().to_owned(), preface: current.preface, file: copy }))
+    }
+
+    /// Whether `copy` is of the snapshot that counts, while nobody can make another one.
+    pub(super) fn is_current(&self, copy: Option<&SnapshotCopy>) -> bool {
+        let current = self.locked();
+        current.as_ref().map(|current| current.file.path()) == copy.map(|copy| copy.of.as_path())
+    }
+
+    /// Puts the copy into the vault that takes over. It counts for that from then on, for everybody else when
+    /// [`Self::changed`] is called.
+    pub(super) fn move_into(&self, next: &Vault, copy: Option<&SnapshotCopy>) -> Result<Option<Current>, StoreError> {
+        copy.map(|copy| self.mark(next, copy.preface.clone(), &copy.file).map(|(current, _)| current)).transpose()
+    }
+
+    /// The vault was changed for the one that this snapshot was moved into.
+    pub(super) fn changed(&self, moved: Option<Current>) {
+        *self.locked() = moved;
+    }
+
+    /// Removes what is sealed with another key than the one in use: complete snapshots, and those on their way here.
+    /// Waits for a state that is being written.
+    pub(super) fn remove_foreign(&self) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let vault = self.store.in_use();
+        let files = &self.store.files;
+        for path in files.list()? {
+            let file = match SnapshotFile::open(files, &path, Arc::clone(&vault.ring)) {
+                Ok(file) => file,
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if file.data_key()?.is_some_and(|id| id != vault.ring.current()) {
+                files.remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes all files but one with these endings.
@@ -244,12 +324,20 @@ impl SnapshotStore {
     }
 }
 
-fn open_marked(store: &Store, mark: &Mark) -> Result<Current, StoreError> {
+/// A copy of the snapshot that counts, under another key.
+pub(super) struct SnapshotCopy {
+    /// The file that it is of.
+    of: PathBuf,
+    preface: Preface,
+    file: SnapshotFile,
+}
+
+fn open_marked(store: &Store, ring: &Arc<KeyRing>, mark: &Mark) -> Result<Current, StoreError> {
     let path = store.snapshots_dir().join(&mark.name);
     if !store.files.exists(&path) {
         return Err(StoreError::Missing { path, advice: ADVICE_RESTORE });
     }
-    let file = SnapshotFile::open(&store.files, &path, Arc::clone(&store.ring))?;
+    let file = SnapshotFile::open(&store.files, &path, Arc::clone(ring))?;
     let bytes = file.len()?;
     if bytes != mark.bytes {
         return Err(StoreError::damaged(path, format!("it has {bytes} bytes, but was written with {}", mark.bytes)));

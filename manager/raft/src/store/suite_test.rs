@@ -49,7 +49,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine<Empty>, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine<Empty>), EngineStorageError> {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits::default();
-        let (store, _) = Store::open(dir.path(), 1, &Start::Join, None, &limits).unwrap();
+        let (store, _) = Store::open(dir.path(), 1, &Start::Join, &[], 0, &limits).unwrap();
         let store = Arc::new(store);
         let snapshots = Arc::new(SnapshotStore::open(Arc::clone(&store)).unwrap());
         let machine = Machine::open(Empty, snapshots, Arc::default(), Arc::new(Digests::new(0))).unwrap();
