@@ -1,22 +1,25 @@
-//! Deletes what nobody needs any more: `orchestrate::reap` for the services with ended or unwanted tasks.
+//! Deletes what nobody needs any more: `orchestrate::reap` for the services with ended or unwanted tasks, `parcels::reap` for
+//! secrets and configs with versions that nobody goes back to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use skep_core::change::Plan;
 use skep_core::event::Event;
-use skep_core::orchestrate;
-use skep_core::store::{Object, State};
+use skep_core::object::ParcelId;
+use skep_core::store::{Object, State, payload_refs};
+use skep_core::{orchestrate, parcels};
 use skep_proto::id::ServiceId;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::NodeState;
 
 use super::Loop;
 
-/// Services to look at, and when to look at others again.
+/// Services, secrets and configs to look at, and when to look at other services again.
 #[derive(Default)]
 pub(super) struct Reaper {
     dirty: BTreeSet<ServiceId>,
     wakes: BTreeMap<ServiceId, UnixMs>,
+    parcels: BTreeSet<ParcelId>,
 }
 
 impl Loop for Reaper {
@@ -43,6 +46,12 @@ impl Loop for Reaper {
                     self.dirty.extend(state.tasks_on_node(node.id).map(|task| task.service()));
                 }
             }
+            (_, Some(Object::Parcel(parcel))) => {
+                self.parcels.insert(parcel.id);
+            }
+            (Some(Object::Revision(revision)), None) => {
+                self.parcels.extend(payload_refs(&revision.template).map(|one| one.key.owner));
+            }
             _ => {}
         }
     }
@@ -52,6 +61,7 @@ impl Loop for Reaper {
         self.dirty.extend(state.services_with_tasks());
         self.dirty.extend(state.revisions().map(|revision| revision.key.service));
         self.dirty.extend(state.credentials().map(|credential| credential.service));
+        self.parcels.extend(state.parcels().map(|parcel| parcel.id));
     }
 
     fn plan(&mut self, state: &State, now: UnixMs) -> Plan {
@@ -65,6 +75,9 @@ impl Loop for Reaper {
             if let Some(at) = plan.wake_at {
                 self.wakes.insert(service, at);
             }
+        }
+        for parcel in std::mem::take(&mut self.parcels) {
+            whole.groups.extend(parcels::reap(state, parcel).groups);
         }
         whole.wake_at = self.wakes.values().min().copied();
         whole

@@ -736,7 +736,8 @@ pub struct SecretRef {
     /// Set by the manager from `name` at create and update.
     #[prost(bytes = "vec", tag = "1")]
     pub secret_id: ::prost::alloc::vec::Vec<u8>,
-    /// Version of the data. Set by the manager: the newest at create and update, and by every rotation, unless `pinned`.
+    /// Version of the data. Set by the manager unless `pinned`: the newest where the use is new, and by every rotation. An
+    /// update of something else leaves it as it is.
     #[prost(uint64, tag = "2")]
     pub version: u64,
     /// Name of the secret. At create and update an id may stand here instead.

@@ -33,6 +33,9 @@ pub(crate) trait Orchestrator {
     fn running(&self, service: &str) -> Result<u64>;
     /// Whether nothing is left of removed services: no tasks, no containers.
     fn is_clean(&self) -> Result<bool>;
+    /// Creates a secret of each name: each list by a writer of its own, one after the other, all writers at once. Returns
+    /// when the last one is acknowledged.
+    fn create_secrets(&self, names: &[Vec<String>], data: &[u8]) -> Result<()>;
     /// Cgroup of all its processes and its containers'.
     fn cgroup(&self) -> &Path;
     /// A cgroup below that belongs to the surroundings, not to the orchestrator.
@@ -73,6 +76,12 @@ pub(crate) fn service_args(service: &str, replicas: u64, network: Network) -> Ve
     args.extend([IMAGE, "sleep", "1000000"]);
     args.into_iter().map(str::to_owned).collect()
 }
+
+/// Writers of secrets, what each writes in a round, and rounds.
+const SECRET_WRITERS: usize = 16;
+const SECRETS_EACH: usize = 250;
+const SECRET_ROUNDS: usize = 3;
+const SECRET_BYTES: usize = 64;
 
 /// Of a daemon's log, when its side fails.
 pub(crate) const LOG_LINES: usize = 20;
@@ -147,6 +156,12 @@ pub(crate) fn measure(run: &Run, selection: &Selection, report: &mut Report) -> 
             }
         }
     }
+    // Last: they stay, and would be memory.
+    for round in (1..=SECRET_ROUNDS).filter(|_| selection.has(&metric::SECRET_CREATE)) {
+        for side in &mut sides {
+            side.attempt(&format!("secrets, round {round}"), |it, samples| it.secrets(round, samples));
+        }
+    }
     let mut complete = true;
     for metric in metric::CONTAINERS.iter().filter(|metric| selection.has(metric)) {
         let peer = swarm.samples.figure(metric).map(|value| Peer { name: swarm.name.clone(), value });
@@ -201,6 +216,18 @@ impl Contestant<'_> {
         ensure!(memory.pss > 0, "no process is found in {}", self.orchestrator.cgroup().display());
         eprintln!("{}: idle RSS {:.1} MB", self.orchestrator.name(), megabytes(memory.rss));
         samples.add(&metric::MEMORY_IDLE, megabytes(memory.pss));
+        Ok(())
+    }
+
+    /// Secrets a second.
+    fn secrets(&self, round: usize, samples: &mut Samples) -> Result<()> {
+        let name = |writer: usize, number: usize| format!("bench-{round}-{writer}-{number}");
+        let names: Vec<Vec<String>> =
+            (0..SECRET_WRITERS).map(|writer| (0..SECRETS_EACH).map(|number| name(writer, number)).collect()).collect();
+        let started = Instant::now();
+        self.orchestrator.create_secrets(&names, &[b'x'; SECRET_BYTES])?;
+        let seconds = started.elapsed().as_secs_f64();
+        samples.add(&metric::SECRET_CREATE, (SECRET_WRITERS * SECRETS_EACH) as f64 / seconds);
         Ok(())
     }
 

@@ -50,6 +50,8 @@ pub(crate) const STOP_50: Metric = metric("stop.50_replicas.seconds", "s");
 pub(crate) const MEMORY_CONTAINER: Metric = metric("memory.per_container_kb", "kB");
 /// PSS of the idle daemons, of a swarm of one node without services.
 pub(crate) const MEMORY_IDLE: Metric = metric("memory.daemon_idle_mb", "MB");
+/// Secrets of 64 bytes, each acknowledged, by 16 writers at a time to one manager.
+pub(crate) const SECRET_CREATE: Metric = more("secret.create.16_writers.per_s", "1/s");
 /// One pass of the scheduler over 100,000 pending tasks of one service and 1,000 nodes.
 pub(crate) const SCHEDULER_100K: Metric = metric("scheduler.1k_nodes_100k_tasks.seconds", "s");
 /// Five hosts, three managers, default settings: from the kill of the leader until the next write is acknowledged; median.
@@ -131,8 +133,17 @@ pub(crate) const FAILOVER: &[&Metric] =
     &[&START_200_ON_LEADER, &UPHEAVALS_200_ON_LEADER, &UPDATE_10, &LEADER_KILLED, &LEADER_LOST, &WORKER_LOST];
 
 /// Those that a running orchestrator is needed for.
-pub(crate) const CONTAINERS: &[&Metric] =
-    &[&START_1, &START_10, &START_50, &START_50_HOST, &START_CPU, &STOP_50, &MEMORY_CONTAINER, &MEMORY_IDLE];
+pub(crate) const CONTAINERS: &[&Metric] = &[
+    &START_1,
+    &START_10,
+    &START_50,
+    &START_50_HOST,
+    &START_CPU,
+    &STOP_50,
+    &MEMORY_CONTAINER,
+    &MEMORY_IDLE,
+    &SECRET_CREATE,
+];
 
 /// Those of `make bench`, in the order of printing.
 const OWN: &[&Metric] = &[
@@ -145,6 +156,7 @@ const OWN: &[&Metric] = &[
     &STOP_50,
     &MEMORY_CONTAINER,
     &MEMORY_IDLE,
+    &SECRET_CREATE,
     &START_200_ON_LEADER,
     &UPHEAVALS_200_ON_LEADER,
     &UPDATE_10,

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
 use skep_identity::transport::connect_unix;
+use skep_proto::v1::secrets_client::SecretsClient;
 use skep_proto::v1::services_client::ServicesClient;
 use skep_proto::v1::tasks_client::TasksClient;
-use skep_proto::v1::{ListServicesRequest, ListTasksRequest, ServiceSpec};
+use skep_proto::v1::{CreateSecretRequest, ListServicesRequest, ListTasksRequest, SecretSpec, ServiceSpec};
 use skep_tests::skep_binary;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -103,6 +105,20 @@ impl Orchestrator for Skep {
             }
             Ok(true)
         })
+    }
+
+    fn create_secrets(&self, names: &[Vec<String>], data: &[u8]) -> Result<()> {
+        let writers = names.iter().map(|names| {
+            let mut client = SecretsClient::new(self.channel.clone());
+            async move {
+                for name in names {
+                    let spec = Some(SecretSpec { name: name.clone(), ..SecretSpec::default() });
+                    client.create(CreateSecretRequest { spec, data: data.to_vec(), write: None }).await?;
+                }
+                anyhow::Ok(())
+            }
+        });
+        self.runtime.block_on(try_join_all(writers)).map(drop)
     }
 
     fn cgroup(&self) -> &Path {

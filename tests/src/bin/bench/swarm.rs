@@ -9,13 +9,15 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Context, Result, anyhow, bail};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
 
 use crate::cgroup::Hierarchies;
 use crate::command::{run, wait_for};
 use crate::contest::{LOG_LINES, Network, Orchestrator, service_args};
-use crate::engine_api::get;
+use crate::engine_api::{Connection, get};
 use crate::run::Run;
 
 /// Docker's configuration, which is hidden from this daemon. Made if it is not there, to be mounted over.
@@ -136,6 +138,21 @@ impl Orchestrator for Swarm {
     fn is_clean(&self) -> Result<bool> {
         let is_empty = |list: Value| list.as_array().is_none_or(Vec::is_empty);
         Ok(is_empty(get(&self.socket, "/tasks")?) && is_empty(get(&self.socket, "/containers/json?all=1")?))
+    }
+
+    fn create_secrets(&self, names: &[Vec<String>], data: &[u8]) -> Result<()> {
+        let data = BASE64_STANDARD.encode(data);
+        thread::scope(|scope| {
+            let writer = |names: &Vec<String>| -> Result<()> {
+                let mut connection = Connection::open(&self.socket)?;
+                for name in names {
+                    connection.post("/secrets/create", &json!({ "Name": name, "Data": data }))?;
+                }
+                Ok(())
+            };
+            let writers: Vec<_> = names.iter().map(|names| scope.spawn(move || writer(names))).collect();
+            writers.into_iter().try_for_each(|writer| writer.join().map_err(|_| anyhow!("a writer panicked"))?)
+        })
     }
 
     fn cgroup(&self) -> &Path {
