@@ -3,7 +3,8 @@
 //! A node fills them in when it prepares a task ([`render`]); validation refuses mistakes before anything is made
 //! ([`check`]). Pure.
 //! The language is the part of Go's that Docker's users write: a path in double braces, blanks allowed around it, and
-//! `index .Service.Labels "key"` for keys with dots. No functions, no control flow.
+//! `index .Service.Labels "key"` for keys with dots. No control flow. The data of secrets and configs may also use the
+//! functions `env`, `secret` and `config` ([`render_data`]), each with one quoted name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -116,6 +117,131 @@ fn label<'a>(placeholder: &str, facts: &'a Facts) -> Result<&'a str, TemplateErr
     }
 }
 
+/// What the functions in the data of a secret or config look up.
+pub trait Inside {
+    /// A variable of the container's environment. `None`: there is none, which reads as empty, as in Docker.
+    fn env(&self, name: &str) -> Option<&str>;
+    /// The data, as they were stored, of the container's secret with that target.
+    fn secret(&self, target: &str) -> Option<&[u8]>;
+    /// The same of a config.
+    fn config(&self, target: &str) -> Option<&[u8]>;
+}
+
+/// Why data are not a template. Names placeholders, and nothing else that stands in the data.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DataError {
+    /// `{{` without its `}}`.
+    #[error("the {{{{ in line {0} is never closed")]
+    Unclosed(usize),
+    /// A placeholder that does not exist. Its text may be part of a secret.
+    #[error("the placeholder in line {line} does not exist: there are {known}, env \"NAME\", secret \"TARGET\" and config \"TARGET\"", known = Known)]
+    Unknown {
+        /// Counted from 1.
+        line: usize,
+    },
+    /// A placeholder that exists, and that has no value here.
+    #[error("line {line}: {error}")]
+    Value {
+        /// Counted from 1.
+        line: usize,
+        /// Why not.
+        error: TemplateError,
+    },
+    /// A function's object.
+    #[error(
+        "the placeholder {function} {target:?} in line {line} has no value: the container has no {function} with that target"
+    )]
+    NoTarget {
+        /// `secret` or `config`.
+        function: &'static str,
+        /// What it names.
+        target: String,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// More than a secret or config may have.
+    #[error("it has {bytes} bytes when its placeholders are filled in, {limit} are allowed")]
+    TooLarge {
+        /// How many it would have.
+        bytes: usize,
+        /// How many it may.
+        limit: usize,
+    },
+}
+
+/// Fills in the data of a secret or config; at most `limit` bytes. What is not in braces may be any bytes. The result is the
+/// only copy that is made.
+pub fn render_data(data: &[u8], facts: &Facts, inside: &dyn Inside, limit: usize) -> Result<Vec<u8>, DataError> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    let (mut rest, mut line) = (data, 1);
+    while let Some((before, after)) = split(rest, b"{{") {
+        line += lines(before);
+        let (placeholder, behind) = split(after, b"}}").ok_or(DataError::Unclosed(line))?;
+        parts.push(before);
+        parts.push(data_value(placeholder, facts, inside, line)?);
+        line += lines(placeholder);
+        rest = behind;
+    }
+    parts.push(rest);
+    let bytes = parts.iter().map(|part| part.len()).sum();
+    if bytes > limit {
+        return Err(DataError::TooLarge { bytes, limit });
+    }
+    // Never grown: what a vector leaves behind when it grows stays in memory.
+    let mut out = Vec::with_capacity(bytes);
+    parts.into_iter().for_each(|part| out.extend_from_slice(part));
+    Ok(out)
+}
+
+fn split<'a>(text: &'a [u8], at: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let found = text.windows(at.len()).position(|window| window == at)?;
+    Some((&text[..found], &text[found + at.len()..]))
+}
+
+fn lines(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn data_value<'a>(
+    placeholder: &[u8],
+    facts: &'a Facts,
+    inside: &'a dyn Inside,
+    line: usize,
+) -> Result<&'a [u8], DataError> {
+    let placeholder = std::str::from_utf8(placeholder).map_err(|_| DataError::Unknown { line })?.trim();
+    let call = placeholder.split_once(|c: char| c.is_whitespace() || c == '"' || c == '`');
+    let argument = |function: &str| quoted(placeholder.strip_prefix(function)?);
+    match call.map(|(name, _)| name) {
+        Some("env") => match argument("env") {
+            Some(name) => return Ok(inside.env(name).unwrap_or_default().as_bytes()),
+            None => return Err(DataError::Unknown { line }),
+        },
+        Some("secret") => {
+            let target = argument("secret").ok_or(DataError::Unknown { line })?;
+            let missing = || DataError::NoTarget { function: "secret", target: target.to_owned(), line };
+            return inside.secret(target).ok_or_else(missing);
+        }
+        Some("config") => {
+            let target = argument("config").ok_or(DataError::Unknown { line })?;
+            let missing = || DataError::NoTarget { function: "config", target: target.to_owned(), line };
+            return inside.config(target).ok_or_else(missing);
+        }
+        _ => {}
+    }
+    match value(placeholder, facts) {
+        Ok(text) => Ok(text.as_bytes()),
+        Err(TemplateError::Unknown { .. } | TemplateError::Unclosed(_)) => Err(DataError::Unknown { line }),
+        Err(error @ TemplateError::NoLabels(_)) => Err(DataError::Value { line, error }),
+    }
+}
+
+/// A Go string: `"x"` or `` `x` ``. Names have no escapes.
+fn quoted(text: &str) -> Option<&str> {
+    let text = text.trim();
+    let inner = ['"', '`'].iter().find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote))?;
+    (!inner.contains(['"', '`', '\\'])).then_some(inner)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -169,7 +295,66 @@ mod tests {
         }
     }
 
+    /// A container with one secret, one config and one variable.
+    struct Example;
+
+    impl Inside for Example {
+        fn env(&self, name: &str) -> Option<&str> {
+            (name == "MODE").then_some("fast")
+        }
+
+        fn secret(&self, target: &str) -> Option<&[u8]> {
+            (target == "db").then_some(b"hunter2\xff")
+        }
+
+        fn config(&self, target: &str) -> Option<&[u8]> {
+            (target == "/etc/app.conf").then_some(b"{{.Task.Slot}}")
+        }
+    }
+
+    fn filled(data: &[u8]) -> Result<Vec<u8>, DataError> {
+        render_data(data, &facts(), &Example, 100)
+    }
+
+    #[test]
+    fn data_may_use_functions_and_be_any_bytes() {
+        let data =
+            b"\xfe{{.Service.Name}} {{env \"MODE\"}} {{ env `NONE` }}|{{secret \"db\"}}|{{config \"/etc/app.conf\"}}\n";
+        // What a function yields is not filled in again.
+        assert_eq!(filled(data).unwrap(), b"\xfeweb fast |hunter2\xff|{{.Task.Slot}}\n");
+        assert_eq!(filled(b"").unwrap(), b"");
+        assert_eq!(filled(b"{\"a\":{}}").unwrap(), b"{\"a\":{}}");
+    }
+
+    #[test]
+    fn mistakes_in_data_are_told_without_the_data() {
+        let told = |data: &[u8]| filled(data).unwrap_err().to_string();
+        let unknown = told(b"a\nb {{hunter2}}");
+        assert!(unknown.starts_with("the placeholder in line 2 does not exist: there are .Service.ID"), "{unknown}");
+        for data in [&b"{{hunter2"[..], b"{{hunter2 \"x\"}}", b"{{env hunter2}}", b"{{\xffhunter2}}", b"{{secret}}"] {
+            let text = told(data);
+            assert!(!text.contains("hunter2") && text.contains("line 1"), "{text}");
+        }
+        assert_eq!(
+            told(b"\n{{secret \"other\"}}"),
+            "the placeholder secret \"other\" in line 2 has no value: the container has no secret with that target"
+        );
+        let large = told(&[b'x'; 101]);
+        assert_eq!(large, "it has 101 bytes when its placeholders are filled in, 100 are allowed");
+        let unlabelled = Facts { service_labels: None, ..facts() };
+        let text = render_data(b"{{.Service.Labels.zone}}", &unlabelled, &Example, 9).unwrap_err().to_string();
+        assert!(text.starts_with("line 1: ") && text.contains("not supported yet"), "{text}");
+    }
+
     proptest! {
+        #[test]
+        fn any_data_are_filled_in_or_refused(data: Vec<u8>) {
+            match filled(&data) {
+                Ok(out) => prop_assert!(out == data || data.windows(2).any(|two| two == b"{{")),
+                Err(error) => prop_assert!(error.to_string().len() < 400),
+            }
+        }
+
         #[test]
         fn text_without_braces_is_unchanged(text in "[^{]*") {
             prop_assert_eq!(render(&text, &facts()).unwrap(), text);

@@ -37,11 +37,12 @@ use crate::description::{DescriptionConfig, describe};
 use crate::executor::{ExecError, Executor, TaskJob};
 use crate::logs::LogStreams;
 use crate::networks::Networks;
+use crate::payload::Payloads;
 use crate::reconcile::{self, Held};
 use crate::record::{Record, RecordError, RecordGuard, Recorded, SessionMark};
 use crate::session::{Connector, FromManager, Session, SessionConfig, SessionGuard, SessionState, SessionTiming};
 use crate::task::Life;
-use driver::{Driver, now_ms};
+use driver::{Driver, Told, now_ms};
 use reports::Reports;
 use supplies::{Credentials, TaskSupplies};
 
@@ -124,6 +125,7 @@ pub struct AgentHandle {
     reports: Reports,
     description: watch::Sender<NodeDescription>,
     config: watch::Sender<DescriptionConfig>,
+    payloads: watch::Receiver<Arc<Payloads>>,
 }
 
 impl fmt::Debug for AgentHandle {
@@ -178,6 +180,11 @@ impl AgentHandle {
         self.reports.session.all_acknowledged()
     }
 
+    /// How many versions of secrets and configs are in memory.
+    pub fn payloads_held(&self) -> usize {
+        self.payloads.borrow().len()
+    }
+
     /// What the node says of itself.
     pub fn description(&self) -> NodeDescription {
         self.description.borrow().clone()
@@ -211,7 +218,7 @@ struct Inner {
     held: BTreeMap<TaskId, Held>,
     /// Assigned, but without their revision so far.
     waiting: BTreeSet<TaskId>,
-    wants: BTreeMap<TaskId, watch::Sender<WantedState>>,
+    wants: BTreeMap<TaskId, watch::Sender<Told>>,
     drivers: JoinSet<(TaskId, bool)>,
     /// Removals of logs under way.
     forgets: JoinSet<()>,
@@ -219,6 +226,7 @@ struct Inner {
     networks: JoinSet<()>,
     reports: Reports,
     credentials: watch::Sender<Credentials>,
+    payloads: watch::Sender<Arc<Payloads>>,
     managers: Vec<ManagerAddr>,
     logs: LogStreams,
     checks: Checks,
@@ -252,12 +260,14 @@ impl Agent {
         let (quit, quit_seen) = watch::channel(false);
         let (commands, command_queue) = mpsc::channel(1);
         let description_config = watch::channel(config.description.clone()).0;
+        let (payloads, payloads_seen) = watch::channel(Arc::default());
         let handle = AgentHandle {
             commands,
             quit: Arc::new(quit),
             reports: reports.clone(),
             description: description.clone(),
             config: description_config.clone(),
+            payloads: payloads_seen,
         };
         let mut inner = Inner {
             checks: Checks::new(config.networks.netd()),
@@ -273,6 +283,7 @@ impl Agent {
             networks: JoinSet::new(),
             reports,
             credentials: watch::channel(Credentials::default()).0,
+            payloads,
             managers: recorded.managers.managers.clone(),
             refused_session: None,
             quit: quit_seen,
@@ -318,7 +329,8 @@ impl Inner {
             match status {
                 Some((status, acknowledged)) if status.state().is_terminal() => {
                     ended.push(id);
-                    self.held.insert(id, Held { wanted: task.wanted(), driven: false });
+                    let revision = task.revision;
+                    self.held.insert(id, Held { wanted: task.wanted(), driven: false, revision });
                     if *acknowledged {
                         self.reports.note(id, status.clone());
                     } else {
@@ -345,7 +357,8 @@ impl Inner {
             if *acknowledged {
                 self.reports.note(job.id, status.clone());
             }
-            self.drive(job, life, wanted, acknowledged.then(|| status.clone()));
+            let applied = recorded.applied.get(&job.id).copied().unwrap_or(job.revision.number);
+            self.drive(job, life, wanted, applied, acknowledged.then(|| status.clone()));
         }
         self.reconcile();
         Ok(())
@@ -411,6 +424,7 @@ impl Inner {
                 }
             }
             FromManager::Disconnected => {
+                self.drop_payloads();
                 self.logs.cancel_all();
                 self.checks.cancel_all();
             }
@@ -452,27 +466,57 @@ impl Inner {
         if **self.credentials.borrow() != *self.set.credentials() {
             self.credentials.send_replace(Arc::new(self.set.credentials().clone()));
         }
+        self.lend_payloads();
         self.reconcile();
+    }
+
+    /// Shows tasks the payloads that are here. They never change, so names tell all.
+    fn lend_payloads(&self) {
+        if !self.payloads.borrow().keys().eq(self.set.payloads().keys()) {
+            self.payloads.send_replace(Arc::new(self.set.payloads().clone()));
+        }
+    }
+
+    /// Lets go of secrets and configs that no task needs any more, where no manager is there to say so.
+    fn drop_payloads(&mut self) {
+        let ended = |id: &TaskId| self.held.get(id).is_some_and(|held| !held.driven);
+        if self.set.drop_payloads(|id| !ended(id)) {
+            self.lend_payloads();
+        }
     }
 
     /// Carries out the plan.
     fn reconcile(&mut self) {
         let mut waiting = BTreeSet::new();
+        let mut lacks = false;
         for action in reconcile::plan(&self.held, &self.set) {
             match action {
                 reconcile::Action::Begin(id, wanted) => {
                     let task = &self.set.tasks()[&id];
                     let job = self.set.revision_of(task).and_then(|revision| TaskJob::new(task, revision));
                     let Some(job) = job else { continue };
+                    lacks |= self.set.lacks_dropped(task);
                     let life = Life::new(job.template(), now_ms());
-                    self.drive(Arc::new(job), life, wanted, None);
+                    let applied = job.revision.number;
+                    self.drive(Arc::new(job), life, wanted, applied, None);
                 }
                 reconcile::Action::Want(id, wanted) => {
                     if let Some(held) = self.held.get_mut(&id) {
                         held.wanted = wanted;
                     }
                     if let Some(sender) = self.wants.get(&id) {
-                        sender.send_replace(wanted);
+                        sender.send_modify(|told| told.wanted = wanted);
+                    }
+                }
+                reconcile::Action::Move(id, revision) => {
+                    if let Some(held) = self.held.get_mut(&id) {
+                        held.revision = revision;
+                    }
+                    let task = &self.set.tasks()[&id];
+                    lacks |= self.set.lacks_dropped(task);
+                    let job = self.set.revision_of(task).and_then(|revision| TaskJob::new(task, revision));
+                    if let (Some(sender), Some(job)) = (self.wants.get(&id), job) {
+                        sender.send_modify(|told| told.job = Arc::new(job));
                     }
                 }
                 reconcile::Action::Await(id, revision) => {
@@ -492,15 +536,28 @@ impl Inner {
                 self.reports.forget(id);
             }
         }
+        if lacks {
+            tracing::info!("a task needs a secret or config that was let go; asking for a complete set");
+            self.reports.session.resync();
+        }
     }
 
-    fn drive(&mut self, job: Arc<TaskJob>, life: Life, wanted: WantedState, published: Option<TaskStatus>) {
-        let id = job.id;
+    /// Begins a driver; `applied` is the revision whose secrets and configs its running containers have.
+    fn drive(
+        &mut self,
+        job: Arc<TaskJob>,
+        life: Life,
+        wanted: WantedState,
+        applied: u64,
+        published: Option<TaskStatus>,
+    ) {
+        let (id, revision) = (job.id, job.revision.number);
         self.reports.driven(&job);
-        let (sender, receiver) = watch::channel(wanted);
+        let (sender, receiver) = watch::channel(Told { wanted, job: Arc::clone(&job) });
         let (progress, progress_queue) = mpsc::unbounded_channel();
         let driver = Driver {
             job,
+            applied,
             life,
             published,
             executor: Arc::clone(&self.executor),
@@ -508,14 +565,15 @@ impl Inner {
             supplies: Arc::new(TaskSupplies {
                 progress,
                 credentials: self.credentials.subscribe(),
+                payloads: self.payloads.subscribe(),
                 link: self.reports.session.link(),
             }),
             progress: progress_queue,
-            wanted: receiver,
+            told: receiver,
             drained: false,
             quit: self.quit.clone(),
         };
-        self.held.insert(id, Held { wanted, driven: true });
+        self.held.insert(id, Held { wanted, driven: true, revision });
         self.wants.insert(id, sender);
         self.drivers.spawn(driver.run());
     }
@@ -529,6 +587,10 @@ impl Inner {
                     held.driven = false;
                 }
                 self.reconcile();
+                // With a manager there, it takes back what nobody needs.
+                if !self.reports.session.is_connected() {
+                    self.drop_payloads();
+                }
             }
             Ok((_, false)) => {}
             Err(error) => tracing::error!(%error, "a task's driver panicked; its containers are left as they are"),
@@ -563,6 +625,7 @@ impl Inner {
     async fn stop_all(&mut self, guards: Guards) {
         self.logs.cancel_all();
         self.set = AssignmentSet::default();
+        self.lend_payloads();
         self.reconcile();
         while let Some(ended) = self.drivers.join_next().await {
             self.driver_ended(ended);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use skep_proto::id::{CredentialId, IdError, ServiceId, TaskId};
 use skep_proto::v1::assignment_item::Item;
 use skep_proto::v1::assignment_key::Key;
-use skep_proto::v1::{Assignments, Credential, Revision, Task};
+use skep_proto::v1::{Assignments, ContainerSpec, Credential, Revision, Task, TaskTemplate};
+
+use crate::payload::{self, HeldPayload, PayloadId, Payloads};
 
 /// Names one revision of a service.
 pub type RevisionKey = (ServiceId, u64);
@@ -47,11 +49,13 @@ pub enum AssignmentError {
     Kind,
 }
 
-/// What a message changed, in the order for the record. Credentials are not in it: they never reach a disk.
+/// What a message changed, in the order for the record. Credentials and payloads are not in it: they never reach a disk.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Changes {
     /// New or changed tasks.
     pub put_tasks: Vec<TaskId>,
+    /// Of these, the ones that are told to take over another revision in place, with the number of the one before.
+    pub moved_tasks: Vec<(TaskId, u64)>,
     /// Tasks that are no longer assigned.
     pub removed_tasks: Vec<TaskId>,
     /// New revisions.
@@ -67,6 +71,9 @@ pub struct AssignmentSet {
     tasks: BTreeMap<TaskId, Task>,
     revisions: BTreeMap<RevisionKey, Arc<Revision>>,
     credentials: BTreeMap<CredentialId, Credential>,
+    payloads: Payloads,
+    /// Payloads that were let go before the managers said so: the managers believe that they are here.
+    dropped: BTreeSet<PayloadId>,
 }
 
 /// A message whose ids were all read.
@@ -75,9 +82,11 @@ struct Parsed {
     tasks: BTreeMap<TaskId, Task>,
     revisions: BTreeMap<RevisionKey, Revision>,
     credentials: BTreeMap<CredentialId, Credential>,
+    payloads: Payloads,
     removed_tasks: BTreeSet<TaskId>,
     removed_revisions: BTreeSet<RevisionKey>,
     removed_credentials: BTreeSet<CredentialId>,
+    removed_payloads: BTreeSet<PayloadId>,
 }
 
 impl AssignmentSet {
@@ -87,7 +96,7 @@ impl AssignmentSet {
         tasks: BTreeMap<TaskId, Task>,
         revisions: BTreeMap<RevisionKey, Arc<Revision>>,
     ) -> Self {
-        Self { sequence, tasks, revisions, credentials: BTreeMap::new() }
+        Self { sequence, tasks, revisions, ..Self::default() }
     }
 
     /// The sequence of the last applied message. 0: none yet.
@@ -116,11 +125,40 @@ impl AssignmentSet {
         &self.credentials
     }
 
-    /// Whether a record can restore the set wholly: nothing in it needs a credential.
+    /// Secrets and configs at hand.
+    pub fn payloads(&self) -> &Payloads {
+        &self.payloads
+    }
+
+    /// Whether a record can restore the set wholly: nothing in it needs a credential, a secret or a config.
     pub fn is_recordable(&self) -> bool {
-        self.revisions
-            .values()
-            .all(|revision| revision.template.as_ref().is_none_or(|template| template.credential_id.is_empty()))
+        let bare = |template: &TaskTemplate| {
+            let without = |container: &ContainerSpec| container.secrets.is_empty() && container.configs.is_empty();
+            template.credential_id.is_empty() && template.containers.iter().all(without)
+        };
+        self.revisions.values().all(|revision| revision.template.as_ref().is_none_or(bare))
+    }
+
+    /// Lets go of payloads that no task of `live` needs, while no manager is there to say so. True: there were any.
+    pub fn drop_payloads(&mut self, live: impl Fn(&TaskId) -> bool) -> bool {
+        let needed: BTreeSet<PayloadId> = self
+            .tasks
+            .iter()
+            .filter(|(id, _)| live(id))
+            .filter_map(|(_, task)| self.revision_of(task)?.template.as_ref())
+            .flat_map(payload::of_template)
+            .collect();
+        let before = self.payloads.len();
+        let dropped = &mut self.dropped;
+        self.payloads.retain(|id, _| needed.contains(id) || !dropped.insert(*id));
+        self.payloads.len() < before
+    }
+
+    /// Whether a task needs a payload that was let go: only a complete set brings it back.
+    pub fn lacks_dropped(&self, task: &Task) -> bool {
+        let template = self.revision_of(task).and_then(|revision| revision.template.as_ref());
+        !self.dropped.is_empty()
+            && template.is_some_and(|template| !payload::of_template(template).is_disjoint(&self.dropped))
     }
 
     /// Applies one message, wholly or not at all.
@@ -140,6 +178,8 @@ impl AssignmentSet {
             parsed.removed_tasks = absent(&self.tasks, &parsed.tasks);
             parsed.removed_revisions = absent(&self.revisions, &parsed.revisions);
             parsed.removed_credentials = absent(&self.credentials, &parsed.credentials);
+            parsed.removed_payloads = absent(&self.payloads, &parsed.payloads);
+            self.dropped.clear();
         }
         self.sequence = sequence;
         Ok(self.commit(parsed))
@@ -162,7 +202,9 @@ impl AssignmentSet {
         }
         for (key, task) in parsed.tasks {
             if self.tasks.get(&key) != Some(&task) {
-                self.tasks.insert(key, task);
+                let revision = task.revision;
+                let before = self.tasks.insert(key, task).map(|before| before.revision);
+                changes.moved_tasks.extend(before.filter(|before| *before != revision).map(|before| (key, before)));
                 changes.put_tasks.push(key);
             }
         }
@@ -173,6 +215,15 @@ impl AssignmentSet {
             }
         }
         self.credentials.extend(parsed.credentials);
+        for key in parsed.removed_payloads {
+            self.payloads.remove(&key);
+            self.dropped.remove(&key);
+        }
+        for (key, payload) in parsed.payloads {
+            self.dropped.remove(&key);
+            // They never change.
+            self.payloads.entry(key).or_insert(payload);
+        }
         changes
     }
 }
@@ -200,8 +251,11 @@ fn parse(message: Assignments) -> Result<Parsed, AssignmentError> {
                 let id = CredentialId::from_wire(&credential.id).map_err(bad("credential"))?;
                 parsed.credentials.insert(id, credential);
             }
-            // Tasks that use one are refused, as not supported yet: nobody would read it.
-            Item::Payload(_) => {}
+            Item::Payload(assigned) => {
+                let key = assigned.payload.as_ref().and_then(|payload| payload.key.as_ref());
+                let key = PayloadId::from_wire(key.ok_or(AssignmentError::Kind)?).map_err(bad("payload"))?;
+                parsed.payloads.insert(key, HeldPayload::take(assigned));
+            }
         }
     }
     for key in message.remove {
@@ -217,7 +271,9 @@ fn parse(message: Assignments) -> Result<Parsed, AssignmentError> {
                 let id = CredentialId::from_wire(&id).map_err(bad("credential"))?;
                 parsed.removed_credentials.insert(id);
             }
-            Key::Payload(_) => {}
+            Key::Payload(key) => {
+                parsed.removed_payloads.insert(PayloadId::from_wire(&key).map_err(bad("payload"))?);
+            }
         }
     }
     Ok(parsed)

@@ -84,10 +84,7 @@ fn credentials_come_and_go_and_decide_about_resuming() {
     let with_credential = Revision {
         service_id: ServiceId::new(1).to_vec(),
         number: 2,
-        template: Some(skep_proto::v1::TaskTemplate {
-            credential_id: CredentialId::new(5).to_vec(),
-            ..Default::default()
-        }),
+        template: Some(TaskTemplate { credential_id: CredentialId::new(5).to_vec(), ..Default::default() }),
         ..Revision::default()
     };
     set.apply(difference(1, 2, vec![AssignmentItem { item: Some(Item::Revision(with_credential)) }], vec![])).unwrap();
@@ -98,6 +95,64 @@ fn credentials_come_and_go_and_decide_about_resuming() {
     ];
     set.apply(difference(2, 3, vec![], gone)).unwrap();
     assert!(set.is_recordable() && set.credentials().is_empty());
+}
+
+fn payload(version: u64) -> AssignmentItem {
+    let payload = skep_proto::v1::Payload { key: Some(payload_key(version)), data: vec![version as u8].into() };
+    let given = skep_proto::v1::AssignedPayload { payload: Some(payload), templated: version == 2 };
+    AssignmentItem { item: Some(Item::Payload(given)) }
+}
+
+fn payload_key(version: u64) -> skep_proto::v1::PayloadKey {
+    let owner = skep_proto::v1::payload_key::Owner::ConfigId(vec![3; 16]);
+    skep_proto::v1::PayloadKey { owner: Some(owner), version }
+}
+
+/// A revision with a config of that version.
+fn using(number: u64, version: u64) -> AssignmentItem {
+    let config = skep_proto::v1::ConfigRef { config_id: vec![3; 16], version, ..Default::default() };
+    let container = ContainerSpec { configs: vec![config], ..ContainerSpec::default() };
+    let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
+    let service_id = ServiceId::new(1).to_vec();
+    let revision = Revision { service_id, number, template: Some(template), ..Revision::default() };
+    AssignmentItem { item: Some(Item::Revision(revision)) }
+}
+
+#[test]
+fn payloads_come_and_go_and_decide_about_resuming() {
+    let mut set = AssignmentSet::default();
+    set.apply(complete(1, vec![revision(1), payload(1)])).unwrap();
+    assert!(set.is_recordable() && set.payloads().len() == 1);
+    let changes = set.apply(difference(1, 2, vec![using(2, 2), payload(2)], vec![])).unwrap();
+    assert!(!set.is_recordable() && changes.put_revisions.len() == 1);
+    let held: Vec<_> = set.payloads().values().map(|held| (held.data.to_vec(), held.templated)).collect();
+    assert_eq!(held, [(vec![1], false), (vec![2], true)]);
+    let gone = AssignmentKey { key: Some(Key::Payload(payload_key(1))) };
+    set.apply(difference(2, 3, vec![], vec![gone])).unwrap();
+    assert_eq!(set.payloads().keys().map(|id| id.version).collect::<Vec<_>>(), [2]);
+    // What a complete set has not is gone.
+    set.apply(complete(9, vec![using(2, 2)])).unwrap();
+    assert!(set.payloads().is_empty());
+    let nobodys = AssignmentItem { item: Some(Item::Payload(skep_proto::v1::AssignedPayload::default())) };
+    assert_eq!(set.apply(complete(10, vec![nobodys])), Err(AssignmentError::Kind));
+}
+
+#[test]
+fn a_payload_that_was_let_go_is_missed_until_it_comes_again() {
+    let running = || task(1, 2, WantedState::Running);
+    let mut set = AssignmentSet::default();
+    let changes = set.apply(complete(1, vec![payload(1), payload(2), using(2, 2), running()])).unwrap();
+    assert!(changes.moved_tasks.is_empty(), "it is new");
+    assert!(set.drop_payloads(|_| true) && set.payloads().len() == 1, "nobody needs the first");
+    let needs = |set: &AssignmentSet| set.lacks_dropped(set.tasks().values().next().unwrap());
+    assert!(!needs(&set) && !set.drop_payloads(|_| true));
+    assert!(set.drop_payloads(|_| false) && set.payloads().is_empty() && needs(&set));
+    set.apply(complete(5, vec![using(2, 2), running()])).unwrap();
+    assert!(!needs(&set), "it comes in a later message");
+    set.apply(difference(5, 6, vec![payload(2)], vec![])).unwrap();
+    assert_eq!(set.payloads().len(), 1);
+    let changes = set.apply(difference(6, 7, vec![task(1, 3, WantedState::Running)], vec![])).unwrap();
+    assert_eq!(changes.moved_tasks, [(TaskId::new(1), 2)]);
 }
 
 proptest! {

@@ -16,6 +16,7 @@ use skep_proto::v1::{
 use tokio::sync::{mpsc, watch};
 
 use crate::health::Check;
+use crate::payload::{PayloadId, Payloads};
 
 /// Digests of the images that the node holds.
 pub type HeldImages = Arc<std::collections::BTreeSet<String>>;
@@ -88,6 +89,7 @@ const RUNTIME_FAILED: i32 = 125;
 pub struct ExecError {
     what: String,
     exit_code: i32,
+    is_final: bool,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -95,18 +97,28 @@ pub struct ExecError {
 impl ExecError {
     /// An error that says all by itself.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), exit_code: RUNTIME_FAILED, source: None }
+        Self { what: what.into(), exit_code: RUNTIME_FAILED, is_final: false, source: None }
     }
 
     /// An error with what it came from.
     pub fn caused(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { what: what.into(), exit_code: RUNTIME_FAILED, source: Some(source.into()) }
+        Self { what: what.into(), exit_code: RUNTIME_FAILED, is_final: false, source: Some(source.into()) }
     }
 
     /// The same with what a container that did not start shows as its exit code: 126 the program cannot be run, 127 it
     /// is not there, 125 (the default) anything else.
     pub fn with_exit_code(self, exit_code: i32) -> Self {
         Self { exit_code, ..self }
+    }
+
+    /// The same as one that another try cannot help.
+    pub fn for_good(self) -> Self {
+        Self { is_final: true, ..self }
+    }
+
+    /// Whether another try is of no use.
+    pub fn is_final(&self) -> bool {
+        self.is_final
     }
 
     /// See [`with_exit_code`](Self::with_exit_code).
@@ -225,6 +237,8 @@ pub trait Supplies: Send + Sync {
     fn progress(&self, message: String);
     /// The credential of that id; waits until a manager has sent it (credentials are never on disk).
     async fn credential(&self, id: CredentialId) -> Credential;
+    /// The data of these secrets and configs; waits until the managers have sent all of them (they are never on disk).
+    async fn payloads(&self, ids: &[PayloadId]) -> Payloads;
     /// Asks the manager for nodes that hold an image. Errors when no manager answers.
     async fn image_sources(&self, digest: &str) -> Result<ImageSourcesResponse, ExecError>;
 }
@@ -249,6 +263,11 @@ pub trait Executor: Send + Sync + 'static {
 
     /// Creates and starts one container of a prepared task. Not cancelled once begun.
     async fn start(&self, job: Arc<TaskJob>, container: &str) -> Result<Started, ExecError>;
+
+    /// Gives the running containers of a task the versions of secrets and configs that `job` names, all files of a container
+    /// at once, and then the first process of each that has others the signal that the job's revision asks for. Idempotent.
+    /// Dropping the future is a cancel: some containers may have them. `Err`: see [`ExecError::is_final`].
+    async fn replace_files(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError>;
 
     /// Waits for the end of a started (or found running) container. May be dropped and called again.
     async fn wait(&self, task: TaskId, container: &str) -> Result<ContainerExit, ExecError>;

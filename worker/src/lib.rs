@@ -20,6 +20,7 @@ pub mod managers;
 pub mod networks;
 pub mod oci;
 pub mod outbox;
+pub mod payload;
 pub mod peer;
 pub mod reconcile;
 pub mod record;

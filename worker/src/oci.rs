@@ -9,6 +9,7 @@ mod files;
 mod images;
 mod layout;
 mod logs;
+mod payloads;
 mod peers;
 mod progress;
 mod recover;
@@ -28,8 +29,8 @@ use skep_overlay::Sandboxes;
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::{LogLine, LogOptions};
 use skep_runtime::{
-    Container, ContainerSpec as RuntimeSpec, ExecEnd as RuntimeEnd, OciRuntime, Runtime, RuntimeConfig, RuntimeError,
-    State,
+    Container, ContainerSpec as RuntimeSpec, ExecEnd as RuntimeEnd, Files as MemoryFiles, OciRuntime, Runtime,
+    RuntimeConfig, RuntimeError, State,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
@@ -42,6 +43,7 @@ use crate::executor::{
 use crate::gc::{self, GcPolicy};
 use crate::health::Check;
 use crate::networks::Networks;
+use crate::payload::PayloadId;
 use crate::session::Connector;
 use files::Files;
 use images::ImageKeeper;
@@ -127,6 +129,8 @@ struct Entry {
     leases: Vec<Pin>,
     /// What its containers are to be, once prepared.
     plans: HashMap<String, Plan>,
+    /// Secrets and configs of those that are prepared and not yet started.
+    files: HashMap<String, MemoryFiles>,
     /// Signals that ask its containers to stop.
     stop_signals: HashMap<String, i32>,
     containers: BTreeMap<String, Container>,
@@ -143,6 +147,7 @@ impl Default for Entry {
         Self {
             leases: Vec::new(),
             plans: HashMap::new(),
+            files: HashMap::new(),
             stop_signals: HashMap::new(),
             containers: BTreeMap::new(),
             attached: false,
@@ -315,20 +320,94 @@ impl Inner {
             leases.push(held.lease);
         }
         let binds: Vec<PathBuf> = plans.values().flat_map(|plan| plan.binds.clone()).collect();
-        self.make_shared(&job, shared.hostname, files, binds, &supplies).await?;
+        self.make_shared(&job, shared.hostname.clone(), files, binds, &supplies).await?;
+        // Last: they are held for as short as can be.
+        let files = self.fill_files(&plans, &shared, &supplies).await?;
         let mut tasks = self.tasks();
         let entry = tasks.entry(job.id).or_default();
         (entry.leases, entry.plans, entry.stop_signals) = (leases, plans, stop_signals);
+        entry.files = files;
+        // What runs already, where an earlier agent was interrupted, has its own.
+        entry.files.retain(|name, _| !entry.containers.contains_key(name));
+        Ok(())
+    }
+
+    /// The secrets and configs of containers that have any.
+    async fn fill_files(
+        &self,
+        plans: &HashMap<String, Plan>,
+        shared: &Shared,
+        supplies: &Arc<dyn Supplies>,
+    ) -> Result<HashMap<String, MemoryFiles>, ExecError> {
+        let ids: Vec<PayloadId> = plans.values().flat_map(|plan| &plan.uses).map(|one| one.id).collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let held = supplies.payloads(&ids).await;
+        let with_files = plans.iter().filter(|(_, plan)| !plan.uses.is_empty());
+        with_files
+            .map(|(name, plan)| {
+                let filled = payloads::fill(&plan.uses, &held, &shared.facts, &plan.spec.env);
+                let files = filled.map_err(|error| ExecError::new(error.to_string()))?;
+                Ok((name.clone(), files))
+            })
+            .collect()
+    }
+
+    /// Replaces secrets and configs of running containers, and of those that are yet to start.
+    async fn replace_files(&self, job: &TaskJob, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+        let shared = Shared::of(job, &self.facts).map_err(|error| ExecError::new(error.to_string()).for_good())?;
+        let mut plans = self.tasks().get(&job.id).map(|entry| entry.plans.clone()).unwrap_or_default();
+        for container in &job.template().containers {
+            let uses = payloads::uses(container).map_err(|error| ExecError::new(error.to_string()).for_good())?;
+            match plans.get_mut(&container.name) {
+                Some(plan) => plan.uses = uses,
+                None if uses.is_empty() => {}
+                // Its image was gone when the agent found it.
+                None => return Err(ExecError::new("it is not known how its containers were made").for_good()),
+            }
+        }
+        let signal = match job.revision.live.as_ref().map_or("", |live| live.signal.as_str()) {
+            "" => None,
+            text => {
+                let parsed = signal::parse(text);
+                Some(parsed.ok_or_else(|| ExecError::new(format!("{text:?} is not a signal")).for_good())?)
+            }
+        };
+        let mut filled = self.fill_files(&plans, &shared, &supplies).await?;
+        let running = {
+            let mut tasks = self.tasks();
+            let Some(entry) = tasks.get_mut(&job.id) else { return Ok(()) };
+            entry.plans = plans;
+            let containers = entry.containers.clone();
+            entry.files = filled.extract_if(|name, _| !containers.contains_key(name)).collect();
+            containers
+        };
+        for (name, files) in filled {
+            let Some(container) = running.get(&name) else { continue };
+            container.replace_files(&files, signal).await.map_err(|error| match error {
+                RuntimeError::Fixed(_) => ExecError::new(error.to_string()).for_good(),
+                error => failed(&format!("replace the secrets and configs of container {name}"), error),
+            })?;
+        }
         Ok(())
     }
 
     async fn start(&self, job: &TaskJob, name: &str) -> Result<Started, ExecError> {
-        let plan = self.tasks().get(&job.id).and_then(|entry| entry.plans.get(name).cloned());
+        let (plan, files) = {
+            let mut tasks = self.tasks();
+            let entry = tasks.get_mut(&job.id);
+            let plan = entry.as_ref().and_then(|entry| entry.plans.get(name).cloned());
+            (plan, entry.and_then(|entry| entry.files.remove(name)))
+        };
         let plan = plan.ok_or_else(|| ExecError::new(format!("container {name} is not prepared")))?;
+        if files.is_none() && !plan.uses.is_empty() {
+            return Err(ExecError::new(format!("the secrets and configs of container {name} are not prepared")));
+        }
         let runtime = self.host()?.runtime.clone();
         let id = plan.spec.id.clone();
         let permit = self.creates.acquire().await.map_err(|_| ExecError::new("the node is shutting down"))?;
-        let created = runtime.create(RuntimeSpec::clone(&plan.spec)).await;
+        let created = runtime.create_with(RuntimeSpec::clone(&plan.spec), files).await;
         drop(permit);
         let container = created.map_err(|error| not_started(&error))?;
         let started = started(&id, &container.state(), plan.check);
@@ -426,6 +505,10 @@ impl Executor for OciExecutor {
 
     async fn start(&self, job: Arc<TaskJob>, container: &str) -> Result<Started, ExecError> {
         self.inner.start(&job, container).await
+    }
+
+    async fn replace_files(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+        self.inner.replace_files(&job, supplies).await
     }
 
     async fn wait(&self, task: TaskId, container: &str) -> Result<ContainerExit, ExecError> {

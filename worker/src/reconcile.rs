@@ -17,6 +17,8 @@ pub struct Held {
     pub wanted: WantedState,
     /// Whether a driver is at work on it. False: it has ended, only its logs are left.
     pub driven: bool,
+    /// Revision that its driver last heard.
+    pub revision: u64,
 }
 
 /// One thing to do.
@@ -26,6 +28,8 @@ pub enum Action {
     Begin(TaskId, WantedState),
     /// Tell its driver another wanted state.
     Want(TaskId, WantedState),
+    /// Tell its driver to take over another revision in place.
+    Move(TaskId, u64),
     /// Say that it waits for its revision, which the managers have yet to send (a very large set comes in pieces).
     Await(TaskId, u64),
     /// It is neither assigned nor running: drop its logs and its record.
@@ -38,10 +42,15 @@ pub fn plan(held: &BTreeMap<TaskId, Held>, assigned: &AssignmentSet) -> Vec<Acti
     for (&id, task) in assigned.tasks() {
         let wanted = task.wanted();
         match held.get(&id) {
-            Some(known) if known.driven && known.wanted != wanted => {
-                actions.push(Action::Want(id, wanted));
+            Some(known) => {
+                if known.driven && known.wanted != wanted {
+                    actions.push(Action::Want(id, wanted));
+                }
+                // Its revision may come in a later message.
+                if known.driven && known.revision != task.revision && runnable(assigned, task) {
+                    actions.push(Action::Move(id, task.revision));
+                }
             }
-            Some(_) => {}
             None if runnable(assigned, task) => actions.push(Action::Begin(id, wanted)),
             None => actions.push(Action::Await(id, task.revision)),
         }
@@ -108,10 +117,11 @@ mod tests {
         for action in actions {
             match action {
                 Action::Begin(id, wanted) => {
-                    let before = held.insert(*id, Held { wanted: *wanted, driven: true });
+                    let before = held.insert(*id, Held { wanted: *wanted, driven: true, revision: 3 });
                     assert!(before.is_none(), "a task begins once");
                 }
                 Action::Want(id, wanted) => held.get_mut(id).unwrap().wanted = *wanted,
+                Action::Move(id, revision) => held.get_mut(id).unwrap().revision = *revision,
                 Action::Await(..) => {}
                 Action::Forget(id) => {
                     assert!(!held.remove(id).unwrap().driven, "nothing is forgotten while it runs");
@@ -135,13 +145,13 @@ mod tests {
         #[test]
         fn converges_and_runs_nothing_that_is_not_wanted(
             tasks in prop::collection::btree_map(0u128..12, 0usize..5, 0..8),
-            before in prop::collection::btree_map(0u128..12, (0usize..5, any::<bool>()), 0..8),
+            before in prop::collection::btree_map(0u128..12, (0usize..5, any::<bool>(), 2u64..4), 0..8),
         ) {
             let assigned = assigned(&tasks, true);
             let mut held: BTreeMap<_, _> = before
                 .iter()
-                .map(|(id, (wanted, driven))| {
-                    (TaskId::new(*id), Held { wanted: STATES[*wanted], driven: *driven })
+                .map(|(id, (wanted, driven, revision))| {
+                    (TaskId::new(*id), Held { wanted: STATES[*wanted], driven: *driven, revision: *revision })
                 })
                 .collect();
             // Nothing stops yet: one plan says all there is to say.
@@ -150,7 +160,9 @@ mod tests {
             prop_assert_eq!(plan(&held, &assigned), vec![]);
             for (id, known) in &held {
                 match assigned.tasks().get(id) {
-                    Some(task) => prop_assert!(!known.driven || known.wanted == task.wanted()),
+                    Some(task) => {
+                        prop_assert!(!known.driven || (known.wanted == task.wanted() && known.revision == 3));
+                    }
                     None => prop_assert!(known.driven && known.wanted == WantedState::Remove),
                 }
             }

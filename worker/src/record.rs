@@ -1,15 +1,17 @@
 //! The local record: what is assigned and what was observed, so that a restarted agent goes on where the last one was.
 //!
 //! Used by the agent and the task drivers. One thread of its own writes: whatever is queued goes in one atomic batch, and
-//! one flush serves all who wait (group commit), so a state never costs an fsync of its own. Credentials never come here.
+//! one flush serves all who wait (group commit), so a state never costs an fsync of its own. Credentials, secrets and
+//! configs never come here.
 //!
 //! What a flush is for differs. Assignments must outlive the agent, so they leave its memory; after a power cut no
 //! container runs and the managers send them again. How a task ended, and the boot that the record speaks of, nobody else
 //! knows: they must be on the disk. sled's flush alone does not see to that: it ends in sync_file_range(2), which syncs
 //! neither the file's length nor the drive's cache. So fdatasync(2) follows it there.
 //!
-//! Keys: `m` + name for the agent's own facts, `t` + task id, `r` + service id + number, `s` + task id. A status is one
-//! byte (1: acknowledged by a manager) and the message. Long values are cut into pieces (`pieces.rs`).
+//! Keys: `m` + name for the agent's own facts, `t` + task id, `r` + service id + number, `s` + task id, `a` + task id. A status is one
+//! byte (1: acknowledged by a manager) and the message. `a` has the revision whose secrets and configs a running
+//! task has, where it was told to take over another one. Long values are cut into pieces (`pieces.rs`).
 
 mod pieces;
 
@@ -27,8 +29,9 @@ use tokio::sync::oneshot;
 use crate::assignments::{AssignmentSet, Changes, RevisionKey};
 use pieces::Change;
 
-/// Format of the record; raised when an older build could misread it. Since 2, long values come in pieces.
-const FORMAT: u8 = 2;
+/// Format of the record; raised when an older build could misread it. Since 2, long values come in pieces; since 3, there are
+/// revisions that were taken over in place.
+const FORMAT: u8 = 3;
 /// Memory that sled may keep pages in: the record is small and read once.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -93,6 +96,8 @@ pub struct Recorded {
     pub revisions: BTreeMap<RevisionKey, Arc<Revision>>,
     /// Last status of each held task, and whether a manager has it.
     pub statuses: BTreeMap<TaskId, (TaskStatus, bool)>,
+    /// The revision that a task has taken over, where it may be another than the one it is told to.
+    pub applied: BTreeMap<TaskId, u64>,
 }
 
 /// From what.
@@ -179,6 +184,9 @@ impl Record {
         for id in &changes.put_tasks {
             batch.push((task_key(b't', *id), Some(set.tasks()[id].encode_to_vec())));
         }
+        for (id, before) in &changes.moved_tasks {
+            batch.push((task_key(b'a', *id), Some(before.to_be_bytes().to_vec())));
+        }
         for id in &changes.removed_tasks {
             batch.push((task_key(b't', *id), None));
         }
@@ -207,9 +215,14 @@ impl Record {
         let _ = self.send(vec![(task_key(b's', task), Some(value))]);
     }
 
+    /// Notes that a running task has the secrets and configs of that revision.
+    pub fn applied(&self, task: TaskId, revision: u64) {
+        let _ = self.send(vec![(task_key(b'a', task), Some(revision.to_be_bytes().to_vec()))]);
+    }
+
     /// Drops a task that is neither assigned nor running.
     pub fn forget(&self, task: TaskId) {
-        let _ = self.send(vec![(task_key(b't', task), None), (task_key(b's', task), None)]);
+        let _ = self.send([b't', b's', b'a'].map(|kind| (task_key(kind, task), None)).to_vec());
     }
 
     /// Notes the managers to find again after a restart.
@@ -326,6 +339,11 @@ fn read(db: &sled::Db) -> Result<Recorded, RecordError> {
                 let status = TaskStatus::decode(status).map_err(|_| bad())?;
                 recorded.statuses.insert(id, (status, *acknowledged == 1));
             }
+            Some((b'a', id)) => {
+                let id = TaskId::from_wire(id).map_err(|_| bad())?;
+                let revision = value.as_slice().try_into().map_err(|_| bad())?;
+                recorded.applied.insert(id, u64::from_be_bytes(revision));
+            }
             Some((b'r', rest)) => {
                 let (service, number) = rest.split_at_checked(16).ok_or_else(bad)?;
                 let service = ServiceId::from_wire(service).map_err(|_| bad())?;
@@ -358,7 +376,10 @@ fn read_fact(recorded: &mut Recorded, name: &[u8], value: &[u8]) -> Option<Resul
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use skep_proto::v1::{AssignmentItem, Assignments, Credential, TaskState, assignment_item::Item};
+    use skep_proto::v1::{
+        AssignedPayload, AssignmentItem, Assignments, Credential, Payload, PayloadKey, TaskState,
+        assignment_item::Item, payload_key::Owner,
+    };
 
     use super::*;
 
@@ -382,6 +403,13 @@ mod tests {
                         id: TaskId::new(9).to_vec(),
                         registry: "very-secret-registry".to_owned(),
                         ..Credential::default()
+                    })),
+                    item(Item::Payload(AssignedPayload {
+                        payload: Some(Payload {
+                            key: Some(PayloadKey { owner: Some(Owner::SecretId(TaskId::new(8).to_vec())), version: 1 }),
+                            data: b"hunter2-hunter2".to_vec().into(),
+                        }),
+                        templated: false,
                     })),
                 ],
                 ..Assignments::default()
@@ -467,14 +495,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn credentials_do_not_reach_the_disk() {
+    async fn credentials_and_secrets_do_not_reach_the_disk() {
         let dir = tempfile::tempdir().unwrap();
         let (record, guard, _) = Record::open(dir.path(), NodeId::new(7)).unwrap();
         let (set, changes) = set();
-        assert_eq!(set.credentials().len(), 1);
+        assert_eq!((set.credentials().len(), set.payloads().len()), (1, 1));
+        // What the search must find: a status is written as it is.
+        let status = TaskStatus { message: "found-in-the-record".to_owned(), ..TaskStatus::default() };
+        record.status(TaskId::new(1), &status, false);
         record.assign(&changes, &set, b"s").await.unwrap();
         drop(guard);
-        let mut folders = vec![dir.path().to_owned()];
+        let (mut found, mut folders) = (false, vec![dir.path().to_owned()]);
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -483,9 +514,11 @@ mod tests {
                     continue;
                 }
                 let bytes = std::fs::read(path).unwrap();
-                let needle = b"very-secret-registry";
-                assert!(!bytes.windows(needle.len()).any(|window| window == needle));
+                let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+                assert!(!holds(b"very-secret-registry") && !holds(b"hunter2-hunter2"));
+                found |= holds(b"found-in-the-record");
             }
         }
+        assert!(found, "the search finds what is there");
     }
 }

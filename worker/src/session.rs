@@ -260,6 +260,11 @@ impl Session {
         self.shared.state.subscribe()
     }
 
+    /// Whether a manager has the node.
+    pub fn is_connected(&self) -> bool {
+        matches!(*self.shared.state.borrow(), SessionState::Connected { .. })
+    }
+
     /// The manager of the moment.
     pub fn link(&self) -> watch::Receiver<Option<ManagerLink>> {
         self.shared.link.subscribe()

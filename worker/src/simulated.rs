@@ -76,6 +76,10 @@ struct State {
     logs: BTreeMap<TaskId, Vec<LogLine>>,
     starts: BTreeMap<Key, u32>,
     commands: BTreeMap<Key, (ExecOutcome, Duration)>,
+    /// Secrets and configs that a task's containers have.
+    files: BTreeMap<TaskId, Vec<Vec<u8>>>,
+    /// Tasks whose secrets and configs cannot be replaced.
+    fixed: BTreeSet<TaskId>,
 }
 
 /// The simulated host: what runs on it whether or not an agent is there. Clones share it.
@@ -126,6 +130,16 @@ impl World {
     /// From now on, commands run inside that container take so long and end so.
     pub fn command(&self, task: TaskId, container: &str, took: Duration, outcome: ExecOutcome) {
         self.state().commands.insert((task, container.to_owned()), (outcome, took));
+    }
+
+    /// The data of the secrets and configs that a task's containers have, in the order of their ids.
+    pub fn files(&self, task: TaskId) -> Vec<Vec<u8>> {
+        self.state().files.get(&task).cloned().unwrap_or_default()
+    }
+
+    /// From now on, that task's secrets and configs cannot be replaced.
+    pub fn fix_files(&self, task: TaskId) {
+        self.state().fixed.insert(task);
     }
 
     /// Loses everything that runs, as a power cut does; logs stay.
@@ -191,6 +205,15 @@ impl Simulated {
         Ok((self.director)(job, spec))
     }
 
+    async fn take_payloads(&self, job: &TaskJob, supplies: &Arc<dyn Supplies>) {
+        let ids: Vec<_> = crate::payload::of_template(job.template()).into_iter().collect();
+        if !ids.is_empty() {
+            let held = supplies.payloads(&ids).await;
+            let data = held.values().map(|payload| payload.data.to_vec()).collect();
+            self.world.state().files.insert(job.id, data);
+        }
+    }
+
     fn container(&self, task: TaskId, container: &str) -> Result<Running, ExecError> {
         self.world
             .state()
@@ -241,6 +264,16 @@ impl Executor for Simulated {
         if let Some(id) = job.credential_id() {
             supplies.credential(id).await;
         }
+        self.take_payloads(&job, &supplies).await;
+        Ok(())
+    }
+
+    async fn replace_files(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+        let refused = self.world.state().fixed.contains(&job.id);
+        if refused {
+            return Err(ExecError::new("its monitor is of an earlier version").for_good());
+        }
+        self.take_payloads(&job, &supplies).await;
         Ok(())
     }
 
@@ -316,6 +349,7 @@ impl Executor for Simulated {
 
     async fn remove(&self, task: TaskId) -> Result<(), ExecError> {
         self.world.state().containers.retain(|(owner, _), _| *owner != task);
+        self.world.state().files.remove(&task);
         self.world.changed.send_modify(|count| *count += 1);
         Ok(())
     }

@@ -58,8 +58,21 @@ pub enum Event {
     Exited(usize, ContainerExit),
     /// A health check ended.
     Checked(usize, Checked),
+    /// The running containers have the secrets and configs of that revision, or cannot: a sentence for the user.
+    Replaced(u64, Result<(), String>),
     /// Nothing but logs is left.
     Removed,
+}
+
+/// How a task can take over other versions of its secrets and configs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moves {
+    /// It is prepared for the others.
+    BeforeItStarts,
+    /// They are replaced in its containers.
+    InPlace,
+    /// It ends, or has ended.
+    Not,
 }
 
 /// What the wanted state asks of a life.
@@ -179,6 +192,20 @@ impl Life {
         }
     }
 
+    /// How it can take over other versions of its secrets and configs now.
+    pub fn can_move(&self) -> Moves {
+        match self.state {
+            _ if self.end.is_some() || self.state.is_terminal() => Moves::Not,
+            TaskState::Starting | TaskState::Running => Moves::InPlace,
+            _ => Moves::BeforeItStarts,
+        }
+    }
+
+    /// What was prepared, or is being prepared, is not what will run: the driver has dropped it.
+    pub fn prepare_again(&mut self) {
+        self.preparation = Step::Not;
+    }
+
     /// What a [`Action::Check`] asks for: the wait before it, and the check. `None`: that container has none.
     pub fn next_check(&self, position: usize) -> Option<(Duration, Arc<Check>)> {
         let health = self.containers.get(position)?.health.as_ref()?;
@@ -189,7 +216,10 @@ impl Life {
     pub fn on(&mut self, event: Event, now_ms: i64) {
         match event {
             Event::Progress(message) => {
-                if self.preparation == Step::Underway && self.end.is_none() {
+                let replaces = self.can_move() == Moves::InPlace && self.preparation != Step::Underway;
+                if replaces {
+                    self.message = format!("{}; {message}", self.plain_message());
+                } else if self.preparation == Step::Underway && self.end.is_none() {
                     self.message = message;
                 }
             }
@@ -215,8 +245,24 @@ impl Life {
             }
             Event::Exited(position, exit) => self.exited(position, exit, true, now_ms),
             Event::Checked(position, checked) => self.checked(position, checked),
+            Event::Replaced(_, _) if self.can_move() != Moves::InPlace => {}
+            Event::Replaced(revision, Ok(())) => {
+                self.message = format!("{}; has the secrets and configs of revision {revision}", self.plain_message());
+            }
+            Event::Replaced(revision, Err(sentence)) => {
+                self.message = format!(
+                    "{}; cannot take over the secrets and configs of revision {revision}: {sentence}. An update with --force \
+                     starts new tasks with them",
+                    self.plain_message()
+                );
+            }
             Event::Removed => self.removal = Step::Done,
         }
+    }
+
+    /// The message without what was said about secrets.
+    fn plain_message(&self) -> &str {
+        self.message.split("; ").next().unwrap_or_default()
     }
 
     /// What is to be done now. Call after every event and every change of the wanted state.

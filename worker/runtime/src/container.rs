@@ -1,6 +1,8 @@
 //! One container as the agent sees it: its state, its end, signals to it. The truth is with the monitor; this is the
 //! connection to it, kept by a task of its own, and the last word that came over it.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
@@ -8,13 +10,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use skep_shim::protocol::{self, Kind, SCOPE_ALL, SCOPE_INIT};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 use crate::cgroup::{Cgroups, Usage};
 use crate::error::RuntimeError;
+use crate::files::{self, Files};
 
 /// How a container ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,10 +56,12 @@ pub enum State {
 /// Use of resources.
 pub type Stats = Usage;
 
-/// A signal on its way to the monitor.
+/// A request on its way to the monitor.
 struct Request {
-    signal: i32,
-    scope: u32,
+    kind: Kind,
+    payload: Vec<u8>,
+    /// Goes along.
+    file: Option<OwnedFd>,
     answer: oneshot::Sender<Result<(), nix::Error>>,
 }
 
@@ -191,13 +197,34 @@ impl Container {
     }
 
     async fn send(&self, signal: i32, scope: u32) -> Result<(), RuntimeError> {
-        let (answer, answered) = oneshot::channel();
-        if self.inner.requests.send(Request { signal, scope, answer }).await.is_err() {
-            return Ok(());
+        let payload = [signal.to_le_bytes(), scope.to_le_bytes()].concat();
+        match self.ask(Kind::Signal, payload, None).await {
+            Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
+            Err(errno) => Err(RuntimeError::Monitor { id: self.inner.id.clone(), source: errno.into() }),
         }
-        match answered.await {
-            Ok(Ok(()) | Err(nix::Error::ESRCH)) | Err(_) => Ok(()),
-            Ok(Err(errno)) => Err(RuntimeError::Monitor { id: self.inner.id.clone(), source: errno.into() }),
+    }
+
+    /// Asks the monitor. ESRCH: the container is over.
+    async fn ask(&self, kind: Kind, payload: Vec<u8>, file: Option<OwnedFd>) -> Result<(), nix::Error> {
+        let (answer, answered) = oneshot::channel();
+        if self.inner.requests.send(Request { kind, payload, file, answer }).await.is_err() {
+            return Err(nix::Error::ESRCH);
+        }
+        answered.await.unwrap_or(Err(nix::Error::ESRCH))
+    }
+
+    /// Replaces the secrets and configs that can be replaced while it runs, all at once, and then sends `signal` to its
+    /// first process. Nothing happens if it has that version already, or is over.
+    pub async fn replace_files(&self, files: &Files, signal: Option<i32>) -> Result<(), RuntimeError> {
+        let swappable = files.swappable();
+        let in_memory = RuntimeError::io("hold secrets and configs in memory for", &self.inner.dir);
+        let made = tokio::task::spawn_blocking(move || swappable.sealed()).await;
+        let file = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map_err(in_memory)?;
+        let payload = signal.unwrap_or(0).to_le_bytes().to_vec();
+        match self.ask(Kind::Files, payload, Some(file)).await {
+            Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
+            Err(nix::Error::ENOSYS | nix::Error::EOPNOTSUPP) => Err(RuntimeError::Fixed(self.inner.id.clone())),
+            Err(errno) => Err(RuntimeError::Monitor { id: self.inner.id.clone(), source: errno.into() }),
         }
     }
 
@@ -235,10 +262,18 @@ impl Container {
         self.inner.cgroups.remove(&self.inner.cgroup);
         match tokio::fs::remove_dir_all(&self.inner.dir).await {
             Ok(()) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(RuntimeError::io("remove", &self.inner.dir)(error)),
         }
     }
+}
+
+/// Sends a frame, and a file with its first byte.
+async fn send(writer: &mut OwnedWriteHalf, frame: &[u8], file: Option<OwnedFd>) -> io::Result<()> {
+    let Some(file) = file else { return writer.write_all(frame).await };
+    let stream: &UnixStream = writer.as_ref();
+    let sent = stream.async_io(Interest::WRITABLE, || files::send_with(stream, frame, &file)).await?;
+    writer.write_all(&frame[sent..]).await
 }
 
 /// The task behind a handle: reads the monitor's words, passes requests on.
@@ -262,8 +297,8 @@ impl Link {
                     Ok(_) => if !self.hear(&mut buffer) { break },
                 },
                 Some(request) = requests.recv() => {
-                    let frame = self.ask(request);
-                    if writer.write_all(&frame).await.is_err() {
+                    let (frame, file) = self.ask(request);
+                    if send(&mut writer, &frame, file).await.is_err() {
                         break;
                     }
                 }
@@ -278,13 +313,11 @@ impl Link {
         self.last_word();
     }
 
-    fn ask(&mut self, request: Request) -> Vec<u8> {
+    fn ask(&mut self, request: Request) -> (Vec<u8>, Option<OwnedFd>) {
         let number = self.next;
         self.next = self.next.checked_add(1).unwrap_or(1);
         self.pending.push((number, request.answer));
-        let mut payload = request.signal.to_le_bytes().to_vec();
-        payload.extend(request.scope.to_le_bytes());
-        protocol::encode(Kind::Signal, number, &payload)
+        (protocol::encode(request.kind, number, &request.payload), request.file)
     }
 
     /// Takes whole frames off the buffer; false: the container is over, or the monitor talks nonsense.
@@ -321,7 +354,9 @@ impl Link {
                         let _ = self.pending.swap_remove(at).1.send(answer);
                     }
                 }
-                Some(Kind::Hello | Kind::Signal) | None => debug!(kind = frame.kind, "a frame without a meaning here"),
+                Some(Kind::Hello | Kind::Signal | Kind::Files) | None => {
+                    debug!(kind = frame.kind, "a frame without a meaning here")
+                }
             }
         }
     }

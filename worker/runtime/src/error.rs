@@ -28,6 +28,12 @@ pub enum RuntimeError {
     },
     #[error("container {0} does not run")]
     NotRunning(String),
+    /// Files of a running container that cannot be replaced.
+    #[error(
+        "the secrets and configs of container {0} cannot be replaced while it runs: its monitor is of an earlier version, or \
+         it had none at its start"
+    )]
+    Fixed(String),
     #[error("cannot confine a command in a container")]
     Confine(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("this host has no usable cgroups: neither cgroup2 nor the v1 controllers are mounted")]

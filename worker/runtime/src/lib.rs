@@ -10,6 +10,7 @@ pub mod command;
 mod container;
 mod error;
 mod exec;
+mod files;
 pub mod logs;
 mod oci;
 mod plan;
@@ -24,6 +25,7 @@ pub use command::{ImageCommand, resolve_command};
 pub use container::{Container, ExitStatus, State, Stats};
 pub use error::RuntimeError;
 pub use exec::{Exec, ExecEnd};
+pub use files::{Files, MemoryFile, MemoryPlace};
 pub use runtime::{Recovered, Runtime, RuntimeConfig};
 pub use spec::{
     ContainerSpec, LogLimits, Mount, MountKind, NetworkNamespace, OciRuntime, Propagation, ResourceLimits, Ulimit,

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 use skep_shim::config::External;
+use skep_shim::files::IN_BUNDLE;
 
 use crate::plan::{CGROUP_ROOT, CPU_PERIOD_US, INIT_PATH, MASKED, READ_ONLY, SHM_BYTES, cpu_quota};
 use crate::seccomp;
@@ -12,6 +13,8 @@ use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation
 pub(crate) struct Place<'a> {
     /// The runtime's program.
     pub(crate) program: &'a str,
+    /// The folder of the host that is the bundle, in the monitor's own namespace.
+    pub(crate) bundle: &'a str,
     /// Group of the container, relative to each hierarchy.
     pub(crate) cgroup: &'a str,
     /// Whether cgroup2 is the only hierarchy: then the container gets a cgroup namespace.
@@ -146,7 +149,7 @@ fn mounts(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
     let mut own: Vec<&Mount> = spec.mounts.iter().collect();
     // Parents before what lies in them.
     own.sort_by_key(|mount| mount.target.matches('/').count());
-    mounts.extend(own.into_iter().map(own_mount));
+    mounts.extend(own.into_iter().map(|mount| own_mount(mount, place.bundle)));
     if spec.init {
         let options = ["bind", "ro", "nosuid", "nodev"];
         mounts.push(json!({ "destination": INIT_PATH, "type": "bind", "source": place.shim, "options": options }));
@@ -154,7 +157,7 @@ fn mounts(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
     mounts
 }
 
-fn own_mount(mount: &Mount) -> Value {
+fn own_mount(mount: &Mount, bundle: &str) -> Value {
     let access = if mount.read_only { "ro" } else { "rw" };
     match &mount.kind {
         MountKind::Bind { source, propagation, recursive } => {
@@ -177,6 +180,11 @@ fn own_mount(mount: &Mount) -> Value {
             }
             json!({ "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options })
         }
+        MountKind::Memory { path } => {
+            let source = format!("{bundle}/{IN_BUNDLE}/{path}");
+            let options = ["bind", "private", access, "nosuid", "nodev", "noexec"];
+            json!({ "destination": mount.target, "type": "bind", "source": source, "options": options })
+        }
     }
 }
 
@@ -193,6 +201,7 @@ mod tests {
             &spec,
             &Place {
                 program: "/bin/runc",
+                bundle: "/run/rootfs",
                 cgroup: "skep/x",
                 unified: false,
                 v1_mounts: &["/sys/fs/cgroup/memory".to_owned(), "/mnt/elsewhere".to_owned()],

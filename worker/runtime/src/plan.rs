@@ -157,7 +157,7 @@ fn replaced(spec: &ContainerSpec, target: &str) -> bool {
 }
 
 fn replaced_by_bind(spec: &ContainerSpec, target: &str) -> bool {
-    let is_bind = |own: &Mount| matches!(own.kind, MountKind::Bind { .. });
+    let is_bind = |own: &Mount| matches!(own.kind, MountKind::Bind { .. } | MountKind::Memory { .. });
     spec.mounts.iter().any(|own| own.target.trim_end_matches('/') == target && is_bind(own))
 }
 
@@ -221,6 +221,8 @@ fn own_mount(mount: &Mount) -> PlanMount {
             let options = format!("mode={mode:o}{size}");
             (access | NO_SUID | NO_DEV | NO_EXEC, What::New { kind: "tmpfs".to_owned(), options })
         }
+        // What it is part of has the other attributes.
+        MountKind::Memory { path } => (access, What::Memory { path: path.clone() }),
     };
     PlanMount { target: mount.target.clone(), attributes, what, standard: false }
 }

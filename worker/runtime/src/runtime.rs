@@ -16,6 +16,7 @@ use crate::cgroup::{Cgroups, Layout};
 use crate::container::{Container, ExitStatus, Place, State};
 use crate::error::RuntimeError;
 use crate::exec::{self, Exec};
+use crate::files::{Files, Memory};
 use crate::seccomp::{self, filter::Filter};
 use crate::spec::{ContainerSpec, OciRuntime};
 use crate::{oci, plan, shim};
@@ -64,6 +65,8 @@ struct Inner {
     join: Vec<PathBuf>,
     /// The monitor's program in memory, where nobody can write to it.
     program: OwnedFd,
+    /// Where secrets and configs are held.
+    memory: Memory,
     /// Open files that a container gets where nobody says otherwise.
     open_files: u64,
     /// Seccomp programs by capabilities.
@@ -94,7 +97,9 @@ impl Runtime {
         let (filters, entering) =
             (Mutex::default(), Semaphore::new(std::thread::available_parallelism().map_or(1, Into::into)));
         let open_files = plan::grantable_files();
-        Ok(Self { inner: Arc::new(Inner { config, shim, cgroups, join, program, open_files, filters, entering }) })
+        let memory = Memory::detect();
+        let inner = Inner { config, shim, cgroups, join, program, memory, open_files, filters, entering };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// How this host's cgroups are mounted.
@@ -121,9 +126,14 @@ impl Runtime {
 
     /// Makes and starts a container; returns when it runs. A container that cannot be started leaves nothing.
     pub async fn create(&self, spec: ContainerSpec) -> Result<Container, RuntimeError> {
+        self.create_with(spec, None).await
+    }
+
+    /// The same for one with secrets or configs, which its mounts name ([`MountKind::Memory`](crate::MountKind::Memory)).
+    pub async fn create_with(&self, spec: ContainerSpec, files: Option<Files>) -> Result<Container, RuntimeError> {
         let this = self.clone();
         // A dozen small file operations and a spawn: not on a thread that serves others.
-        let made = tokio::task::spawn_blocking(move || this.launch(spec)).await;
+        let made = tokio::task::spawn_blocking(move || this.launch(spec, files.as_ref())).await;
         let (place, stream, child) = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let container = Container::follow(place, stream, Some(child))?;
         match container.started().await {
@@ -176,6 +186,7 @@ impl Runtime {
     fn launch(
         &self,
         spec: ContainerSpec,
+        files: Option<&Files>,
     ) -> Result<(Place, std::os::unix::net::UnixStream, std::process::Child), RuntimeError> {
         let valid = !spec.id.is_empty()
             && !spec.id.starts_with('.')
@@ -188,8 +199,14 @@ impl Runtime {
             return Err(RuntimeError::Exists(spec.id));
         }
         let launched = make_folders(&dir, &spec).and_then(|()| {
-            let config = self.shim_config(&spec)?;
-            shim::spawn(&self.inner.program, &dir, &config).map_err(RuntimeError::io("start the monitor in", &dir))
+            let mut config = self.shim_config(&spec)?;
+            let in_memory = RuntimeError::io("hold secrets and configs in memory for", &dir);
+            let held = files.map(Files::sealed).transpose().map_err(in_memory)?;
+            if let Some(files) = files {
+                (config.memory, config.memory_options) = self.inner.memory.told(files);
+            }
+            let spawned = shim::spawn(&self.inner.program, &dir, &config, held.as_ref());
+            spawned.map_err(RuntimeError::io("start the monitor in", &dir))
         });
         match launched {
             Ok((stream, child)) => Ok((self.place(&spec.id), stream, child)),
@@ -230,6 +247,8 @@ impl Runtime {
                 OciRuntime::BuiltIn => External::default(),
                 OciRuntime::External(program) => self.external(spec, group, program),
             },
+            memory: String::new(),
+            memory_options: String::new(),
         })
     }
 
@@ -251,8 +270,10 @@ impl Runtime {
     }
 
     fn external(&self, spec: &ContainerSpec, group: &Path, program: &Path) -> External {
+        let bundle = self.inner.config.dir.join(MOUNT_POINT);
         let place = oci::Place {
             program: &program.to_string_lossy(),
+            bundle: &bundle.to_string_lossy(),
             cgroup: &group.to_string_lossy(),
             unified: self.layout() == Layout::V2,
             v1_mounts: &self.inner.cgroups.v1_mounts(),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use skep_shim::config::ShimConfig;
 
 use crate::error::RuntimeError;
+use crate::files;
 
 /// The static program, built by `build.rs`.
 pub(crate) const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/skep-shim"));
@@ -47,12 +48,14 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Starts a monitor (`program`, in memory and sealed) for the container in `dir`, tells it what to do, and returns the connection to it. The monitor
+/// Starts a monitor (`program`, in memory and sealed) for the container in `dir`, tells it what to do, hands it its secrets and
+/// configs (`held`), and returns the connection to it. The monitor
 /// leaves its parent's session; the agent reaps it only when it ends before the agent does.
 pub(crate) fn spawn(
     program: &OwnedFd,
     dir: &Path,
     config: &ShimConfig,
+    held: Option<&OwnedFd>,
 ) -> io::Result<(UnixStream, std::process::Child)> {
     let (ours, theirs) = UnixStream::pair()?;
     let log = File::create(dir.join("shim.log"))?;
@@ -79,7 +82,8 @@ pub(crate) fn spawn(
     };
     // It holds the other end too: the monitor alone may, so that its end is seen.
     drop(command);
-    if let Err(error) = config.send(&ours).and_then(|()| ours.set_nonblocking(true)) {
+    let told = config.send(&ours).and_then(|()| held.map_or(Ok(()), |held| files::hand_over(&ours, held)));
+    if let Err(error) = told.and_then(|()| ours.set_nonblocking(true)) {
         // A monitor that was not told everything starts nothing and ends.
         drop(ours);
         child.wait()?;

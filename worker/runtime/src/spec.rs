@@ -69,6 +69,8 @@ pub enum MountKind {
     Bind { source: PathBuf, propagation: Propagation, recursive: bool },
     /// Memory. 0 bytes: no limit of its own.
     Tmpfs { size_bytes: u64, mode: u32 },
+    /// Of the container's secrets and configs: [`MemoryPlace::mounted`](crate::MemoryPlace::mounted).
+    Memory { path: String },
 }
 
 /// How mounts below a bind travel; mount_namespaces(7).

@@ -2,19 +2,35 @@
 //!
 //! Used by the monitor's loop. A client that does not read is dropped: the monitor never waits for one.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use skep_shim::protocol::{self, Frame};
+use skep_shim::protocol::{self, Frame, Kind};
+
+use crate::sys;
 
 /// More agents than one only meet for a moment, during an upgrade; the rest is somebody's mistake.
 const MAX_CLIENTS: usize = 8;
+/// Files that may wait for their frames.
+const MAX_FILES: usize = 4;
+
+/// A frame, and the file that came with it.
+pub(crate) type Request = (Frame, Option<OwnedFd>);
 
 /// One connection.
 struct Client {
     stream: UnixStream,
     input: Vec<u8>,
+    /// Files that came with bytes of `input`, oldest first.
+    files: VecDeque<OwnedFd>,
+}
+
+impl Client {
+    fn new(stream: UnixStream) -> Self {
+        Self { stream, input: Vec::new(), files: VecDeque::new() }
+    }
 }
 
 /// All connections and the socket where new ones come in.
@@ -35,7 +51,7 @@ impl Clients {
     /// Takes over a connection that was there from the start.
     pub(crate) fn adopt(&mut self, stream: UnixStream) {
         if stream.set_nonblocking(true).is_ok() {
-            self.clients.push(Client { stream, input: Vec::new() });
+            self.clients.push(Client::new(stream));
         }
     }
 
@@ -50,14 +66,14 @@ impl Clients {
         if self.clients.len() >= MAX_CLIENTS || stream.set_nonblocking(true).is_err() {
             return;
         }
-        let mut client = Client { stream, input: Vec::new() };
+        let mut client = Client::new(stream);
         if client.send(greeting) {
             self.clients.push(client);
         }
     }
 
     /// Reads from the client with this descriptor; the frames it sent. A client that ended is dropped.
-    pub(crate) fn read(&mut self, fd: RawFd) -> Vec<Frame> {
+    pub(crate) fn read(&mut self, fd: RawFd) -> Vec<Request> {
         let Some(at) = self.clients.iter().position(|c| c.stream.as_raw_fd() == fd) else {
             return Vec::new();
         };
@@ -87,18 +103,26 @@ impl Client {
     }
 
     /// Reads all there is; false: the connection is over.
-    fn receive(&mut self, frames: &mut Vec<Frame>) -> bool {
+    fn receive(&mut self, frames: &mut Vec<Request>) -> bool {
         let mut chunk = [0; 1024];
         loop {
-            match self.stream.read(&mut chunk) {
+            let mut files = Vec::new();
+            match sys::receive(&self.stream, &mut chunk, &mut files) {
                 Ok(0) => return false,
                 Ok(n) => self.input.extend_from_slice(&chunk[..n]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
             }
+            self.files.extend(files);
+            if self.files.len() > MAX_FILES {
+                return false;
+            }
             loop {
                 match protocol::decode(&mut self.input) {
-                    Ok(Some(frame)) => frames.push(frame),
+                    Ok(Some(frame)) => {
+                        let file = if frame.kind == Kind::Files as u16 { self.files.pop_front() } else { None };
+                        frames.push((frame, file));
+                    }
                     Ok(None) => break,
                     Err(_) => return false,
                 }

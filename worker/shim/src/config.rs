@@ -12,7 +12,7 @@ use crate::fields::Fields;
 use crate::plan::Plan;
 
 /// Version of the start message. A monitor refuses any other.
-pub const CONFIG_VERSION: u32 = 3;
+pub const CONFIG_VERSION: u32 = 4;
 
 /// Longest part of a start message, in bytes: more than execve(2) takes of arguments and environment by default.
 const MAX_BYTES: u32 = 16 << 20;
@@ -53,6 +53,11 @@ pub struct ShimConfig {
     pub plan: Plan,
     /// The runtime that makes the container by the configuration below; empty program: the monitor does.
     pub external: External,
+    /// The kind of file system that holds its secrets and configs; empty: it has none. Otherwise a byte follows the message,
+    /// and with it the file in memory that they come in ([`files`](crate::files)).
+    pub memory: String,
+    /// That file system's options, `key[=value]` with commas in between.
+    pub memory_options: String,
 }
 
 /// A program with runc's command line, and the parts of its configuration that do not depend on the image.
@@ -152,6 +157,10 @@ impl ShimConfig {
             out.put("external-process", &self.external.process);
             out.put("external-capabilities", &self.external.capabilities);
         }
+        if !self.memory.is_empty() {
+            out.put("memory", &self.memory);
+            out.put("memory-options", &self.memory_options);
+        }
         self.plan.encode(&mut out);
         out.finish()
     }
@@ -186,6 +195,8 @@ impl ShimConfig {
                 "external-config" => config.external.config = text(),
                 "external-process" => config.external.process = text(),
                 "external-capabilities" => config.external.capabilities = text(),
+                "memory" => config.memory = text(),
+                "memory-options" => config.memory_options = text(),
                 _ if config.plan.take(key, value) => {}
                 _ => return Err(bad()),
             }
@@ -239,6 +250,8 @@ mod tests {
                 process: "{}".into(),
                 capabilities: "[]".into(),
             },
+            memory: "tmpfs".into(),
+            memory_options: "mode=755,noswap".into(),
         }
     }
 
@@ -263,7 +276,7 @@ mod tests {
     fn refuses_other_versions_unknown_keys_and_holes() {
         assert_eq!(ShimConfig::decode(b"version=1\0"), Err(ConfigError::Version));
         assert_eq!(ShimConfig::decode(b""), Err(ConfigError::Version));
-        assert_eq!(ShimConfig::decode(b"version=3\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
+        assert_eq!(ShimConfig::decode(b"version=4\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
         let mut no_layers = example();
         no_layers.lower.clear();
         assert_eq!(ShimConfig::decode(no_layers.encode().unwrap().as_bytes()), Err(ConfigError::Missing("lower")));

@@ -21,7 +21,7 @@ mod rootfs;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use skep_shim::config::ShimConfig;
 use skep_shim::plan::Plan;
@@ -84,8 +84,8 @@ pub(crate) enum Verdict {
     Silent,
 }
 
-/// Begins to make the container; `output` are its ends of stdout and stderr.
-pub(crate) fn begin(config: &ShimConfig, output: [File; 2]) -> Result<Creation, Failure> {
+/// Begins to make the container; `memory` has its secrets and configs, `output` are its ends of stdout and stderr.
+pub(crate) fn begin(config: &ShimConfig, memory: Option<&OwnedFd>, output: [File; 2]) -> Result<Creation, Failure> {
     let (report, report_write) = sys::pipe().map_err(at("cannot make a pipe"))?;
     let external = !config.external.program.is_empty();
     let group = if external { None } else { cgroups::make(config)? };
@@ -95,8 +95,11 @@ pub(crate) fn begin(config: &ShimConfig, output: [File; 2]) -> Result<Creation, 
         return Ok(Creation { pid: made.pid, report, text: Vec::new() });
     }
     let mut report = Report(report_write.as_raw_fd());
-    let said =
-        if external { external::run(config, &output) } else { build(config, made.in_group, output, &mut report) };
+    let said = if external {
+        external::run(config, memory, &output)
+    } else {
+        build(config, memory, made.in_group, output, &mut report)
+    };
     report.say(&match said {
         Ok(pid) => format!("started {pid}"),
         Err(failure) => format!("failed {} {}", failure.code, failure.sentence),
@@ -161,10 +164,16 @@ impl Report {
 }
 
 /// Becomes the container's command; returns only with why it did not.
-fn build(config: &ShimConfig, in_group: bool, output: [File; 2], report: &mut Report) -> Result<i32, Failure> {
+fn build(
+    config: &ShimConfig,
+    memory: Option<&OwnedFd>,
+    in_group: bool,
+    output: [File; 2],
+    report: &mut Report,
+) -> Result<i32, Failure> {
     let plan = &config.plan;
     namespaces::guard();
-    let user = assemble(config, in_group, output)?;
+    let user = assemble(config, memory, in_group, output)?;
     // From here on nothing of the host's is within reach: no descriptor, no mount.
     report.stay_alone().map_err(at("cannot close files"))?;
     rights::limit(&plan.rlimits)?;
@@ -194,13 +203,16 @@ fn cwd(plan: &Plan) -> &str {
 }
 
 /// Puts the container together and enters it. All descriptors that it opens are closed when it returns.
-fn assemble(config: &ShimConfig, in_group: bool, output: [File; 2]) -> Result<User, Failure> {
+fn assemble(config: &ShimConfig, memory: Option<&OwnedFd>, in_group: bool, output: [File; 2]) -> Result<User, Failure> {
     let plan = &config.plan;
     cgroups::join(plan, in_group)?;
-    let sources = mounts::open_sources(plan)?;
+    let mut sources = mounts::open_sources(plan)?;
     let host_null = devices::host_null()?;
     namespaces::enter(plan)?;
     rootfs::leave_propagation()?;
+    if let Some(memory) = memory {
+        sources.add(memory, config)?;
+    }
     let root = rootfs::mount(config)?;
     let user = identity::look_up(&root, plan)?;
     let mounted = mounts::mount_all(&root, plan, sources)?;

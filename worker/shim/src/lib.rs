@@ -8,6 +8,7 @@ pub mod config;
 pub mod entry;
 pub mod exit;
 mod fields;
+pub mod files;
 pub mod logline;
 pub mod plan;
 pub mod protocol;

@@ -20,6 +20,7 @@ mod log;
 mod monitor;
 mod program;
 mod rights;
+mod store;
 mod sys;
 mod tree;
 

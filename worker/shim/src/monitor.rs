@@ -17,6 +17,7 @@ use skep_shim::protocol::{self, Frame, Kind};
 use crate::clients::Clients;
 use crate::create::{self, Creation, Verdict};
 use crate::log::Log;
+use crate::store::Store;
 use crate::{cgroup, sys};
 
 /// How long output is still read after the container's end: another process may hold the pipes open for ever.
@@ -42,6 +43,8 @@ struct Monitor {
     state: State,
     clients: Clients,
     log: Log,
+    /// Its secrets and configs.
+    store: Option<Store>,
     /// Read ends of stdout and stderr, until they end.
     output: [Option<File>; 2],
     children: OwnedFd,
@@ -64,9 +67,11 @@ pub(crate) fn run(dir: &CStr) -> i32 {
         libc::setsid();
         // It was started by a descriptor's number.
         libc::prctl(libc::PR_SET_NAME, c"skep-shim".as_ptr());
+        // No core file and no other user's debugger: secrets pass through here.
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
         UnixStream::from_raw_fd(0)
     };
-    let config = ShimConfig::receive(&mut agent);
+    let config = ShimConfig::receive(&mut agent).and_then(|config| Ok((receive_files(&config, &agent)?, config)));
     if config.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof) {
         // The agent was killed before it said what to start: there is nothing to tell the next one.
         return 1;
@@ -97,17 +102,27 @@ pub(crate) fn run(dir: &CStr) -> i32 {
     }
 }
 
+/// The file that a message with secrets or configs is followed by.
+fn receive_files(config: &ShimConfig, agent: &UnixStream) -> io::Result<Option<File>> {
+    if config.memory.is_empty() {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    sys::receive(agent, &mut [0], &mut files)?;
+    files.pop().map(File::from).map(Some).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+}
+
 fn not_started(exit_code: i32, error: String) -> ExitRecord {
     ExitRecord { exit_code, error, finished_at_unix_ns: sys::unix_ns(), ..ExitRecord::default() }
 }
 
 impl Monitor {
     /// Everything up to the container's first process. An error is a sentence for the user.
-    fn set_up(mut clients: Clients, config: io::Result<ShimConfig>) -> Result<Self, (Clients, String)> {
+    fn set_up(mut clients: Clients, told: io::Result<(Option<File>, ShimConfig)>) -> Result<Self, (Clients, String)> {
         let hello = hello();
         clients.broadcast(&hello);
         let prepared = (|| {
-            let mut config = config.map_err(|e| format!("cannot read the start message: {e}"))?;
+            let (files, mut config) = told.map_err(|e| format!("cannot read the start message: {e}"))?;
             let words = |what: &'static str| move |e: io::Error| format!("{what}: {}", sys::words(&e));
             sys::block_signals().map_err(words("cannot block signals"))?;
             let children = sys::child_signal_fd().map_err(words("cannot watch children"))?;
@@ -118,17 +133,21 @@ impl Monitor {
             cgroup::join(&config);
             let (out, out_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
             let (err, err_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
-            let creation = create::begin(&config, [out_write, err_write]).map_err(|failure| failure.sentence)?;
+            let make = |files: File| Store::make(&config.memory, &config.memory_options, &files);
+            let store = files.map(make).transpose().map_err(words("cannot hold secrets and configs in memory"))?;
+            let creation = create::begin(&config, store.as_ref().map(Store::mount), [out_write, err_write])
+                .map_err(|failure| failure.sentence)?;
             // The first process has it; here it would only be in memory for as long as the container lives.
             (config.plan, config.external) = (Plan::default(), External::default());
-            Ok((config, children, [Some(out), Some(err)], creation))
+            Ok((config, children, [Some(out), Some(err)], creation, store))
         })();
         match prepared {
-            Ok((config, children, output, creation)) => Ok(Self {
+            Ok((config, children, output, creation, store)) => Ok(Self {
                 log: Log::new(&config.log_path, config.log_max_bytes, config.log_max_files),
                 config,
                 state: State::Creating(creation),
                 clients,
+                store,
                 output,
                 children,
                 early: Vec::new(),
@@ -191,8 +210,8 @@ impl Monitor {
             let greeting = self.greeting();
             return self.clients.accept(&greeting);
         }
-        for frame in self.clients.read(fd) {
-            let errno = self.obey(&frame);
+        for (frame, file) in self.clients.read(fd) {
+            let errno = self.obey(&frame, file);
             let reply = protocol::encode(Kind::Reply, frame.request, &errno.to_le_bytes());
             self.clients.answer(fd, &reply);
         }
@@ -208,26 +227,50 @@ impl Monitor {
     }
 
     /// Carries out a request; returns an errno, 0 for success.
-    fn obey(&mut self, frame: &Frame) -> i32 {
-        if Kind::from_number(frame.kind) != Some(Kind::Signal) {
-            return libc::ENOSYS;
+    fn obey(&mut self, frame: &Frame, file: Option<OwnedFd>) -> i32 {
+        let done = match Kind::from_number(frame.kind) {
+            Some(Kind::Signal) => self.signal(frame),
+            Some(Kind::Files) => self.replace_files(frame, file),
+            _ => return libc::ENOSYS,
+        };
+        match done {
+            Ok(()) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
         }
+    }
+
+    /// Sends a signal to init, or kills all.
+    fn signal(&mut self, frame: &Frame) -> io::Result<()> {
         let (Some(signal), Some(scope)) = (protocol::u32_at(&frame.payload, 0), protocol::u32_at(&frame.payload, 4))
         else {
-            return libc::EINVAL;
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
         };
         if scope == protocol::SCOPE_ALL {
             cgroup::kill_all(&self.config);
         }
+        sys::kill(self.init()?, signal as i32)
+    }
+
+    /// The container's first process. It is our child and not yet reaped, so the pid cannot mean another process.
+    fn init(&self) -> io::Result<i32> {
         match &self.state {
-            // Init is our child and not yet reaped, so the pid cannot mean another process.
-            State::Running { pid, .. } => match sys::kill(*pid, signal as i32) {
-                Ok(()) => 0,
-                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            },
-            State::Creating(_) => libc::EAGAIN,
-            State::Over => libc::ESRCH,
+            State::Running { pid, .. } => Ok(*pid),
+            State::Creating(_) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            State::Over => Err(io::Error::from_raw_os_error(libc::ESRCH)),
         }
+    }
+
+    /// Replaces the secrets and configs that can be replaced, and tells init.
+    fn replace_files(&mut self, frame: &Frame, file: Option<OwnedFd>) -> io::Result<()> {
+        let init = self.init()?;
+        let (Some(signal), Some(file)) = (protocol::u32_at(&frame.payload, 0), file) else {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        };
+        let store = self.store.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))?;
+        if store.replace(&file.into())? && signal != 0 {
+            sys::kill(init, signal as i32)?;
+        }
+        Ok(())
     }
 
     /// The process that makes the container has spoken, or ended without a word.
@@ -308,6 +351,9 @@ impl Monitor {
     /// After init's end: nothing of the container stays, and its record is durable before anybody hears of it.
     fn farewell(&mut self) {
         cgroup::empty(&self.config);
+        if let Some(store) = self.store.take() {
+            store.wipe();
+        }
         self.record.oom_killed = cgroup::oom_killed(&self.config);
         self.drain();
         self.log.finish();

@@ -104,6 +104,11 @@ pub enum What {
         /// `MS_PRIVATE`, `MS_SHARED` or `MS_SLAVE`.
         propagation: u64,
     },
+    /// A file or folder of the file system that holds the container's secrets and configs.
+    Memory {
+        /// Its path there.
+        path: String,
+    },
 }
 
 impl Default for What {
@@ -226,6 +231,7 @@ impl Mount {
                 out.put("mount-recursive", u8::from(*recursive));
                 out.put("mount-propagation", propagation);
             }
+            What::Memory { path } => out.put("mount-memory", path),
         }
     }
 
@@ -237,6 +243,7 @@ impl Mount {
             ("mount-new", what) => *what = What::New { kind: text(), options: String::new() },
             ("mount-options", What::New { options, .. }) => *options = text(),
             ("mount-bind", what) => *what = What::Bind { source: text(), recursive: false, propagation: 0 },
+            ("mount-memory", what) => *what = What::Memory { path: text() },
             ("mount-recursive", What::Bind { recursive, .. }) => *recursive = value == "1",
             ("mount-propagation", What::Bind { propagation, .. }) => *propagation = value.parse().ok()?,
             _ => return None,
@@ -281,6 +288,11 @@ pub(crate) mod tests {
                     attributes: 1,
                     what: What::Bind { source: text("/s=1"), recursive: true, propagation: 1 << 18 },
                     standard: false,
+                },
+                Mount {
+                    target: text("/run/secrets"),
+                    what: What::Memory { path: text("secrets") },
+                    ..Mount::default()
                 },
             ],
             links: vec![(text("/dev/fd"), text("/proc/self/fd"))],

@@ -14,7 +14,7 @@
 //! | 64–79 | agent → monitor | signals |
 //! | 80–95 | agent → monitor | reserved: attach to stdio or the terminal, window size |
 //! | 96–111 | agent → monitor | reserved: exec (descriptors by `SCM_RIGHTS`) |
-//! | 112–127 | agent → monitor | reserved: secrets and configs (memfd by `SCM_RIGHTS`) |
+//! | 112–127 | agent → monitor | secrets and configs; each brings a file in memory by `SCM_RIGHTS`, with its first byte |
 //! | 128–143 | agent → monitor | reserved: changed limits, pause, log settings |
 
 /// Version of the protocol, sent in `Hello`. It rises only if an older agent could misunderstand.
@@ -42,6 +42,9 @@ pub enum Kind {
     Reply = 32,
     /// `signal: i32`, `scope: u32`: 0 init alone, 1 every process of the container.
     Signal = 64,
+    /// The secrets and configs that the container can have replaced while it runs; its file is as [`files`](crate::files)
+    /// says. `signal: u32`, sent to init if they are others than before; 0: none.
+    Files = 112,
 }
 
 impl Kind {
@@ -54,6 +57,7 @@ impl Kind {
             4 => Self::LogLoss,
             32 => Self::Reply,
             64 => Self::Signal,
+            112 => Self::Files,
             _ => return None,
         })
     }

@@ -94,6 +94,40 @@ pub(crate) fn poll(fds: &mut [libc::pollfd], timeout_ms: Option<u64>) -> io::Res
     }
 }
 
+/// Reads from a connection (recvmsg(2)); descriptors that come along (`SCM_RIGHTS`, unix(7)) are added to `files`, and close on
+/// exec.
+pub(crate) fn receive(stream: &impl AsRawFd, bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    /// Room for a header and a few descriptors, aligned as the kernel wants it.
+    #[repr(C, align(8))]
+    struct Room([u8; 64]);
+    let mut room = Room([0; 64]);
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: an all-zero msghdr is valid; what it then points to lives through the call with the lengths that are told.
+    // The kernel fills the control buffer with whole headers, which the macros walk; each number in it is a fresh descriptor
+    // that nobody else owns.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut room).cast();
+        message.msg_controllen = size_of::<Room>() as _;
+        let count = libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC);
+        let count = check(count as c_int)?;
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                let held = ((*header).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                for at in 0..held / size_of::<RawFd>() {
+                    files.push(OwnedFd::from_raw_fd(data.add(at).read_unaligned()));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+        Ok(count as usize)
+    }
+}
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {

@@ -16,20 +16,24 @@ use tokio::sync::{mpsc, watch};
 
 use super::reports::Reports;
 use super::supplies::TaskSupplies;
-use crate::executor::{ContainerExit, ExecEnd, ExecError, ExecOutcome, ExecRequest, Executor, TaskJob};
+use crate::executor::{ContainerExit, ExecEnd, ExecError, ExecOutcome, ExecRequest, Executor, Supplies, TaskJob};
 use crate::health::{CheckResult, Checked, OUTPUT_BYTES};
-use crate::task::{Action, Event, Life};
+use crate::task::{Action, Event, Life, Moves};
 
 /// Between two tries of something that must succeed.
 const RETRY: Duration = Duration::from_secs(1);
 /// Tries of a removal before its leftovers are left to the next start's clean-up.
 const REMOVE_TRIES: u32 = 5;
+/// Tries to replace secrets and configs of running containers before it is given up until the next start of the agent.
+const REPLACE_TRIES: u32 = 3;
 /// Tries to wait for a container before it counts as lost.
 const WAIT_TRIES: u32 = 3;
 
 /// What one driver works with.
 pub(super) struct Driver {
     pub(super) job: Arc<TaskJob>,
+    /// The revision whose secrets and configs its running containers have.
+    pub(super) applied: u64,
     pub(super) life: Life,
     /// What the managers know already. `None`: nothing.
     pub(super) published: Option<TaskStatus>,
@@ -37,10 +41,24 @@ pub(super) struct Driver {
     pub(super) reports: Reports,
     pub(super) supplies: Arc<TaskSupplies>,
     pub(super) progress: mpsc::UnboundedReceiver<String>,
-    pub(super) wanted: watch::Receiver<WantedState>,
+    pub(super) told: watch::Receiver<Told>,
     /// It was asked to drain: nobody begins a connection to it any more.
     pub(super) drained: bool,
     pub(super) quit: watch::Receiver<bool>,
+}
+
+/// What the agent tells a driver.
+#[derive(Clone)]
+pub(super) struct Told {
+    pub(super) wanted: WantedState,
+    /// The same job, or one of a revision that differs in versions of secrets and configs.
+    pub(super) job: Arc<TaskJob>,
+}
+
+/// A change of secrets and configs in place, under way or given up.
+struct Move {
+    revision: u64,
+    abort: AbortHandle,
 }
 
 /// An operation under way; `None`: its outcome comes another way.
@@ -53,12 +71,32 @@ impl Driver {
         let mut operations: FuturesUnordered<Operation> = FuturesUnordered::new();
         let mut checks: HashMap<usize, AbortHandle> = HashMap::new();
         let mut starting = 0usize;
+        let mut moving: Option<Move> = None;
         loop {
             // Without an agent there is nobody to act for, either.
             let quitting = *self.quit.borrow() || self.quit.has_changed().is_err();
             if !quitting {
-                let wanted = *self.wanted.borrow_and_update();
+                let Told { wanted, job } = self.told.borrow_and_update().clone();
                 self.drained |= wanted == WantedState::Draining;
+                let known = moving.as_ref().map_or(self.applied, |moving| moving.revision);
+                if job.revision.number != known {
+                    match self.life.can_move() {
+                        Moves::BeforeItStarts => {
+                            preparation = None;
+                            self.moved(job);
+                            self.life.prepare_again();
+                        }
+                        Moves::InPlace if starting == 0 => {
+                            moving.take().inspect(|before| before.abort.abort());
+                            let revision = job.revision.number;
+                            let (replacing, abort) = futures::future::abortable(self.replace_files(job));
+                            moving = Some(Move { revision, abort });
+                            operations.push(Box::pin(async { replacing.await.ok().flatten() }));
+                        }
+                        // Started ones are in a moment; ended ones need nothing.
+                        Moves::InPlace | Moves::Not => {}
+                    }
+                }
                 for action in self.life.step(wanted, now_ms()) {
                     match action {
                         Action::Prepare => preparation = Some(self.prepare()),
@@ -92,7 +130,7 @@ impl Driver {
                 }
                 Some(event) = operations.next() => event,
                 Some(text) = self.progress.recv() => Some(Event::Progress(text)),
-                changed = self.wanted.changed(), if !quitting => {
+                changed = self.told.changed(), if !quitting => {
                     // An agent that is gone leaves its containers as they are.
                     if changed.is_err() {
                         return (self.job.id, false);
@@ -102,8 +140,16 @@ impl Driver {
                 _ = self.quit.changed(), if !quitting => None,
             };
             if let Some(event) = event {
-                if matches!(event, Event::Started(..)) {
-                    starting -= 1;
+                match &event {
+                    Event::Started(..) => starting -= 1,
+                    Event::Replaced(revision, Ok(())) => {
+                        moving = None;
+                        let job = Arc::clone(&self.told.borrow().job);
+                        if job.revision.number == *revision {
+                            self.moved(job);
+                        }
+                    }
+                    _ => {}
                 }
                 self.life.on(event, now_ms());
             }
@@ -128,6 +174,39 @@ impl Driver {
         Box::pin(async move {
             let outcome = executor.prepare(job, supplies).await;
             Event::Prepared(outcome.map_err(|error| error.sentence()))
+        })
+    }
+
+    /// Its containers have, or will have, what that job names.
+    fn moved(&mut self, job: Arc<TaskJob>) {
+        self.applied = job.revision.number;
+        self.reports.record.applied(job.id, self.applied);
+        self.job = job;
+    }
+
+    /// Replaces secrets and configs of running containers.
+    fn replace_files(&self, job: Arc<TaskJob>) -> Operation {
+        let (executor, supplies) = (Arc::clone(&self.executor), Arc::clone(&self.supplies));
+        Box::pin(async move {
+            let revision = job.revision.number;
+            if job.revision.live.is_none() {
+                let sentence = format!("revision {revision} is not one that running tasks can take over");
+                return Some(Event::Replaced(revision, Err(sentence)));
+            }
+            let mut tries = 1;
+            loop {
+                match executor.replace_files(Arc::clone(&job), Arc::clone(&supplies) as Arc<dyn Supplies>).await {
+                    Ok(()) => return Some(Event::Replaced(revision, Ok(()))),
+                    Err(error) if error.is_final() || tries == REPLACE_TRIES => {
+                        return Some(Event::Replaced(revision, Err(error.sentence())));
+                    }
+                    Err(error) => {
+                        tracing::warn!(task = %job.id, error = %error.sentence(), "cannot replace secrets and configs");
+                    }
+                }
+                tries += 1;
+                tokio::time::sleep(RETRY).await;
+            }
         })
     }
 

@@ -1,4 +1,4 @@
-//! What a task's preparation may ask the agent for: credentials and image sources of the managers.
+//! What a task's preparation may ask the agent for: credentials, secrets, configs and image sources of the managers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use skep_proto::v1::{Credential, ImageSourcesRequest, ImageSourcesResponse};
 use tokio::sync::{mpsc, watch};
 
 use crate::executor::{ExecError, Supplies};
+use crate::payload::{PayloadId, Payloads};
 use crate::session::ManagerLink;
 
 /// Credentials of the assigned services. In memory only.
@@ -22,6 +23,7 @@ const SOURCES_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct TaskSupplies {
     pub(super) progress: mpsc::UnboundedSender<String>,
     pub(super) credentials: watch::Receiver<Credentials>,
+    pub(super) payloads: watch::Receiver<Arc<Payloads>>,
     pub(super) link: watch::Receiver<Option<ManagerLink>>,
 }
 
@@ -47,6 +49,28 @@ impl Supplies for TaskSupplies {
             let held = credentials.borrow_and_update().get(&id).cloned();
             if let Some(credential) = held {
                 return credential;
+            }
+        }
+    }
+
+    async fn payloads(&self, ids: &[PayloadId]) -> Payloads {
+        let mut payloads = self.payloads.clone();
+        let mut told = false;
+        loop {
+            {
+                let held = payloads.borrow_and_update();
+                let found: Payloads = ids.iter().filter_map(|id| Some((*id, held.get(id)?.clone()))).collect();
+                if ids.iter().all(|id| found.contains_key(id)) {
+                    return found;
+                }
+            }
+            if !told {
+                self.progress("waiting for a manager to send its secrets and configs".to_owned());
+                told = true;
+            }
+            if payloads.changed().await.is_err() {
+                // The agent is going; so is the driver that waits here.
+                std::future::pending::<()>().await;
             }
         }
     }

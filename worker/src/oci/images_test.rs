@@ -56,6 +56,9 @@ impl Supplies for Manager {
     async fn credential(&self, _id: CredentialId) -> Credential {
         std::future::pending().await
     }
+    async fn payloads(&self, _ids: &[crate::payload::PayloadId]) -> crate::payload::Payloads {
+        std::future::pending().await
+    }
     async fn image_sources(&self, digest: &str) -> Result<ImageSourcesResponse, ExecError> {
         let asked = {
             let mut asked = self.asked.lock().unwrap();

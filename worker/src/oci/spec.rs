@@ -17,6 +17,7 @@ use skep_runtime::{
 use super::capabilities;
 use super::files::Files;
 use super::layout::Layout;
+use super::payloads::{self, PayloadError, Use};
 use super::signal;
 use crate::executor::{NodeFacts, TaskJob};
 use crate::health::{Check, CheckError};
@@ -72,6 +73,9 @@ pub(super) enum SpecError {
         /// Of what.
         what: &'static str,
     },
+    /// Its secrets and configs.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
     /// The health check.
     #[error(transparent)]
     Check(#[from] CheckError),
@@ -88,6 +92,8 @@ pub(super) struct Plan {
     pub(super) check: Option<Arc<Check>>,
     /// Paths of the host that must exist.
     pub(super) binds: Vec<PathBuf>,
+    /// Its secrets and configs.
+    pub(super) uses: Vec<Use>,
 }
 
 /// What the plans of all containers of a task share.
@@ -135,17 +141,13 @@ pub(super) fn plan(
     layout: &Layout,
 ) -> Result<Plan, SpecError> {
     let template = job.template();
-    if !container.secrets.is_empty() {
-        return Err(SpecError::NotYet("secrets"));
-    }
-    if !container.configs.is_empty() {
-        return Err(SpecError::NotYet("configs"));
-    }
     stop_signal(container, image)?;
     let run = &image.config.config;
     let command = ImageCommand { entrypoint: &run.entrypoint, cmd: &run.cmd };
     let args = resolve_command(&command, &container.command, &container.args).ok_or(SpecError::NoCommand)?;
     let mut mounts = file_mounts(files, container.read_only);
+    let uses = payloads::uses(container)?;
+    mounts.extend(payloads::mounts(&uses));
     let mut binds = Vec::new();
     for mount in &container.mounts {
         let mount = user_mount(mount, &shared.facts)?;
@@ -182,7 +184,7 @@ pub(super) fn plan(
         log_dir: layout.logs(job.id, &container.name),
     };
     let check = Check::resolve(container.health_check.as_ref(), run)?.map(Arc::new);
-    Ok(Plan { spec: Arc::new(spec), check, binds })
+    Ok(Plan { spec: Arc::new(spec), check, binds, uses })
 }
 
 /// The signal that asks a container to stop: the service's, else the image's, else SIGTERM.

@@ -188,7 +188,10 @@ fn mistakes_are_named() {
         (ContainerSpec { stop_signal: "SIGNOPE".to_owned(), ..default() }, "\"SIGNOPE\" is not a signal"),
         (ContainerSpec { cap_add: words("NOPE"), ..default() }, "\"NOPE\" is not a capability"),
         (ContainerSpec { mounts: vec![volume], ..default() }, "not supported yet: volumes"),
-        (ContainerSpec { secrets: vec![SecretRef::default()], ..default() }, "not supported yet: secrets"),
+        (
+            ContainerSpec { secrets: vec![SecretRef { name: "db".to_owned(), ..SecretRef::default() }], ..default() },
+            "secret db is not known to the managers",
+        ),
         (
             ContainerSpec { mounts: vec![bind("/x", "y", "")], ..default() },
             "the mount target \"y\" is not an absolute path",

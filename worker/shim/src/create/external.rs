@@ -6,23 +6,34 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use skep_shim::config::{External, ShimConfig};
+use skep_shim::files::IN_BUNDLE;
 use skep_shim::logline;
 use skep_shim::user::{self, User};
 
 use super::{Failure, at, identity, rootfs};
 use crate::sys::{self, c_string, mount};
+use crate::tree;
 
 /// Runs the runtime; the pid of the container's first process.
-pub(super) fn run(config: &ShimConfig, output: &[File; 2]) -> Result<i32, Failure> {
+pub(super) fn run(config: &ShimConfig, memory: Option<&OwnedFd>, output: &[File; 2]) -> Result<i32, Failure> {
     // The monitor's signals are blocked, and the runtime would inherit that.
     sys::default_signals();
     rootfs::leave_propagation()?;
     let bundle = &config.mount_point;
     make_bundle(bundle).map_err(at("cannot make the bundle"))?;
+    if let Some(memory) = memory {
+        let place = format!("{bundle}/{IN_BUNDLE}");
+        let attach = || -> io::Result<()> {
+            fs::create_dir(&place)?;
+            tree::attach(memory, &tree::open_path(&c_string(&place)?)?)
+        };
+        attach().map_err(at("cannot attach secrets and configs"))?;
+    }
     let root = rootfs::mount(&ShimConfig { mount_point: format!("{bundle}/rootfs"), ..config.clone() })?;
     let user = identity::look_up(&root, &config.plan)?;
     drop(root);

@@ -6,12 +6,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use skep_shim::config::ShimConfig;
 use skep_shim::plan::{Mount, Plan, What};
 
 use super::inside::{self, Kind};
 use super::{Failure, at};
 use crate::sys::{c_string, check};
-use crate::tree;
+use crate::tree::{self, Links};
 
 /// What may be put over files of the container's proc file system: those that lxcfs makes, as runc has it. Anything else
 /// there could feign what the runtime itself relies on (CVE-2019-16884).
@@ -36,7 +37,7 @@ pub(super) struct Sources(Vec<Option<OwnedFd>>);
 /// of what it was copied from.
 pub(super) fn open_sources(plan: &Plan) -> Result<Sources, Failure> {
     let open = |mount: &Mount| match &mount.what {
-        What::New { .. } => Ok(None),
+        What::New { .. } | What::Memory { .. } => Ok(None),
         What::Bind { source, recursive, .. } => match tree::copy_path(source, *recursive) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(Failure::new(format!("bind source path does not exist: {source}")))
@@ -45,6 +46,23 @@ pub(super) fn open_sources(plan: &Plan) -> Result<Sources, Failure> {
         },
     };
     plan.mounts.iter().map(open).collect::<Result<_, _>>().map(Sources)
+}
+
+impl Sources {
+    /// Adds what comes from the secrets and configs. Comes when this namespace's mounts reach no other any more: parts of a
+    /// mount can be copied only where it is attached, which it is below the place of the root, and goes with all the host's.
+    pub(super) fn add(&mut self, memory: &OwnedFd, config: &ShimConfig) -> Result<(), Failure> {
+        let attach = || tree::attach(memory, &tree::open_path(&c_string(&config.mount_point)?)?);
+        attach().map_err(at("cannot attach secrets and configs"))?;
+        for (mount, source) in config.plan.mounts.iter().zip(&mut self.0) {
+            if let What::Memory { path } = &mount.what {
+                let copied = tree::open_inside(memory, path, libc::O_PATH, Links::Refuse)
+                    .and_then(|place| tree::copy(&place, false));
+                *source = Some(copied.map_err(at(format!("cannot use what is to be at {}", mount.target)))?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Mounts that become read-only when all is in place, because others have their places in them.
@@ -69,7 +87,11 @@ pub(super) fn mount_all(root: &OwnedFd, plan: &Plan, sources: Sources) -> Result
                 bind(&source, &target, attributes, *propagation, *recursive).map_err(step())?;
                 None
             }
-            (What::Bind { .. }, None) => None,
+            (What::Memory { .. }, Some(source)) => {
+                bind(&source, &target, attributes, libc::MS_PRIVATE, false).map_err(step())?;
+                None
+            }
+            (What::Bind { .. } | What::Memory { .. }, None) => None,
         };
         unfinished.extend(made.filter(|_| late != 0).map(|made| (mount.target.clone(), made)));
     }
@@ -80,7 +102,7 @@ pub(super) fn mount_all(root: &OwnedFd, plan: &Plan, sources: Sources) -> Result
 fn late(mount: &Mount) -> u64 {
     match &mount.what {
         What::New { kind, .. } if kind == "tmpfs" => mount.attributes & libc::MOUNT_ATTR_RDONLY,
-        What::New { .. } | What::Bind { .. } => 0,
+        What::New { .. } | What::Bind { .. } | What::Memory { .. } => 0,
     }
 }
 
