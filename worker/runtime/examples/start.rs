@@ -1,12 +1,26 @@
 //! Starts containers of a busybox root file system and prints what it costs: `start [count] [at once]`, as root. With
-//! EXECS=n in the environment, runs n commands in each, too. RUNTIME names an external runtime. GROUP names a v1 cgroup
+//! EXECS=n in the environment, runs n commands in each, too; with SECRETS=n, each has n secrets of 1 KiB. RUNTIME names an external runtime. GROUP names a v1 cgroup
 //! that this program is in: then only the CPU of that is counted, whatever else the machine does.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use skep_runtime::{ContainerSpec, DEFAULT_CAPABILITIES, Mount, MountKind, OciRuntime, Runtime, RuntimeConfig};
+use skep_runtime::{
+    ContainerSpec, DEFAULT_CAPABILITIES, Files, MemoryFile, MemoryPlace, Mount, MountKind, OciRuntime, Runtime,
+    RuntimeConfig,
+};
+
+/// What SECRETS asks for.
+fn secrets() -> Option<Files> {
+    let count: u32 = std::env::var("SECRETS").ok()?.parse().unwrap();
+    let data = std::sync::Arc::new(zeroize::Zeroizing::new(vec![b'x'; 1024]));
+    let file = |number| {
+        let place = MemoryPlace::Swappable(format!("secret{number}"));
+        MemoryFile { place, uid: 0, gid: 0, mode: 0o444, data: data.clone() }
+    };
+    (count > 0).then(|| Files { version: 1, files: (0..count).map(file).collect() })
+}
 
 #[tokio::main]
 async fn main() {
@@ -28,12 +42,18 @@ async fn main() {
     let (begun, cpu0) = (Instant::now(), cpu_used());
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
     let mut starting = tokio::task::JoinSet::new();
+    let files = secrets();
     for number in 0..count {
-        let (runtime, spec, slots) = (runtime.clone(), spec(dir.path(), number), slots.clone());
+        let (runtime, mut spec, slots) = (runtime.clone(), spec(dir.path(), number), slots.clone());
+        let files = files.clone();
+        if let Some(file) = files.as_ref().and_then(|files| files.files.first()) {
+            let kind = MountKind::Memory { path: file.place.mounted() };
+            spec.mounts.push(Mount { target: "/run/secrets".to_owned(), read_only: true, kind });
+        }
         starting.spawn(async move {
             let _slot = slots.acquire_owned().await.unwrap();
             let begun = Instant::now();
-            let container = runtime.create(spec).await.unwrap();
+            let container = runtime.create_with(spec, files).await.unwrap();
             (container, begun.elapsed())
         });
     }

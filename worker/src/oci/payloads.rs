@@ -7,18 +7,13 @@ use std::sync::Arc;
 use skep_proto::id::{ConfigId, SecretId};
 use skep_proto::template::{DataError, Facts, Inside, render_data};
 use skep_proto::v1::{ContainerSpec, FileTarget};
+use skep_proto::validate::files::{
+    DEFAULT_MODE, MAX_CONFIG_BYTES, MAX_SECRET_BYTES, SECRETS_DIR, config_path, secret_path,
+};
 use skep_runtime::{Files, MemoryFile, MemoryPlace, Mount, MountKind};
 use zeroize::Zeroizing;
 
 use crate::payload::{PayloadId, PayloadOwner, Payloads};
-
-/// Where secrets are unless another place is asked for. What lies below can be replaced in a running container.
-const SECRETS_DIR: &str = "/run/secrets";
-/// Of a file that asks for none.
-const DEFAULT_MODE: u32 = 0o444;
-/// The most bytes that a secret and a config have: Swarm's limits.
-const MAX_SECRET_BYTES: usize = 500 * 1024;
-const MAX_CONFIG_BYTES: usize = 1000 * 1024;
 
 /// What of a container's secrets and configs cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,13 +73,13 @@ pub(super) fn uses(container: &ContainerSpec) -> Result<Vec<Use>, PayloadError> 
         let title = format!("secret {}", one.name);
         let id = SecretId::from_wire(&one.secret_id).map_err(|_| PayloadError::Unresolved(title.clone()))?;
         let id = PayloadId { owner: PayloadOwner::Secret(id), version: one.version };
-        uses.push(use_of(id, title, &one.name, one.target.as_ref(), SECRETS_DIR, uses.len())?);
+        uses.push(use_of(id, title, &one.name, one.target.as_ref(), secret_path, uses.len())?);
     }
     for one in &container.configs {
         let title = format!("config {}", one.name);
         let id = ConfigId::from_wire(&one.config_id).map_err(|_| PayloadError::Unresolved(title.clone()))?;
         let id = PayloadId { owner: PayloadOwner::Config(id), version: one.version };
-        uses.push(use_of(id, title, &one.name, one.target.as_ref(), "", uses.len())?);
+        uses.push(use_of(id, title, &one.name, one.target.as_ref(), config_path, uses.len())?);
     }
     Ok(uses)
 }
@@ -94,19 +89,16 @@ fn use_of(
     title: String,
     name: &str,
     target: Option<&FileTarget>,
-    base: &str,
+    absolute: fn(&str) -> String,
     number: usize,
 ) -> Result<Use, PayloadError> {
     let empty = FileTarget::default();
     let wanted = target.unwrap_or(&empty);
     let target = if wanted.path.is_empty() { name } else { &wanted.path };
-    let base = if target.starts_with('/') { "" } else { base };
-    let parts: Vec<&str> =
-        base.split('/').chain(target.split('/')).filter(|part| !part.is_empty() && *part != ".").collect();
-    if target.ends_with('/') || parts.is_empty() || parts.iter().any(|part| part.starts_with("..")) {
+    let path = absolute(target);
+    if target.ends_with('/') || path.is_empty() || path.split('/').any(|part| part.starts_with("..")) {
         return Err(PayloadError::Target { title, path: target.to_owned() });
     }
-    let path = format!("/{}", parts.join("/"));
     let number_of = |id: &str| match id {
         "" => Ok(0),
         id => id.parse().map_err(|_| PayloadError::Owner { title: title.clone(), id: id.to_owned() }),
