@@ -44,6 +44,15 @@ fn files_with(text: &str, folder: &Path) -> Vec<String> {
     String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect()
 }
 
+/// The same of what a host has outside of the lab's folder.
+fn host_files_with(text: &str, lab: &Lab, host: u32) -> String {
+    let forms = forms(text);
+    let mut grep = vec!["grep", "-rlaF", "-D", "skip"];
+    forms.iter().for_each(|form| grep.extend(["-e", form]));
+    grep.extend(["/run", "/var/log"]);
+    lab.exec(host, &grep).stdout
+}
+
 /// Processes of this machine with the text in environment or command line.
 fn processes_with(text: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -162,6 +171,7 @@ fn secrets_reach_their_tasks_and_nothing_else() {
 
     // The search.
     assert_eq!(files_with(SECRET, lab.dir()), Vec::<String>::new());
+    (1..=WORKER).for_each(|host| assert_eq!(host_files_with(SECRET, lab, host), ""));
     assert_eq!(processes_with(SECRET), Vec::<String>::new());
     assert!(!forms(SECRET).iter().any(|form| capture.saw(form)));
 

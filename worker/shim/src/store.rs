@@ -139,7 +139,7 @@ fn copy(entry: &Entry, below: &Path, source: &File, at: u64) -> io::Result<()> {
     let missing: Vec<&Path> =
         path.ancestors().skip(1).take_while(|folder| *folder != below && !folder.exists()).collect();
     missing.into_iter().rev().try_for_each(make_folder)?;
-    let file = OpenOptions::new().write(true).create_new(true).mode(0).open(&path)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     let mut from = at as libc::off_t;
     let end = from + entry.length as libc::off_t;
     while from < end {
