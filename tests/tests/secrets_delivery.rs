@@ -39,7 +39,9 @@ fn hex(text: &str) -> String {
 fn files_with(text: &str, folder: &Path) -> Vec<String> {
     let mut grep = Command::new("grep");
     grep.args(["-rlaF", "-D", "skip"]);
-    forms(text).iter().for_each(|form| drop(grep.args(["-e", form])));
+    for form in forms(text) {
+        grep.args(["-e", &form]);
+    }
     let found = grep.arg(folder).output().unwrap();
     String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect()
 }
@@ -135,7 +137,7 @@ fn secrets_reach_their_tasks_and_nothing_else() {
     case.give(&["config", "create", "--template-driver", "golang", "filled.conf"], templated);
 
     // It says what it sees whenever it is told.
-    let script = "trap 'cat /run/secrets/db' HUP; trap 'exit 0' TERM; while :; do sleep 1 & wait; done";
+    let script = "trap 'cat /run/secrets/db; echo' HUP; trap 'exit 0' TERM; while :; do sleep 1 & wait; done";
     let secrets = ["--secret", "db", "--secret", "source=db,target=/etc/keys/db,uid=33,gid=44,mode=0400"];
     let configs = ["--config", "app.conf", "--config", "source=filled.conf,target=/etc/filled", "--env", "MODE=fast"];
     let task = case.service("web", &[&secrets[..], &configs].concat(), &["sh", "-c", script]);
