@@ -25,4 +25,12 @@ fn all_managers_know(state: &crate::store::State) -> bool {
 }
 
 #[cfg(test)]
-mod network_test;
+mod addresses_test;
+#[cfg(test)]
+mod endpoint_test;
+#[cfg(test)]
+mod make_test;
+#[cfg(test)]
+mod nodes_test;
+#[cfg(test)]
+mod testing;
