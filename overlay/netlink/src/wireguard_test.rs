@@ -1,4 +1,7 @@
+//! Messages to and from the kernel's WireGuard against ones made by hand; any bytes as an answer.
+
 #![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 
 use super::*;

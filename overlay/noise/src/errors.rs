@@ -1,6 +1,8 @@
 // Copyright (c) 2019 Cloudflare, Inc. All rights reserved.
 // SPDX-License-Identifier: BSD-3-Clause
 
+//! Why a message was not accepted or could not be made. Plain values: they say nothing of what was in the message.
+
 /// Why a message was not accepted or could not be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireGuardError {

@@ -1,6 +1,9 @@
 // Copyright (c) 2019 Cloudflare, Inc. All rights reserved.
 // SPDX-License-Identifier: BSD-3-Clause
 
+//! The handshake of Noise_IKpsk2 and the cookies: initiation, response, cookie reply, and the session keys that come of
+//! them (WireGuard's paper, section 5.4). Used by [`crate::Tunn`] alone. Never hands out a session before it is confirmed.
+
 use crate::errors::WireGuardError;
 use crate::session::Session;
 use crate::tunn::{HandshakeInit, HandshakeResponse, PacketCookieReply};

@@ -1,6 +1,9 @@
 // Copyright (c) 2019 Cloudflare, Inc. All rights reserved.
 // SPDX-License-Identifier: BSD-3-Clause
 
+//! What is looked at of a handshake before anything costly: its first MAC, and under load its cookie and its sender's rate
+//! (WireGuard's paper, section 5.3). Shared by the peers of a device; called with each handshake message that comes in.
+
 use crate::errors::WireGuardError;
 use crate::handshake::{LABEL_COOKIE, LABEL_MAC1};
 use crate::handshake::{b2s_hash, b2s_keyed_mac_16, b2s_keyed_mac_16_2, b2s_mac_24};

@@ -1,6 +1,9 @@
 // Copyright (c) 2019 Cloudflare, Inc. All rights reserved.
 // SPDX-License-Identifier: BSD-3-Clause
 
+//! A session's keys, counters and window against replays: seals and opens packets, outside a tunnel's lock (WireGuard's
+//! paper, section 5.4.6). Never opens a packet twice, nor one beyond the limit of messages.
+
 use crate::errors::WireGuardError;
 use crate::tunn::{DATA, DATA_OVERHEAD_SZ, PacketData};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};

@@ -1,6 +1,9 @@
 // Copyright (c) 2019 Cloudflare, Inc. All rights reserved.
 // SPDX-License-Identifier: BSD-3-Clause
 
+//! When to do what: handshakes again, keepalives, keys that are forgotten (WireGuard's paper, section 6). Called on a clock
+//! of the caller's; never looks at one of its own.
+
 use crate::errors::WireGuardError;
 use crate::tunn::{N_SESSIONS, Tunn, TunnResult};
 use std::mem;

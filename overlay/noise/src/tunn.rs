@@ -1,6 +1,9 @@
 // Copyright (c) 2019 Cloudflare, Inc. All rights reserved.
 // SPDX-License-Identifier: BSD-3-Clause
 
+//! A tunnel to one peer: parses messages, drives the handshake, holds the sessions and the packets that wait for one. Used
+//! by the fabric device, which does the I/O. Never trusts a field of a message that was not authenticated.
+
 use crate::errors::WireGuardError;
 use crate::handshake::Handshake;
 use crate::rate_limiter::RateLimiter;

@@ -1,6 +1,8 @@
 // Copyright (c) 2019 Cloudflare, Inc. All rights reserved.
 // SPDX-License-Identifier: BSD-3-Clause
 
+//! Two tunnels against each other: handshakes, sessions, cookies, timers, and what a third one throws in.
+
 use super::*;
 use crate::timers::Traffic;
 

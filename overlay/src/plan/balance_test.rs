@@ -1,4 +1,7 @@
+//! Who gets a service's connections, and what a change of its tasks changes in the rules.
+
 #![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

@@ -1,4 +1,7 @@
+//! What a bridge knows of a network's tasks, whole and by differences: the same in the end.
+
 #![allow(clippy::unwrap_used)]
+
 use std::collections::HashSet;
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! Links of every kind that skep makes, with their addresses, routes and neighbours, in real namespaces.
+
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! Namespaces made, kept, entered and given up, and what is set inside them.
+
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;

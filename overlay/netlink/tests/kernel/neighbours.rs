@@ -1,3 +1,5 @@
+//! Tables of neighbours of an overlay's size: put, replaced, taken away, listed.
+
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
