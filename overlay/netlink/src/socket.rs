@@ -244,11 +244,7 @@ impl Socket {
         let mut buffer = vec![0; DUMP_BUFFER];
         let mut consistent = true;
         loop {
-            let length = match self.receive(&mut buffer) {
-                Ok(length) => length,
-                Err(Errno::EAGAIN) => return Err(SocketError::NoAnswer),
-                Err(errno) => return Err(errno.into()),
-            };
+            let length = self.answer(&mut buffer)?;
             for message in Messages(&buffer[..length]) {
                 let message = message?;
                 if message.sequence != 1 {
@@ -279,11 +275,7 @@ impl Socket {
         let mut buffer = vec![0; DUMP_BUFFER];
         let (mut each, mut answer) = (Some(each), None);
         loop {
-            let length = match self.receive(&mut buffer) {
-                Ok(length) => length,
-                Err(Errno::EAGAIN) => return Err(SocketError::NoAnswer),
-                Err(errno) => return Err(errno.into()),
-            };
+            let length = self.answer(&mut buffer)?;
             for message in Messages(&buffer[..length]) {
                 let message = message?;
                 match message.kind {
@@ -370,6 +362,14 @@ impl Socket {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// A datagram of the answer.
+    fn answer(&self, buffer: &mut [u8]) -> Result<usize, SocketError> {
+        self.receive(buffer).map_err(|errno| match errno {
+            Errno::EAGAIN => SocketError::NoAnswer,
+            errno => errno.into(),
+        })
     }
 
     /// One datagram. EAGAIN: there is none. EMSGSIZE: it did not fit.
