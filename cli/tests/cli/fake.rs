@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use skep_identity::transport::{bind_unix, unix_incoming};
+use skep_proto::id::NetworkId;
 use skep_proto::v1::*;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -139,8 +140,9 @@ impl Api {
     fn network(&self, reference: &str) -> Result<GetNetworkResponse, Status> {
         let script = self.script();
         let is_it = |answer: &&GetNetworkResponse| {
-            let spec = answer.network.as_ref().and_then(|network| network.spec.as_ref());
-            spec.is_some_and(|spec| spec.name == reference)
+            let Some(network) = &answer.network else { return false };
+            let id = NetworkId::from_wire(&network.id).is_ok_and(|id| id.to_string() == reference);
+            id || network.spec.as_ref().is_some_and(|spec| spec.name == reference)
         };
         let found = script.networks.iter().find(is_it);
         found.cloned().ok_or_else(|| Status::not_found(format!("there is no network {reference}")))

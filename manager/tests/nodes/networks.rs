@@ -231,7 +231,7 @@ async fn a_service_on_networks_has_addresses_and_so_have_its_tasks() {
     let remove = RemoveServiceRequest { reference: "web".into(), ..RemoveServiceRequest::default() };
     operator.services.remove(remove).await.unwrap();
     let status = operator.remove("front").await.unwrap_err();
-    assert!(status.message().contains(&format!("task {task_id} of service web")), "{status:?}");
+    assert!(status.message().contains("in use by 1 task of the removed service web"), "{status:?}");
     agent.until("it is to stop", |tasks| tasks.values().all(|task| task.wanted() > WantedState::Running)).await;
     agent.report(vec![observed(task_id, TaskState::Shutdown)]).await;
     swarm.until("it has stopped", |state| state.tasks_of_service(id).all(|task| task.state.is_terminal())).await;

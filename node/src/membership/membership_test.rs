@@ -34,7 +34,8 @@ impl Drop for Parent {
         let below = fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
         let groups = below.chain([top.clone()]).map(|hierarchy| hierarchy.join(&self.0));
         for group in groups.filter(|group| group.is_dir()) {
-            let removed = [group.join("shims"), group].iter().try_for_each(fs::remove_dir);
+            let folders = [group.join("shims"), group.join("containers"), group];
+            let removed = folders.iter().filter(|folder| folder.is_dir()).try_for_each(fs::remove_dir);
             assert!(removed.is_ok() || std::thread::panicking(), "a cgroup is left behind: {removed:?}");
         }
     }
