@@ -161,7 +161,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         let mtu = mtu.to_owned();
         network(5, |spec| spec.options = [("mtu".to_owned(), mtu)].into())
     };
-    refused(&host, &sealed("1371"), "10.5.1.1", "1370 bytes at most");
+    refused(&host, &sealed("1371"), "10.5.1.1", "so that 1370 is the largest that fits");
     let large = |spec: &mut skep_proto::v1::NetworkSpec| drop(spec.options.insert("mtu".into(), "1500".into()));
     refused(&host, &network(5, large), "10.5.1.1", "1450 bytes at most");
     let macvlan = |spec: &mut skep_proto::v1::NetworkSpec| {

@@ -306,7 +306,7 @@ fn a_large_underlay_carries_large_packets_all_the_way() {
     hosts[0].know(&large);
     let error = hosts[0].try_attach(&attach_request(70, &[(&large, IpAddr::from([10, 7, 1, 1]))])).unwrap_err();
     assert!(
-        error.message().contains("option mtu: 8951 does not fit: this host's underlay carries 8950 bytes at most"),
+        error.message().contains("option mtu: 8951 does not fit: this host's underlay has an MTU of 9000, of which VXLAN takes 50, so that 8950 is the largest that fits"),
         "{error}"
     );
 }
