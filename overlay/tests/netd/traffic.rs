@@ -163,7 +163,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     };
     refused(&host, &sealed("1371"), "10.5.1.1", "so that 1370 is the largest that fits");
     let large = |spec: &mut skep_proto::v1::NetworkSpec| drop(spec.options.insert("mtu".into(), "1500".into()));
-    refused(&host, &network(5, large), "10.5.1.1", "1450 bytes at most");
+    refused(&host, &network(5, large), "10.5.1.1", "so that 1450 is the largest that fits");
     let macvlan = |spec: &mut skep_proto::v1::NetworkSpec| {
         spec.driver = skep_proto::v1::NetworkDriver::Macvlan.into();
         spec.options.insert("parent".into(), "eth7".into());
