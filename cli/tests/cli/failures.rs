@@ -55,7 +55,7 @@ async fn mistakes_need_no_daemon() {
         (&["network", "create", "--gateway", "10.9.0.1", "x"], 64, "must have a corresponding subnet"),
         (&["network", "create", "--scope", "swarm", "x"], 78, "not supported yet: --scope"),
         (&["network", "ls", "--filter", "scope=x"], 64, "scope"),
-        (&["network", "prune"], 78, "not supported yet: network prune"),
+        (&["network", "connect", "front", "web"], 78, "not supported yet: network connect"),
         (&["swarm", "init", "--default-addr-pool", "x"], 64, "address_pools"),
         (&["swarm", "init", "--force-new-cluster", "--data-path-port", "4790"], 64, "cannot be used with"),
         (&["service", "update", "--isolation", "x", "web"], 78, "not supported yet: --isolation"),

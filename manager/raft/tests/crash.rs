@@ -52,7 +52,7 @@ async fn replace_keys(node: Node) {
     loop {
         let epoch = node.keys().unwrap().0 + 1;
         if let Err(error) = node.rekey(Wanted { epoch, key: None }).await {
-            println!("the data key was not replaced: {error}");
+            eprintln!("the data key was not replaced: {error}");
             std::process::exit(3);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
