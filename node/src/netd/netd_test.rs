@@ -131,6 +131,12 @@ async fn each_netd_that_comes_is_told_who_the_host_is() {
         tokio::time::timeout(DEADLINE, listening).await.unwrap().unwrap();
         listening = fake.listen(&netd);
     }
+    let listens = async {
+        while UnixStream::connect(netd.socket()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, listens).await.unwrap();
     keeping.abort();
     assert!(keeping.await.unwrap_err().is_cancelled());
     netd.try_shutdown().await.unwrap();
