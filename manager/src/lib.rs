@@ -14,6 +14,8 @@ mod machine;
 mod manager;
 pub mod peers;
 mod roles;
+#[cfg(test)]
+mod scripted;
 mod sequencer;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -3,74 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
-use futures::FutureExt as _;
 use skep_core::store::State;
-use skep_raft::{BarrierError, Committed, Member, MembershipError, ProposeError, Role, Status};
+use skep_raft::{Role, Status};
 
 use super::*;
-
-/// Raft with a given status, whose barrier passes or not.
-struct Scripted {
-    status: watch::Sender<Status>,
-    passes: bool,
-    barriers: AtomicUsize,
-}
-
-impl Scripted {
-    fn unused<T: Send + 'static>() -> BoxFuture<'static, Result<T, MembershipError>> {
-        async { Err(MembershipError::NotSupported("not in this test")) }.boxed()
-    }
-}
-
-impl Consensus for Scripted {
-    type Response = Vec<u64>;
-
-    fn propose(&self, _: Bytes, _: Duration) -> BoxFuture<'static, Result<Committed<Vec<u64>>, ProposeError>> {
-        async { Err(ProposeError::HandingOver) }.boxed()
-    }
-
-    fn read_barrier(&self, _: Duration) -> BoxFuture<'static, Result<u64, BarrierError>> {
-        self.barriers.fetch_add(1, Ordering::SeqCst);
-        let passes = self.passes;
-        async move { if passes { Ok(1) } else { Err(BarrierError::NotLeader { leader: None }) } }.boxed()
-    }
-
-    fn status(&self) -> watch::Receiver<Status> {
-        self.status.subscribe()
-    }
-
-    fn add_learner(&self, _: Member, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn promote(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn demote(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn remove(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn snapshot_now(&self) -> BoxFuture<'static, Result<(), BarrierError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn campaign(&self) -> BoxFuture<'static, Result<(), BarrierError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn shutdown(&self) -> BoxFuture<'static, ()> {
-        async {}.boxed()
-    }
-}
+use crate::scripted::Scripted;
 
 /// What a read at a manager comes to that takes itself for the leader, and how many barriers it asked for. A quorum
 /// confirmed it so long ago. `None`: it refuses, as who does not lead.
@@ -81,12 +20,12 @@ async fn read(confirmed: Duration, handing_over: bool, passes: bool) -> (Option<
     (status.role, status.has_quorum, status.handing_over) = (Role::Leader, true, handing_over);
     status.quorum_acked_at = Instant::now().checked_sub(confirmed);
     assert!(status.quorum_acked_at.is_some());
-    let raft = Arc::new(Scripted { status: watch::channel(status).0, passes, barriers: AtomicUsize::new(0) });
+    let raft = Arc::new(Scripted::new(status).passing(passes));
     let consensus: Arc<dyn Consensus<Response = Vec<u64>>> = Arc::clone(&raft) as _;
     peers.know_raft(&consensus);
     let answer = peers.read_version(Duration::ZERO).await;
     assert!(matches!(answer, Ok(_) | Err(WriteError::NoLeader)), "{answer:?}");
-    (answer.ok(), raft.barriers.load(Ordering::SeqCst))
+    (answer.ok(), raft.barriers())
 }
 
 #[tokio::test]

@@ -10,12 +10,13 @@ use skep_core::change::{Change, Group, Op};
 use skep_core::codec;
 use skep_core::object::{ImageName, Meta};
 use skep_core::store::State;
-use skep_raft::{BarrierError, Committed, Member, MembershipError, RaftId, StateMachine as _, Status};
+use skep_raft::{Committed, StateMachine as _, Status};
 use tokio::sync::watch;
 
 use super::*;
 use crate::clock::Clock;
 use crate::machine::{FeedSlot, Machine};
+use crate::scripted::Scripted;
 use crate::store::Store;
 
 /// What becomes of an entry.
@@ -27,78 +28,23 @@ enum Fate {
     LandsUnheard,
 }
 
-/// Raft whose entries meet the fates that the test sends, in order.
-struct Scripted {
+/// What a caller of Raft hears of an entry of that fate.
+async fn met(
     machine: Arc<Mutex<Machine>>,
-    fates: Mutex<VecDeque<oneshot::Receiver<Fate>>>,
-    proposed: watch::Sender<usize>,
-    /// Its term is that of the entries proposed from now on.
-    status: watch::Sender<Status>,
-}
-
-impl Scripted {
-    fn unused<T: Send + 'static>() -> BoxFuture<'static, Result<T, MembershipError>> {
-        async { Err(MembershipError::NotSupported("not in this test")) }.boxed()
-    }
-}
-
-impl Consensus for Scripted {
-    type Response = Vec<u64>;
-
-    fn propose(&self, entry: Bytes, _: Duration) -> BoxFuture<'static, Result<Committed<Vec<u64>>, ProposeError>> {
-        let (machine, fate) = (Arc::clone(&self.machine), self.fates.lock().unwrap().pop_front().unwrap());
-        let term = self.status.borrow().term;
-        self.proposed.send_modify(|proposed| *proposed += 1);
-        async move {
-            // A fate that is never told: nobody hears of the entry, and it has no effect.
-            let Ok(fate) = fate.await else { return Err(ProposeError::ResultUnknown { waited_ms: 1 }) };
-            let apply = || machine.lock().unwrap().apply(1, &entry).unwrap();
-            match fate {
-                Fate::Lands => Ok(Committed { index: 1, term, response: apply() }),
-                Fate::Refused => Err(ProposeError::NotLeader { leader: None }),
-                Fate::LandsUnheard => {
-                    apply();
-                    Err(ProposeError::ResultUnknown { waited_ms: 1 })
-                }
-            }
+    term: u64,
+    entry: Bytes,
+    fate: oneshot::Receiver<Fate>,
+) -> Result<Committed<Vec<u64>>, ProposeError> {
+    // A fate that is never told: nobody hears of the entry, and it has no effect.
+    let Ok(fate) = fate.await else { return Err(ProposeError::ResultUnknown { waited_ms: 1 }) };
+    let apply = || machine.lock().unwrap().apply(1, &entry).unwrap();
+    match fate {
+        Fate::Lands => Ok(Committed { index: 1, term, response: apply() }),
+        Fate::Refused => Err(ProposeError::NotLeader { leader: None }),
+        Fate::LandsUnheard => {
+            apply();
+            Err(ProposeError::ResultUnknown { waited_ms: 1 })
         }
-        .boxed()
-    }
-
-    fn read_barrier(&self, _: Duration) -> BoxFuture<'static, Result<u64, BarrierError>> {
-        async { Ok(1) }.boxed()
-    }
-
-    fn status(&self) -> watch::Receiver<Status> {
-        self.status.subscribe()
-    }
-
-    fn add_learner(&self, _: Member, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn promote(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn demote(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn remove(&self, _: RaftId, _: Duration) -> BoxFuture<'static, Result<(), MembershipError>> {
-        Self::unused()
-    }
-
-    fn snapshot_now(&self) -> BoxFuture<'static, Result<(), BarrierError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn campaign(&self) -> BoxFuture<'static, Result<(), BarrierError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn shutdown(&self) -> BoxFuture<'static, ()> {
-        async {}.boxed()
     }
 }
 
@@ -111,6 +57,7 @@ struct Bench {
     fates: Vec<oneshot::Sender<Fate>>,
     proposed: watch::Receiver<usize>,
     machine: Arc<Mutex<Machine>>,
+    /// Its term is that of the entries proposed from now on.
     status: watch::Sender<Status>,
     in_flight: usize,
 }
@@ -121,9 +68,14 @@ impl Bench {
         let machine = Arc::new(Mutex::new(Machine::new(applied.clone(), FeedSlot::default(), clock.clone())));
         let (fates, outcomes): (Vec<_>, VecDeque<_>) = (0..entries).map(|_| oneshot::channel()).unzip();
         let (proposed, seen) = watch::channel(0);
-        let status = watch::channel(Status { term: 1, ..Status::initial(1) }).0;
-        let raft =
-            Scripted { machine: Arc::clone(&machine), fates: Mutex::new(outcomes), proposed, status: status.clone() };
+        let raft = Scripted::new(Status { term: 1, ..Status::initial(1) });
+        let status = raft.status.clone();
+        let (world, term, outcomes) = (Arc::clone(&machine), status.clone(), Mutex::new(outcomes));
+        let raft = raft.proposing(move |entry| {
+            let fate = outcomes.lock().unwrap().pop_front().unwrap();
+            proposed.send_modify(|proposed| *proposed += 1);
+            met(Arc::clone(&world), term.borrow().term, entry, fate).boxed()
+        });
         let (submit, submissions) = mpsc::channel(8);
         tokio::spawn(run(Arc::new(raft), applied.clone(), clock.clone(), submissions));
         let peers = crate::peers::testing::leading(&applied, &clock);
