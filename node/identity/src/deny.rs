@@ -49,6 +49,10 @@ impl DenyList {
     }
 
     /// Refuses a node from now on and closes its connections, both ways, at once. Says how many were closed.
+    ///
+    /// A call of the node that meets the end of its connection fails as on any connection that is cut (`UNAVAILABLE`,
+    /// `CANCELLED` where it had not gone out, `UNKNOWN`). Calls after it make a new one, and are told by its handshake that
+    /// the node was removed ([`Refusal::Removed`](crate::transport::Refusal::Removed)).
     pub fn deny(&self, node: NodeId) -> usize {
         let mut inner = self.lock();
         inner.denied.insert(node);
