@@ -187,11 +187,6 @@ impl Networks {
         self.wanted().insert(task, Wanted { request, attached: true });
     }
 
-    /// Whether a task was attached, or was to be.
-    pub fn is_wanted(&self, task: TaskId) -> bool {
-        self.wanted().contains_key(&task)
-    }
-
     /// Hands tables on, and compares netd's sandboxes with the wanted ones whenever one comes. Ends when the node's part
     /// is gone; a second call returns at once.
     pub async fn run(self) {
@@ -211,18 +206,29 @@ impl Networks {
             let Ok(channel) = known else { return };
             let Some(channel) = channel else { continue };
             netd.mark_unchanged();
-            match self.compare(channel.clone(), waiting.has_lost(&self.0.held)).await {
+            let next = match self.compare(channel.clone(), waiting.has_lost(&self.0.held)).await {
                 Ok(()) => {
-                    tokio::select! {
-                        () = tables::hand_on(channel, &mut queue, &mut waiting, &self.0.held) => {}
-                        _ = netd.changed() => {}
-                    }
+                    let next = tokio::select! {
+                        () = tables::hand_on(channel, &mut queue, &mut waiting, &self.0.held) => None,
+                        next = netd.changed() => Some(next),
+                    };
                     // It may have taken some of what was on its way, or nothing.
                     waiting.lose();
+                    next
                 }
-                Err(status) => tracing::warn!(error = status.message(), "netd does not say what it has"),
+                Err(status) => {
+                    tracing::warn!(error = status.message(), "netd does not say what it has");
+                    None
+                }
+            };
+            // One that fails is asked again after a pause, another one at once.
+            let next = match next {
+                Some(next) => next,
+                None => tokio::time::timeout(AGAIN, netd.changed()).await.unwrap_or(Ok(())),
+            };
+            if next.is_err() {
+                return;
             }
-            tokio::time::sleep(AGAIN).await;
         }
     }
 

@@ -191,7 +191,7 @@ async fn a_task_waits_for_netd_and_its_table_and_is_attached() {
     assert!(said.contains("no number yet"), "{said}");
     host.networks.detach(TASK).await.unwrap();
     assert_eq!(fake.has().calls.last().unwrap(), "detach 1");
-    assert!(fake.has().sandboxes.is_empty() && !host.networks.is_wanted(TASK));
+    assert!(fake.has().sandboxes.is_empty() && !host.networks.wanted().contains_key(&TASK));
 }
 
 #[tokio::test]
@@ -349,4 +349,19 @@ async fn a_sandbox_that_cannot_be_taken_down_holds_nothing_up() {
     host.netd.send_replace(Some(fake.serve().await.0));
     host.send(0, table(0, 3, true));
     host.until_held(held(0, &[3])).await;
+}
+
+/// Without a pause after each: the ones before did not fail.
+#[tokio::test]
+async fn each_of_many_is_asked_at_once() {
+    const MANY: u32 = 30;
+    let host = host();
+    let start = tokio::time::Instant::now();
+    for number in 1..=MANY {
+        let fake = Fake::default();
+        fake.has().versions = [(NETWORK, number.into())].into();
+        host.netd.send_replace(Some(fake.serve().await.0));
+        host.until_held(held(number.into(), &[number.into()])).await;
+    }
+    assert!(start.elapsed() < AGAIN * MANY, "{:?}", start.elapsed());
 }

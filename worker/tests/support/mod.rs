@@ -31,6 +31,7 @@ pub const NODE: NodeId = NodeId::new(77);
 /// Of every wait in these tests; far beyond what anything takes.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+type ToNode = mpsc::UnboundedSender<Result<SessionDown, Status>>;
 type Items = BTreeMap<Vec<u8>, AssignmentItem>;
 
 #[derive(Default)]
@@ -40,7 +41,7 @@ pub struct State {
     /// Differences since the first sequence, for resuming.
     log: Vec<Assignments>,
     session_id: Vec<u8>,
-    pub down: Option<mpsc::UnboundedSender<Result<SessionDown, Status>>>,
+    pub down: Option<ToNode>,
     pub registers: Vec<Register>,
     pub resumed: usize,
     pub statuses: BTreeMap<TaskId, TaskStatus>,
@@ -60,6 +61,9 @@ pub struct State {
     pub removed: bool,
     pub mute_heartbeats: bool,
     pub mute_statuses: bool,
+    /// Registrations wait for `admit`.
+    pub hold_registrations: bool,
+    pub waiting: Vec<(Register, ToNode)>,
     pub managers: Vec<ManagerAddr>,
     pub period_ms: i64,
 }
@@ -174,13 +178,23 @@ impl TestManager {
         self.state().session_id = Vec::new();
     }
 
-    fn take(&self, message: Up, down: &mpsc::UnboundedSender<Result<SessionDown, Status>>) {
+    /// Answers the registrations that were held back, and all later ones.
+    pub fn admit(&self) {
+        self.state().hold_registrations = false;
+        let waiting = std::mem::take(&mut self.state().waiting);
+        for (register, down) in waiting {
+            self.take(Up::Register(register), &down);
+        }
+    }
+
+    fn take(&self, message: Up, down: &ToNode) {
         let send = |message| {
             let _ = down.send(Ok(SessionDown { message: Some(message) }));
         };
         let mut state = self.state();
         match message {
             Up::Register(_) if state.removed => send(Down::Removed(Removed {})),
+            Up::Register(register) if state.hold_registrations => state.waiting.push((register, down.clone())),
             Up::Register(register) => {
                 let resumed = !state.session_id.is_empty() && register.session_id == state.session_id;
                 if !resumed {
@@ -339,6 +353,15 @@ impl TestNode {
         }
     }
 
+    /// What its agent is told of it.
+    pub fn description(&self) -> DescriptionConfig {
+        DescriptionConfig {
+            hostname: "host1".to_owned(),
+            boot_id: self.boot_id.clone(),
+            ..DescriptionConfig::default()
+        }
+    }
+
     pub async fn start(&self, managers: &[SocketAddr]) -> (AgentHandle, mpsc::UnboundedReceiver<AgentEvent>) {
         self.start_with(managers, Arc::new(Simulated::new(self.world.clone()))).await
     }
@@ -352,11 +375,7 @@ impl TestNode {
         let handle = Agent::start(AgentConfig {
             node_id: NODE,
             data_dir: self.data.path().to_owned(),
-            description: DescriptionConfig {
-                hostname: "host1".to_owned(),
-                boot_id: self.boot_id.clone(),
-                ..DescriptionConfig::default()
-            },
+            description: self.description(),
             executor,
             networks: Networks::none(),
             connector: Arc::new(self.connector.clone()),
