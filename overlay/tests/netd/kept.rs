@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -80,7 +80,7 @@ impl<'a> World<'a> {
             let (own, other) = (number as u8 + 1, 2 - number as u8);
             assert_eq!(resolve(sandbox, &format!("task{other}")), [Ipv4Addr::new(10, 6, 1, other)]);
             // On a host under load a handshake may be lost, and comes again after some seconds.
-            until("no ping", || ping(sandbox, &format!("10.6.1.{other}")).then_some(()));
+            assert!(ping(sandbox, &format!("10.6.1.{other}")));
             let mut answers: Vec<String> =
                 (0..40).map(|_| who(sandbox, SocketAddr::from((VIP, 80))).unwrap()).collect();
             answers.sort();
@@ -104,6 +104,11 @@ fn pings(from: &Namespace, to: &str) -> Child {
     command.stdout(Stdio::piped()).spawn().unwrap()
 }
 
+/// How many of them are sent in that time.
+fn pings_in(time: Duration) -> usize {
+    usize::try_from(time.as_millis() / 20).unwrap()
+}
+
 /// How many of them got no answer.
 fn lost(pings: Child) -> usize {
     let pid = nix::unistd::Pid::from_raw(pings.id().try_into().unwrap());
@@ -119,22 +124,29 @@ fn lost(pings: Child) -> usize {
     numbers[0] - numbers[1]
 }
 
-/// Connects again and again to a published port; how often it did, and how often that failed.
-fn knock(from: &Namespace, ports: &'static [u16]) -> (Arc<AtomicBool>, std::thread::JoinHandle<(usize, usize)>) {
+/// What came of connections.
+#[derive(Debug, Default)]
+struct Knocks {
+    all: usize,
+    failed: usize,
+    slowest: Duration,
+}
+
+/// Connects again and again to published ports.
+fn knock(from: &Namespace, ports: &'static [u16]) -> (Arc<AtomicBool>, std::thread::JoinHandle<Knocks>) {
     let (from, stop) = (from.try_clone().unwrap(), Arc::new(AtomicBool::new(false)));
     let told = Arc::clone(&stop);
-    let failed = AtomicUsize::new(0);
     let knocking = std::thread::spawn(move || {
-        let mut all = 0;
+        let mut knocks = Knocks::default();
         while !told.load(Ordering::SeqCst) {
             for port in ports {
-                all += 1;
-                if who(&from, SocketAddr::from(([10, 77, 0, 1], *port))).is_err() {
-                    failed.fetch_add(1, Ordering::SeqCst);
-                }
+                let start = Instant::now();
+                knocks.all += 1;
+                knocks.failed += usize::from(who(&from, SocketAddr::from(([10, 77, 0, 1], *port))).is_err());
+                knocks.slowest = knocks.slowest.max(start.elapsed());
             }
         }
-        (all, failed.into_inner())
+        knocks
     });
     (stop, knocking)
 }
@@ -163,16 +175,18 @@ fn a_killed_one_is_whole_again_by_itself() {
         assert_eq!(after.networks[0].version, version - 1, "{:?}", after.notes);
         assert_eq!(resolve(&world.sandboxes[0], "web"), [VIP]);
         let names = start.elapsed();
-        until("no mesh", || ping(&world.sandboxes[1], "10.6.1.1").then_some(()));
+        assert!(ping(&world.sandboxes[1], "10.6.1.1"));
         let lost = running.map(lost);
         stop.store(true, Ordering::SeqCst);
-        let (all, failed) = knocking.join().unwrap();
+        let knocks = knocking.join().unwrap();
         eprintln!(
             "{signal}: gone after {gone:?}, answers after {answers:?}, names after {names:?}, pings lost each way \
-             (20 ms): {lost:?}, {failed} of {all} connections to published ports failed"
+             (20 ms): {lost:?}, connections to published ports: {knocks:?}"
         );
-        assert!(lost.iter().all(|lost| *lost < 150), "{lost:?}");
-        assert_eq!(failed, 0, "of {all}");
+        // Until it answers, which takes long on a busy machine, and three seconds.
+        let most = answers + Duration::from_secs(3);
+        assert!(lost.iter().all(|lost| *lost < pings_in(most)), "{lost:?}");
+        assert!(knocks.failed == 0 && knocks.slowest < most, "{knocks:?}");
         world.check(&lab);
         // It goes on from there, and keeps that too.
         let changes = [&world.sealed, &world.mesh].map(|net| difference(net, version));
@@ -228,17 +242,19 @@ fn the_next_one_takes_its_place() {
         let after = world.hosts[0].replace();
         let took = start.elapsed();
         assert_eq!((&after.networks, &after.sandboxes), (&before.networks, &before.sandboxes));
-        until("no mesh", || ping(&world.sandboxes[1], "10.6.1.1").then_some(()));
+        assert!(ping(&world.sandboxes[1], "10.6.1.1"));
         let lost = running.map(lost);
         [stop, stop_asking].iter().for_each(|stop| stop.store(true, Ordering::SeqCst));
-        let ((all, failed), names) = (knocking.join().unwrap(), asking.join().unwrap());
+        let (knocks, names) = (knocking.join().unwrap(), asking.join().unwrap());
         eprintln!(
-            "replaced in {took:?}, {names:?} without names, pings lost each way (20 ms): {lost:?}, {failed} of {all} \
-             connections to published ports failed"
+            "replaced in {took:?}, {names:?} without names, pings lost each way (20 ms): {lost:?}, connections to \
+             published ports: {knocks:?}"
         );
-        assert_eq!(failed, 0, "of {all}");
-        assert!(names < Duration::from_secs(2), "{names:?}");
-        assert!(lost.iter().all(|lost| *lost < 100), "{lost:?}");
+        // While the next one starts, which takes long on a busy machine, and two seconds.
+        let most = took + Duration::from_secs(2);
+        assert!(knocks.failed == 0 && knocks.slowest < most, "{knocks:?}");
+        assert!(names < most, "{names:?}");
+        assert!(lost.iter().all(|lost| *lost < pings_in(most)), "{lost:?}");
         world.check(&lab);
     }
     // The agent's connection finds the new one.
@@ -264,7 +280,7 @@ fn a_mesh_that_cannot_start_is_told_and_tried_again() {
     let change = difference(&world.sealed, 2);
     let faults = host.apply(&[change]).faults;
     assert!(faults[0].error.contains("device of encrypted networks"), "{faults:?}");
-    assert!(!ping(&world.sandboxes[0], "10.6.1.2"));
+    assert!(is_silent(&world.sandboxes[0], "10.6.1.2"));
     drop(other);
     until("it is not tried again", || (!told(&world.hosts[0])).then_some(()));
     let mut row = peer(1);
@@ -313,8 +329,8 @@ fn nothing_closes_while_a_damaged_table_is_asked_for() {
         assert_eq!((state.networks.len(), state.sandboxes.len()), (2, 2), "{:?}", state.notes);
         assert!(!said(&state, "damaged") && !said(&state, "as it was"), "{:?}", state.notes);
         stop.store(true, Ordering::SeqCst);
-        let (all, failed) = knocking.join().unwrap();
-        assert_eq!(failed, 0, "of {all} with tables of {damaged:?} damaged");
+        let knocks = knocking.join().unwrap();
+        assert_eq!(knocks.failed, 0, "{knocks:?} with tables of {damaged:?} damaged");
         world.check(&lab);
     }
     // Where nobody sends it, what is known is put in force after a while: the ports close.

@@ -49,6 +49,9 @@ pub(crate) fn choice() -> Choice {
     choice_of(std::env::var(NUMBER).ok().and_then(|number| number.parse().ok()).unwrap_or(1))
 }
 
+/// How long an answer may take that is sure to come, on a machine under load.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Whether the test can run. Says so if not.
 pub(crate) fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
@@ -430,9 +433,22 @@ pub(crate) fn attach_request(task: u128, ends: &[(&v1::Network, IpAddr)]) -> v1:
     }
 }
 
-/// Whether something answers.
+/// Whether something answers `ping`: at last, for a packet may be lost where the machine is busy. Options may stand before
+/// the address.
 pub(crate) fn ping(from: &Namespace, to: &str) -> bool {
-    run(from, &format!("ping -n -c 1 -W 1 {to}")).status.success()
+    let start = Instant::now();
+    while is_silent(from, to) {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+/// Whether one `ping` gets no answer within a second.
+pub(crate) fn is_silent(from: &Namespace, to: &str) -> bool {
+    !run(from, &format!("ping -n -c 1 -W 1 {to}")).status.success()
 }
 
 /// Serves TCP and UDP in a namespace: each answer is `name`. TCP stays open and answers each byte.
@@ -478,9 +494,8 @@ fn serve_at(namespace: &Namespace, any: SocketAddr, name: &str) {
 }
 
 pub(crate) fn connect(from: &Namespace, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream =
-        from.enter(|_| Ok::<_, NetlinkError>(TcpStream::connect_timeout(&to, Duration::from_secs(2)))).unwrap()?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let stream = from.enter(|_| Ok::<_, NetlinkError>(TcpStream::connect_timeout(&to, PATIENCE))).unwrap()?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
@@ -500,7 +515,7 @@ pub(crate) fn who(from: &Namespace, to: SocketAddr) -> std::io::Result<String> {
 pub(crate) fn who_udp(from: &Namespace, to: SocketAddr) -> std::io::Result<String> {
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let socket = from.enter(|inside| inside.udp(SocketAddr::new(any, 0))).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(to)?;
     socket.send(b"?")?;
     let mut buffer = [0; 64];
@@ -511,7 +526,7 @@ pub(crate) fn who_udp(from: &Namespace, to: SocketAddr) -> std::io::Result<Strin
 /// The IPv4 addresses of a name, as the sandbox's name server has them.
 pub(crate) fn resolve(from: &Namespace, name: &str) -> Vec<Ipv4Addr> {
     let socket: UdpSocket = from.enter(|inside| inside.udp(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).unwrap());

@@ -78,9 +78,8 @@ fn all_at_once_leaves_nothing() {
     assert_eq!((state.networks.len(), state.sandboxes.len()), (3, 0));
     for task in 1..=TASKS {
         let sandbox = host.attach(&request(task));
-        assert_eq!(
-            ping(&sandbox, "10.77.0.100"),
-            request(task).endpoints.iter().any(|end| end.network_id != nets[2].id) || request(task).local_bridge
-        );
+        let request = request(task);
+        let is_open = request.endpoints.iter().any(|end| end.network_id != nets[2].id) || request.local_bridge;
+        assert!(if is_open { ping(&sandbox, "10.77.0.100") } else { is_silent(&sandbox, "10.77.0.100") });
     }
 }
