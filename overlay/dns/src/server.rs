@@ -130,7 +130,3 @@ impl Server {
 #[cfg(test)]
 #[path = "server_test.rs"]
 pub(crate) mod server_test;
-
-#[cfg(test)]
-#[path = "measure_test.rs"]
-mod measure_test;

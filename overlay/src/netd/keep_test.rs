@@ -145,32 +145,3 @@ proptest! {
         let _ = table(NETWORK, &framed);
     }
 }
-
-/// `cargo test -p skep-overlay --lib measure_journal -- --ignored --nocapture`
-#[test]
-#[ignore = "prints figures"]
-fn measure_journal() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, mut followed) = (Journal::new(dir.path(), NETWORK), FollowedTable::default());
-    let mut first = whole(1);
-    first.put_endpoints = (1..=10_000).map(|id| endpoint(id, 1)).collect();
-    followed.take(NETWORK, &first).unwrap();
-    let start = std::time::Instant::now();
-    journal.keep(followed.current(), None);
-    eprintln!("10000 endpoints, all of it ({} bytes): {:?}", journal.whole, start.elapsed());
-    let mut times: Vec<std::time::Duration> = (2..1002)
-        .map(|version: u64| {
-            let message = difference(version, endpoint(version.into(), 9));
-            followed.take(NETWORK, &message).unwrap();
-            let start = std::time::Instant::now();
-            journal.keep(followed.current(), Some(&message));
-            start.elapsed()
-        })
-        .collect();
-    times.sort();
-    eprintln!("a difference: median {:?}, p99 {:?}, worst {:?}", times[500], times[990], times[999]);
-    let start = std::time::Instant::now();
-    let kept = journal.read().unwrap();
-    eprintln!("read again with 1000 differences: {:?}", start.elapsed());
-    assert_eq!(kept.followed.current(), followed.current());
-}

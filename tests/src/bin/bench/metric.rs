@@ -87,6 +87,10 @@ pub(crate) const FIFTY_CPU: Metric = metric("net.encrypted.50_peers.cpu_s_per_gb
 pub(crate) const VIP_ROUND_TRIP: Metric = metric("net.vip.round_trip.us", "µs");
 /// A connection with a byte there and back; median.
 pub(crate) const VIP_CONNECT: Metric = metric("net.vip.connect.us", "µs");
+/// A service's name, asked of a sandbox's name server: answers a second with 64 questions under way, and the time to one
+/// alone; median.
+pub(crate) const NAMES_RATE: Metric = more("net.names.answers_per_s", "1/s");
+pub(crate) const NAMES_TIME: Metric = metric("net.names.answer.us", "µs");
 /// A task's sandbox with an end on a network where a service has 1,000 tasks: CPU of netd, and time until it is there.
 pub(crate) const ATTACH_CPU: Metric = metric("net.endpoint.attach.cpu_ms", "ms");
 pub(crate) const ATTACH_WALL: Metric = metric("net.endpoint.attach.ms", "ms");
@@ -117,6 +121,7 @@ pub(crate) const NET_ENCRYPTED: &[&Metric] =
     &[&ENCRYPTED_TCP_1, &ENCRYPTED_TCP_4, &ENCRYPTED_UDP_64, &ENCRYPTED_UDP_1300, &ENCRYPTED_PING, &ENCRYPTED_CPU];
 pub(crate) const NET_FIFTY: &[&Metric] = &[&FIFTY_TCP, &FIFTY_CPU];
 pub(crate) const NET_VIP: &[&Metric] = &[&VIP_ROUND_TRIP, &VIP_CONNECT];
+pub(crate) const NET_NAMES: &[&Metric] = &[&NAMES_RATE, &NAMES_TIME];
 pub(crate) const NET_ENDPOINTS: &[&Metric] =
     &[&ATTACH_CPU, &ATTACH_WALL, &DETACH_CPU, &DETACH_WALL, &CHANGE_WALL, &CHANGE_CPU];
 pub(crate) const NET_TABLES: &[&Metric] = &[&TABLE_WALL, &TABLE_CPU, &TABLE_CHANGE_WALL, &TABLE_CHANGE_CPU];
@@ -126,7 +131,7 @@ pub(crate) const NET_ROLLING: &[&Metric] = &[&ROLLING_FAILED, &ROLLING_RATE, &RO
 
 /// Those of `make bench-net`, in the order of printing.
 pub(crate) const NET: &[&[&Metric]] =
-    &[NET_PLAIN, NET_ENCRYPTED, NET_FIFTY, NET_VIP, NET_ENDPOINTS, NET_TABLES, NET_START, NET_ROLLING];
+    &[NET_PLAIN, NET_ENCRYPTED, NET_FIFTY, NET_VIP, NET_NAMES, NET_ENDPOINTS, NET_TABLES, NET_START, NET_ROLLING];
 
 /// Those that a swarm of several managers is needed for.
 pub(crate) const FAILOVER: &[&Metric] =

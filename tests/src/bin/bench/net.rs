@@ -6,6 +6,7 @@ mod bare;
 mod cipher;
 mod fifty;
 mod machine;
+mod names;
 mod netd;
 mod paths;
 mod rolling;
@@ -47,11 +48,12 @@ struct Verdict {
 type Section = (&'static [&'static Metric], fn(&Net<'_>) -> Result<()>);
 
 /// Those that cannot go wrong for all come first: a lab that fails ends the program.
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 9] = [
     (metric::NET_PLAIN, paths::plain),
     (metric::NET_ENCRYPTED, paths::encrypted),
     (metric::NET_FIFTY, fifty::measure),
     (metric::NET_VIP, vip::measure),
+    (metric::NET_NAMES, names::measure),
     (metric::NET_ENDPOINTS, scale::endpoints),
     (metric::NET_TABLES, scale::tables),
     (metric::NET_START, start::measure),
