@@ -24,6 +24,7 @@ use tokio::sync::watch::Receiver;
 
 use crate::dispatch::Dispatcher;
 use crate::images::Registries;
+use crate::keys;
 use crate::roles::Seen;
 use crate::store::Store;
 
@@ -40,6 +41,8 @@ pub(crate) struct Control {
     raft: Receiver<skep_raft::Status>,
     /// Asks nodes; a simulated manager has none.
     dispatcher: Option<Dispatcher>,
+    /// How far the answering manager is with its keys on disk; a simulated manager has none.
+    keys: Option<keys::Board>,
 }
 
 impl Control {
@@ -51,12 +54,17 @@ impl Control {
         node: NodeId,
         raft: Receiver<skep_raft::Status>,
     ) -> Self {
-        Self { store, registries, node, raft, dispatcher: None }
+        Self { store, registries, node, raft, dispatcher: None, keys: None }
     }
 
     /// Asks nodes by the sessions of this dispatcher.
     pub(crate) fn with_nodes(self, dispatcher: Dispatcher) -> Self {
         Self { dispatcher: Some(dispatcher), ..self }
+    }
+
+    /// Says, and waits for, what becomes of the managers' keys on disk.
+    pub(crate) fn with_keys(self, keys: keys::Board) -> Self {
+        Self { keys: Some(keys), ..self }
     }
 
     /// The managers as this one sees them. Looks at every node.

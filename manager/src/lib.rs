@@ -7,6 +7,7 @@ mod clock;
 mod control;
 pub mod dispatch;
 pub mod images;
+mod keys;
 mod leader;
 mod logs;
 mod loops;
@@ -21,5 +22,9 @@ mod sequencer;
 pub mod sim;
 pub mod store;
 pub mod topic;
+
+pub use keys::{KeySeals, KeysAtStart};
+/// Deletes a stopped manager's files, its keys first.
+pub use skep_raft::erase as erase_files;
 
 pub use manager::{Bootstrap, Ended, FIRST_RAFT_ID, Manager, ManagerConfig, ManagerStart, is_disk_full};

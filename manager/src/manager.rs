@@ -35,6 +35,7 @@ use crate::clock::Clock;
 use crate::control::Control;
 use crate::dispatch::Dispatcher;
 use crate::images::Registries;
+use crate::keys::{self, KeysAtStart};
 use crate::leader;
 use crate::logs::LogBroker;
 use crate::machine::{FeedSlot, Machine};
@@ -73,6 +74,8 @@ pub struct ManagerConfig {
     /// This manager's id in Raft: [`FIRST_RAFT_ID`] for a new swarm's, else what [`crate::peers::enter`] answered.
     pub raft_id: RaftId,
     pub start: ManagerStart,
+    /// What its files are sealed with, and who seals the host's other keys.
+    pub keys: KeysAtStart,
 }
 
 /// What a manager starts from. Said by the caller, never guessed: an empty directory must not become a new swarm.
@@ -99,6 +102,8 @@ pub struct Bootstrap {
     pub root_key_pem: String,
     pub worker_token_secret: [u8; 16],
     pub manager_token_secret: [u8; 16],
+    /// With autolock: as in [`KeysAtStart::unlock`].
+    pub unlock_key: Option<[u8; 32]>,
     /// Of the first manager's node.
     pub node_spec: NodeSpec,
     pub hostname: String,
@@ -157,7 +162,8 @@ impl Manager {
         let applied = Applied::new(State::default());
         let peers = Peers::new(&config.credentials, &config.deny, &applied, &clock);
         let machine = Machine::new(applied.clone(), Arc::clone(&feed), clock.clone());
-        let raft_config = skep_raft::Config::new(&config.dir, config.raft_id, start);
+        let mut raft_config = skep_raft::Config::new(&config.dir, config.raft_id, start);
+        config.keys.configure(&mut raft_config);
         let raft = RaftNode::start(raft_config, machine, peers.transport()).await.context("cannot start Raft")?;
         let raft = Arc::new(raft);
         let (submit, submissions) = mpsc::channel(SUBMISSIONS);
@@ -169,11 +175,14 @@ impl Manager {
         background.spawn(follow_denied(store.clone(), config.deny.clone()));
         background.spawn(leader::keep_clock(store.clone()));
         background.spawn(follow_settings(store.clone(), Arc::clone(&raft)));
+        let board = keys::Board::default();
+        background.spawn(keys::follow(store.clone(), Arc::clone(&raft), config.keys.seals, Arc::clone(&board)));
         let links = Arc::new(store.peers().clone());
         let dispatcher = Dispatcher::new(store.clone(), config.credentials.clone(), links);
         background.spawn(dispatcher.clone().run());
         let control =
             Control::new(store.clone(), config.registries, config.node, raft.status()).with_nodes(dispatcher.clone());
+        let control = control.with_keys(Arc::clone(&board));
         let routes = Routes::new(ClustersServer::new(control.clone()))
             .add_service(NodesServer::new(control.clone()))
             .add_service(ServicesServer::new(control.clone()))
@@ -187,7 +196,7 @@ impl Manager {
             .add_service(dispatcher.relay_service())
             .add_service(LogBroker::new(&dispatcher).service())
             .add_service(CertificateAuthority::new(store.clone(), config.deny).service())
-            .add_service(QuorumService::new(Arc::clone(&raft), store.clone()).service());
+            .add_service(QuorumService::new(Arc::clone(&raft), store.clone(), board).service());
         let addr = config.advertise_addr.clone();
         let work = Some(leader::Work { dispatcher, feed });
         let lead = leader::Parts { raft: Arc::clone(&raft), store: store.clone(), work, node: config.node, addr };
@@ -334,7 +343,8 @@ impl fmt::Display for Ended {
 
 /// Makes Raft's files those of a group of one. The state follows when this manager leads.
 async fn recover(config: &ManagerConfig) -> anyhow::Result<()> {
-    let raft = skep_raft::Config::new(&config.dir, config.raft_id, Start::Existing);
+    let mut raft = skep_raft::Config::new(&config.dir, config.raft_id, Start::Existing);
+    config.keys.configure(&mut raft);
     let addr = config.advertise_addr.clone();
     let recovering = tokio::task::spawn_blocking(move || skep_raft::recover(&raft, &addr)).await;
     let recovered = recovering.context("the recovery broke off")?.context("cannot recover from the lost quorum")?;
@@ -355,6 +365,8 @@ pub(crate) async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstra
         feature_level: FEATURE_LEVEL,
         last_raft_id: FIRST_RAFT_ID,
         recovery_epoch: 0,
+        unlock_key: bootstrap.unlock_key,
+        data_key_epoch: 0,
     };
     let description = NodeDescription { hostname: bootstrap.hostname, ..NodeDescription::default() };
     let first = Node {

@@ -98,7 +98,7 @@ impl SimManager {
         tasks.spawn(leader::keep_clock(store.clone()));
         tasks.spawn(keep_roles(Arc::clone(&raft), store.clone()));
         let control = Control::new(store.clone(), Arc::new(NoRegistries), node, raft.status());
-        let routes = Routes::new(QuorumService::new(Arc::clone(&raft), store.clone()).service());
+        let routes = Routes::new(QuorumService::new(Arc::clone(&raft), store.clone(), Arc::default()).service());
         tasks.spawn(leader::follow(leader::Parts {
             raft: Arc::clone(&raft),
             store: store.clone(),
@@ -119,6 +119,7 @@ impl SimManager {
             root_key_pem: String::new(),
             worker_token_secret: [0; 16],
             manager_token_secret: [1; 16],
+            unlock_key: None,
             node_spec: NodeSpec { role: NodeRole::Manager.into(), ..NodeSpec::default() },
             hostname: String::new(),
         };

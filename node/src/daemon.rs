@@ -14,6 +14,7 @@ use tower::layer::layer_fn;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::hardening;
 use crate::host::Host;
 use crate::lock::DirLock;
 use crate::membership::Membership;
@@ -25,6 +26,7 @@ const FORCED: u8 = 143;
 
 /// Runs until SIGTERM or SIGINT. Errors are about the start; after it the daemon stays up and reports through its API.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    hardening::no_dumps()?;
     // Before anything is opened: a second daemon must not touch the first one's files.
     let lock = DirLock::take(&config.data_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -15,7 +15,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
-use skep_identity::{Credentials, JoinToken, LiveCredentials, NodeGrant, NodeKey, Role, RootBundle, RootCa};
+use skep_identity::{
+    Credentials, JoinToken, LiveCredentials, NodeGrant, NodeKey, Role, RootBundle, RootCa, StoreError, UnlockKey,
+};
 use skep_manager::Bootstrap;
 use skep_proto::id::{ClusterId, NodeId};
 use skep_proto::v1::{ClusterSpec, NodeRole, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState};
@@ -28,6 +30,7 @@ use crate::backoff::{Backoff, is_disk_full, may_pass, words};
 use crate::config::MANAGER_PORT;
 use crate::contacts::Contacts;
 use crate::host::Host;
+use crate::sealing::Sealing;
 use crate::seat::{First, SeatState};
 use crate::switch::ManagerRoutes;
 use joining::JoinAttempt;
@@ -37,6 +40,12 @@ pub(crate) use standing::{Board, Standing};
 
 /// How long a joining node waits for its first session, and a joining manager until it hears a leader.
 const FIRST_SESSION: Duration = Duration::from_secs(20);
+/// How late a wrong unlock key is answered; nobody else is heard meanwhile. A key has 256 bits: this is not what keeps a
+/// guesser out.
+const WRONG_KEY: Duration = Duration::from_secs(1);
+/// What every call but `unlock` hears while this manager waits for its key.
+pub(crate) const LOCKED: &str =
+    "Swarm is encrypted and needs to be unlocked before it can be used. Use `skep swarm unlock` to unlock it.";
 const REMOVED: &str = "this node was removed from the swarm, and its tasks are stopped: use `skep swarm leave` to clean \
                        up, then join again";
 
@@ -151,6 +160,7 @@ impl Membership {
         let dir = self.host.identity_dir();
         let credentials = match blocking(move || Credentials::load(&dir)).await? {
             Ok(credentials) => credentials,
+            Err(StoreError::Sealed { .. }) => return self.lock().await,
             Err(error) if error.is_absent() => {
                 self.host.clear_leftovers().await;
                 self.board.outside();
@@ -165,13 +175,78 @@ impl Membership {
             self.board.failed(REMOVED.to_owned(), false);
             return Ok(());
         }
-        self.run(member, credentials, record, First::Resume).await
+        let sealing = Sealing::new(self.host.identity_dir(), None, Vec::new());
+        self.run(member, credentials, record, First::Resume, sealing).await
     }
 
-    /// Makes a swarm with this host as its first manager, or makes this manager the only one of its swarm. Returns the
-    /// node, the worker's token and the address that others are told.
-    pub(crate) async fn init(&self, request: SwarmInitRequest) -> anyhow::Result<(NodeId, JoinToken, SocketAddr)> {
+    /// This host's keys are sealed: containers and netd go on by themselves, and nothing else happens before somebody has
+    /// the unlock key.
+    async fn lock(&self) -> anyhow::Result<()> {
+        let (dir, path) = (self.host.identity_dir(), self.host.swarm_file());
+        let (identity, record) = blocking(move || (Credentials::whose(&dir), Record::load(&path))).await?;
+        let (identity, record) = (identity?, record?);
+        if record.removed {
+            self.host.clear_leftovers().await;
+            self.board.failed(REMOVED.to_owned(), false);
+            return Ok(());
+        }
+        info!(node = %identity.node_id, "this manager is locked: unlock it with `skep swarm unlock`");
+        self.board.locked(&identity, record.advertise_addr.ip().to_string());
+        Ok(())
+    }
+
+    /// Unlocks this manager and resumes its membership; returns when it takes part, or is late.
+    pub(crate) async fn unlock(&self, text: &str) -> anyhow::Result<()> {
         let mut member = self.transition().await?;
+        match self.standing().state {
+            SwarmState::Locked => {}
+            SwarmState::Inactive => bail!("this node is not part of a swarm"),
+            _ => bail!("swarm is not locked"),
+        }
+        let (sealing, credentials, record) = match self.open(text).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                tokio::time::sleep(WRONG_KEY).await;
+                warn!(error = %words(&error), "somebody tried to unlock this manager");
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.run(&mut member, credentials, record, First::Resume, sealing).await {
+            // For the next try.
+            self.lock().await?;
+            return Err(error);
+        }
+        info!("this manager is unlocked");
+        if let Some(member) = member.as_ref() {
+            // Late is no error: it goes on trying.
+            let _ = tokio::time::timeout(FIRST_SESSION, member.seat.settled()).await;
+        }
+        Ok(())
+    }
+
+    /// What the unlock key opens.
+    async fn open(&self, text: &str) -> anyhow::Result<(Sealing, Credentials, Record)> {
+        let key: UnlockKey = text.parse()?;
+        let (dir, path) = (self.host.identity_dir(), self.host.swarm_file());
+        let opened = blocking(move || -> anyhow::Result<_> {
+            // The key of before, or the next one, where a change was cut short.
+            let other = skep_identity::other_keys(&dir, &key)?;
+            let keys: Vec<UnlockKey> = std::iter::once(&key).chain(&other).cloned().collect();
+            let credentials = Credentials::unlock(&dir, &keys)?;
+            Ok((Sealing::new(dir, Some(key), other), credentials, Record::load(&path)?))
+        });
+        opened.await?.map_err(|error| match error.downcast_ref() {
+            Some(StoreError::WrongKey { .. }) => anyhow::anyhow!("invalid key: it does not unlock this manager"),
+            _ => error,
+        })
+    }
+
+    /// Makes a swarm with this host as its first manager, or makes this manager the only one of its swarm.
+    pub(crate) async fn init(&self, request: SwarmInitRequest) -> anyhow::Result<Founded> {
+        let mut member = self.transition().await?;
+        if self.standing().state == SwarmState::Locked {
+            bail!("{LOCKED}");
+        }
         if request.force_new_cluster {
             return self.recover(&mut member, request).await;
         }
@@ -181,20 +256,19 @@ impl Membership {
         let founding = found(&self.host, &request)?;
         let (node, token) = (founding.credentials.node_id(), founding.token);
         let advertise_addr = record.advertise_addr;
-        self.enter(&mut member, founding.credentials, record, First::Found(Box::new(founding.bootstrap))).await?;
+        let unlock_key = founding.bootstrap.unlock_key.map(UnlockKey::new);
+        let sealing = Sealing::new(self.host.identity_dir(), unlock_key.clone(), Vec::new());
+        let first = First::Found(Box::new(founding.bootstrap));
+        self.enter(&mut member, founding.credentials, record, first, sealing).await?;
         if let Some(member) = member.as_ref() {
             // Returning earlier would let the next command find it starting. The swarm is made either way.
             let _ = tokio::time::timeout(FIRST_SESSION, member.seat.settled()).await;
         }
         info!(%node, "a swarm was made");
-        Ok((node, token, advertise_addr))
+        Ok(Founded { node, token, advertise_addr, unlock_key })
     }
 
-    async fn recover(
-        &self,
-        member: &mut MemberGuard,
-        request: SwarmInitRequest,
-    ) -> anyhow::Result<(NodeId, JoinToken, SocketAddr)> {
+    async fn recover(&self, member: &mut MemberGuard, request: SwarmInitRequest) -> anyhow::Result<Founded> {
         let addressed = SwarmInitRequest {
             listen_addr: request.listen_addr.clone(),
             advertise_addr: request.advertise_addr.clone(),
@@ -219,7 +293,7 @@ impl Membership {
         let token = member.seat.recover(addrs).await?;
         let node = member.live.current().node_id();
         warn!(%node, "this manager is the only one of its swarm now; the others have to join again");
-        Ok((node, token, member.record.get().advertise_addr))
+        Ok(Founded { node, token, advertise_addr: member.record.get().advertise_addr, unlock_key: None })
     }
 
     /// Joins a swarm; returns when the agent has its session, and a manager hears the leader.
@@ -245,7 +319,8 @@ impl Membership {
         self.unfinished_join(|known| *known = Some(attempt));
         let credentials = asked?;
         let (node, role) = (credentials.node_id(), credentials.role());
-        self.enter(&mut member, credentials, record, First::Resume).await?;
+        let sealing = Sealing::new(self.host.identity_dir(), None, Vec::new());
+        self.enter(&mut member, credentials, record, First::Resume, sealing).await?;
         self.unfinished_join(|known| *known = None);
         let joined = member.as_ref().map(|joined| (joined.agent.clone(), joined.seat.state()));
         // From here on it is a member, which may leave or be stopped while it waits for its session.
@@ -287,6 +362,9 @@ impl Membership {
         let standing = self.standing();
         if standing.state == SwarmState::Inactive {
             bail!("this node is not part of a swarm");
+        }
+        if standing.state == SwarmState::Locked {
+            bail!("{LOCKED}");
         }
         if standing.role == Some(Role::Manager) && member.is_some() {
             bail!(
@@ -342,6 +420,9 @@ impl Membership {
     }
 
     fn refuse_if_member(&self, member: &Option<Member>) -> anyhow::Result<()> {
+        if self.standing().state == SwarmState::Locked {
+            bail!("{LOCKED}");
+        }
         if member.is_some() || self.standing().state != SwarmState::Inactive {
             bail!(
                 "this node is already part of a swarm: use `skep swarm leave` to leave this swarm and join another one"
@@ -384,15 +465,16 @@ impl Membership {
         credentials: Credentials,
         record: Record,
         first: First,
+        sealing: Sealing,
     ) -> anyhow::Result<()> {
-        let (file, dir, content) = (self.host.swarm_file(), self.host.identity_dir(), record.clone());
+        let (file, sealed, content) = (self.host.swarm_file(), sealing.clone(), record.clone());
         let written = blocking(move || {
             content.save(&file)?;
-            credentials.save(&dir).context("cannot store this node's credentials")?;
+            sealed.save(&credentials).context("cannot store this node's credentials")?;
             anyhow::Ok(credentials)
         });
         let started = match written.await? {
-            Ok(credentials) => self.run(member, credentials, record, first).await,
+            Ok(credentials) => self.run(member, credentials, record, first, sealing).await,
             Err(error) => Err(error),
         };
         let Err(error) = started else { return Ok(()) };
@@ -411,10 +493,11 @@ impl Membership {
         credentials: Credentials,
         record: Record,
         first: First,
+        sealing: Sealing,
     ) -> anyhow::Result<()> {
         self.board.pending();
         let node = credentials.node_id();
-        let running = Member::start(&self.host, &self.board, credentials, record, first).await?;
+        let running = Member::start(&self.host, &self.board, credentials, record, first, sealing).await?;
         self.set_view(Some(View {
             agent: running.agent.clone(),
             credentials: running.live.clone(),
@@ -438,9 +521,10 @@ impl Membership {
     /// made by the membership that ends, since none begins where something lies already.
     async fn forget(&self) -> anyhow::Result<()> {
         let dir = self.host.identity_dir();
-        let paths = [self.host.swarm_file(), self.host.raft_dir(), self.host.agent_dir()];
+        let (raft, paths) = (self.host.raft_dir(), [self.host.swarm_file(), self.host.agent_dir()]);
         blocking(move || {
             Credentials::erase(&dir).context("cannot delete this node's credentials")?;
+            skep_manager::erase_files(&raft).context("cannot delete this manager's state")?;
             paths.into_iter().try_for_each(delete)
         })
         .await?
@@ -486,6 +570,18 @@ async fn wait_joined(agent: &MemberAgent, mut seat: watch::Receiver<SeatState>) 
     }
 }
 
+/// A swarm that was made, or made anew with this manager alone.
+#[derive(Debug)]
+pub(crate) struct Founded {
+    pub(crate) node: NodeId,
+    /// The worker's.
+    pub(crate) token: JoinToken,
+    /// What others are told.
+    pub(crate) advertise_addr: SocketAddr,
+    /// With autolock.
+    pub(crate) unlock_key: Option<UnlockKey>,
+}
+
 /// What a new swarm begins with.
 struct Founding {
     credentials: Credentials,
@@ -509,6 +605,7 @@ fn found(host: &Host, request: &SwarmInitRequest) -> anyhow::Result<Founding> {
         address_pools: request.address_pools.clone(),
         subnet_length: request.subnet_length,
         data_path_port: request.data_path_port,
+        autolock: request.autolock,
         ..ClusterSpec::default()
     };
     skep_proto::validate::cluster_spec(&spec)?;
@@ -526,6 +623,7 @@ fn found(host: &Host, request: &SwarmInitRequest) -> anyhow::Result<Founding> {
         root_key_pem: authority.key_pem().to_string(),
         worker_token_secret: rand::random(),
         manager_token_secret: rand::random(),
+        unlock_key: request.autolock.then(|| *UnlockKey::generate().expose()),
         node_spec: NodeSpec {
             role: NodeRole::Manager.into(),
             availability: request.availability,

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use crate::backoff::{Backoff, words};
 use crate::config::{Config, WIREGUARD_PORT};
+use crate::sealing::Sealing;
 
 /// From its start to its first answer, on a busy machine.
 const START: Duration = Duration::from_secs(30);
@@ -53,13 +54,12 @@ pub(crate) struct Netd {
 }
 
 /// Who this host is to the others.
-#[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) node: NodeId,
     /// Where the other hosts reach it.
     pub(crate) address: IpAddr,
-    /// Folder of its credentials.
-    pub(crate) identity_dir: PathBuf,
+    /// Has its key.
+    pub(crate) sealing: Sealing,
 }
 
 /// One that runs and knows this host.
@@ -122,8 +122,8 @@ impl Netd {
 
     /// Finds or starts one, and tells it who this host is.
     async fn bring_up(&self, place: &Place) -> anyhow::Result<Running> {
-        let dir = place.identity_dir.clone();
-        let key = tokio::task::spawn_blocking(move || MeshKey::open(&dir)).await??;
+        let sealing = place.sealing.clone();
+        let key = tokio::task::spawn_blocking(move || sealing.mesh_key()).await??;
         let channel = match self.find().await? {
             Some(channel) => channel,
             None => self.start().await?,

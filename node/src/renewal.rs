@@ -1,7 +1,6 @@
 //! Keeps this node's certificate alive: renews it at a random point between half and four fifths of its life, at once
 //! when a manager asks or when it is already late, and tries again with growing pauses.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::contacts::Contacts;
 use crate::links::Links;
+use crate::sealing::Sealing;
 
 /// Between two tries: from here, doubling, to there. A change of role waits for it, so it begins short.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(600);
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Runs as long as this host is a member.
-pub(crate) async fn run(live: LiveCredentials, links: Arc<Links>, contacts: Contacts, dir: PathBuf) {
+pub(crate) async fn run(live: LiveCredentials, links: Arc<Links>, contacts: Contacts, sealing: Sealing) {
     let mut random: f64 = rand::random();
     let mut retry = RETRY_MIN;
     loop {
@@ -35,7 +35,7 @@ pub(crate) async fn run(live: LiveCredentials, links: Arc<Links>, contacts: Cont
                 () = contacts.renew.notified() => {}
             }
         }
-        let failed = match renew(&live, &links, &contacts, &dir).await {
+        let failed = match renew(&live, &links, &contacts, &sealing).await {
             Ok(end) => {
                 info!(?end, role = %live.current().role(), "this node's certificate was renewed");
                 random = rand::random();
@@ -63,10 +63,15 @@ pub(crate) async fn run(live: LiveCredentials, links: Arc<Links>, contacts: Cont
 }
 
 /// Asks the managers in turn.
-async fn renew(live: &LiveCredentials, links: &Links, contacts: &Contacts, dir: &Path) -> anyhow::Result<SystemTime> {
+async fn renew(
+    live: &LiveCredentials,
+    links: &Links,
+    contacts: &Contacts,
+    sealing: &Sealing,
+) -> anyhow::Result<SystemTime> {
     let mut last = None;
     for addr in contacts.to_ask() {
-        match renew_at(live, links, &addr, dir).await {
+        match renew_at(live, links, &addr, sealing).await {
             Ok(end) => return Ok(end),
             Err(error) => last = Some(error.context(format!("manager {addr}"))),
         }
@@ -77,7 +82,7 @@ async fn renew(live: &LiveCredentials, links: &Links, contacts: &Contacts, dir: 
     }
 }
 
-async fn renew_at(live: &LiveCredentials, links: &Links, addr: &str, dir: &Path) -> anyhow::Result<SystemTime> {
+async fn renew_at(live: &LiveCredentials, links: &Links, addr: &str, sealing: &Sealing) -> anyhow::Result<SystemTime> {
     let key = NodeKey::generate()?;
     let request = RenewRequest { csr_pem: key.signing_request_pem()? };
     let asked = async {
@@ -90,8 +95,8 @@ async fn renew_at(live: &LiveCredentials, links: &Links, addr: &str, dir: &Path)
     if renewed.node_id() != live.current().node_id() {
         bail!("the certificate is for another node");
     }
-    let dir = dir.to_owned();
-    let saved = tokio::task::spawn_blocking(move || renewed.save(&dir).map(|()| renewed)).await?;
+    let sealing = sealing.clone();
+    let saved = tokio::task::spawn_blocking(move || sealing.save(&renewed).map(|()| renewed)).await?;
     let renewed = saved.context("cannot store the new certificate")?;
     let end = renewed.not_after();
     live.replace(renewed);

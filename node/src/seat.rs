@@ -29,6 +29,7 @@ use crate::contacts::Contacts;
 use crate::host::Host;
 use crate::links::Links;
 use crate::membership::{Board, RecordFile};
+use crate::sealing::Sealing;
 
 /// How long a stop may take, the hand-over of the lead included; what is acknowledged is on disk anyway.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(15);
@@ -44,6 +45,7 @@ pub(crate) struct SeatParts {
     pub(crate) contacts: Contacts,
     pub(crate) record: RecordFile,
     pub(crate) board: Board,
+    pub(crate) sealing: Sealing,
 }
 
 /// How the seat stands.

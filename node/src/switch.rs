@@ -17,6 +17,8 @@ use tonic::{Status, server::NamedService};
 use skep_proto::v1::daemon_server::DaemonServer;
 use skep_proto::v1::images_server::ImagesServer;
 
+use crate::membership::LOCKED;
+
 /// How long a call waits for a manager that is starting: whoever has just started the daemon need not ask twice.
 const STARTING: Duration = Duration::from_secs(10);
 
@@ -29,6 +31,8 @@ pub(crate) enum Control {
     Starting(String),
     /// This host is a manager that cannot serve for a reason that may pass: calls hear it and may try again.
     Halted(String),
+    /// This host is a manager that waits for its unlock key: only what is about that is answered.
+    Locked,
     /// There is no manager here, or none that will serve by itself: calls hear why.
     Absent(String),
 }
@@ -62,9 +66,14 @@ impl ManagerRoutes {
         match self.get() {
             Control::Served(routes) => Ok(routes),
             Control::Starting(reason) | Control::Halted(reason) => Err(Status::unavailable(reason)),
+            Control::Locked => Err(locked()),
             Control::Absent(reason) => Err(Status::failed_precondition(reason)),
         }
     }
+}
+
+fn locked() -> Status {
+    Status::failed_precondition(LOCKED)
 }
 
 /// The switch; `own` serves the daemon's services.
@@ -74,10 +83,14 @@ pub(crate) struct Switch {
     pub(crate) manager: ManagerRoutes,
 }
 
+fn service(path: &str) -> &str {
+    path.trim_start_matches('/').split('/').next().unwrap_or_default()
+}
+
 impl Switch {
+    /// Who serves a call: the daemon itself, or the manager.
     fn is_own(path: &str) -> bool {
-        let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-        [DaemonServer::<()>::NAME, ImagesServer::<()>::NAME].contains(&service)
+        [DaemonServer::<()>::NAME, ImagesServer::<()>::NAME].contains(&service(path))
     }
 }
 
@@ -91,10 +104,13 @@ impl Service<Request<Body>> for Switch {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let own = Self::is_own(request.uri().path()).then(|| self.own.clone());
+        let path = request.uri().path();
+        let is_refused = service(path) != DaemonServer::<()>::NAME && matches!(self.manager.get(), Control::Locked);
+        let own = Self::is_own(path).then(|| self.own.clone());
         let manager = self.manager.clone();
         Box::pin(async move {
             let target = match own {
+                _ if is_refused => Err(locked()),
                 Some(own) => Ok(own),
                 None => manager.settled(STARTING).await,
             };
@@ -124,6 +140,7 @@ mod tests {
             (Control::Starting("x".to_owned()), tonic::Code::Unavailable),
             (Control::Halted("x".to_owned()), tonic::Code::Unavailable),
             (Control::Absent("x".to_owned()), tonic::Code::FailedPrecondition),
+            (Control::Locked, tonic::Code::FailedPrecondition),
         ] {
             routes.set(control);
             assert_eq!(

@@ -4,8 +4,9 @@
 use std::fmt;
 
 use crate::v1::{
-    Cluster, ConfigureRequest, CreateConfigRequest, CreateSecretRequest, GetConfigResponse, IssueRequest,
-    JoinTokenResponse, Payload, RegistryAuth, RotateRequest, SwarmInitResponse, SwarmJoinRequest,
+    Cluster, ConfigureRequest, CreateConfigRequest, CreateSecretRequest, EnterResponse, GetConfigResponse,
+    IssueRequest, JoinTokenResponse, Payload, RegistryAuth, RotateRequest, SwarmInitResponse, SwarmJoinRequest,
+    UnlockKeyResponse, UnlockRequest,
 };
 
 /// Says whether a secret is there, never what it is.
@@ -124,6 +125,32 @@ impl fmt::Debug for SwarmInitResponse {
             .field("node_id", &self.node_id)
             .field("worker_token", &Hidden::new(self.worker_token.as_bytes()))
             .field("manager_addr", &self.manager_addr)
+            .field("unlock_key", &Hidden::new(self.unlock_key.as_bytes()))
+            .finish()
+    }
+}
+
+impl fmt::Debug for UnlockKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnlockKeyResponse")
+            .field("unlock_key", &Hidden::new(self.unlock_key.as_bytes()))
+            .field("managers", &self.managers)
+            .finish()
+    }
+}
+
+impl fmt::Debug for UnlockRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnlockRequest").field("unlock_key", &Hidden::new(self.unlock_key.as_bytes())).finish()
+    }
+}
+
+impl fmt::Debug for EnterResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnterResponse")
+            .field("raft_id", &self.raft_id)
+            .field("unlock_key", &Hidden::new(&self.unlock_key))
+            .field("data_key_epoch", &self.data_key_epoch)
             .finish()
     }
 }
@@ -150,6 +177,8 @@ impl fmt::Debug for Cluster {
             .field("feature_level", &self.feature_level)
             .field("last_raft_id", &self.last_raft_id)
             .field("recovery_epoch", &self.recovery_epoch)
+            .field("unlock_key", &Hidden::new(&self.unlock_key))
+            .field("data_key_epoch", &self.data_key_epoch)
             .finish()
     }
 }
@@ -180,6 +209,11 @@ mod tests {
                 }
             ),
             format!("{:?}", JoinTokenResponse { token: secret(), ..JoinTokenResponse::default() }),
+            format!("{:?}", SwarmInitResponse { unlock_key: secret(), ..SwarmInitResponse::default() }),
+            format!("{:?}", UnlockKeyResponse { unlock_key: secret(), ..UnlockKeyResponse::default() }),
+            format!("{:?}", UnlockRequest { unlock_key: secret() }),
+            format!("{:?}", EnterResponse { unlock_key: secret().into_bytes(), ..EnterResponse::default() }),
+            format!("{:?}", Cluster { unlock_key: secret().into_bytes(), ..Cluster::default() }),
             format!(
                 "{:?}",
                 Cluster {

@@ -22,7 +22,7 @@ const FILES: [&str; 14] = [
 ];
 
 /// Messages with passwords, tokens or keys: `src/redact.rs` has their `Debug`.
-const SECRET: [&str; 12] = [
+const SECRET: [&str; 15] = [
     ".skep.v1.RegistryAuth",
     ".skep.v1.IssueRequest",
     ".skep.v1.SwarmJoinRequest",
@@ -35,6 +35,9 @@ const SECRET: [&str; 12] = [
     ".skep.v1.CreateConfigRequest",
     ".skep.v1.GetConfigResponse",
     ".skep.v1.RotateRequest",
+    ".skep.v1.UnlockKeyResponse",
+    ".skep.v1.UnlockRequest",
+    ".skep.v1.EnterResponse",
 ];
 
 #[test]

@@ -1,4 +1,6 @@
-//! `skep swarm init|join|leave|update|join-token|doctor`.
+//! `skep swarm init|join|leave|update|join-token|doctor`; `keys.rs` has `unlock-key|unlock|data-key`.
+
+mod keys;
 
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use serde_json::Value;
 use skep_identity::JoinToken;
 use skep_proto::v1::{
     self, ClusterSpec, DoctorRequest, DoctorResponse, Finding, GetClusterRequest, JoinTokenRequest, NodeRole, Severity,
-    SwarmInitRequest, SwarmJoinRequest, SwarmLeaveRequest, UpdateClusterRequest,
+    SwarmInitRequest, SwarmJoinRequest, SwarmLeaveRequest, UnlockKeyRequest, UpdateClusterRequest,
 };
 
 use super::conflict::{self, Attempt};
@@ -34,6 +36,12 @@ pub(crate) enum SwarmCommand {
     Update(UpdateArgs),
     /// Show the command that joins a worker or a manager.
     JoinToken(JoinTokenArgs),
+    /// Show the key that unlocks managers after a restart.
+    UnlockKey(keys::UnlockKeyArgs),
+    /// Unlock this host's manager; the key is asked for, or read from standard input.
+    Unlock,
+    /// Show how managers seal their data on disk, or replace the keys of it.
+    DataKey(keys::DataKeyArgs),
     /// Check the whole stored state for contradictions.
     Doctor(DoctorArgs),
 }
@@ -60,10 +68,13 @@ pub(crate) struct InitArgs {
     settings: Settings,
     #[command(flatten)]
     pools: Pools,
+    /// Seal managers' keys on disk: one that restarts must be unlocked with a key that is printed.
+    #[arg(long)]
+    autolock: bool,
     /// Make this manager, whose quorum is lost for good, the only one of its swarm. The other managers must never come
     /// back with their old state; they join anew.
     #[arg(long, conflicts_with_all = ["availability", "cert_expiry", "dispatcher_heartbeat", "task_history_limit",
-          "default_addr_pool", "default_addr_pool_mask_length", "data_path_port"])]
+          "default_addr_pool", "default_addr_pool_mask_length", "data_path_port", "autolock"])]
     force_new_cluster: bool,
 }
 
@@ -142,6 +153,9 @@ fn given(flag: &str, span: Duration) -> Result<i64, Failure> {
 pub(crate) struct UpdateArgs {
     #[command(flatten)]
     settings: Settings,
+    /// Seal managers' keys on disk (true), so that one that restarts must be unlocked, or not (false).
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    autolock: Option<bool>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -194,6 +208,9 @@ impl SwarmCommand {
             Self::Leave(args) => leave(context, args).await,
             Self::Update(args) => update(context, args).await,
             Self::JoinToken(args) => join_token(context, args).await,
+            Self::UnlockKey(args) => keys::unlock_key(context, args).await,
+            Self::Unlock => keys::unlock(context).await,
+            Self::DataKey(args) => keys::data_key(context, args).await,
             Self::Doctor(args) => doctor(context, args).await,
         }
     }
@@ -212,12 +229,17 @@ async fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         address_pools: spec.address_pools,
         subnet_length: spec.subnet_length,
         data_path_port: spec.data_path_port,
+        autolock: args.autolock,
     };
     let client = context.connect().await?;
     let answer = client.daemon().swarm_init(request).await?.into_inner();
+    let unlock = match answer.unlock_key.as_str() {
+        "" => String::new(),
+        key => format!("\n{}", keys::unlock_instructions(key)),
+    };
     output::data(format!(
         "Swarm initialized: current node ({}) is now a manager.\n\n{}\nTo add a manager to this swarm, run 'skep swarm \
-         join-token manager' and follow the instructions.\n",
+         join-token manager' and follow the instructions.\n{unlock}",
         view::id(&answer.node_id),
         join_instructions(NodeRole::Worker, &answer.worker_token, &answer.manager_addr),
     ))
@@ -272,17 +294,18 @@ async fn leave(context: &Context, args: &LeaveArgs) -> Result<(), Failure> {
 }
 
 async fn update(context: &Context, args: &UpdateArgs) -> Result<(), Failure> {
-    if args.settings == Settings::default() {
+    if args.settings == Settings::default() && args.autolock.is_none() {
         return Err(Failure::Usage(
             "nothing to change: name a setting, `skep swarm update --help` lists them".to_owned(),
         ));
     }
     args.settings.apply(ClusterSpec::default())?;
     let client = context.connect().await?;
-    conflict::until_done(async || {
+    let managers = conflict::until_done(async || {
         let get = async |read| client.clusters().get(GetClusterRequest { read }).await;
         let cluster = client.read(get).await?.into_inner().cluster.unwrap_or_default();
-        let spec = args.settings.apply(cluster.spec.unwrap_or_default())?;
+        let mut spec = args.settings.apply(cluster.spec.unwrap_or_default())?;
+        spec.autolock = args.autolock.unwrap_or(spec.autolock);
         let expect_version = cluster.meta.map_or(0, |meta| meta.version);
         let result = write(|options| {
             let mut clusters = client.clusters();
@@ -293,7 +316,15 @@ async fn update(context: &Context, args: &UpdateArgs) -> Result<(), Failure> {
         Ok(Attempt::of(result)?)
     })
     .await?;
-    output::data("Swarm updated.\n")
+    keys::tell(&managers.managers);
+    output::data("Swarm updated.\n")?;
+    if args.autolock != Some(true) {
+        return Ok(());
+    }
+    // As Docker does, also where it was on already.
+    let unlock = UnlockKeyRequest { rotate: false, write: None };
+    let answer = client.clusters().unlock_key(unlock).await?.into_inner();
+    output::data(format!("\n{}", keys::unlock_instructions(&answer.unlock_key)))
 }
 
 async fn join_token(context: &Context, args: &JoinTokenArgs) -> Result<(), Failure> {

@@ -42,6 +42,10 @@ pub(crate) struct Script {
     pub(crate) nodes_updated: Vec<UpdateNodeRequest>,
     pub(crate) nodes_removed: Vec<RemoveNodeRequest>,
     pub(crate) cluster: Cluster,
+    /// Empty: the swarm is not autolocked.
+    pub(crate) unlock_key: String,
+    pub(crate) unlocked: bool,
+    pub(crate) keys: Vec<ManagerKeys>,
     pub(crate) cluster_updated: Option<UpdateClusterRequest>,
     pub(crate) init: Option<SwarmInitRequest>,
     pub(crate) join_role: NodeRole,
@@ -170,7 +174,17 @@ impl daemon_server::Daemon for Api {
             node_id: vec![7; 16],
             worker_token: "SWMTKN-1-worker".to_owned(),
             manager_addr: "192.0.2.1:2377".to_owned(),
+            unlock_key: self.script().unlock_key.clone(),
         }))
+    }
+
+    async fn unlock(&self, request: Request<UnlockRequest>) -> Answer<UnlockResponse> {
+        let mut script = self.script();
+        if request.into_inner().unlock_key != script.unlock_key {
+            return Err(Status::failed_precondition("invalid key: it does not unlock this manager"));
+        }
+        script.unlocked = true;
+        Ok(Response::new(UnlockResponse {}))
     }
 
     async fn swarm_join(&self, request: Request<SwarmJoinRequest>) -> Answer<SwarmJoinResponse> {
@@ -197,7 +211,19 @@ impl clusters_server::Clusters for Api {
 
     async fn update(&self, request: Request<UpdateClusterRequest>) -> Answer<UpdateClusterResponse> {
         self.script().cluster_updated = Some(request.into_inner());
-        Ok(Response::new(UpdateClusterResponse { version: 2 }))
+        Ok(Response::new(UpdateClusterResponse { version: 2, managers: self.script().keys.clone() }))
+    }
+
+    async fn unlock_key(&self, _: Request<UnlockKeyRequest>) -> Answer<UnlockKeyResponse> {
+        let script = self.script();
+        if script.unlock_key.is_empty() {
+            return Err(Status::failed_precondition("no unlock key is set: autolock is not turned on"));
+        }
+        Ok(Response::new(UnlockKeyResponse { unlock_key: script.unlock_key.clone(), managers: script.keys.clone() }))
+    }
+
+    async fn data_key(&self, _: Request<DataKeyRequest>) -> Answer<DataKeyResponse> {
+        Ok(Response::new(DataKeyResponse { epoch: 1, managers: self.script().keys.clone() }))
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {

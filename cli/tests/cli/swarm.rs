@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 use skep_proto::v1::{
-    Cluster, ClusterSpec, DoctorResponse, Finding, InfoResponse, Meta, NodeDescription, NodeRole, Severity,
-    SwarmInitRequest, SwarmState,
+    Cluster, ClusterSpec, DoctorResponse, Finding, InfoResponse, ManagerKeys, Meta, NodeDescription, NodeRole,
+    Severity, SwarmInitRequest, SwarmState,
 };
 
 use crate::fake::{Fake, Script};
@@ -121,4 +121,67 @@ async fn info_has_dockers_shape() {
     assert_eq!(run.out, "active\n");
     let run = skep(fake.socket(), &["version", "--format", "{{.Server.Version}}"]).await;
     assert_eq!((run.code, run.out.as_str()), (Some(0), "0.1.0\n"));
+}
+
+const KEY: &str = "SWMKEY-1-AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+
+fn keys() -> Vec<ManagerKeys> {
+    let done = ManagerKeys { hostname: "host1".to_owned(), done: true, data_key_epoch: 2, ..ManagerKeys::default() };
+    let away = ManagerKeys { hostname: "host2".to_owned(), message: "it is away".to_owned(), ..ManagerKeys::default() };
+    vec![done, away]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unlock_key_is_shown_as_docker_shows_it() {
+    let unlock_key = KEY.to_owned();
+    let fake = Fake::manager(Script { unlock_key, keys: keys(), ..Script::default() });
+    let run = skep(fake.socket(), &["swarm", "unlock-key", "-q"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), format!("{KEY}\n").as_str()), "{}", run.err);
+    assert!(run.err.contains("(host2): it is away") && !run.err.contains("host1"), "{}", run.err);
+    let run = skep(fake.socket(), &["swarm", "unlock-key", "--rotate"]).await;
+    assert!(
+        run.out.starts_with("Successfully rotated manager unlock key.\n\nTo unlock a swarm manager"),
+        "{}",
+        run.out
+    );
+    assert!(run.out.contains(&format!("\n\n    {KEY}\n\n")), "{}", run.out);
+    let run = skep(fake.socket(), &["swarm", "init", "--autolock"]).await;
+    assert!(run.out.contains("run the `skep swarm unlock`") && run.out.contains(KEY), "{}", run.out);
+    assert!(fake.script.lock().unwrap().init.clone().unwrap().autolock);
+    let run = skep(fake.socket(), &["swarm", "update", "--autolock"]).await;
+    assert!(run.out.starts_with("Swarm updated.\n\nTo unlock") && run.out.contains(KEY), "{}", run.out);
+    for (flag, wanted) in [("--autolock", true), ("--autolock=true", true), ("--autolock=false", false)] {
+        assert_eq!(skep(fake.socket(), &["swarm", "update", flag]).await.code, Some(0));
+        let request = fake.script.lock().unwrap().cluster_updated.clone().unwrap();
+        assert_eq!(request.spec.unwrap().autolock, wanted);
+    }
+    let fake = Fake::manager(Script::default());
+    let run = skep(fake.socket(), &["swarm", "unlock-key"]).await;
+    assert!(run.code == Some(1) && run.err.contains("no unlock key is set"), "{}", run.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_keys_are_listed_and_a_rotation_says_who_is_late() {
+    let fake = Fake::manager(Script { keys: keys(), ..Script::default() });
+    let run = skep(fake.socket(), &["swarm", "data-key", "--format", "{{.Hostname}} {{.Status}} {{.DataKey}}"]).await;
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "host1 done 2\nhost2 pending \n"), "{}", run.err);
+    let run = skep(fake.socket(), &["swarm", "data-key", "--rotate"]).await;
+    assert!(run.code == Some(1) && run.err.contains("(host2): it is away"), "{}", run.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_locked_manager_is_unlocked() {
+    let mut script = Script { unlock_key: KEY.to_owned(), ..Script::default() };
+    script.info.set_state(SwarmState::Active);
+    let fake = Fake::manager(script);
+    let run = skep(fake.socket(), &["swarm", "unlock"]).await;
+    assert!(run.code == Some(1) && run.err.contains("swarm is not locked"), "{}", run.err);
+    fake.script.lock().unwrap().info.set_state(SwarmState::Inactive);
+    let run = skep(fake.socket(), &["swarm", "unlock"]).await;
+    assert!(run.err.contains("this node is not part of a swarm"), "{}", run.err);
+    fake.script.lock().unwrap().info.set_state(SwarmState::Locked);
+    // Nothing on standard input.
+    let run = skep(fake.socket(), &["swarm", "unlock"]).await;
+    assert!(run.code == Some(1) && run.err.contains("invalid key"), "{}", run.err);
+    assert!(!fake.script.lock().unwrap().unlocked);
 }

@@ -299,6 +299,8 @@ fn cluster(id: u128, limit: i32) -> Cluster {
         feature_level: 1,
         last_raft_id: 4,
         recovery_epoch: 0,
+        unlock_key: (limit > 0).then_some([3; 32]),
+        data_key_epoch: u64::try_from(limit).unwrap_or_default(),
     }
 }
 

@@ -101,6 +101,8 @@ pub(crate) fn swarm(nodes: u128) -> State {
         feature_level: crate::parcels::FEATURE_LEVEL,
         last_raft_id: 1,
         recovery_epoch: 0,
+        unlock_key: None,
+        data_key_epoch: 0,
     });
     for number in 1..=nodes {
         state.put(node(number).build());

@@ -267,6 +267,8 @@ fn cluster() -> Cluster {
         feature_level: 1,
         last_raft_id: 1,
         recovery_epoch: 0,
+        unlock_key: None,
+        data_key_epoch: 0,
     }
 }
 

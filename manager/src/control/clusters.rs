@@ -1,15 +1,18 @@
 //! The swarm: get, update, join tokens, doctor.
 
+use std::time::Duration;
+
 use skep_core::apply::Refused;
 use skep_core::change::{Change, Op};
 use skep_core::object::Cluster;
 use skep_core::{codec, doctor};
-use skep_identity::{JoinToken, RootBundle, TokenSecret};
+use skep_identity::{JoinToken, RootBundle, TokenSecret, UnlockKey};
 use skep_proto::id::RequestId;
 use skep_proto::v1::clusters_server::Clusters;
 use skep_proto::v1::{
-    DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse, JoinTokenRequest, JoinTokenResponse,
-    NodeRole, UpdateClusterRequest, UpdateClusterResponse,
+    DataKeyRequest, DataKeyResponse, DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse,
+    JoinTokenRequest, JoinTokenResponse, ManagerKeys, NodeRole, UnlockKeyRequest, UnlockKeyResponse,
+    UpdateClusterRequest, UpdateClusterResponse,
 };
 use skep_proto::validate;
 use tonic::{Request, Response, Status};
@@ -18,6 +21,7 @@ use super::error::IntoStatus;
 use super::services::request_id;
 use super::{ATTEMPTS, Control, read};
 use crate::callers;
+use crate::keys;
 use crate::store::{WriteError, Written};
 
 #[tonic::async_trait]
@@ -63,9 +67,58 @@ impl Clusters for Control {
         let state = read::fresh(&self.store).await?;
         let stored = state.cluster().ok_or_else(no_cluster)?;
         validate::cluster_fixed(&stored.spec, &spec).map_err(IntoStatus::into_status)?;
-        let respec = |cluster: &Cluster| Cluster { spec: spec.clone(), ..cluster.clone() };
+        let is_switched = stored.spec.autolock != spec.autolock;
+        if is_switched {
+            known_everywhere(stored)?;
+        }
+        let fresh = UnlockKey::generate();
+        let respec = |cluster: &Cluster| keys::switched(Cluster { spec: spec.clone(), ..cluster.clone() }, &fresh);
         let written = self.change_cluster(expect_version, request_id, respec).await?;
-        Ok(Response::new(UpdateClusterResponse { version: written.version }))
+        let managers = if is_switched { self.keys_everywhere(written.version).await } else { Vec::new() };
+        Ok(Response::new(UpdateClusterResponse { version: written.version, managers }))
+    }
+
+    async fn unlock_key(&self, request: Request<UnlockKeyRequest>) -> Result<Response<UnlockKeyResponse>, Status> {
+        callers::operator(&self.store, &request)?;
+        let UnlockKeyRequest { rotate, write } = request.into_inner();
+        let not_locked = || Status::failed_precondition("no unlock key is set: autolock is not turned on");
+        let mut managers = Vec::new();
+        if rotate {
+            let state = read::fresh(&self.store).await?;
+            if state.cluster().is_none_or(|cluster| cluster.unlock_key.is_none()) {
+                return Err(Status::failed_precondition("cannot rotate because autolock is not turned on"));
+            }
+            let fresh = UnlockKey::generate();
+            // Switched off in between, it stays so.
+            let rotated = |cluster: &Cluster| Cluster {
+                unlock_key: cluster.unlock_key.map(|_| *fresh.expose()),
+                ..cluster.clone()
+            };
+            let written = self.change_cluster(0, request_id(write)?, rotated).await?;
+            managers = self.keys_everywhere(written.version).await;
+        }
+        let state = read::fresh(&self.store).await?;
+        let key = state.cluster().ok_or_else(no_cluster)?.unlock_key.ok_or_else(not_locked)?;
+        let unlock_key = UnlockKey::new(key).to_text().as_str().to_owned();
+        Ok(Response::new(UnlockKeyResponse { unlock_key, managers }))
+    }
+
+    async fn data_key(&self, request: Request<DataKeyRequest>) -> Result<Response<DataKeyResponse>, Status> {
+        callers::operator(&self.store, &request)?;
+        let DataKeyRequest { rotate, write } = request.into_inner();
+        let state = read::fresh(&self.store).await?;
+        let managers = if rotate {
+            known_everywhere(state.cluster().ok_or_else(no_cluster)?)?;
+            let written = self.change_cluster(0, request_id(write)?, keys::replaced).await?;
+            self.keys_everywhere(written.version).await
+        } else {
+            // The newest thing that could have been asked of them.
+            let version = state.cluster().ok_or_else(no_cluster)?.meta.version;
+            self.keys_by(version, Duration::ZERO).await
+        };
+        let state = read::fresh(&self.store).await?;
+        let epoch = state.cluster().ok_or_else(no_cluster)?.data_key_epoch;
+        Ok(Response::new(DataKeyResponse { epoch, managers }))
     }
 
     async fn doctor(&self, request: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
@@ -78,6 +131,18 @@ impl Clusters for Control {
 }
 
 impl Control {
+    /// Waits until the managers that answer have their keys as version `version` of the state wants them.
+    pub(super) async fn keys_everywhere(&self, version: u64) -> Vec<ManagerKeys> {
+        self.keys_by(version, keys::PATIENCE).await
+    }
+
+    async fn keys_by(&self, version: u64, patience: Duration) -> Vec<ManagerKeys> {
+        match &self.keys {
+            Some(board) => keys::everywhere(&self.store, self.node, board, version, patience).await,
+            None => Vec::new(),
+        }
+    }
+
     async fn rotate_token(&self, role: NodeRole, write: Option<skep_proto::v1::WriteOptions>) -> Result<(), Status> {
         let secret = rand::random();
         let rotate = |cluster: &Cluster| match role {
@@ -112,6 +177,16 @@ impl Control {
             }
         }
     }
+}
+
+#[allow(clippy::result_large_err)]
+fn known_everywhere(cluster: &Cluster) -> Result<(), Status> {
+    if keys::is_known(cluster) {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(
+        "not every manager runs a version of skep that knows this: upgrade them, and try again in a minute",
+    ))
 }
 
 /// The join token of a role, as printed.

@@ -21,6 +21,7 @@ use super::error::IntoStatus;
 use super::services::request_id;
 use super::{ATTEMPTS, Control, read, summary};
 use crate::callers;
+use crate::keys;
 use crate::store::{WriteError, Written};
 use crate::topic::Topic;
 
@@ -73,9 +74,14 @@ impl Nodes for Control {
         }
         let node = Arc::clone(self.find_node(&state, &reference)?);
         may_remove(&node, self.node, force)?;
-        let node = if is_manager(&node) { self.take_vote(node.id).await? } else { node };
+        let was_manager = is_manager(&node);
+        let node = if was_manager { self.take_vote(node.id).await? } else { node };
         let changes = vec![Change::update(node.meta.version, Op::RemoveNode(node.id))];
         let written = self.store.write(request_id, node.id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        if was_manager {
+            // Its demotion asked the others for new data keys; one that is away follows later.
+            self.keys_everywhere(written.version).await;
+        }
         let hostname = node.hostname().to_owned();
         Ok(Response::new(RemoveNodeResponse { id: written.object_id, version: written.version, hostname }))
     }
@@ -119,14 +125,15 @@ impl Control {
     }
 
     /// Checks a demotion, and guards it: the write that it comes with also needs the cluster object unchanged, so that
-    /// of two demotions at once the second is checked against the first.
+    /// of two demotions at once the second is checked against the first. A member that goes is a reason for new data keys.
     #[allow(clippy::result_large_err)]
     fn demotion(&self, state: &State, node: &Node) -> Result<Change, Status> {
         let seen = self.seen(state);
         roles::check_demotion(state, seen.view(), node)
             .map_err(|refused| Status::failed_precondition(refused.to_string()))?;
         let cluster = state.cluster().ok_or_else(|| Status::unavailable("the swarm's state is not loaded yet"))?;
-        Ok(Change::update(cluster.meta.version, Op::PutCluster(Cluster::clone(cluster))))
+        let changed = if keys::is_known(cluster) { keys::replaced(cluster) } else { Cluster::clone(cluster) };
+        Ok(Change::update(cluster.meta.version, Op::PutCluster(changed)))
     }
 
     /// Demotes a manager and waits until it is out of Raft. Returns the node as it is then.

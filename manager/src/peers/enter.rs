@@ -6,6 +6,7 @@ use std::time::Duration;
 use skep_core::change::{Change, Op};
 use skep_core::object::{Cluster, ManagerStatus, Node};
 use skep_core::store::State;
+use skep_identity::UnlockKey;
 use skep_proto::id::NodeId;
 use skep_proto::v1::quorum_client::QuorumClient;
 use skep_proto::v1::{EnterRequest, EnterResponse, NodeRole};
@@ -22,10 +23,29 @@ const ADDR_BYTES: usize = 260;
 
 /// Asks any manager, over a channel with this node's manager certificate, for this node's Raft id: for
 /// `ManagerConfig::raft_id`, as long as the Raft directory is kept. `addr` is its own managers' port, as others reach
-/// it. A retry before this node is a member gets the same answer.
-pub async fn enter(channel: Channel, addr: &str) -> Result<RaftId, Status> {
+/// it. A retry before this node is a member gets the same answer. With it comes what new Raft files are sealed with.
+pub async fn enter(channel: Channel, addr: &str) -> Result<Entered, Status> {
     let request = EnterRequest { addr: addr.to_owned(), feature_level: FEATURE_LEVEL, node_id: Vec::new() };
-    ask(channel, request).await.map(|entered| entered.raft_id)
+    let EnterResponse { raft_id, unlock_key, data_key_epoch } = ask(channel, request).await?;
+    let unlock_key = match unlock_key.is_empty() {
+        true => None,
+        false => {
+            let key = <[u8; 32]>::try_from(unlock_key);
+            Some(UnlockKey::new(key.map_err(|_| Status::internal("the manager's unlock key has a wrong length"))?))
+        }
+    };
+    Ok(Entered { raft_id, unlock_key, data_key_epoch })
+}
+
+/// What a node that becomes a manager gets.
+#[derive(Debug)]
+pub struct Entered {
+    /// Its id in Raft.
+    pub raft_id: RaftId,
+    /// With autolock.
+    pub unlock_key: Option<UnlockKey>,
+    /// `Cluster.data_key_epoch`.
+    pub data_key_epoch: u64,
 }
 
 pub(super) async fn ask(channel: Channel, request: EnterRequest) -> Result<EnterResponse, Status> {

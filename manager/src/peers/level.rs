@@ -17,7 +17,7 @@ use super::Peers;
 use crate::store::Store;
 use crate::topic::Topic;
 
-/// Feature level of this build. 2: networks. 3: secrets and configs.
+/// Feature level of this build. 2: networks. 3: secrets and configs, keys at rest.
 pub(crate) const FEATURE_LEVEL: u32 = parcels::FEATURE_LEVEL;
 /// How often the others are asked while they are not all as far as this build.
 const ASK_EVERY: Duration = Duration::from_secs(60);
@@ -106,6 +106,8 @@ mod tests {
             feature_level: network::FEATURE_LEVEL - 1,
             last_raft_id: 1,
             recovery_epoch: 0,
+            unlock_key: None,
+            data_key_epoch: 0,
         });
         state
     }

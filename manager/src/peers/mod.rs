@@ -43,7 +43,7 @@ use skep_raft::{Consensus, RaftId, Transport};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-pub use self::enter::enter;
+pub use self::enter::{Entered, enter};
 pub use self::serve::Serving;
 
 use self::links::{Lane, Links};

@@ -10,11 +10,17 @@ use skep_core::store::State;
 use skep_proto::id::NodeId;
 use skep_proto::v1::{NodeRole, NodeSpec};
 
+use crate::keys;
+
 /// The changes that bring the state up to Raft's recovery epoch: none if it is there. The cluster, its authority and its
 /// nodes stay what they are; the other managers of before are workers from now on, and may be promoted again.
 pub(crate) fn plan(state: &State, epoch: u64, own: NodeId, manager: &ManagerStatus) -> Vec<Change> {
     let Some(cluster) = state.cluster().filter(|cluster| cluster.recovery_epoch < epoch) else { return Vec::new() };
-    let recovered = Cluster { recovery_epoch: epoch, ..Cluster::clone(cluster) };
+    let mut recovered = Cluster { recovery_epoch: epoch, ..Cluster::clone(cluster) };
+    if keys::is_known(cluster) {
+        // The others are members no more.
+        recovered.data_key_epoch += 1;
+    }
     let mut changes = vec![Change::update(cluster.meta.version, Op::PutCluster(recovered))];
     for node in state.nodes() {
         let is_own = node.id == own;
@@ -67,6 +73,8 @@ mod tests {
             feature_level: 1,
             last_raft_id: 3,
             recovery_epoch: 0,
+            unlock_key: None,
+            data_key_epoch: 0,
         };
         let changes = vec![
             Change::create(Op::PutCluster(cluster)),

@@ -23,6 +23,7 @@ use super::enter::{self, Entry, Refusal};
 use super::level::FEATURE_LEVEL;
 use super::{Leader, Route, wire};
 use crate::callers;
+use crate::keys;
 use crate::machine::Machine;
 use crate::store::{Store, WRITE_DEADLINE, WriteError, Written};
 
@@ -34,12 +35,13 @@ const ATTEMPTS: u32 = 5;
 pub(crate) struct QuorumService {
     raft: Arc<RaftNode<Machine>>,
     store: Store,
+    keys: keys::Board,
 }
 
 impl QuorumService {
-    /// Answers for this manager.
-    pub(crate) fn new(raft: Arc<RaftNode<Machine>>, store: Store) -> Self {
-        Self { raft, store }
+    /// Answers for this manager; `keys` say how far it is with its keys on disk.
+    pub(crate) fn new(raft: Arc<RaftNode<Machine>>, store: Store, keys: keys::Board) -> Self {
+        Self { raft, store, keys }
     }
 
     /// The gRPC service, for the managers' port.
@@ -75,7 +77,10 @@ impl QuorumService {
                     Err(error) => return Err(Status::unavailable(error.to_string())),
                 },
             };
-            return Ok(EnterResponse { raft_id });
+            let state = self.store.state();
+            let cluster = state.cluster().ok_or_else(|| refusal_status(&Refusal::NoState))?;
+            let unlock_key = cluster.unlock_key.map(Vec::from).unwrap_or_default();
+            return Ok(EnterResponse { raft_id, unlock_key, data_key_epoch: cluster.data_key_epoch });
         }
         Err(Status::aborted("the swarm's object is changing all the time: try again"))
     }
@@ -153,11 +158,13 @@ impl Quorum for QuorumService {
             false => self.store.state(),
         };
         let raft_id = || state.node(node).and_then(|node| node.manager.as_ref()).map_or(0, |manager| manager.raft_id);
-        Ok(Response::new(DescribeResponse {
+        let answer = DescribeResponse {
             feature_level: FEATURE_LEVEL,
             version: state.version(),
             caller_raft_id: request.get_ref().caller.then(raft_id),
-        }))
+            ..DescribeResponse::default()
+        };
+        Ok(Response::new(self.keys.borrow().describe(answer)))
     }
 }
 

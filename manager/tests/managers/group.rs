@@ -73,6 +73,7 @@ impl Host {
             registries: Arc::new(NoRegistries),
             raft_id: self.raft_id,
             start,
+            keys: skep_manager::KeysAtStart::default(),
         };
         let manager = Manager::start(config).await.unwrap();
         let tls = ServerTls::new(&self.credentials, &self.deny, Anonymous::Allowed);
@@ -159,6 +160,7 @@ impl Group {
             root_key_pem: ca.key_pem(),
             worker_token_secret: [7; 16],
             manager_token_secret: [8; 16],
+            unlock_key: None,
             node_spec: NodeSpec { role: NodeRole::Manager.into(), ..NodeSpec::default() },
             hostname: "host1".to_owned(),
         };
@@ -195,8 +197,8 @@ impl Group {
         let asked = self.hosts.last().unwrap().addr;
         let addr = host.addr.to_string();
         let enter = || peers::enter(host.channel_to(asked), &addr);
-        let raft_id = soon("a Raft id", enter()).await.unwrap();
-        assert_eq!(soon("the same id again", enter()).await.unwrap(), raft_id);
+        let raft_id = soon("a Raft id", enter()).await.unwrap().raft_id;
+        assert_eq!(soon("the same id again", enter()).await.unwrap().raft_id, raft_id);
         host.raft_id = raft_id;
         host.run(listener, ManagerStart::Join).await;
         soon("the new manager is ready", host.manager().ready()).await.unwrap();

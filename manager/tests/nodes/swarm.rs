@@ -78,6 +78,7 @@ impl Swarm {
             root_key_pem: ca.key_pem(),
             worker_token_secret: WORKER_SECRET,
             manager_token_secret: MANAGER_SECRET,
+            unlock_key: None,
             node_spec: NodeSpec { role: skep_proto::v1::NodeRole::Manager.into(), ..NodeSpec::default() },
             hostname: "manager".to_owned(),
         };
@@ -90,6 +91,7 @@ impl Swarm {
             registries: Arc::new(NoRegistries),
             raft_id: skep_manager::FIRST_RAFT_ID,
             start: ManagerStart::Bootstrap(Box::new(bootstrap)),
+            keys: skep_manager::KeysAtStart::default(),
         };
         let manager = Manager::start(config).await.unwrap();
         let server = serve(listener, &credentials, &deny, manager.routes());

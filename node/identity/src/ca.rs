@@ -147,7 +147,7 @@ impl RootCa {
 
     /// The private key as PEM, to store it encrypted. Never log it.
     pub fn key_pem(&self) -> String {
-        self.key.to_pem()
+        self.key.to_pem(None).as_str().to_owned()
     }
 
     /// Signs the key of a request (PKCS#10, DER or PEM) into a node certificate that says what `grant` says. Subject and

@@ -7,12 +7,18 @@ use std::fmt;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData as _, SigningKey as _};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use zeroize::Zeroizing;
+
 use crate::pem;
+use crate::unlock::UnlockKey;
 
 /// PEM label of an unsealed key (RFC 7468 section 10).
 pub(crate) const PLAIN_LABEL: &str = "PRIVATE KEY";
-/// PEM label that a key sealed by autolock will have, so that this version recognises and refuses it.
+/// PEM label of a key that is sealed with the swarm's unlock key.
 pub(crate) const SEALED_LABEL: &str = "SKEP SEALED PRIVATE KEY";
+
+/// What a sealed key is bound to.
+const PLACE: &[u8] = b"skep node key";
 
 /// What went wrong with a key.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +69,18 @@ impl NodeKey {
         Ok(pem::encode("CERTIFICATE REQUEST", &self.signing_request()?))
     }
 
-    /// The secret as PEM: for a file of mode 0600, nothing else.
-    pub(crate) fn to_pem(&self) -> String {
-        pem::encode(PLAIN_LABEL, self.0.serialized_der())
+    /// The secret as PEM, sealed if there is a key for that: for a file of mode 0600, nothing else.
+    pub(crate) fn to_pem(&self, seal: Option<&UnlockKey>) -> Zeroizing<String> {
+        let der = self.0.serialized_der();
+        Zeroizing::new(match seal {
+            Some(seal) => pem::encode(SEALED_LABEL, &seal.seal(PLACE, der)),
+            None => pem::encode(PLAIN_LABEL, der),
+        })
+    }
+
+    /// Opens what [`Self::to_pem`] sealed.
+    pub(crate) fn unseal(sealed: &[u8], seal: &UnlockKey) -> Option<Result<Self, KeyError>> {
+        seal.open(PLACE, sealed).ok().map(|der| Self::from_pkcs8_der(&der))
     }
 
     pub(crate) fn pair(&self) -> &KeyPair {

@@ -16,17 +16,21 @@ mod peer;
 mod pem;
 mod role;
 mod roots;
+mod seal;
 mod store;
 pub mod ticket;
 mod tls;
 mod token;
 pub mod transport;
+mod unlock;
 mod verify;
 
 #[cfg(test)]
 mod ca_test;
 #[cfg(test)]
 mod chain_test;
+#[cfg(test)]
+mod seal_test;
 #[cfg(test)]
 mod store_test;
 #[cfg(test)]
@@ -44,7 +48,9 @@ pub use mesh::{MESH_KEY_FILE, MeshKey};
 pub use peer::{PeerError, PeerIdentity};
 pub use role::{Role, RoleError};
 pub use roots::{RootBundle, RootCert, RootError};
+pub use seal::{PAIR_FILE, other_keys, reseal, settle};
 pub use store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError};
 pub use tls::{Anonymous, ClientTls, Expected, ServerTls};
 pub use token::{JoinToken, RootDigest, RootMismatch, TokenError, TokenSecret};
 pub use transport::Caller;
+pub use unlock::{NotAnUnlockKey, UnlockKey};

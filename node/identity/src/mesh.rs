@@ -3,8 +3,6 @@
 //! Used by the node, which tells the managers the public half and its own netd the private one. Never printed.
 
 use std::fmt;
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -12,11 +10,19 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rand::RngCore as _;
 use rand::rngs::OsRng;
 use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
 
-use crate::store::{StoreError, make_dir, replace};
+use crate::pem;
+use crate::store::{StoreError, make_dir, read_secret, replace_secret};
+use crate::unlock::UnlockKey;
 
 /// The host's WireGuard key, as `wg genkey` prints it.
 pub const MESH_KEY_FILE: &str = "wireguard.key";
+
+/// PEM label of the key where it is sealed with the swarm's unlock key.
+const SEALED_LABEL: &str = "SKEP SEALED WIREGUARD KEY";
+/// What it is bound to then.
+const PLACE: &[u8] = b"skep wireguard key";
 
 /// A host's WireGuard key pair. Its memory is wiped when it goes.
 pub struct MeshKey(StaticSecret);
@@ -31,29 +37,49 @@ impl MeshKey {
         Self(StaticSecret::from(bytes))
     }
 
-    /// The key in `dir`; makes one, durably, where there is none.
+    /// The key in `dir`, which may be sealed with `seal`; makes one, durably, where there is none.
     ///
     /// # Errors
-    /// [`StoreError`]: the file cannot be read or written, is readable by others, or holds no key. It is left as it is.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let path = dir.join(MESH_KEY_FILE);
-        let metadata = match std::fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    /// [`StoreError`]: the file cannot be read or written, is readable by others, is sealed with another key, or holds no
+    /// key. It is left as it is.
+    pub fn open(dir: &Path, seal: Option<&UnlockKey>) -> Result<Self, StoreError> {
+        match Self::read(dir, seal.map(std::slice::from_ref).unwrap_or_default()) {
+            Err(error) if error.is_absent() => {
                 let made = Self::generate();
                 make_dir(dir).map_err(|source| StoreError::Write { path: dir.to_owned(), source })?;
-                replace(dir, MESH_KEY_FILE, format!("{}\n", BASE64.encode(made.secret())).as_bytes(), 0o600)?;
-                return Ok(made);
+                made.save(dir, seal)?;
+                Ok(made)
             }
-            Err(source) => return Err(StoreError::Read { path, source }),
-        };
-        let mode = metadata.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(StoreError::Exposed { path, mode });
+            found => found,
         }
-        let text = std::fs::read_to_string(&path).map_err(|source| StoreError::Read { path: path.clone(), source })?;
-        let bytes = BASE64.decode(text.trim()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-        bytes.map(|bytes| Self(StaticSecret::from(bytes))).ok_or(StoreError::Key { path, source: None })
+    }
+
+    /// The key in `dir`, which may be sealed with any of `seals`.
+    pub(crate) fn read(dir: &Path, seals: &[UnlockKey]) -> Result<Self, StoreError> {
+        let path = dir.join(MESH_KEY_FILE);
+        let text = read_secret(&path)?;
+        let sealed =
+            pem::sections(&text).and_then(|sections| sections.into_iter().find(|(label, _)| *label == SEALED_LABEL));
+        let bytes = match sealed {
+            Some(_) if seals.is_empty() => return Err(StoreError::Sealed { path }),
+            Some((_, sealed)) => {
+                let opened = seals.iter().find_map(|seal| seal.open(PLACE, &sealed).ok());
+                opened.ok_or_else(|| StoreError::WrongKey { path: path.clone() })?
+            }
+            None => Zeroizing::new(BASE64.decode(text.trim()).unwrap_or_default()),
+        };
+        let bytes = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| StoreError::Key { path, source: None })?;
+        Ok(Self(StaticSecret::from(bytes)))
+    }
+
+    /// Writes it, sealed if there is a key for that.
+    pub(crate) fn save(&self, dir: &Path, seal: Option<&UnlockKey>) -> Result<(), StoreError> {
+        let secret = Zeroizing::new(self.secret());
+        let text = Zeroizing::new(match seal {
+            Some(seal) => pem::encode(SEALED_LABEL, &seal.seal(PLACE, secret.as_slice())),
+            None => format!("{}\n", BASE64.encode(*secret)),
+        });
+        replace_secret(dir, MESH_KEY_FILE, text.as_bytes())
     }
 
     /// What other hosts know it by.
@@ -76,24 +102,27 @@ impl fmt::Debug for MeshKey {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::Credentials;
+    use crate::store::replace;
 
     #[test]
     fn it_is_made_once_and_goes_with_the_credentials() {
         let dir = tempfile::tempdir().unwrap();
         let identity = dir.path().join("identity");
-        let made = MeshKey::open(&identity).unwrap();
+        let made = MeshKey::open(&identity, None).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let file = identity.join(MESH_KEY_FILE);
         assert_eq!((mode(&identity), mode(&file)), (0o700, 0o600));
-        let found = MeshKey::open(&identity).unwrap();
+        let found = MeshKey::open(&identity, None).unwrap();
         assert_eq!((made.secret(), made.public()), (found.secret(), found.public()));
         assert_ne!(made.public(), made.secret());
         assert_eq!(format!("{made:?}"), "MeshKey(hidden)");
         Credentials::erase(&identity).unwrap();
         assert!(!file.exists());
-        assert_ne!(MeshKey::open(&identity).unwrap().public(), made.public(), "another membership, another key");
+        assert_ne!(MeshKey::open(&identity, None).unwrap().public(), made.public(), "another membership, another key");
     }
 
     #[test]
@@ -102,7 +131,7 @@ mod tests {
         // RFC 7748 section 6.1.
         let alice = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
         replace(dir.path(), MESH_KEY_FILE, alice.as_bytes(), 0o600).unwrap();
-        let public = BASE64.encode(MeshKey::open(dir.path()).unwrap().public());
+        let public = BASE64.encode(MeshKey::open(dir.path(), None).unwrap().public());
         assert_eq!(public, "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
     }
 
@@ -111,7 +140,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (text, mode) in [("AAAA\n", 0o600), ("", 0o600), ("no key", 0o600), ("whatever", 0o644)] {
             replace(dir.path(), MESH_KEY_FILE, text.as_bytes(), mode).unwrap();
-            let error = MeshKey::open(dir.path()).unwrap_err();
+            let error = MeshKey::open(dir.path(), None).unwrap_err();
             match mode {
                 0o600 => assert!(matches!(error, StoreError::Key { .. }), "{error}"),
                 _ => assert!(matches!(error, StoreError::Exposed { .. }), "{error}"),

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
+use zeroize::Zeroizing;
 
 /// Columns of base64 per line (RFC 7468 section 2).
 const LINE: usize = 64;
@@ -18,6 +19,27 @@ pub(crate) fn encode(label: &str, der: &[u8]) -> String {
     }
     out.push_str(&format!("-----END {label}-----\n"));
     out
+}
+
+/// All sections of a PEM text with their labels, in order; text between them is skipped. None: one is damaged.
+pub(crate) fn sections(text: &str) -> Option<Vec<(&str, Zeroizing<Vec<u8>>)>> {
+    let mut found = Vec::new();
+    let mut lines = text.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let Some(label) = line.strip_prefix("-----BEGIN ").and_then(|rest| rest.strip_suffix("-----")) else {
+            continue;
+        };
+        let end = format!("-----END {label}-----");
+        let mut body = Zeroizing::new(String::new());
+        loop {
+            match lines.next()? {
+                line if line == end => break,
+                line => body.push_str(line),
+            }
+        }
+        found.push((label, Zeroizing::new(STANDARD.decode(body.as_bytes()).ok()?)));
+    }
+    Some(found)
 }
 
 /// All certificates of a PEM text, in order; other sections are skipped.

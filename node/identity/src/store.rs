@@ -1,5 +1,6 @@
 //! Credentials on disk: `<dir>/node.key` (mode 0600), `node.crt`, `root.crt`. Used by the node at start, join, renewal.
 //!
+//! On a manager of a locked swarm the key is sealed with the unlock key (`seal.rs`), and only who has that can load it.
 //! Each file is replaced whole (temporary file, fsync, rename, fsync of the directory). A renewal that is cut off between
 //! two files loses nothing: while key and certificate change, `node.key` holds the new and the old key, and loading takes
 //! the one that the certificate is for. Roots are written first: a rotation adds the new root before certificates by it.
@@ -9,15 +10,17 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::pki_types::pem::PemObject as _;
+use zeroize::Zeroizing;
 
+use crate::chain;
 use crate::credentials::{Credentials, CredentialsError};
-use crate::key::{KeyError, NodeKey, SEALED_LABEL};
+use crate::key::{KeyError, NodeKey, PLAIN_LABEL, SEALED_LABEL};
 use crate::mesh::MESH_KEY_FILE;
-use crate::peer::CertificateFacts;
+use crate::peer::{CertificateFacts, PeerIdentity};
 use crate::pem;
 use crate::roots::RootBundle;
+use crate::seal::PAIR_FILE;
+use crate::unlock::UnlockKey;
 
 /// The private key.
 pub const KEY_FILE: &str = "node.key";
@@ -55,9 +58,15 @@ pub enum StoreError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The key is sealed by autolock.
-    #[error("{} is sealed: unlocking is not supported yet", .path.display())]
+    /// The key is sealed, and no key to open it with was given.
+    #[error("{} is sealed: this manager needs its unlock key", .path.display())]
     Sealed {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// None of the keys given opens it.
+    #[error("the unlock key does not open {}", .path.display())]
+    WrongKey {
         /// The key file.
         path: PathBuf,
     },
@@ -89,8 +98,14 @@ impl StoreError {
 }
 
 impl Credentials {
-    /// Loads credentials and checks that the files fit together. Not the time: see [`Credentials::validity`].
+    /// Loads credentials that are not sealed and checks that the files fit together. Not the time: see
+    /// [`Credentials::validity`].
     pub fn load(dir: &Path) -> Result<Self, StoreError> {
+        Self::unlock(dir, &[])
+    }
+
+    /// Loads credentials that may be sealed with any of `keys`.
+    pub fn unlock(dir: &Path, keys: &[UnlockKey]) -> Result<Self, StoreError> {
         let unusable = |source| StoreError::Credentials { dir: dir.to_owned(), source };
         let chain_pem = read(&dir.join(CERT_FILE))?;
         let chain = pem::certificates(&chain_pem).map_err(|error| unusable(CredentialsError::Pem(error)))?;
@@ -98,38 +113,50 @@ impl Credentials {
         let public_key = CertificateFacts::read(leaf).map(|facts| facts.public_key);
         let roots = RootBundle::from_pem(&read(&dir.join(ROOT_FILE))?)
             .map_err(|error| unusable(CredentialsError::Roots(error)))?;
-        let mut keys = read_keys(&dir.join(KEY_FILE))?;
+        let mut keys = read_keys(&dir.join(KEY_FILE), keys)?;
         let matching = keys.iter().position(|key| public_key.as_deref() == Ok(key.public_point())).unwrap_or(0);
         Self::from_parts(keys.swap_remove(matching), chain, roots).map_err(unusable)
     }
 
-    /// Writes credentials durably; a crash at any point leaves the old or the new ones loadable. Makes the directory
-    /// (mode 0700) if need be.
-    pub fn save(&self, dir: &Path) -> Result<(), StoreError> {
+    /// Whose credentials are in `dir`, by the certificate alone: that needs no key, and proves nothing.
+    pub fn whose(dir: &Path) -> Result<PeerIdentity, StoreError> {
+        let unusable = |source| StoreError::Credentials { dir: dir.to_owned(), source };
+        let chain = pem::certificates(&read(&dir.join(CERT_FILE))?);
+        let chain = chain.map_err(|error| unusable(CredentialsError::Pem(error)))?;
+        let leaf = chain.first().ok_or_else(|| unusable(CredentialsError::Empty))?;
+        PeerIdentity::read(leaf).map_err(|error| unusable(CredentialsError::Chain(chain::refused(error))))
+    }
+
+    /// Writes credentials durably, the key sealed with `seal` if there is one; a crash at any point leaves the old or the
+    /// new ones loadable. Makes the directory (mode 0700) if need be. A key that goes is overwritten.
+    pub fn save(&self, dir: &Path, seal: Option<&UnlockKey>) -> Result<(), StoreError> {
         make_dir(dir).map_err(|source| StoreError::Write { path: dir.to_owned(), source })?;
         let key_path = dir.join(KEY_FILE);
-        let own = self.key().to_pem();
+        let own = self.key().to_pem(seal);
         // A key file that cannot be read holds nothing that could be lost.
-        let previous = read_keys(&key_path).unwrap_or_default();
-        let kept: String = previous
-            .iter()
-            .filter(|key| key.public_point() != self.key().public_point())
-            .map(NodeKey::to_pem)
-            .collect();
+        let previous = read_keys(&key_path, seal.map(std::slice::from_ref).unwrap_or_default()).unwrap_or_default();
+        let mut both = own.clone();
+        for key in previous.iter().filter(|key| key.public_point() != self.key().public_point()) {
+            both.push_str(&key.to_pem(seal));
+        }
         replace(dir, ROOT_FILE, self.roots().to_pem().as_bytes(), 0o644)?;
-        replace(dir, KEY_FILE, format!("{own}{kept}").as_bytes(), 0o600)?;
+        replace_secret(dir, KEY_FILE, both.as_bytes())?;
         replace(dir, CERT_FILE, self.chain_pem().as_bytes(), 0o644)?;
-        if !kept.is_empty() {
-            replace(dir, KEY_FILE, own.as_bytes(), 0o600)?;
+        if both != own {
+            replace_secret(dir, KEY_FILE, own.as_bytes())?;
         }
         Ok(())
     }
 
     /// Removes the credentials (`swarm leave`), the keys first. Files that are not there are no error.
     pub fn erase(dir: &Path) -> Result<(), StoreError> {
-        for name in [KEY_FILE, MESH_KEY_FILE, CERT_FILE, ROOT_FILE] {
+        for name in [KEY_FILE, MESH_KEY_FILE, PAIR_FILE, CERT_FILE, ROOT_FILE] {
             let path = dir.join(name);
-            match std::fs::remove_file(&path) {
+            let overwritten = match OpenOptions::new().write(true).open(&path) {
+                Ok(file) => overwrite(&file),
+                Err(error) => Err(error),
+            };
+            match overwritten.and_then(|()| std::fs::remove_file(&path)) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(StoreError::Write { path, source });
                 }
@@ -149,27 +176,33 @@ fn read(path: &Path) -> Result<String, StoreError> {
     std::fs::read_to_string(path).map_err(|source| StoreError::Read { path: path.to_owned(), source })
 }
 
-/// All keys of a key file, at least one.
-fn read_keys(path: &Path) -> Result<Vec<NodeKey>, StoreError> {
-    let mode = std::fs::metadata(path)
-        .map_err(|source| StoreError::Read { path: path.to_owned(), source })?
-        .permissions()
-        .mode()
-        & 0o7777;
+/// Text of a file with a key, which nobody else may read.
+pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>, StoreError> {
+    let metadata = std::fs::metadata(path).map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
+    let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(StoreError::Exposed { path: path.to_owned(), mode });
     }
-    let text = read(path)?;
-    if text.contains(SEALED_LABEL) {
-        return Err(StoreError::Sealed { path: path.to_owned() });
-    }
+    read(path).map(Zeroizing::new)
+}
+
+/// All keys of a key file, at least one. Sealed ones are opened with any of `seals`.
+pub(crate) fn read_keys(path: &Path, seals: &[UnlockKey]) -> Result<Vec<NodeKey>, StoreError> {
+    let text = read_secret(path)?;
     let unusable = |source| StoreError::Key { path: path.to_owned(), source };
-    let keys = PrivatePkcs8KeyDer::pem_slice_iter(text.as_bytes())
-        .map(|section| {
-            let der = section.map_err(|_| unusable(None))?;
-            NodeKey::from_pkcs8_der(der.secret_pkcs8_der()).map_err(|error| unusable(Some(error)))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut keys = Vec::new();
+    for (label, der) in pem::sections(&text).ok_or_else(|| unusable(None))? {
+        let key = match label {
+            SEALED_LABEL if seals.is_empty() => return Err(StoreError::Sealed { path: path.to_owned() }),
+            SEALED_LABEL => seals
+                .iter()
+                .find_map(|seal| NodeKey::unseal(&der, seal))
+                .ok_or_else(|| StoreError::WrongKey { path: path.to_owned() })?,
+            PLAIN_LABEL => NodeKey::from_pkcs8_der(&der),
+            _ => continue,
+        };
+        keys.push(key.map_err(|error| unusable(Some(error)))?);
+    }
     if keys.is_empty() { Err(unusable(None)) } else { Ok(keys) }
 }
 
@@ -178,14 +211,37 @@ pub(crate) fn make_dir(dir: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Replaces a file of mode 0600 durably, and overwrites the content of before where it lies.
+pub(crate) fn replace_secret(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    // Held open, it can be written to when it has no name any more.
+    let former = match OpenOptions::new().write(true).open(&path) {
+        Ok(former) => Some(former),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(StoreError::Write { path, source }),
+    };
+    replace(dir, name, bytes, 0o600)?;
+    former.map_or(Ok(()), |former| overwrite(&former)).map_err(|source| StoreError::Write { path, source })
+}
+
+/// Zeroes in the place of a file's content, durably. Copies elsewhere (a snapshot of the volume, an SSD's spare blocks) are
+/// out of reach.
+pub(crate) fn overwrite(mut file: &File) -> io::Result<()> {
+    let len = usize::try_from(file.metadata()?.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    file.write_all(&vec![0; len])?;
+    file.sync_all()
+}
+
 /// Replaces a file durably. The temporary name is fixed: one daemon owns the directory, and a leftover is overwritten.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
     let path = dir.join(name);
     let temporary = dir.join(format!(".{name}.new"));
     let write = || -> io::Result<()> {
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        // A leftover may hold a key.
+        match OpenOptions::new().write(true).open(&temporary) {
+            Ok(leftover) => overwrite(&leftover).and_then(|()| std::fs::remove_file(&temporary))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;

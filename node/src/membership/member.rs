@@ -15,6 +15,7 @@ use crate::host::Host;
 use crate::links::{Links, serve_peers};
 use crate::netd::{Netd, Place};
 use crate::renewal;
+use crate::sealing::Sealing;
 use crate::seat::{First, Seat, SeatParts};
 
 /// How long the agent waits for this node's own manager, which it would otherwise find closed and ask later again.
@@ -45,6 +46,7 @@ impl Member {
         credentials: Credentials,
         record: Record,
         first: First,
+        sealing: Sealing,
     ) -> anyhow::Result<Self> {
         let identity = credentials.identity().clone();
         let (live, deny) = (LiveCredentials::new(credentials), DenyList::new());
@@ -69,6 +71,7 @@ impl Member {
             contacts: contacts.clone(),
             record: record.clone(),
             board: board.clone(),
+            sealing: sealing.clone(),
         };
         let founding = matches!(first, First::Found(_));
         let (seat, outcome) = Seat::start(parts, first);
@@ -91,11 +94,11 @@ impl Member {
         // Not before its containers are in hand: until then it is pending.
         board.member(identity.node_id, identity.cluster_id, live.current().role(), address.to_string());
         let mut background = JoinSet::new();
-        background.spawn(renewal::run(live.clone(), links, contacts.clone(), host.identity_dir()));
+        background.spawn(renewal::run(live.clone(), links, contacts.clone(), sealing.clone()));
         background.spawn(close_expired(deny.clone()));
         // After the agent, which has opened the sandboxes: netd finds them there.
         let mut networks = JoinSet::new();
-        let place = Place { node: identity.node_id, address, identity_dir: host.identity_dir() };
+        let place = Place { node: identity.node_id, address, sealing };
         let (handle, description) = (agent.handle.clone(), host.description_config(Some(address)));
         networks.spawn(host.netd.clone().keep(place, move |fabric| {
             handle.redescribe(DescriptionConfig { fabric: Some(fabric), ..description.clone() });

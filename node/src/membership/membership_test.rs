@@ -145,7 +145,7 @@ async fn a_taken_port_is_tried_again_and_a_damaged_file_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let addr = free_port();
     let (membership, _parent) = place(dir.path(), 0).await;
-    let (node, ..) = membership.init(init_at(addr)).await.unwrap();
+    let node = membership.init(init_at(addr)).await.unwrap().node;
     assert!(membership.standing().control);
     assert!(fails(membership.leave(false)).await.contains("participating as a manager"));
     let mut other_program = None;
@@ -165,6 +165,44 @@ async fn a_taken_port_is_tried_again_and_a_damaged_file_is_not() {
     membership.leave(true).await.unwrap();
     assert_eq!(membership.standing().state, SwarmState::Inactive);
     assert!(!membership.host.raft_dir().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_manager_answers_its_key_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let addr = free_port();
+    let (membership, _parent) = place(dir.path(), 0).await;
+    assert!(fails(membership.unlock("x")).await.contains("not part of a swarm"));
+    let founded = membership.init(SwarmInitRequest { autolock: true, ..init_at(addr) }).await.unwrap();
+    let key = founded.unlock_key.unwrap().to_text();
+    assert!(fails(membership.unlock(&key)).await.contains("swarm is not locked"));
+    assert!(!dir.path().join("raft/kek").exists(), "it was never open");
+    let sealed = fs::read_to_string(dir.path().join("identity/node.key")).unwrap();
+    assert!(sealed.starts_with("-----BEGIN SKEP SEALED PRIVATE KEY-----") && sealed.matches("BEGIN").count() == 1);
+
+    let membership = restart(membership, || {}).await;
+    let standing = membership.standing();
+    assert_eq!((standing.state, standing.control), (SwarmState::Locked, false));
+    assert_eq!((standing.node, standing.error.as_str()), (Some(founded.node), ""));
+    drop(TcpListener::bind(addr).unwrap());
+    assert_eq!(fails(membership.init(init_at(addr))).await, LOCKED);
+    assert_eq!(fails(membership.join(SwarmJoinRequest::default())).await, LOCKED);
+    assert_eq!(fails(membership.leave(false)).await, LOCKED);
+    let wrong = UnlockKey::generate().to_text();
+    for text in [wrong.as_str(), "", "SWMKEY-1-x"] {
+        assert!(fails(membership.unlock(text)).await.contains("invalid key"), "{text}");
+        assert_eq!(membership.standing().state, SwarmState::Locked);
+    }
+    membership.unlock(&key).await.unwrap();
+    wait_until("the manager is back", &membership, |standing| standing.control).await;
+    assert_eq!(membership.standing().state, SwarmState::Active);
+
+    // Locked again, it can still be given up.
+    let membership = restart(membership, || {}).await;
+    assert_eq!(membership.standing().state, SwarmState::Locked);
+    membership.leave(true).await.unwrap();
+    assert_eq!(membership.standing().state, SwarmState::Inactive);
+    assert!(!dir.path().join("raft").exists() && !dir.path().join("identity/node.key").exists());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use skep_identity::Role;
+use skep_identity::{PeerIdentity, Role};
 use skep_proto::id::{ClusterId, NodeId};
 use skep_proto::v1::SwarmState;
 
@@ -62,6 +62,7 @@ impl Board {
                     standing.error.clone_from(&self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
                 }
                 Control::Starting(_) => standing.state = SwarmState::Pending,
+                Control::Locked => standing.state = SwarmState::Locked,
                 Control::Halted(reason) | Control::Absent(reason) => {
                     (standing.state, standing.error) = (SwarmState::Error, reason);
                 }
@@ -93,6 +94,14 @@ impl Board {
             false => Control::Absent(reason.clone()),
         });
         self.place(Standing::outside(SwarmState::Error, reason));
+    }
+
+    /// A manager that waits for its unlock key.
+    pub(crate) fn locked(&self, identity: &PeerIdentity, node_addr: String) {
+        self.routes.set(Control::Locked);
+        let outside = Standing::outside(SwarmState::Locked, String::new());
+        let (node, cluster) = (Some(identity.node_id), Some(identity.cluster_id));
+        self.place(Standing { node, cluster, role: Some(identity.role), node_addr, ..outside });
     }
 
     /// A member. What the control API is, the seat says.

@@ -3,11 +3,12 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use skep_identity::{Anonymous, JoinToken, RootBundle, ServerTls, TokenSecret};
-use skep_manager::peers::{self, Serving};
-use skep_manager::{Bootstrap, Ended, FIRST_RAFT_ID, ManagerConfig, ManagerStart};
+use skep_manager::peers::{self, Entered, Serving};
+use skep_manager::{Bootstrap, Ended, FIRST_RAFT_ID, KeysAtStart, ManagerConfig, ManagerStart};
 use skep_worker::Connector;
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -36,7 +37,8 @@ pub(super) async fn open(parts: &SeatParts, how: How, stop: &mut watch::Receiver
     let record = parts.record.get();
     // First of all, so that a taken port leaves nothing to undo, and others reach this manager as soon as they know it.
     let listener = listen(record.listen_addr).await?;
-    let (raft_id, start) = plan(parts, how, stop).await?;
+    let Plan { raft_id, start, data_key_epoch } = plan(parts, how, stop).await?;
+    let (unlock, other) = parts.sealing.keys();
     let config = ManagerConfig {
         dir: parts.host.raft_dir(),
         node: parts.identity.node_id,
@@ -46,6 +48,7 @@ pub(super) async fn open(parts: &SeatParts, how: How, stop: &mut watch::Receiver
         registries: parts.host.registries(),
         raft_id,
         start,
+        keys: KeysAtStart { unlock, other, data_key_epoch, seals: Some(Arc::new(parts.sealing.clone())) },
     };
     let manager = skep_manager::Manager::start(config).await?;
     let served = async {
@@ -72,37 +75,52 @@ async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> 
 }
 
 /// The manager's id in Raft, and what its files are to be.
-async fn plan(parts: &SeatParts, how: How, stop: &mut watch::Receiver<bool>) -> anyhow::Result<(u64, ManagerStart)> {
+struct Plan {
+    raft_id: u64,
+    start: ManagerStart,
+    /// Of new files.
+    data_key_epoch: u64,
+}
+
+impl Plan {
+    fn new(raft_id: u64, start: ManagerStart) -> Self {
+        Self { raft_id, start, data_key_epoch: 0 }
+    }
+}
+
+async fn plan(parts: &SeatParts, how: How, stop: &mut watch::Receiver<bool>) -> anyhow::Result<Plan> {
     let dir = parts.host.raft_dir();
     match how {
         How::Found(bootstrap) => {
             let seat = SeatRecord { raft_id: FIRST_RAFT_ID, phase: SeatPhase::Founding };
             parts.record.update(|record| record.seat = Some(seat)).await?;
-            Ok((FIRST_RAFT_ID, ManagerStart::Bootstrap(bootstrap)))
+            Ok(Plan::new(FIRST_RAFT_ID, ManagerStart::Bootstrap(bootstrap)))
         }
         How::Recover => match parts.record.get().seat {
-            Some(seat) => Ok((seat.raft_id, ManagerStart::Recover)),
+            Some(seat) => Ok(Plan::new(seat.raft_id, ManagerStart::Recover)),
             None => bail!("this node holds no manager's state to go on from"),
         },
         How::Resume => match resume(parts.record.get().seat, is_complete(&dir), &dir)? {
-            Resume::Existing(raft_id) => Ok((raft_id, ManagerStart::Existing)),
-            Resume::Join(raft_id) => Ok((raft_id, ManagerStart::Join)),
+            Resume::Existing(raft_id) => Ok(Plan::new(raft_id, ManagerStart::Existing)),
+            Resume::Join(raft_id) => Ok(Plan::new(raft_id, ManagerStart::Join)),
             Resume::Enter => {
-                let raft_id = tokio::select! {
+                let Entered { raft_id, unlock_key, data_key_epoch } = tokio::select! {
                     entered = enter(parts) => entered?,
                     // An error: the seat is gone, and with it who wanted it taken.
                     _ = stop.wait_for(|stop| *stop) => bail!("this daemon is stopping"),
                 };
                 let seat = SeatRecord { raft_id, phase: SeatPhase::Entered };
                 parts.record.update(|record| record.seat = Some(seat)).await?;
-                Ok((raft_id, ManagerStart::Join))
+                // Before there is anything of the swarm's state on this disk.
+                parts.sealing.reseal_alone(unlock_key).await?;
+                Ok(Plan { raft_id, start: ManagerStart::Join, data_key_epoch })
             }
         },
     }
 }
 
 /// Asks the managers in turn for an id in Raft. One that says no may be behind the others, so all are asked.
-async fn enter(parts: &SeatParts) -> anyhow::Result<u64> {
+async fn enter(parts: &SeatParts) -> anyhow::Result<Entered> {
     let own = parts.record.get().advertise_addr.to_string();
     let mut last = None;
     for addr in parts.contacts.to_ask().into_iter().filter(|addr| *addr != own) {
@@ -114,7 +132,7 @@ async fn enter(parts: &SeatParts) -> anyhow::Result<u64> {
             peers::enter(channel, &own).await
         };
         match asked.await {
-            Ok(raft_id) => return Ok(raft_id),
+            Ok(entered) => return Ok(entered),
             Err(status) => {
                 let text = format!("manager {addr} does not let this node in");
                 last = Some(anyhow::Error::new(status).context(text));

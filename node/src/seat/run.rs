@@ -1,10 +1,8 @@
 //! The seat's task: compares what the certificate says with what runs, takes one step, waits for the next event.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use skep_identity::{Credentials, JoinToken, Role};
 use skep_manager::Ended;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -324,7 +322,12 @@ impl Runner {
         }
         self.parts.board.only_worker();
         self.state.send_replace(SeatState::None);
-        let given_up = self.give_up().await;
+        let given_up = async {
+            self.give_up().await?;
+            // A worker is not locked.
+            self.parts.sealing.reseal_alone(None).await
+        };
+        let given_up = given_up.await;
         let pause = match &given_up {
             Ok(()) => {
                 self.backoff.reset();
@@ -345,12 +348,7 @@ impl Runner {
         let leaving = SeatRecord { phase: SeatPhase::Leaving, ..seat };
         self.parts.record.update(|record| record.seat = Some(leaving)).await?;
         let dir = self.parts.host.raft_dir();
-        match tokio::fs::remove_dir_all(&dir).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot delete {}", dir.display()));
-            }
-            _ => {}
-        }
+        tokio::task::spawn_blocking(move || skep_manager::erase_files(&dir)).await??;
         self.parts.record.update(|record| record.seat = None).await
     }
 

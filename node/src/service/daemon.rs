@@ -1,4 +1,4 @@
-//! This host's place in a swarm: info, init, join, leave.
+//! This host's place in a swarm: info, init, join, leave, unlock.
 
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -7,9 +7,10 @@ use skep_identity::{Caller, Role};
 use skep_proto::v1::daemon_server::Daemon;
 use skep_proto::v1::{
     InfoRequest, InfoResponse, NodeRole, SwarmInitRequest, SwarmInitResponse, SwarmJoinRequest, SwarmJoinResponse,
-    SwarmLeaveRequest, SwarmLeaveResponse,
+    SwarmLeaveRequest, SwarmLeaveResponse, UnlockRequest, UnlockResponse,
 };
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use crate::host::Host;
 use crate::membership::Membership;
@@ -51,11 +52,13 @@ impl Daemon for DaemonService {
     async fn swarm_init(&self, request: Request<SwarmInitRequest>) -> Result<Response<SwarmInitResponse>, Status> {
         local(&request)?;
         let (membership, request) = (Arc::clone(&self.membership), request.into_inner());
-        let (node, token, manager_addr) = to_its_end(async move { membership.init(request).await }).await?;
+        let founded = to_its_end(async move { membership.init(request).await }).await?;
+        let unlock_key = founded.unlock_key.map(|key| key.to_text().as_str().to_owned());
         Ok(Response::new(SwarmInitResponse {
-            node_id: node.to_vec(),
-            worker_token: token.to_string(),
-            manager_addr: manager_addr.to_string(),
+            node_id: founded.node.to_vec(),
+            worker_token: founded.token.to_string(),
+            manager_addr: founded.advertise_addr.to_string(),
+            unlock_key: unlock_key.unwrap_or_default(),
         }))
     }
 
@@ -71,6 +74,13 @@ impl Daemon for DaemonService {
         let (membership, force) = (Arc::clone(&self.membership), request.into_inner().force);
         to_its_end(async move { membership.leave(force).await }).await?;
         Ok(Response::new(SwarmLeaveResponse {}))
+    }
+
+    async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
+        local(&request)?;
+        let (membership, key) = (Arc::clone(&self.membership), Zeroizing::new(request.into_inner().unlock_key));
+        to_its_end(async move { membership.unlock(&key).await }).await?;
+        Ok(Response::new(UnlockResponse {}))
     }
 }
 

@@ -300,6 +300,9 @@ pub struct ClusterSpec {
     /// UDP port of overlays that are not encrypted. 0 in the wire means 4789.
     #[prost(uint32, tag = "22")]
     pub data_path_port: u32,
+    /// Managers seal their keys on disk with the swarm's unlock key: one that restarts serves nothing until it is given that.
+    #[prost(bool, tag = "23")]
+    pub autolock: bool,
 }
 /// A network that tasks can attach to.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1143,6 +1146,12 @@ pub struct Cluster {
     /// Raised by every recovery from a lost quorum.
     #[prost(uint64, tag = "10")]
     pub recovery_epoch: u64,
+    /// With autolock: the key (32 bytes) that seals managers' keys on their disks. Never in answers about the cluster.
+    #[prost(bytes = "vec", tag = "12")]
+    pub unlock_key: ::prost::alloc::vec::Vec<u8>,
+    /// Raised when every manager is to replace its data key, which seals its log and snapshots.
+    #[prost(uint64, tag = "13")]
+    pub data_key_epoch: u64,
 }
 /// A host in the swarm.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3477,10 +3486,70 @@ pub struct UpdateClusterRequest {
     #[prost(message, optional, tag = "3")]
     pub write: ::core::option::Option<WriteOptions>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateClusterResponse {
     #[prost(uint64, tag = "1")]
     pub version: u64,
+    /// Where autolock was switched: what became of it on each manager.
+    #[prost(message, repeated, tag = "2")]
+    pub managers: ::prost::alloc::vec::Vec<ManagerKeys>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnlockKeyRequest {
+    /// Make a new one. Managers that are down take it over when they are back, unlocked with the one before.
+    #[prost(bool, tag = "1")]
+    pub rotate: bool,
+    #[prost(message, optional, tag = "2")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct UnlockKeyResponse {
+    /// `SWMKEY-1-…`
+    #[prost(string, tag = "1")]
+    pub unlock_key: ::prost::alloc::string::String,
+    /// After a rotation: what became of it on each manager.
+    #[prost(message, repeated, tag = "2")]
+    pub managers: ::prost::alloc::vec::Vec<ManagerKeys>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DataKeyRequest {
+    /// Replace the data keys. Managers that are down do so when they are back.
+    #[prost(bool, tag = "1")]
+    pub rotate: bool,
+    #[prost(message, optional, tag = "2")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DataKeyResponse {
+    /// How often data keys were to be replaced.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub managers: ::prost::alloc::vec::Vec<ManagerKeys>,
+}
+/// How a manager seals what it has on disk.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ManagerKeys {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// As the swarm wants it; former keys and what they sealed are gone from its disk.
+    #[prost(bool, tag = "3")]
+    pub done: bool,
+    /// Why not, for a person.
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
+    /// `Cluster.data_key_epoch` that its data key was made for. 0 with `message`: not known.
+    #[prost(uint64, tag = "5")]
+    pub data_key_epoch: u64,
+    /// By the swarm's unlock key.
+    #[prost(bool, tag = "6")]
+    pub locked: bool,
+    /// For how long its newest replacement of a data key let nobody write.
+    #[prost(uint32, tag = "7")]
+    pub pause_us: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DoctorRequest {}
@@ -4422,6 +4491,53 @@ pub mod clusters_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clusters", "Update"));
             self.inner.unary(req, path, codec).await
         }
+        /// The key that unlocks managers after a restart; makes a new one first where asked. Refused without autolock.
+        pub async fn unlock_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnlockKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnlockKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Clusters/UnlockKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Clusters", "UnlockKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How managers seal what they have on disk; every manager replaces its data key first where asked.
+        pub async fn data_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DataKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DataKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Clusters/DataKey");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clusters", "DataKey"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Runs the validator of the whole state.
         pub async fn doctor(
             &mut self,
@@ -4480,6 +4596,19 @@ pub mod clusters_server {
             tonic::Response<super::UpdateClusterResponse>,
             tonic::Status,
         >;
+        /// The key that unlocks managers after a restart; makes a new one first where asked. Refused without autolock.
+        async fn unlock_key(
+            &self,
+            request: tonic::Request<super::UnlockKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnlockKeyResponse>,
+            tonic::Status,
+        >;
+        /// How managers seal what they have on disk; every manager replaces its data key first where asked.
+        async fn data_key(
+            &self,
+            request: tonic::Request<super::DataKeyRequest>,
+        ) -> std::result::Result<tonic::Response<super::DataKeyResponse>, tonic::Status>;
         /// Runs the validator of the whole state.
         async fn doctor(
             &self,
@@ -4683,6 +4812,94 @@ pub mod clusters_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UpdateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clusters/UnlockKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnlockKeySvc<T: Clusters>(pub Arc<T>);
+                    impl<
+                        T: Clusters,
+                    > tonic::server::UnaryService<super::UnlockKeyRequest>
+                    for UnlockKeySvc<T> {
+                        type Response = super::UnlockKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnlockKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clusters>::unlock_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnlockKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clusters/DataKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct DataKeySvc<T: Clusters>(pub Arc<T>);
+                    impl<T: Clusters> tonic::server::UnaryService<super::DataKeyRequest>
+                    for DataKeySvc<T> {
+                        type Response = super::DataKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DataKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clusters>::data_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DataKeySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -10958,11 +11175,17 @@ pub struct EnterRequest {
     #[prost(bytes = "vec", tag = "3")]
     pub node_id: ::prost::alloc::vec::Vec<u8>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct EnterResponse {
     /// The caller's id in Raft, for as long as it keeps its Raft directory. Never used twice.
     #[prost(uint64, tag = "1")]
     pub raft_id: u64,
+    /// `Cluster.unlock_key` and `data_key_epoch`: its files are made for them.
+    #[prost(bytes = "vec", tag = "2")]
+    pub unlock_key: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub data_key_epoch: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {
@@ -10971,7 +11194,7 @@ pub struct DescribeRequest {
     #[prost(bool, tag = "1")]
     pub caller: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeResponse {
     /// Feature level of the build.
     #[prost(uint32, tag = "1")]
@@ -10982,6 +11205,19 @@ pub struct DescribeResponse {
     /// If it was asked for: the caller's Raft id; 0: its node is no member, or not yet. Absent: not said.
     #[prost(uint64, optional, tag = "3")]
     pub caller_raft_id: ::core::option::Option<u64>,
+    /// The keys on its disk are as the cluster object of this store version wants them.
+    #[prost(uint64, tag = "4")]
+    pub keys_version: u64,
+    /// Why newer ones are not, for a person.
+    #[prost(string, tag = "5")]
+    pub keys_error: ::prost::alloc::string::String,
+    /// As in `ManagerKeys`.
+    #[prost(uint64, tag = "6")]
+    pub data_key_epoch: u64,
+    #[prost(bool, tag = "7")]
+    pub locked: bool,
+    #[prost(uint32, tag = "8")]
+    pub pause_us: u32,
 }
 /// Generated client implementations.
 pub mod quorum_client {
@@ -11621,6 +11857,9 @@ pub struct SwarmInitRequest {
     pub subnet_length: u32,
     #[prost(uint32, tag = "10")]
     pub data_path_port: u32,
+    /// `ClusterSpec.autolock`.
+    #[prost(bool, tag = "11")]
+    pub autolock: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -11632,6 +11871,9 @@ pub struct SwarmInitResponse {
     pub worker_token: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub manager_addr: ::prost::alloc::string::String,
+    /// With autolock: `SWMKEY-1-…`.
+    #[prost(string, tag = "4")]
+    pub unlock_key: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -11663,6 +11905,15 @@ pub struct SwarmLeaveRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SwarmLeaveResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct UnlockRequest {
+    /// `SWMKEY-1-…`
+    #[prost(string, tag = "1")]
+    pub unlock_key: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnlockResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LocalImage {
     /// `sha256:…` of the manifest or index: what tasks run.
@@ -12009,6 +12260,25 @@ pub mod daemon_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Daemon", "SwarmLeave"));
             self.inner.unary(req, path, codec).await
         }
+        /// Gives a locked manager the swarm's unlock key; returns when it takes part again. A wrong key is answered late.
+        pub async fn unlock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnlockRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnlockResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Daemon/Unlock");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Daemon", "Unlock"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -12052,6 +12322,11 @@ pub mod daemon_server {
             tonic::Response<super::SwarmLeaveResponse>,
             tonic::Status,
         >;
+        /// Gives a locked manager the swarm's unlock key; returns when it takes part again. A wrong key is answered late.
+        async fn unlock(
+            &self,
+            request: tonic::Request<super::UnlockRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnlockResponse>, tonic::Status>;
     }
     /// Callers: local root.
     #[derive(Debug)]
@@ -12287,6 +12562,49 @@ pub mod daemon_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SwarmLeaveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Daemon/Unlock" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnlockSvc<T: Daemon>(pub Arc<T>);
+                    impl<T: Daemon> tonic::server::UnaryService<super::UnlockRequest>
+                    for UnlockSvc<T> {
+                        type Response = super::UnlockResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnlockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Daemon>::unlock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnlockSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

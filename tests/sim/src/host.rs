@@ -160,6 +160,7 @@ async fn enter(agent: &Agent, world: &World, id: u64) -> RaftId {
     loop {
         let manager = agent.become_manager().await;
         let entered = peers::enter(connect(&wire::address(manager)), &wire::address(id)).await;
+        let entered = entered.map(|entered| entered.raft_id);
         world.note(|| format!("host {id} asked manager {manager} to be let in: {entered:?}"));
         if let Ok(raft_id) = entered {
             world.entered.set(world.entered.get() + 1);

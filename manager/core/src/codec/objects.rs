@@ -38,11 +38,12 @@ pub fn cluster_to_wire(cluster: &Cluster) -> v1::Cluster {
         root_key_pem: cluster.root_key_pem.clone().into_bytes(),
         worker_token_secret: cluster.worker_token_secret.to_vec(),
         manager_token_secret: cluster.manager_token_secret.to_vec(),
+        unlock_key: cluster.unlock_key.map(Vec::from).unwrap_or_default(),
         ..cluster_to_api(cluster)
     }
 }
 
-/// Without root key and token secrets.
+/// Without root key, token secrets and unlock key.
 pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
     v1::Cluster {
         id: cluster.id.to_vec(),
@@ -52,6 +53,7 @@ pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
         feature_level: cluster.feature_level,
         last_raft_id: cluster.last_raft_id,
         recovery_epoch: cluster.recovery_epoch,
+        data_key_epoch: cluster.data_key_epoch,
         ..v1::Cluster::default()
     }
 }
@@ -59,6 +61,13 @@ pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
 pub fn cluster_from_wire(wire: v1::Cluster) -> Result<Cluster, DecodeError> {
     const WHAT: &str = "cluster object";
     let secret = |bytes: Vec<u8>, field| bytes.try_into().map_err(|_| DecodeError::Missing { what: WHAT, field });
+    let unlock_key = match wire.unlock_key.is_empty() {
+        true => None,
+        false => {
+            let key = wire.unlock_key.try_into();
+            Some(key.map_err(|_| DecodeError::Missing { what: WHAT, field: "unlock key" })?)
+        }
+    };
     // PEM is text (RFC 7468).
     let pem = |bytes, field| String::from_utf8(bytes).map_err(|_| DecodeError::Missing { what: WHAT, field });
     Ok(Cluster {
@@ -72,6 +81,8 @@ pub fn cluster_from_wire(wire: v1::Cluster) -> Result<Cluster, DecodeError> {
         feature_level: wire.feature_level,
         last_raft_id: wire.last_raft_id,
         recovery_epoch: wire.recovery_epoch,
+        unlock_key,
+        data_key_epoch: wire.data_key_epoch,
     })
 }
 

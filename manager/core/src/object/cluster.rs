@@ -26,10 +26,14 @@ pub struct Cluster {
     pub last_raft_id: u64,
     /// Raised by every recovery from a lost quorum.
     pub recovery_epoch: u64,
+    /// With autolock: what seals managers' keys on their disks; never leaves the managers but for an operator who asks for it.
+    pub unlock_key: Option<[u8; 32]>,
+    /// Raised when every manager is to replace its data key.
+    pub data_key_epoch: u64,
 }
 
 impl fmt::Debug for Cluster {
-    /// Without key and tokens, so that no log line carries them.
+    /// Without keys and tokens, so that no log line carries them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster")
             .field("id", &self.id)

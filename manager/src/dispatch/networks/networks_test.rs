@@ -156,6 +156,8 @@ impl World {
             feature_level: 1,
             last_raft_id: 1,
             recovery_epoch: 0,
+            unlock_key: None,
+            data_key_epoch: 0,
         };
         let mut ops = vec![Op::PutCluster(cluster)];
         ops.extend([1, 2, INGRESS].into_iter().map(|id| Op::PutNetwork(network(id, 0))));

@@ -1,0 +1,97 @@
+//! Seals the private keys in a credentials directory with the swarm's unlock key, with another one, or not at all.
+//!
+//! Called by the node when autolock is switched, its key is rotated, or the node's role changes; one caller at a time.
+//! There are two files, and Raft's keys besides, which change one after the other. So that a crash in between leaves
+//! nobody out, while one unlock key takes the place of another both lie in a file of their own, each sealed with the
+//! other: either one opens everything ([`other_keys`]).
+
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::mesh::{MESH_KEY_FILE, MeshKey};
+use crate::pem;
+use crate::store::{KEY_FILE, StoreError, overwrite, read_keys, read_secret, replace_secret};
+use crate::unlock::UnlockKey;
+
+/// Two unlock keys while one takes the place of the other.
+pub const PAIR_FILE: &str = "unlock.pair";
+/// What the labels of sealed keys begin with.
+const SEALED: &str = "SKEP SEALED";
+const PAIR_LABEL: &str = "SKEP SEALED UNLOCK KEY";
+const PAIR_PLACE: &[u8] = b"skep unlock key";
+
+/// Seals the keys in `dir` with `to`, or leaves them open. They may be open, or sealed with `to` or any of `from`, each its own
+/// way. What is replaced is overwritten. With one key taking the place of another the pair of them is there until
+/// [`settle`] is called; a caller with more to change calls it last.
+///
+/// # Errors
+/// [`StoreError`]: a key cannot be read with any of these keys, or not be written. Done again, it goes on.
+pub fn reseal(dir: &Path, from: &[UnlockKey], to: Option<&UnlockKey>) -> Result<(), StoreError> {
+    let former = || from.iter().filter(|from| Some(*from) != to);
+    if let Some(to) = to
+        && former().next().is_some()
+    {
+        let half =
+            |with: &UnlockKey, other: &UnlockKey| pem::encode(PAIR_LABEL, &with.seal(PAIR_PLACE, other.expose()));
+        let pairs: String = former().map(|from| half(from, to) + &half(to, from)).collect();
+        replace_secret(dir, PAIR_FILE, pairs.as_bytes())?;
+    }
+    let keys: Vec<UnlockKey> = to.into_iter().chain(from).cloned().collect();
+    if !is_alike(dir, KEY_FILE, to, |seals| read_keys(&dir.join(KEY_FILE), seals).map(drop)) {
+        let mut text = Zeroizing::new(String::new());
+        for key in read_keys(&dir.join(KEY_FILE), &keys)? {
+            text.push_str(&key.to_pem(to));
+        }
+        replace_secret(dir, KEY_FILE, text.as_bytes())?;
+    }
+    if is_alike(dir, MESH_KEY_FILE, to, |seals| MeshKey::read(dir, seals).map(drop)) {
+        return Ok(());
+    }
+    match MeshKey::read(dir, &keys) {
+        Ok(key) => key.save(dir, to),
+        // It is made when it is needed.
+        Err(error) if error.is_absent() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a file is sealed with `to`, or open, already.
+fn is_alike(
+    dir: &Path,
+    name: &str,
+    to: Option<&UnlockKey>,
+    read: impl Fn(&[UnlockKey]) -> Result<(), StoreError>,
+) -> bool {
+    let Ok(text) = read_secret(&dir.join(name)) else { return false };
+    let sections = pem::sections(&text).unwrap_or_default();
+    let sealed = sections.iter().filter(|(label, _)| label.starts_with(SEALED)).count();
+    match to {
+        Some(to) => sealed > 0 && sealed == sections.len() && read(std::slice::from_ref(to)).is_ok(),
+        None => sealed == 0,
+    }
+}
+
+/// All is sealed with one key again: the pair goes, overwritten.
+pub fn settle(dir: &Path) -> Result<(), StoreError> {
+    let path = dir.join(PAIR_FILE);
+    let removed = match std::fs::OpenOptions::new().write(true).open(&path) {
+        Ok(file) => overwrite(&file).and_then(|()| std::fs::remove_file(&path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.and_then(|()| std::fs::File::open(dir)?.sync_all()).map_err(|source| StoreError::Write { path, source })
+}
+
+/// The keys whose place `key` was taking, or the one that was taking its place. Empty: there is no pair, or `key` is not of
+/// it.
+pub fn other_keys(dir: &Path, key: &UnlockKey) -> Result<Vec<UnlockKey>, StoreError> {
+    let text = match read_secret(&dir.join(PAIR_FILE)) {
+        Ok(text) => text,
+        Err(error) if error.is_absent() => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let halves = pem::sections(&text).unwrap_or_default();
+    let opened = halves.iter().filter_map(|(_, sealed)| key.open(PAIR_PLACE, sealed).ok());
+    Ok(opened.filter_map(|bytes| bytes.as_slice().try_into().ok()).map(UnlockKey::new).collect())
+}
