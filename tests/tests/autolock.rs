@@ -240,8 +240,8 @@ fn a_restarted_manager_is_locked_and_its_disk_gives_nothing_away() {
     let updated = lab.skep(1, &["swarm", "update", "--autolock=false"]);
     assert_eq!((updated.stderr.as_str(), updated.stdout.as_str()), ("", "Swarm updated.\n"));
     restart(&lab, RESTARTED);
+    until("the manager to be back by itself", SOON, || swarm_state(&lab, RESTARTED) == "active");
     lab.settled(3, SOON);
-    assert_eq!(swarm_state(&lab, RESTARTED), "active");
     lab.skep(RESTARTED, &["swarm", "unlock-key"]).fails(1, "no unlock key is set");
     let after = lab.running("web", 3, SOON);
     assert_eq!(lab.pids(&after), processes, "no task noticed");
