@@ -14,7 +14,7 @@ use skep_core::store::State;
 use skep_identity::UnlockKey;
 use skep_proto::id::NodeId;
 use skep_proto::v1::quorum_client::QuorumClient;
-use skep_proto::v1::{DescribeRequest, DescribeResponse, ManagerKeys};
+use skep_proto::v1::{DescribeRequest, DescribeResponse, ManagerKeys, NodeRole};
 use skep_raft::{KeyEncryptionKey, RaftNode, Wanted};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -174,17 +174,14 @@ async fn carry_out(
     Ok(())
 }
 
-/// What became on every manager of what version `version` of the state wants. Waits for those that answer, at most
-/// `patience`; 0: says how it is now.
-pub(crate) async fn everywhere(
-    store: &Store,
-    own: NodeId,
-    board: &Board,
-    version: u64,
-    patience: Duration,
-) -> Vec<ManagerKeys> {
+/// What became on every manager of what the cluster object wants by now. Waits for those that answer, at most `patience`; 0:
+/// says how it is now. One that is being demoted is not asked: its files go altogether.
+pub(crate) async fn everywhere(store: &Store, own: NodeId, board: &Board, patience: Duration) -> Vec<ManagerKeys> {
     let state: State = store.state();
-    let managers = state.nodes().filter(|node| node.manager.is_some());
+    // Not the state's own version: nobody looks at what does not concern keys.
+    let Some(version) = state.cluster().map(|cluster| cluster.meta.version) else { return Vec::new() };
+    let stays = |node: &&Arc<Node>| node.manager.is_some() && node.spec.role() == NodeRole::Manager;
+    let managers = state.nodes().filter(stays);
     let deadline = Instant::now() + patience;
     let asked = managers.map(|node| async move {
         let answer = if node.id == own {

@@ -15,6 +15,7 @@ use skep_worker::{Executor, Networks, OciConfig, OciExecutor};
 use tracing::warn;
 
 use crate::config::Config;
+use crate::hardening;
 use crate::links::Links;
 use crate::netd::Netd;
 use crate::registries::DaemonRegistries;
@@ -110,6 +111,7 @@ impl Host {
             hostname: self.hostname.clone(),
             data_dir: self.config.data_dir.clone(),
             cgroup_parent: self.config.cgroup_parent.clone(),
+            core_limit: hardening::core_limit(),
             runtime: self.config.runtime.clone(),
         }
     }

@@ -217,9 +217,12 @@ impl Membership {
             return Err(error);
         }
         info!("this manager is unlocked");
-        if let Some(member) = member.as_ref() {
+        let seat = member.as_ref().map(|member| member.seat.state());
+        // From here on it is a member, which may leave or be stopped while it waits for a leader.
+        drop(member);
+        if let Some(mut seat) = seat {
             // Late is no error: it goes on trying.
-            let _ = tokio::time::timeout(FIRST_SESSION, member.seat.settled()).await;
+            let _ = tokio::time::timeout(FIRST_SESSION, seat.wait_for(SeatState::is_settled)).await;
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! This host's private keys on its disk, and the unlock key that seals them while the swarm is autolocked.
 //!
 //! One for each membership; clones share it. Whoever writes a key file does it here, so that a renewal and a change of
-//! unlock keys do not cross. The manager says when the unlock key changes (`KeySeals`); a worker has none.
+//! unlock keys do not cross. The manager that runs says when the unlock key changes ([`Sealing::for_manager`]); a worker has
+//! none.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use skep_identity::{Credentials, MeshKey, StoreError, UnlockKey};
@@ -20,79 +21,159 @@ struct Shared {
     /// Folder of the credentials.
     dir: PathBuf,
     /// Held while key files are written.
-    key: Mutex<Option<UnlockKey>>,
-    /// What the operator gave, or its counterpart, as long as both may be in use.
-    other: Mutex<Vec<UnlockKey>>,
+    state: Mutex<Keys>,
+}
+
+struct Keys {
+    key: Option<UnlockKey>,
+    /// What the operator gave, or its counterparts, as long as several may be in use.
+    other: Vec<UnlockKey>,
+    /// Counts the managers that ran here: only the newest may seal, and none after the seat was given up.
+    manager: u64,
+}
+
+impl Keys {
+    /// Seals the keys in the folder with `to`, or opens them.
+    fn reseal(&mut self, shared: &Shared, to: Option<UnlockKey>) -> Result<(), StoreError> {
+        // After a change that was cut short each file may have its own.
+        let mut from = self.other.clone();
+        from.extend(self.key.clone());
+        skep_identity::reseal(&shared.dir, &from, to.as_ref())?;
+        self.key = to;
+        Ok(())
+    }
+
+    /// All of this host is sealed alike.
+    fn settle(&mut self, shared: &Shared) -> Result<(), StoreError> {
+        skep_identity::settle(&shared.dir)?;
+        self.other.clear();
+        Ok(())
+    }
 }
 
 impl Sealing {
     /// `key` opens or seals what is in `dir`; `other` may open what `key` does not.
     pub(crate) fn new(dir: PathBuf, key: Option<UnlockKey>, other: Vec<UnlockKey>) -> Self {
-        Self(Arc::new(Shared { dir, key: Mutex::new(key), other: Mutex::new(other) }))
+        Self(Arc::new(Shared { dir, state: Mutex::new(Keys { key, other, manager: 0 }) }))
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<UnlockKey>> {
-        self.0.key.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, Keys> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The unlock key, and its counterparts.
     pub(crate) fn keys(&self) -> (Option<UnlockKey>, Vec<UnlockKey>) {
-        let other = self.0.other.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (self.held().clone(), other)
+        let keys = self.held();
+        (keys.key.clone(), keys.other.clone())
     }
 
     /// Writes credentials. Blocks.
     pub(crate) fn save(&self, credentials: &Credentials) -> Result<(), StoreError> {
-        let key = self.held();
-        credentials.save(&self.0.dir, key.as_ref())
+        let keys = self.held();
+        credentials.save(&self.0.dir, keys.key.as_ref(), &keys.other)
     }
 
     /// The host's WireGuard key; made if there is none. Blocks.
     pub(crate) fn mesh_key(&self) -> Result<MeshKey, StoreError> {
-        let key = self.held();
-        MeshKey::open(&self.0.dir, key.as_ref())
+        let keys = self.held();
+        MeshKey::open(&self.0.dir, keys.key.as_ref(), &keys.other)
     }
 
-    /// Seals the keys with `to`, or opens them. Blocks.
-    pub(crate) fn reseal_now(&self, to: Option<UnlockKey>) -> Result<(), StoreError> {
-        let mut key = self.held();
-        // After a change that was cut short each file may have its own.
-        let mut from = self.0.other.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        from.extend(key.clone());
-        skep_identity::reseal(&self.0.dir, &from, to.as_ref())?;
-        *key = to;
-        Ok(())
-    }
-
-    /// All of this host is sealed alike. Blocks.
-    pub(crate) fn settle_now(&self) -> Result<(), StoreError> {
-        let _key = self.held();
-        skep_identity::settle(&self.0.dir)?;
-        self.0.other.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        Ok(())
-    }
-
-    /// As [`Self::reseal_now`] and [`Self::settle_now`], for a host without a manager's files.
+    /// Seals the keys with `to`, or opens them, while no manager runs here. What one that ran before still wanted is refused.
     pub(crate) async fn reseal_alone(&self, to: Option<UnlockKey>) -> anyhow::Result<()> {
         let this = self.clone();
         let resealed = tokio::task::spawn_blocking(move || {
-            this.reseal_now(to)?;
-            this.settle_now()
+            let mut keys = this.held();
+            keys.manager += 1;
+            keys.reseal(&this.0, to)?;
+            keys.settle(&this.0)
         });
         resealed.await?.context("cannot seal this host's keys as its role asks for")
     }
+
+    /// For the manager that starts now.
+    pub(crate) fn for_manager(&self) -> ManagerSealing {
+        let mut keys = self.held();
+        keys.manager += 1;
+        ManagerSealing { sealing: self.clone(), manager: keys.manager }
+    }
 }
 
-impl KeySeals for Sealing {
-    fn reseal(&self, key: Option<UnlockKey>) -> BoxFuture<'static, anyhow::Result<()>> {
+/// What one manager may do: nothing any more once another has started or the seat was given up. Its file work may be under
+/// way when it is stopped.
+#[derive(Clone)]
+pub(crate) struct ManagerSealing {
+    sealing: Sealing,
+    manager: u64,
+}
+
+impl ManagerSealing {
+    fn run(
+        &self,
+        work: impl FnOnce(&mut Keys, &Shared) -> Result<(), StoreError> + Send + 'static,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let this = self.clone();
-        let resealed = tokio::task::spawn_blocking(move || this.reseal_now(key));
-        async move { resealed.await?.context("cannot seal this host's keys") }.boxed()
+        let done = tokio::task::spawn_blocking(move || {
+            let mut keys = this.sealing.held();
+            if keys.manager != this.manager {
+                bail!("this manager has stopped");
+            }
+            work(&mut keys, &this.sealing.0).map_err(anyhow::Error::new)
+        });
+        async move { done.await? }
+    }
+}
+
+impl KeySeals for ManagerSealing {
+    fn reseal(&self, key: Option<UnlockKey>) -> BoxFuture<'static, anyhow::Result<()>> {
+        let resealed = self.run(move |keys, shared| keys.reseal(shared, key));
+        async move { resealed.await.context("cannot seal this host's keys") }.boxed()
     }
 
     fn settle(&self) -> BoxFuture<'static, anyhow::Result<()>> {
-        let this = self.clone();
-        let settled = tokio::task::spawn_blocking(move || this.settle_now());
-        async move { settled.await?.context("cannot remove the unlock key of before") }.boxed()
+        let settled = self.run(Keys::settle);
+        async move { settled.await.context("cannot remove the unlock key of before") }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::{Duration, SystemTime};
+
+    use skep_identity::{NodeGrant, NodeKey, Role, RootBundle, RootCa};
+    use skep_proto::id::{ClusterId, NodeId};
+
+    use super::*;
+
+    fn credentials() -> Credentials {
+        let (now, key) = (SystemTime::now(), NodeKey::generate().unwrap());
+        let authority = RootCa::generate(ClusterId::new(1), now).unwrap();
+        let grant = NodeGrant { node_id: NodeId::new(1), role: Role::Manager, validity: Duration::from_secs(3600) };
+        let issued = authority.issue(&key.signing_request().unwrap(), &grant, now).unwrap();
+        Credentials::new(key, &issued.chain_pem, RootBundle::from(authority.cert().clone())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_the_manager_that_runs_seals() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = UnlockKey::generate();
+        let sealing = Sealing::new(dir.path().to_owned(), None, Vec::new());
+        sealing.save(&credentials()).unwrap();
+        let public = sealing.mesh_key().unwrap().public();
+        let is_open = || Credentials::load(dir.path()).is_ok();
+        let former = sealing.for_manager();
+        let manager = sealing.for_manager();
+        assert!(former.reseal(Some(key.clone())).await.is_err() && is_open());
+        manager.reseal(Some(key.clone())).await.unwrap();
+        manager.settle().await.unwrap();
+        assert!(!is_open());
+        assert_eq!(sealing.keys(), (Some(key.clone()), Vec::new()));
+        assert_eq!(sealing.mesh_key().unwrap().public(), public);
+        // The seat is given up, and what the manager began comes late.
+        sealing.reseal_alone(None).await.unwrap();
+        let late = manager.reseal(Some(key)).await.unwrap_err();
+        assert!(late.root_cause().to_string().contains("has stopped") && is_open(), "{late:#}");
+        assert!(manager.settle().await.is_err());
     }
 }

@@ -63,7 +63,7 @@ pub(crate) enum SeatState {
 
 impl SeatState {
     /// Nothing more is to be expected of the first try.
-    fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         match self {
             Self::None | Self::Taken { ready: true } | Self::Empty { .. } => true,
             Self::Taking | Self::Taken { ready: false } => false,

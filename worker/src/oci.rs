@@ -30,7 +30,7 @@ use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::{LogLine, LogOptions};
 use skep_runtime::{
     Container, ContainerSpec as RuntimeSpec, ExecEnd as RuntimeEnd, Files as MemoryFiles, OciRuntime, Runtime,
-    RuntimeConfig, RuntimeError, State,
+    RuntimeConfig, RuntimeError, State, Ulimit,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
@@ -61,6 +61,8 @@ pub struct OciConfig {
     pub data_dir: PathBuf,
     /// Group of all containers, relative to each cgroup hierarchy (`skep/<node>`).
     pub cgroup_parent: PathBuf,
+    /// Soft and hard limit of core dumps (bytes) of containers that do not ask for others: this process has none for itself.
+    pub core_limit: (u64, u64),
     /// `skep` (built in), or an OCI runtime: a name in PATH or a path.
     pub runtime: String,
 }
@@ -214,9 +216,11 @@ impl OciExecutor {
 
 /// Opens runtime and sandboxes.
 async fn open_host(config: &OciConfig, layout: &Layout) -> Result<Host, ExecError> {
+    let (soft, hard) = config.core_limit;
     let runtime = RuntimeConfig {
         dir: layout.runtime(),
         cgroup_parent: config.cgroup_parent.clone(),
+        ulimits: vec![Ulimit { name: "core".to_owned(), soft, hard }],
         runtime: oci_runtime(&config.runtime)?,
     };
     let sandboxes = layout.sandboxes();

@@ -39,6 +39,7 @@ impl Host {
             hostname: "host1".to_owned(),
             data_dir: node.data.path().to_owned(),
             cgroup_parent: PathBuf::from(format!("skep-worker-test-{}-{test}", std::process::id())),
+            core_limit: (0, 0),
             runtime: std::env::var("SKEP_TEST_RUNTIME").unwrap_or_default(),
         };
         let store = Store::open(&node.data.path().join("images"), StoreOptions::default()).unwrap();

@@ -1,5 +1,8 @@
 //! `swarm …`, `info`, `version`.
 
+use std::os::fd::AsRawFd as _;
+
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use serde_json::Value;
 use skep_proto::v1::{
     Cluster, ClusterSpec, DoctorResponse, Finding, InfoResponse, ManagerKeys, Meta, NodeDescription, NodeRole,
@@ -7,7 +10,7 @@ use skep_proto::v1::{
 };
 
 use crate::fake::{Fake, Script};
-use crate::run::skep;
+use crate::run::{command, finish, read_until, signal, skep};
 
 /// A well-formed token of nobody.
 fn token() -> String {
@@ -184,4 +187,45 @@ async fn only_a_locked_manager_is_unlocked() {
     let run = skep(fake.socket(), &["swarm", "unlock"]).await;
     assert!(run.code == Some(1) && run.err.contains("invalid key"), "{}", run.err);
     assert!(!fake.script.lock().unwrap().unlocked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_typed_on_a_terminal_is_not_shown_and_the_terminal_is_left_as_it_was() {
+    let mut script = Script { unlock_key: KEY.to_owned(), ..Script::default() };
+    script.info.set_state(SwarmState::Locked);
+    let fake = Fake::manager(script);
+    for (typed, interrupt) in [(format!("{KEY}\n"), None), ("SWMKEY".to_owned(), Some(libc::SIGINT))] {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let echoes = || tcgetattr(&terminal.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
+        let stdin = terminal.slave.try_clone().unwrap();
+        let mut child = command(fake.socket(), &["swarm", "unlock"]).stdin(stdin).spawn().unwrap();
+        read_until(&mut child, "Please enter unlock key: ").await;
+        let hidden = async {
+            while echoes() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), hidden).await.expect("what is typed is hidden");
+        nix::unistd::write(&terminal.master, typed.as_bytes()).unwrap();
+        if let Some(interrupt) = interrupt {
+            signal(child.id(), interrupt);
+        }
+        let run = finish(child).await;
+        assert_eq!(run.code, Some(if interrupt.is_some() { 130 } else { 0 }), "{}", run.err);
+        assert!(echoes(), "the terminal shows what is typed again");
+        // Only what the command wrote to standard error was said; the terminal itself got no echo but of the line's end.
+        let mut shown = [0; 256];
+        let fd = terminal.master.as_raw_fd();
+        // SAFETY: FIONREAD writes one int.
+        let waiting = unsafe {
+            let mut waiting: libc::c_int = 0;
+            assert_eq!(libc::ioctl(fd, libc::FIONREAD, &raw mut waiting), 0);
+            waiting
+        };
+        if waiting > 0 {
+            let length = nix::unistd::read(&terminal.master, &mut shown).unwrap();
+            assert!(!String::from_utf8_lossy(&shown[..length]).contains("SWMKEY"));
+        }
+    }
+    assert!(fake.script.lock().unwrap().unlocked);
 }

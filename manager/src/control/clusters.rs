@@ -71,10 +71,12 @@ impl Clusters for Control {
         if is_switched {
             known_everywhere(stored)?;
         }
+        // Asked again after an answer that was lost: it may have been switched by the first try.
+        let is_awaited = is_switched || read::first_answer(&state, request_id).is_some();
         let fresh = UnlockKey::generate();
         let respec = |cluster: &Cluster| keys::switched(Cluster { spec: spec.clone(), ..cluster.clone() }, &fresh);
         let written = self.change_cluster(expect_version, request_id, respec).await?;
-        let managers = if is_switched { self.keys_everywhere(written.version).await } else { Vec::new() };
+        let managers = if is_awaited { self.keys_everywhere(written.version).await } else { Vec::new() };
         Ok(Response::new(UpdateClusterResponse { version: written.version, managers }))
     }
 
@@ -112,9 +114,7 @@ impl Clusters for Control {
             let written = self.change_cluster(0, request_id(write)?, keys::replaced).await?;
             self.keys_everywhere(written.version).await
         } else {
-            // The newest thing that could have been asked of them.
-            let version = state.cluster().ok_or_else(no_cluster)?.meta.version;
-            self.keys_by(version, Duration::ZERO).await
+            self.keys_now(Duration::ZERO).await
         };
         let state = read::fresh(&self.store).await?;
         let epoch = state.cluster().ok_or_else(no_cluster)?.data_key_epoch;
@@ -131,14 +131,15 @@ impl Clusters for Control {
 }
 
 impl Control {
-    /// Waits until the managers that answer have their keys as version `version` of the state wants them.
+    /// Waits until the managers that answer have their keys as the state after a write of version `version` wants them.
     pub(super) async fn keys_everywhere(&self, version: u64) -> Vec<ManagerKeys> {
-        self.keys_by(version, keys::PATIENCE).await
+        self.store.applied(version).await;
+        self.keys_now(keys::PATIENCE).await
     }
 
-    async fn keys_by(&self, version: u64, patience: Duration) -> Vec<ManagerKeys> {
+    async fn keys_now(&self, patience: Duration) -> Vec<ManagerKeys> {
         match &self.keys {
-            Some(board) => keys::everywhere(&self.store, self.node, board, version, patience).await,
+            Some(board) => keys::everywhere(&self.store, self.node, board, patience).await,
             None => Vec::new(),
         }
     }

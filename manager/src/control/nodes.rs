@@ -59,7 +59,11 @@ impl Nodes for Control {
             return Ok(Response::new(UpdateNodeResponse { id, version }));
         }
         let respec = |node: &Node| Node { spec: Arc::new(spec.clone()), ..node.clone() };
-        let (_, written) = self.change_node(&reference, expect_version, request_id, respec).await?;
+        let (before, written) = self.change_node(&reference, expect_version, request_id, respec).await?;
+        if before.spec.role() == NodeRole::Manager && spec.role() == NodeRole::Worker {
+            // New data keys were asked for; a manager that is away follows later.
+            self.keys_everywhere(written.version).await;
+        }
         Ok(Response::new(UpdateNodeResponse { id: written.object_id, version: written.version }))
     }
 

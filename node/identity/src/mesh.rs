@@ -37,13 +37,15 @@ impl MeshKey {
         Self(StaticSecret::from(bytes))
     }
 
-    /// The key in `dir`, which may be sealed with `seal`; makes one, durably, where there is none.
+    /// The key in `dir`, which may be sealed with `seal` or any of `others`; makes one, durably, where there is none, and
+    /// seals it with `seal`.
     ///
     /// # Errors
     /// [`StoreError`]: the file cannot be read or written, is readable by others, is sealed with another key, or holds no
     /// key. It is left as it is.
-    pub fn open(dir: &Path, seal: Option<&UnlockKey>) -> Result<Self, StoreError> {
-        match Self::read(dir, seal.map(std::slice::from_ref).unwrap_or_default()) {
+    pub fn open(dir: &Path, seal: Option<&UnlockKey>, others: &[UnlockKey]) -> Result<Self, StoreError> {
+        let seals: Vec<UnlockKey> = seal.into_iter().chain(others).cloned().collect();
+        match Self::read(dir, &seals) {
             Err(error) if error.is_absent() => {
                 let made = Self::generate();
                 make_dir(dir).map_err(|source| StoreError::Write { path: dir.to_owned(), source })?;
@@ -112,17 +114,21 @@ mod tests {
     fn it_is_made_once_and_goes_with_the_credentials() {
         let dir = tempfile::tempdir().unwrap();
         let identity = dir.path().join("identity");
-        let made = MeshKey::open(&identity, None).unwrap();
+        let made = MeshKey::open(&identity, None, &[]).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let file = identity.join(MESH_KEY_FILE);
         assert_eq!((mode(&identity), mode(&file)), (0o700, 0o600));
-        let found = MeshKey::open(&identity, None).unwrap();
+        let found = MeshKey::open(&identity, None, &[]).unwrap();
         assert_eq!((made.secret(), made.public()), (found.secret(), found.public()));
         assert_ne!(made.public(), made.secret());
         assert_eq!(format!("{made:?}"), "MeshKey(hidden)");
         Credentials::erase(&identity).unwrap();
         assert!(!file.exists());
-        assert_ne!(MeshKey::open(&identity, None).unwrap().public(), made.public(), "another membership, another key");
+        assert_ne!(
+            MeshKey::open(&identity, None, &[]).unwrap().public(),
+            made.public(),
+            "another membership, another key"
+        );
     }
 
     #[test]
@@ -131,7 +137,7 @@ mod tests {
         // RFC 7748 section 6.1.
         let alice = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
         replace(dir.path(), MESH_KEY_FILE, alice.as_bytes(), 0o600).unwrap();
-        let public = BASE64.encode(MeshKey::open(dir.path(), None).unwrap().public());
+        let public = BASE64.encode(MeshKey::open(dir.path(), None, &[]).unwrap().public());
         assert_eq!(public, "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
     }
 
@@ -140,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (text, mode) in [("AAAA\n", 0o600), ("", 0o600), ("no key", 0o600), ("whatever", 0o644)] {
             replace(dir.path(), MESH_KEY_FILE, text.as_bytes(), mode).unwrap();
-            let error = MeshKey::open(dir.path(), None).unwrap_err();
+            let error = MeshKey::open(dir.path(), None, &[]).unwrap_err();
             match mode {
                 0o600 => assert!(matches!(error, StoreError::Key { .. }), "{error}"),
                 _ => assert!(matches!(error, StoreError::Exposed { .. }), "{error}"),

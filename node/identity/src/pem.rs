@@ -21,8 +21,11 @@ pub(crate) fn encode(label: &str, der: &[u8]) -> String {
     out
 }
 
+/// Label and content.
+type Section<'a> = (&'a str, Zeroizing<Vec<u8>>);
+
 /// All sections of a PEM text with their labels, in order; text between them is skipped. None: one is damaged.
-pub(crate) fn sections(text: &str) -> Option<Vec<(&str, Zeroizing<Vec<u8>>)>> {
+pub(crate) fn sections(text: &str) -> Option<Vec<Section<'_>>> {
     let mut found = Vec::new();
     let mut lines = text.lines().map(str::trim);
     while let Some(line) = lines.next() {

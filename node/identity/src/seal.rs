@@ -3,7 +3,7 @@
 //! Called by the node when autolock is switched, its key is rotated, or the node's role changes; one caller at a time.
 //! There are two files, and Raft's keys besides, which change one after the other. So that a crash in between leaves
 //! nobody out, while one unlock key takes the place of another both lie in a file of their own, each sealed with the
-//! other: either one opens everything ([`other_keys`]).
+//! other: either one opens everything ([`other_keys`]). A change that begins before another has ended adds its key.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::pem;
 use crate::store::{KEY_FILE, StoreError, overwrite, read_keys, read_secret, replace_secret};
 use crate::unlock::UnlockKey;
 
-/// Two unlock keys while one takes the place of the other.
+/// The unlock keys while one takes the place of another.
 pub const PAIR_FILE: &str = "unlock.pair";
 /// What the labels of sealed keys begin with.
 const SEALED: &str = "SKEP SEALED";
@@ -22,22 +22,27 @@ const PAIR_LABEL: &str = "SKEP SEALED UNLOCK KEY";
 const PAIR_PLACE: &[u8] = b"skep unlock key";
 
 /// Seals the keys in `dir` with `to`, or leaves them open. They may be open, or sealed with `to` or any of `from`, each its own
-/// way. What is replaced is overwritten. With one key taking the place of another the pair of them is there until
-/// [`settle`] is called; a caller with more to change calls it last.
+/// way. What is replaced is overwritten. With one key taking the place of others the file of them is there until [`settle`]
+/// is called; a caller with more to change calls it last.
 ///
 /// # Errors
 /// [`StoreError`]: a key cannot be read with any of these keys, or not be written. Done again, it goes on.
 pub fn reseal(dir: &Path, from: &[UnlockKey], to: Option<&UnlockKey>) -> Result<(), StoreError> {
-    let former = || from.iter().filter(|from| Some(*from) != to);
-    if let Some(to) = to
-        && former().next().is_some()
-    {
-        let half =
-            |with: &UnlockKey, other: &UnlockKey| pem::encode(PAIR_LABEL, &with.seal(PAIR_PLACE, other.expose()));
-        let pairs: String = former().map(|from| half(from, to) + &half(to, from)).collect();
+    let mut keys: Vec<UnlockKey> = to.into_iter().cloned().collect();
+    from.iter().for_each(|from| {
+        if !keys.contains(from) {
+            keys.push(from.clone());
+        }
+    });
+    if to.is_some() && keys.len() > 1 {
+        // Each with all others: after one change that was cut short, another may be.
+        let each = keys
+            .iter()
+            .flat_map(|with| keys.iter().filter(move |other| *other != with).map(move |other| (with, other)));
+        let pairs: String =
+            each.map(|(with, other)| pem::encode(PAIR_LABEL, &with.seal(PAIR_PLACE, other.expose()))).collect();
         replace_secret(dir, PAIR_FILE, pairs.as_bytes())?;
     }
-    let keys: Vec<UnlockKey> = to.into_iter().chain(from).cloned().collect();
     if !is_alike(dir, KEY_FILE, to, |seals| read_keys(&dir.join(KEY_FILE), seals).map(drop)) {
         let mut text = Zeroizing::new(String::new());
         for key in read_keys(&dir.join(KEY_FILE), &keys)? {
@@ -72,7 +77,7 @@ fn is_alike(
     }
 }
 
-/// All is sealed with one key again: the pair goes, overwritten.
+/// All is sealed with one key again: the file of several goes, overwritten.
 pub fn settle(dir: &Path) -> Result<(), StoreError> {
     let path = dir.join(PAIR_FILE);
     let removed = match std::fs::OpenOptions::new().write(true).open(&path) {
@@ -83,8 +88,8 @@ pub fn settle(dir: &Path) -> Result<(), StoreError> {
     removed.and_then(|()| std::fs::File::open(dir)?.sync_all()).map_err(|source| StoreError::Write { path, source })
 }
 
-/// The keys whose place `key` was taking, or the one that was taking its place. Empty: there is no pair, or `key` is not of
-/// it.
+/// The keys whose place `key` was taking, and those that were taking its place. Empty: no change was cut short, or `key` is
+/// not of it.
 pub fn other_keys(dir: &Path, key: &UnlockKey) -> Result<Vec<UnlockKey>, StoreError> {
     let text = match read_secret(&dir.join(PAIR_FILE)) {
         Ok(text) => text,

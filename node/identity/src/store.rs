@@ -128,13 +128,15 @@ impl Credentials {
     }
 
     /// Writes credentials durably, the key sealed with `seal` if there is one; a crash at any point leaves the old or the
-    /// new ones loadable. Makes the directory (mode 0700) if need be. A key that goes is overwritten.
-    pub fn save(&self, dir: &Path, seal: Option<&UnlockKey>) -> Result<(), StoreError> {
+    /// new ones loadable. The old ones may be sealed with any of `others`. Makes the directory (mode 0700) if need be. A key
+    /// that goes is overwritten.
+    pub fn save(&self, dir: &Path, seal: Option<&UnlockKey>, others: &[UnlockKey]) -> Result<(), StoreError> {
         make_dir(dir).map_err(|source| StoreError::Write { path: dir.to_owned(), source })?;
         let key_path = dir.join(KEY_FILE);
         let own = self.key().to_pem(seal);
         // A key file that cannot be read holds nothing that could be lost.
-        let previous = read_keys(&key_path, seal.map(std::slice::from_ref).unwrap_or_default()).unwrap_or_default();
+        let seals: Vec<UnlockKey> = seal.into_iter().chain(others).cloned().collect();
+        let previous = read_keys(&key_path, &seals).unwrap_or_default();
         let mut both = own.clone();
         for key in previous.iter().filter(|key| key.public_point() != self.key().public_point()) {
             both.push_str(&key.to_pem(seal));

@@ -25,7 +25,7 @@ fn credentials_round_trip_and_the_key_is_private() {
     let path = dir.path().join("deep/er");
     assert!(Credentials::load(&path).unwrap_err().is_absent());
     let saved = member(&cluster(1), 1, Role::Worker);
-    saved.save(&path, None).unwrap();
+    saved.save(&path, None, &[]).unwrap();
     let loaded = Credentials::load(&path).unwrap();
     assert_eq!(loaded.identity(), saved.identity());
     assert_eq!(loaded.chain_pem(), saved.chain_pem());
@@ -43,13 +43,13 @@ fn a_renewal_cut_off_at_any_file_leaves_usable_credentials() {
     let ca = cluster(1);
     let (old, new) = (member(&ca, 1, Role::Worker), renewed(&ca));
     let (before, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    old.save(before.path(), None).unwrap();
-    new.save(after.path(), None).unwrap();
+    old.save(before.path(), None, &[]).unwrap();
+    new.save(after.path(), None, &[]).unwrap();
     let both_keys = format!("{}{}", new.key().to_pem(None).as_str(), old.key().to_pem(None).as_str());
 
     // What is on disk after each step of `save`, as its documentation gives them.
     let work = tempfile::tempdir().unwrap();
-    old.save(work.path(), None).unwrap();
+    old.save(work.path(), None, &[]).unwrap();
     std::fs::write(work.path().join(KEY_FILE), &both_keys).unwrap();
     assert_eq!(Credentials::load(work.path()).unwrap().role(), Role::Worker);
     std::fs::copy(after.path().join(CERT_FILE), work.path().join(CERT_FILE)).unwrap();
@@ -57,7 +57,7 @@ fn a_renewal_cut_off_at_any_file_leaves_usable_credentials() {
 
     // The next renewal keeps the key that is in use and drops what is left over.
     let third = renewed(&ca);
-    third.save(work.path(), None).unwrap();
+    third.save(work.path(), None, &[]).unwrap();
     assert_eq!(Credentials::load(work.path()).unwrap().chain_pem(), third.chain_pem());
     let keys = std::fs::read_to_string(work.path().join(KEY_FILE)).unwrap();
     assert_eq!(keys.matches("BEGIN PRIVATE KEY").count(), 1);
@@ -67,7 +67,7 @@ fn a_renewal_cut_off_at_any_file_leaves_usable_credentials() {
 fn a_leftover_temporary_file_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(format!(".{KEY_FILE}.new")), "half a k").unwrap();
-    member(&cluster(1), 1, Role::Worker).save(dir.path(), None).unwrap();
+    member(&cluster(1), 1, Role::Worker).save(dir.path(), None, &[]).unwrap();
     Credentials::load(dir.path()).unwrap();
 }
 
@@ -78,7 +78,7 @@ fn damage_is_told_apart() {
     let file = |name: &str| dir.path().join(name);
     let saved = member(&ca, 1, Role::Worker);
 
-    let reset = || saved.save(dir.path(), None).unwrap();
+    let reset = || saved.save(dir.path(), None, &[]).unwrap();
     reset();
     std::fs::set_permissions(file(KEY_FILE), std::fs::Permissions::from_mode(0o640)).unwrap();
     assert!(matches!(Credentials::load(dir.path()), Err(StoreError::Exposed { mode: 0o640, .. })));

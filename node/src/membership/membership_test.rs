@@ -186,6 +186,8 @@ async fn a_locked_manager_answers_its_key_only() {
     assert_eq!((standing.node, standing.error.as_str()), (Some(founded.node), ""));
     drop(TcpListener::bind(addr).unwrap());
     assert_eq!(fails(membership.init(init_at(addr))).await, LOCKED);
+    let recovery = SwarmInitRequest { force_new_cluster: true, ..SwarmInitRequest::default() };
+    assert_eq!(fails(membership.init(recovery)).await, LOCKED);
     assert_eq!(fails(membership.join(SwarmJoinRequest::default())).await, LOCKED);
     assert_eq!(fails(membership.leave(false)).await, LOCKED);
     let wrong = UnlockKey::generate().to_text();
@@ -193,7 +195,10 @@ async fn a_locked_manager_answers_its_key_only() {
         assert!(fails(membership.unlock(text)).await.contains("invalid key"), "{text}");
         assert_eq!(membership.standing().state, SwarmState::Locked);
     }
-    membership.unlock(&key).await.unwrap();
+    let (one, other) = tokio::join!(membership.unlock(&key), membership.unlock(&key));
+    let mut outcomes = [one.err(), other.err()].map(|error| error.map(|error| error.to_string()));
+    outcomes.sort();
+    assert_eq!(outcomes, [None, Some("swarm is not locked".to_owned())], "of two at once one does it");
     wait_until("the manager is back", &membership, |standing| standing.control).await;
     assert_eq!(membership.standing().state, SwarmState::Active);
 

@@ -115,7 +115,7 @@ async fn each_netd_that_comes_is_told_who_the_host_is() {
         let request = &configured[round - 1];
         assert_eq!(request.node_id, NodeId::new(7).to_vec());
         assert_eq!((&*request.wireguard_addr, &*request.vxlan_addr), ("192.0.2.7:51820", "192.0.2.7"));
-        let key = MeshKey::open(&dir.path().join("identity"), None).unwrap();
+        let key = MeshKey::open(&dir.path().join("identity"), None, &[]).unwrap();
         assert_eq!(request.private_key, key.secret());
         assert_eq!(
             endpoint,

@@ -38,7 +38,7 @@ pub(super) async fn open(parts: &SeatParts, how: How, stop: &mut watch::Receiver
     // First of all, so that a taken port leaves nothing to undo, and others reach this manager as soon as they know it.
     let listener = listen(record.listen_addr).await?;
     let Plan { raft_id, start, data_key_epoch } = plan(parts, how, stop).await?;
-    let (unlock, other) = parts.sealing.keys();
+    let (seals, (unlock, other)) = (parts.sealing.for_manager(), parts.sealing.keys());
     let config = ManagerConfig {
         dir: parts.host.raft_dir(),
         node: parts.identity.node_id,
@@ -48,7 +48,7 @@ pub(super) async fn open(parts: &SeatParts, how: How, stop: &mut watch::Receiver
         registries: parts.host.registries(),
         raft_id,
         start,
-        keys: KeysAtStart { unlock, other, data_key_epoch, seals: Some(Arc::new(parts.sealing.clone())) },
+        keys: KeysAtStart { unlock, other, data_key_epoch, seals: Some(Arc::new(seals)) },
     };
     let manager = skep_manager::Manager::start(config).await?;
     let served = async {

@@ -36,6 +36,7 @@ async fn main() {
     let config = RuntimeConfig {
         dir: dir.path().join("containers"),
         cgroup_parent: cgroup_parent.clone(),
+        ulimits: Vec::new(),
         runtime: std::env::var_os("RUNTIME").map_or(OciRuntime::BuiltIn, |path| OciRuntime::External(path.into())),
     };
     let runtime = Runtime::new(config).unwrap();

@@ -19,7 +19,7 @@ use tokio::net::unix::pipe;
 
 use crate::cgroup::Cgroups;
 use crate::error::RuntimeError;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, Ulimit};
 use crate::{caps, plan, user};
 
 /// The group that holds what one command starts: at most one command of that name runs in a container.
@@ -66,7 +66,7 @@ pub(crate) fn entry(
     target: Target,
     cgroups: &Cgroups,
     group: &Path,
-    open_files: u64,
+    defaults: &[Ulimit],
 ) -> Result<Entry, RuntimeError> {
     let refused = |sentence| RuntimeError::NotStarted { code: 125, sentence };
     let root = format!("/proc/{}/root", target.pid);
@@ -92,7 +92,7 @@ pub(crate) fn entry(
         capabilities: caps::mask(&spec.capabilities),
         no_new_privileges: !spec.allow_new_privileges,
         oom_score_adj: spec.oom_score_adj,
-        rlimits: plan::rlimits(spec, open_files).map_err(refused)?,
+        rlimits: plan::rlimits(spec, defaults).map_err(refused)?,
         cwd: if spec.cwd.is_empty() { "/".to_owned() } else { spec.cwd.clone() },
         args,
         env,

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use skep_shim::config::External;
 use skep_shim::files::IN_BUNDLE;
 
-use crate::plan::{CGROUP_ROOT, CPU_PERIOD_US, INIT_PATH, MASKED, READ_ONLY, SHM_BYTES, cpu_quota};
+use crate::plan::{CGROUP_ROOT, CPU_PERIOD_US, INIT_PATH, MASKED, READ_ONLY, SHM_BYTES, cpu_quota, ulimits};
 use crate::seccomp;
-use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation};
+use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation, Ulimit};
 
 /// What of this host goes into the configuration.
 pub(crate) struct Place<'a> {
@@ -23,8 +23,8 @@ pub(crate) struct Place<'a> {
     pub(crate) v1_mounts: &'a [String],
     /// The monitor's program, which is the tiny init too.
     pub(crate) shim: &'a str,
-    /// Open files that a container gets where nobody says otherwise.
-    pub(crate) open_files: u64,
+    /// Limits that a container gets where nobody says otherwise.
+    pub(crate) ulimits: &'a [Ulimit],
 }
 
 /// The parts of `config.json`.
@@ -79,25 +79,18 @@ fn process(spec: &ContainerSpec, place: &Place<'_>) -> Value {
         "terminal": false,
         "args": args,
         "cwd": if spec.cwd.is_empty() { "/" } else { &spec.cwd },
-        "rlimits": rlimits(spec, place.open_files),
+        "rlimits": rlimits(spec, place.ulimits),
         "oomScoreAdj": spec.oom_score_adj,
         "noNewPrivileges": !spec.allow_new_privileges,
     })
 }
 
-fn rlimits(spec: &ContainerSpec, open_files: u64) -> Vec<Value> {
-    let mut limits: Vec<Value> = spec
-        .ulimits
-        .iter()
-        .map(|limit| {
-            let kind = format!("RLIMIT_{}", limit.name.to_ascii_uppercase());
-            json!({ "type": kind, "soft": limit.soft, "hard": limit.hard })
-        })
-        .collect();
-    if !spec.ulimits.iter().any(|limit| limit.name == "nofile") {
-        limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files }));
-    }
-    limits
+fn rlimits(spec: &ContainerSpec, defaults: &[Ulimit]) -> Vec<Value> {
+    let one = |limit: &Ulimit| {
+        let kind = format!("RLIMIT_{}", limit.name.to_ascii_uppercase());
+        json!({ "type": kind, "soft": limit.soft, "hard": limit.hard })
+    };
+    ulimits(spec, defaults).map(one).collect()
 }
 
 fn namespaces(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
@@ -206,7 +199,7 @@ mod tests {
                 unified: false,
                 v1_mounts: &["/sys/fs/cgroup/memory".to_owned(), "/mnt/elsewhere".to_owned()],
                 shim: "/shim",
-                open_files: 1000,
+                ulimits: &[Ulimit { name: "nofile".to_owned(), soft: 1000, hard: 1000 }],
             },
         );
         assert_eq!(external.capabilities, "[\"CAP_KILL\"]");

@@ -8,7 +8,7 @@ use skep_shim::plan::{Mount as PlanMount, Plan, What};
 
 use crate::caps;
 use crate::cgroup::{Cgroups, View, devices};
-use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation, ResourceLimits};
+use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation, ResourceLimits, Ulimit};
 
 /// Paths that are covered, and paths that are made read-only; moby `oci/defaults.go`.
 pub(crate) const MASKED: [&str; 10] = [
@@ -81,8 +81,8 @@ pub(crate) struct Place<'a> {
     pub(crate) group: &'a Path,
     /// The monitor's program, which is the tiny init too.
     pub(crate) shim: &'a str,
-    /// Open files that a container gets where nobody says otherwise.
-    pub(crate) open_files: u64,
+    /// Limits that a container gets where nobody says otherwise.
+    pub(crate) ulimits: &'a [Ulimit],
     /// Its seccomp program; `None`: it is not confined.
     pub(crate) filter: Option<&'a [u8]>,
 }
@@ -123,7 +123,7 @@ pub(crate) fn plan(spec: &ContainerSpec, place: &Place<'_>) -> Result<Plan, Stri
         capabilities: caps::mask(&spec.capabilities),
         no_new_privileges: !spec.allow_new_privileges,
         oom_score_adj: spec.oom_score_adj,
-        rlimits: rlimits(spec, place.open_files)?,
+        rlimits: rlimits(spec, place.ulimits)?,
         cwd: spec.cwd.clone(),
         wrapped: wrapper.len() as u32,
         args: [wrapper, &spec.args].concat(),
@@ -228,18 +228,19 @@ fn own_mount(mount: &Mount) -> PlanMount {
 }
 
 /// The limits of each process. The error is a sentence.
-pub(crate) fn rlimits(spec: &ContainerSpec, open_files: u64) -> Result<Vec<Rlimit>, String> {
+pub(crate) fn rlimits(spec: &ContainerSpec, defaults: &[Ulimit]) -> Result<Vec<Rlimit>, String> {
     let number = |name: &str| {
         let known = RLIMITS.iter().position(|known| *known == name).and_then(|at| u32::try_from(at).ok());
         known.ok_or_else(|| format!("{name:?} is not a ulimit"))
     };
-    let one = |name: &str, soft, hard| Ok(Rlimit { resource: number(name)?, soft, hard });
-    let own = spec.ulimits.iter().map(|limit| one(&limit.name, limit.soft, limit.hard));
-    let mut limits = own.collect::<Result<Vec<_>, String>>()?;
-    if !spec.ulimits.iter().any(|limit| limit.name == "nofile") {
-        limits.push(one("nofile", open_files, open_files)?);
-    }
-    Ok(limits)
+    let one = |limit: &Ulimit| Ok(Rlimit { resource: number(&limit.name)?, soft: limit.soft, hard: limit.hard });
+    ulimits(spec, defaults).map(one).collect()
+}
+
+/// What was asked for, and the defaults besides.
+pub(crate) fn ulimits<'a>(spec: &'a ContainerSpec, defaults: &'a [Ulimit]) -> impl Iterator<Item = &'a Ulimit> {
+    let is_own = |name: &str| spec.ulimits.iter().any(|limit| limit.name == name);
+    spec.ulimits.iter().chain(defaults.iter().filter(move |limit| !is_own(&limit.name)))
 }
 
 /// Docker's number of open files, or as many as this process may grant: raising a hard limit takes CAP_SYS_RESOURCE

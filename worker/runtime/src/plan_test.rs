@@ -23,7 +23,7 @@ fn made_on(machine: &str, change: impl FnOnce(&mut ContainerSpec)) -> Result<Pla
         containers: Path::new("skep/containers"),
         group: Path::new("skep/containers/x"),
         shim: "/shim",
-        open_files: OPEN_FILES,
+        ulimits: &[ulimit("core", 5, 7), ulimit("nofile", OPEN_FILES, OPEN_FILES)],
         filter: None,
     };
     plan(&spec, &place)
@@ -35,6 +35,10 @@ fn made(change: impl FnOnce(&mut ContainerSpec)) -> Plan {
 
 fn at<'a>(plan: &'a Plan, target: &str) -> Option<&'a PlanMount> {
     plan.mounts.iter().find(|mount| mount.target == target)
+}
+
+fn ulimit(name: &str, soft: u64, hard: u64) -> Ulimit {
+    Ulimit { name: name.to_owned(), soft, hard }
 }
 
 fn tmpfs(target: &str) -> Mount {
@@ -52,7 +56,9 @@ fn safe_by_default() {
     assert!(plan.no_new_privileges);
     assert_eq!(plan.capabilities, 1 << 5);
     assert!(plan.masked.contains(&"/proc/kcore".to_owned()) && plan.read_only.contains(&"/proc/sys".to_owned()));
-    assert_eq!(plan.rlimits, [Rlimit { resource: libc::RLIMIT_NOFILE, soft: OPEN_FILES, hard: OPEN_FILES }]);
+    let core = Rlimit { resource: libc::RLIMIT_CORE, soft: 5, hard: 7 };
+    let files = Rlimit { resource: libc::RLIMIT_NOFILE, soft: OPEN_FILES, hard: OPEN_FILES };
+    assert_eq!(plan.rlimits, [core, files]);
     assert!(!made(|spec| spec.allow_new_privileges = true).no_new_privileges);
     assert_eq!(plan.settings[0].value, "a", "all devices are denied before some are allowed");
     assert!(plan.settings.iter().all(|setting| setting.file.contains("/devices/skep/containers/x/devices.")));
@@ -132,10 +138,11 @@ fn a_tiny_init_is_around_the_command() {
 #[test]
 fn ulimits_have_the_kernels_numbers() {
     for (name, number) in [("nofile", libc::RLIMIT_NOFILE), ("rttime", libc::RLIMIT_RTTIME), ("as", libc::RLIMIT_AS)] {
-        let limit = Ulimit { name: name.into(), soft: 1, hard: 2 };
-        let spec = ContainerSpec { ulimits: vec![limit], ..ContainerSpec::default() };
-        assert_eq!(rlimits(&spec, 9).unwrap()[0], Rlimit { resource: number, soft: 1, hard: 2 });
+        let spec = ContainerSpec { ulimits: vec![ulimit(name, 1, 2)], ..ContainerSpec::default() };
+        let asked = Rlimit { resource: number, soft: 1, hard: 2 };
+        assert_eq!(rlimits(&spec, &[]).unwrap(), [asked]);
+        assert_eq!(rlimits(&spec, &[ulimit(name, 9, 9)]).unwrap(), [asked], "what is asked for goes first");
     }
-    let odd = Ulimit { name: "nofiles".into(), soft: 1, hard: 2 };
+    let odd = ulimit("nofiles", 1, 2);
     assert!(made_on(V1, |spec| spec.ulimits = vec![odd]).unwrap_err().contains("nofiles"));
 }

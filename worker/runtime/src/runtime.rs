@@ -18,7 +18,7 @@ use crate::error::RuntimeError;
 use crate::exec::{self, Exec};
 use crate::files::{Files, Memory};
 use crate::seccomp::{self, filter::Filter};
-use crate::spec::{ContainerSpec, OciRuntime};
+use crate::spec::{ContainerSpec, OciRuntime, Ulimit};
 use crate::{oci, plan, shim};
 
 /// Name of the log file in a container's log directory.
@@ -40,6 +40,9 @@ pub struct RuntimeConfig {
     pub dir: PathBuf,
     /// Group under which everything lies, relative to each hierarchy (`skep/<node>`).
     pub cgroup_parent: PathBuf,
+    /// Limits of containers that do not ask for others; without one it is that of the process that made the runtime, but for
+    /// open files.
+    pub ulimits: Vec<Ulimit>,
     pub runtime: OciRuntime,
 }
 
@@ -67,8 +70,8 @@ struct Inner {
     program: OwnedFd,
     /// Where secrets and configs are held.
     memory: Memory,
-    /// Open files that a container gets where nobody says otherwise.
-    open_files: u64,
+    /// Limits that a container gets where nobody says otherwise.
+    ulimits: Vec<Ulimit>,
     /// Seccomp programs by capabilities.
     filters: Mutex<HashMap<Vec<String>, Arc<Vec<u8>>>>,
     /// Commands that are being started: a spawn each, so one for each core.
@@ -96,9 +99,11 @@ impl Runtime {
         let program = exec::sealed(shim::PROGRAM).map_err(RuntimeError::io("hold in memory", &shim))?;
         let (filters, entering) =
             (Mutex::default(), Semaphore::new(std::thread::available_parallelism().map_or(1, Into::into)));
+        let mut ulimits = config.ulimits.clone();
         let open_files = plan::grantable_files();
+        ulimits.push(Ulimit { name: "nofile".to_owned(), soft: open_files, hard: open_files });
         let memory = Memory::detect();
-        let inner = Inner { config, shim, cgroups, join, program, memory, open_files, filters, entering };
+        let inner = Inner { config, shim, cgroups, join, program, memory, ulimits, filters, entering };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -161,7 +166,7 @@ impl Runtime {
         // Never closed.
         let _entering = self.inner.entering.acquire().await.ok();
         let spawned = tokio::task::spawn_blocking(move || {
-            let mut entry = exec::entry(&spec, args, target, &this.inner.cgroups, &group, this.inner.open_files)?;
+            let mut entry = exec::entry(&spec, args, target, &this.inner.cgroups, &group, &this.inner.ulimits)?;
             if !spec.seccomp_unconfined {
                 entry.filter = this.filter(&spec.capabilities)?.to_vec();
             }
@@ -263,7 +268,7 @@ impl Runtime {
             containers: &self.inner.config.cgroup_parent.join(CONTAINERS),
             group,
             shim: &self.inner.shim.to_string_lossy(),
-            open_files: self.inner.open_files,
+            ulimits: &self.inner.ulimits,
             filter: filter.as_ref().map(|filter| filter.as_slice()),
         };
         plan::plan(spec, &place).map_err(refused)
@@ -278,7 +283,7 @@ impl Runtime {
             unified: self.layout() == Layout::V2,
             v1_mounts: &self.inner.cgroups.v1_mounts(),
             shim: &self.inner.shim.to_string_lossy(),
-            open_files: self.inner.open_files,
+            ulimits: &self.inner.ulimits,
         };
         oci::external(spec, &place)
     }

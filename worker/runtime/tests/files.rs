@@ -199,6 +199,7 @@ async fn an_external_runtime_mounts_them_too() {
     let runtime = Runtime::new(RuntimeConfig {
         dir: world.dir.path().join("external"),
         cgroup_parent: world.cgroup.clone(),
+        ulimits: Vec::new(),
         runtime: OciRuntime::External(program.to_owned()),
     })
     .unwrap();

@@ -7,6 +7,8 @@ use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use serde_json::Value;
 use skep_identity::UnlockKey;
 use skep_proto::v1::{DataKeyRequest, InfoRequest, ManagerKeys, SwarmState, UnlockKeyRequest, UnlockRequest};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::client::write;
@@ -82,7 +84,7 @@ pub(super) async fn unlock(context: &Context) -> Result<(), Failure> {
             return Err(Failure::Failed("swarm is not locked".to_owned()));
         }
     }
-    let key = ask()?;
+    let key = ask().await?;
     key.parse::<UnlockKey>().map_err(|error| Failure::Failed(error.to_string()))?;
     let request = UnlockRequest { unlock_key: key.trim().to_owned() };
     client.daemon().unlock(request).await?;
@@ -90,23 +92,43 @@ pub(super) async fn unlock(context: &Context) -> Result<(), Failure> {
 }
 
 /// Reads the key: on a terminal it is asked for, and not shown.
-fn ask() -> Result<Zeroizing<String>, Failure> {
-    let stdin = std::io::stdin();
-    let _hidden = if stdin.is_terminal() {
-        let mut terminal = std::io::stderr();
-        // A prompt that cannot be shown is no reason not to read.
-        let _ = terminal.write_all(b"Please enter unlock key: ").and_then(|()| terminal.flush());
-        Hidden::new()
-    } else {
-        None
+async fn ask() -> Result<Zeroizing<String>, Failure> {
+    if !std::io::stdin().is_terminal() {
+        return read_line().map_err(unreadable);
+    }
+    let mut terminal = std::io::stderr();
+    // A prompt that cannot be shown is no reason not to read.
+    let _ = terminal.write_all(b"Please enter unlock key: ").and_then(|()| terminal.flush());
+    // Before anything is hidden.
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(unreadable)?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(unreadable)?;
+    let hidden = Hidden::new();
+    // In a thread that nobody waits for: whoever interrupts the command has his terminal back at once, as it was.
+    let (answer, read) = oneshot::channel();
+    std::thread::spawn(move || answer.send(read_line()));
+    let key = tokio::select! {
+        biased;
+        _ = interrupted.recv() => Err(Failure::Reported(Exit::Interrupted)),
+        _ = terminated.recv() => Err(Failure::Reported(Exit::Interrupted)),
+        key = read => key.unwrap_or_else(|gone| Err(std::io::Error::other(gone))).map_err(unreadable),
     };
+    drop(hidden);
+    key
+}
+
+fn read_line() -> std::io::Result<Zeroizing<String>> {
     let mut key = Zeroizing::new(String::new());
-    let read = stdin.lock().read_line(&mut key);
-    read.map_err(|error| Failure::Failed(format!("cannot read the unlock key: {error}")))?;
+    std::io::stdin().lock().read_line(&mut key)?;
     Ok(key)
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
+#[allow(clippy::needless_pass_by_value)]
+fn unreadable(error: std::io::Error) -> Failure {
+    Failure::Failed(format!("cannot read the unlock key: {error}"))
+}
+
+/// A terminal that does not show what is typed, until this is dropped. A stop (Ctrl-Z) is left to the shell, which keeps a
+/// terminal's state for each of its jobs.
 struct Hidden(Termios);
 
 impl Hidden {

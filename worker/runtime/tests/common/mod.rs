@@ -38,6 +38,7 @@ impl World {
         Runtime::new(RuntimeConfig {
             dir: dir.join("containers"),
             cgroup_parent: cgroup.to_owned(),
+            ulimits: Vec::new(),
             runtime: OciRuntime::BuiltIn,
         })
         .unwrap()
