@@ -26,6 +26,12 @@ impl Lab {
         self.host_dir(host).join("data")
     }
 
+    /// Process of the host's daemon. Only while it runs.
+    pub fn daemon(&self, host: u32) -> i64 {
+        let number = usize::try_from(host).expect("a host's number is small");
+        self.state()["hosts"][number - 1]["daemon"]["pid"].as_i64().expect("the daemon runs")
+    }
+
     /// All that the host's daemons wrote.
     pub fn log(&self, host: u32) -> String {
         fs::read_to_string(self.host_dir(host).join("daemon.log")).unwrap_or_default()

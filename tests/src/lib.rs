@@ -7,6 +7,7 @@ mod host;
 mod images;
 mod lab;
 mod registry;
+mod stolen;
 mod task;
 mod wait;
 
@@ -14,5 +15,6 @@ pub use host::Upheavals;
 pub use images::{Image, big, busybox, foreign, nginx, redis, socat};
 pub use lab::{IDLE, Lab, Output, Running, host_number, skep_binary};
 pub use registry::Registry;
+pub use stolen::Stolen;
 pub use task::{Capture, addresses};
 pub use wait::{alive, until, until_some};

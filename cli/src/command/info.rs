@@ -75,7 +75,9 @@ fn swarm_lines(swarm: &SwarmView) -> Vec<(&'static str, String)> {
     }
     lines.push((" NodeID", swarm.node_id.clone()));
     lines.push((" Role", swarm.role.to_owned()));
-    lines.push((" Is Manager", swarm.control_available.to_string()));
+    if !swarm.is_locked() {
+        lines.push((" Is Manager", swarm.control_available.to_string()));
+    }
     if let Some(cluster) = &swarm.cluster {
         lines.push((" ClusterID", cluster.id.clone()));
     }
@@ -84,6 +86,10 @@ fn swarm_lines(swarm: &SwarmView) -> Vec<(&'static str, String)> {
         lines.push((" Nodes", nodes.to_string()));
     }
     lines.push((" Node Address", swarm.node_addr.clone()));
+    if swarm.is_locked() {
+        // The rest it cannot read.
+        return lines;
+    }
     lines.push((" Certificate Expires", swarm.certificate_expires_at.clone()));
     let managers: Vec<&str> = swarm.remote_managers.iter().map(|manager| manager.addr.as_str()).collect();
     lines.push((" Manager Addresses", managers.join(" ")));

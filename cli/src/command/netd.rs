@@ -35,6 +35,9 @@ pub(crate) struct NetdArgs {
 
 /// Runs until SIGTERM, which leaves all networks as they are, or until the agent has everything taken down.
 pub(crate) fn run(args: NetdArgs) -> Result<ExitCode, Failure> {
+    // It has the host's WireGuard key; the limit of core dumps is the daemon's (prctl(2)).
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|error| Failure::Failed(format!("cannot make this process undumpable: {error}")))?;
     let filter = EnvFilter::try_new(&args.log_level)
         .map_err(|error| Failure::Usage(format!("invalid value for --log-level: {error}")))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(log::Log::new).with_ansi(false).init();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use skep_proto::v1;
+use skep_proto::v1::{self, SwarmState};
 
 use super::{MetaView, state};
 use crate::output::time;
@@ -61,6 +61,13 @@ pub(crate) struct ClusterView {
     pub(crate) id: String,
     #[serde(flatten)]
     meta: MetaView,
+}
+
+impl SwarmView {
+    /// A manager that waits for its unlock key.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.local_node_state == state::swarm(SwarmState::Locked)
+    }
 }
 
 impl InfoView {

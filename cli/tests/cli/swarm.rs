@@ -183,6 +183,8 @@ async fn only_a_locked_manager_is_unlocked() {
     let run = skep(fake.socket(), &["swarm", "unlock"]).await;
     assert!(run.err.contains("this node is not part of a swarm"), "{}", run.err);
     fake.script.lock().unwrap().info.set_state(SwarmState::Locked);
+    let run = skep(fake.socket(), &["info"]).await;
+    assert!(run.out.contains("Swarm: locked\n") && !run.out.contains("Certificate"), "{}", run.out);
     // Nothing on standard input.
     let run = skep(fake.socket(), &["swarm", "unlock"]).await;
     assert!(run.code == Some(1) && run.err.contains("invalid key"), "{}", run.err);
