@@ -256,7 +256,11 @@ fn a_restarted_manager_is_locked_until_it_gets_the_key() {
 fn all_done(lab: &Lab) {
     until_some("every manager to have the keys that are wanted", SOON, || {
         let listed = lab.skep(1, &["swarm", "data-key", "--format", "{{.Status}}"]);
-        if listed.stdout.lines().all(|status| status == "done") && listed.code == 0 { Ok(()) } else { Err(listed) }
+        if listed.stdout.lines().all(|status| status == "done") && listed.code == 0 {
+            Ok(())
+        } else {
+            Err(format!("{listed:?}"))
+        }
     });
 }
 
@@ -306,7 +310,7 @@ fn a_stolen_disk_of_a_locked_manager_gives_nothing_away() {
     boot(&lab, THIEF, &taken);
     until_some("the thief to lead the stolen swarm", SOON, || {
         let led = lab.skep(THIEF, &["swarm", "init", "--force-new-cluster"]);
-        if led.code == 0 { Ok(()) } else { Err(led) }
+        if led.code == 0 { Ok(()) } else { Err(format!("{led:?}")) }
     });
     assert_eq!(lab.skep(THIEF, &["swarm", "join-token", "-q", "manager"]).ok(), tokens.1);
     lab.command(&["start", "3"]).ok();
@@ -444,7 +448,11 @@ fn data_keys_are_replaced_under_load_while_the_leader_restarts() {
     lab.settled(3, SOON);
     until_some("the restarted manager to have followed", SOON, || {
         let listed = lab.skep(others[0], &["swarm", "data-key", "--format", "{{.Hostname}} {{.Status}} {{.DataKey}}"]);
-        if (1..=3).all(|host| listed.stdout.contains(&format!("host{host} done 2"))) { Ok(()) } else { Err(listed) }
+        if (1..=3).all(|host| listed.stdout.contains(&format!("host{host} done 2"))) {
+            Ok(())
+        } else {
+            Err(format!("{listed:?}"))
+        }
     });
     let (out, err) = rotated(&lab, rotate(&lab, leader));
     assert!((1..=3).all(|host| out.contains(&format!("host{host} done 3 "))), "{out}{err}");

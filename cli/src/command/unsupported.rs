@@ -13,7 +13,7 @@ use crate::failure::Failure;
 /// Verbs, by noun; the empty noun is `skep` itself.
 const VERBS: &[(&str, &[&str])] = &[
     ("", &["container", "events", "exec", "login", "logout", "plugin", "stack", "system", "volume"]),
-    ("swarm", &["ca", "unlock", "unlock-key"]),
+    ("swarm", &["ca"]),
     ("network", &["connect", "disconnect"]),
     ("image", &["build", "history", "push", "save"]),
 ];
@@ -47,11 +47,11 @@ const FLAGS: &[(&str, &[&str])] = &[
     ),
     ("service logs", &["--details"]),
     ("node inspect", &["--pretty"]),
-    ("swarm init", &["--autolock", "--data-path-addr", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
+    ("swarm init", &["--data-path-addr", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("network create", &["--config-from", "--config-only", "--ipam-driver", "--ipam-opt", "--scope"]),
     ("secret create", &["--driver", "-d"]),
     ("swarm join", &["--data-path-addr"]),
-    ("swarm update", &["--autolock", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
+    ("swarm update", &["--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("image ls", &["--all", "-a", "--tree"]),
     ("image pull", &["--all-tags", "-a", "--disable-content-trust"]),
     ("image load", &["--platform"]),
@@ -142,10 +142,10 @@ mod tests {
             ("skep service create --credential-spec=x nginx", "--credential-spec"),
             ("skep service create -t nginx", "-t"),
             ("skep service update --generic-resource-add x web", "--generic-resource-add"),
-            ("skep swarm update --autolock", "--autolock"),
+            ("skep swarm update --max-snapshots 3", "--max-snapshots"),
             ("skep -H unix:///x volume ls", "volume"),
-            ("skep swarm init --autolock", "--autolock"),
-            ("skep swarm unlock", "swarm unlock"),
+            ("skep swarm init --external-ca x", "--external-ca"),
+            ("skep swarm ca", "swarm ca"),
             ("skep network connect a b", "network connect"),
             ("skep network create --scope swarm x", "--scope"),
         ] {

@@ -196,7 +196,7 @@ async fn a_key_typed_on_a_terminal_is_not_shown_and_the_terminal_is_left_as_it_w
     let mut script = Script { unlock_key: KEY.to_owned(), ..Script::default() };
     script.info.set_state(SwarmState::Locked);
     let fake = Fake::manager(script);
-    for (typed, interrupt) in [(format!("{KEY}\n"), None), ("SWMKEY".to_owned(), Some(libc::SIGINT))] {
+    for (typed, interrupt) in [(format!("{KEY}\n"), None), (String::new(), Some(libc::SIGINT))] {
         let terminal = nix::pty::openpty(None, None).unwrap();
         let echoes = || tcgetattr(&terminal.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
         let stdin = terminal.slave.try_clone().unwrap();

@@ -120,7 +120,7 @@ fn a_change_of_keys_that_is_cut_off_opens_with_either() {
     assert_eq!(other_keys(work.path(), &first).unwrap(), [third.clone(), second.clone()]);
     assert_eq!(other_keys(work.path(), &second).unwrap(), [third.clone(), first.clone()]);
     Credentials::unlock(work.path(), &[first.clone(), third.clone(), second.clone()]).unwrap();
-    reseal(work.path(), &[third], Some(&first)).unwrap();
+    reseal(work.path(), &[third, second.clone()], Some(&first)).unwrap();
     // Going on, either way.
     reseal(work.path(), only(&first), Some(&second)).unwrap();
     settle(work.path()).unwrap();
