@@ -414,10 +414,10 @@ fn rotate(lab: &Lab, host: u32) -> Child {
 }
 
 /// What it answered.
-fn rotated(lab: &Lab, child: Child) -> (String, String) {
+fn rotated(child: Child) -> (String, String) {
     let output = child.wait_with_output().unwrap();
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    eprintln!("{out}{err}leader: host{}", lab.leader());
+    eprintln!("{out}{err}");
     (out, err)
 }
 
@@ -430,9 +430,10 @@ fn data_keys_are_replaced_under_load_while_the_leader_restarts() {
     let open: Vec<_> = (1..=3).map(|host| data_key(&lab, host)).collect();
     let leader = lab.leader();
     let others: Vec<u32> = (1..=3).filter(|host| *host != leader).collect();
+    lab.ask(others[0]);
     let writers: Vec<Writer> = (1..=3).map(|host| Writer::start(&lab, host, host != leader)).collect();
 
-    let (out, err) = rotated(&lab, rotate(&lab, others[0]));
+    let (out, err) = rotated(rotate(&lab, others[0]));
     assert!((1..=3).all(|host| out.contains(&format!("host{host} done 1 "))), "{out}{err}");
     for (host, open) in (1..=3).zip(&open) {
         let stolen = Stolen::from(&lab.data(host));
@@ -441,9 +442,8 @@ fn data_keys_are_replaced_under_load_while_the_leader_restarts() {
     // In the middle of another.
     let rotating = rotate(&lab, others[1]);
     lab.command(&["kill", &leader.to_string()]).ok();
-    let (out, err) = rotated(&lab, rotating);
+    let (out, err) = rotated(rotating);
     assert!(others.iter().all(|host| out.contains(&format!("host{host} done 2 "))), "{out}{err}");
-    lab.ask(others[0]);
     lab.command(&["start", &leader.to_string()]).ok();
     lab.settled(3, SOON);
     until_some("the restarted manager to have followed", SOON, || {
@@ -454,7 +454,7 @@ fn data_keys_are_replaced_under_load_while_the_leader_restarts() {
             Err(format!("{listed:?}"))
         }
     });
-    let (out, err) = rotated(&lab, rotate(&lab, leader));
+    let (out, err) = rotated(rotate(&lab, leader));
     assert!((1..=3).all(|host| out.contains(&format!("host{host} done 3 "))), "{out}{err}");
 
     let acknowledged: Vec<String> = writers.into_iter().flat_map(Writer::stop).collect();
