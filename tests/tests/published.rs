@@ -4,7 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use skep_tests::{Lab, nginx, socat, until_some};
+use skep_tests::{Lab, busybox, nginx, socat, until_some};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -105,6 +105,27 @@ fn no_request_fails_while_all_tasks_are_replaced() {
     }
     let after = lab.running("web", 3, SOON);
     assert!(after.iter().all(|task| before.iter().all(|old| old.id != task.id)), "all are new");
+}
+
+#[test]
+fn a_task_that_listens_late_runs_when_it_does() {
+    let lab = Lab::up("late", 2, &[]);
+    lab.skep_with_input(1, &["image", "load"], &busybox("box:1").archive()).ok();
+    let create = |name: &str, port: &str, script: &str| {
+        let head = ["service", "create", "--detach", "--name", name, "--publish", port];
+        lab.run(&[&head[..], &["box:1", "sh", "-c", script]].concat()).ok();
+    };
+    create("late", "80:8080", "sleep 3; exec nc -lk -p 8080 -e echo hello");
+    lab.running("late", 1, SOON);
+    // At the first try, on either host.
+    for host in [1, 2] {
+        let said = lab.exec(host, &["socat", "-u", &format!("TCP4:10.90.0.{}:80", 3 - host), "STDOUT"]);
+        assert_eq!(said.stdout, "hello\n", "{said:?}");
+    }
+    create("deaf", "81:8081", "exec nc -lk -s 127.0.0.1 -p 8081 -e echo hello");
+    let task = &lab.running("deaf", 1, SOON)[0];
+    let told = &lab.task(&task.id)["Status"]["Message"];
+    assert_eq!(told, "started; nothing in it listens on TCP port 8081, which is published");
 }
 
 #[test]

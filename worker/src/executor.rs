@@ -148,6 +148,13 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// A task that can start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prepared {
+    /// Connections are led to TCP ports of its own: [`Executor::listening`] may have something to wait for.
+    pub published: bool,
+}
+
 /// A container that runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Started {
@@ -259,7 +266,7 @@ pub trait Executor: Send + Sync + 'static {
 
     /// Makes all that containers need: images, sandbox, files. Idempotent. Dropping the future is a cancel: what was
     /// made is left for `remove`.
-    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError>;
+    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<Prepared, ExecError>;
 
     /// Creates and starts one container of a prepared task. Not cancelled once begun.
     async fn start(&self, job: Arc<TaskJob>, container: &str) -> Result<Started, ExecError>;
@@ -274,6 +281,10 @@ pub trait Executor: Send + Sync + 'static {
 
     /// Sends a signal to the container's first process. No error if it has ended.
     async fn signal(&self, task: TaskId, container: &str, signal: i32) -> Result<(), ExecError>;
+
+    /// Waits, for some seconds at most, until the programs of a started task listen on the TCP ports that it is published at,
+    /// or one of them has ended. `Err`: a sentence for the user, it does not listen.
+    async fn listening(&self, task: TaskId) -> Result<(), String>;
 
     /// Waits, for a moment at most, until the task's programs have accepted the connections that wait for them: a program
     /// that stops refuses those. For a task that gets no new ones. Does nothing where none can wait.

@@ -5,6 +5,7 @@
 //! their own; waits and stops are not bounded.
 
 mod capabilities;
+mod connections;
 mod files;
 mod images;
 mod layout;
@@ -14,11 +15,10 @@ mod peers;
 mod progress;
 mod recover;
 mod sandbox;
-mod settle;
 mod signal;
 mod spec;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -38,7 +38,7 @@ use tokio::task::AbortHandle;
 use crate::description::platform;
 use crate::executor::{
     ContainerExit, ContainerStats, ExecEnd, ExecError, ExecOutcome, ExecRequest, Executor, FoundTask, HeldImages,
-    NodeFacts, Started, Supplies, TaskJob,
+    NodeFacts, Prepared, Started, Supplies, TaskJob,
 };
 use crate::gc::{self, GcPolicy};
 use crate::health::Check;
@@ -138,6 +138,8 @@ struct Entry {
     containers: BTreeMap<String, Container>,
     /// Its sandbox is, or may be, attached to networks.
     attached: bool,
+    /// TCP ports of its own that it is published at.
+    published: BTreeSet<u16>,
     /// Held while its sandbox is made, by a step that goes on when the preparation is cancelled.
     making: Arc<tokio::sync::Mutex<()>>,
     /// Changes with `containers`; gone with the entry, which ends log followers.
@@ -153,6 +155,7 @@ impl Default for Entry {
             stop_signals: HashMap::new(),
             containers: BTreeMap::new(),
             attached: false,
+            published: BTreeSet::new(),
             making: Arc::default(),
             changed: watch::channel(()).0,
         }
@@ -305,7 +308,7 @@ impl Inner {
     }
 
     /// Makes images be here, decides what the containers are to be, makes what they share.
-    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<Prepared, ExecError> {
         self.tasks().entry(job.id).or_default();
         let refused = |error: spec::SpecError| ExecError::new(error.to_string());
         let shared = Shared::of(&job, &self.facts).map_err(refused)?;
@@ -333,7 +336,7 @@ impl Inner {
         entry.files = files;
         // What runs already, where an earlier agent was interrupted, has its own.
         entry.files.retain(|name, _| !entry.containers.contains_key(name));
-        Ok(())
+        Ok(Prepared { published: !entry.published.is_empty() })
     }
 
     /// The secrets and configs of containers that have any.
@@ -503,7 +506,7 @@ impl Executor for OciExecutor {
         self.inner.recover(jobs, kept_logs, same_boot).await
     }
 
-    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<Prepared, ExecError> {
         self.inner.prepare(job, supplies).await
     }
 
@@ -523,6 +526,10 @@ impl Executor for OciExecutor {
     async fn signal(&self, task: TaskId, container: &str, signal: i32) -> Result<(), ExecError> {
         let handle = self.inner.container(task, container)?;
         handle.kill(signal).await.map_err(|error| failed(&format!("signal container {container}"), error))
+    }
+
+    async fn listening(&self, task: TaskId) -> Result<(), String> {
+        self.inner.listening(task).await
     }
 
     async fn settle(&self, task: TaskId) {

@@ -20,6 +20,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use skep_proto::id::{NodeId, ServiceId, TaskId};
@@ -252,35 +253,60 @@ impl Record {
     }
 }
 
-/// The writer: takes all that is queued, writes it, flushes once if anybody waits.
-fn write_all(db: &sled::Db, file: &File, commands: &mpsc::Receiver<Command>) {
-    while let Ok(first) = commands.recv() {
-        let (mut waiters, mut error, mut close) = (Vec::new(), None, false);
-        let mut wanted: Option<Safe> = None;
-        let mut next = Some(first);
-        while let Some(command) = next {
-            match command {
-                Command::Apply(changes) => {
-                    if let Err(source) = apply(db, changes) {
-                        error.get_or_insert(Arc::new(source));
-                    }
-                }
-                Command::Flush(safe, waiter) => {
-                    wanted = wanted.max(Some(safe));
-                    waiters.push(waiter);
-                }
-                Command::Close => {
-                    wanted = Some(Safe::FromPowerCut);
-                    close = true;
-                }
+/// Changes that nobody waits for are gathered for so long: a starting task tells a dozen, most of which the next one
+/// outdates. Far less than what sled itself keeps back.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// What is written together.
+#[derive(Default)]
+struct Round {
+    /// The last change of each key.
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// What somebody waits for.
+    wanted: Option<Safe>,
+    waiters: Vec<oneshot::Sender<Result<(), RecordError>>>,
+    close: bool,
+}
+
+impl Round {
+    /// Waits for a command and takes what follows it, until the queue is empty and somebody waits, or for [`GATHER`].
+    /// `None`: no command will come.
+    fn gather(commands: &mpsc::Receiver<Command>) -> Option<Self> {
+        let mut round = Self::default();
+        round.take(commands.recv().ok()?);
+        let until = Instant::now() + GATHER;
+        loop {
+            let next = match round.wanted {
+                Some(_) => commands.try_recv().ok(),
+                None => commands.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
+            };
+            match next {
+                Some(command) => round.take(command),
+                None => return Some(round),
             }
-            next = commands.try_recv().ok();
         }
-        if let Some(safe) = wanted
-            && let Err(source) = flush(db, file, safe)
-        {
-            error.get_or_insert(Arc::new(source));
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Apply(changes) => self.changes.extend(changes),
+            Command::Flush(safe, waiter) => {
+                self.wanted = self.wanted.max(Some(safe));
+                self.waiters.push(waiter);
+            }
+            Command::Close => {
+                self.wanted = Some(Safe::FromPowerCut);
+                self.close = true;
+            }
         }
+    }
+}
+
+/// The writer: writes all that is queued in one batch, and flushes once if anybody waits.
+fn write_all(db: &sled::Db, file: &File, commands: &mpsc::Receiver<Command>) {
+    while let Some(Round { changes, wanted, waiters, close }) = Round::gather(commands) {
+        let written = apply(db, changes).and_then(|()| wanted.map_or(Ok(()), |safe| flush(db, file, safe)));
+        let error = written.err().map(Arc::new);
         if let Some(source) = &error {
             tracing::error!(error = %source, "cannot write the local record");
         }
@@ -294,7 +320,10 @@ fn write_all(db: &sled::Db, file: &File, commands: &mpsc::Receiver<Command>) {
     }
 }
 
-fn apply(db: &sled::Db, changes: Vec<Change>) -> Result<(), sled::Error> {
+fn apply(db: &sled::Db, changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>) -> Result<(), sled::Error> {
+    if changes.is_empty() {
+        return Ok(());
+    }
     let mut batch = sled::Batch::default();
     for change in changes {
         pieces::put(db, &mut batch, change)?;
@@ -492,6 +521,29 @@ mod tests {
             Record::open(dir.path(), NodeId::new(8)),
             Err(RecordError::Foreign { found, .. }) if found == NodeId::new(7)
         ));
+    }
+
+    #[test]
+    fn what_follows_at_once_is_written_together() {
+        let (commands, receiver) = mpsc::channel();
+        let apply = |key: u8, value: u8| Command::Apply(vec![(vec![key], Some(vec![value]))]);
+        let (waiter, _) = oneshot::channel();
+        let (another, _) = oneshot::channel();
+        let queued = [
+            apply(1, 1),
+            Command::Flush(Safe::FromPowerCut, waiter),
+            apply(2, 1),
+            Command::Flush(Safe::FromKill, another),
+            apply(1, 2),
+        ];
+        queued.into_iter().for_each(|command| commands.send(command).unwrap());
+        let round = Round::gather(&receiver).unwrap();
+        assert_eq!(round.changes, BTreeMap::from([(vec![1], Some(vec![2])), (vec![2], Some(vec![1]))]));
+        assert_eq!((round.wanted, round.waiters.len(), round.close), (Some(Safe::FromPowerCut), 2, false));
+        commands.send(Command::Close).unwrap();
+        assert!(Round::gather(&receiver).unwrap().close);
+        drop(commands);
+        assert!(Round::gather(&receiver).is_none());
     }
 
     #[tokio::test]

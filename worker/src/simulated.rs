@@ -18,7 +18,7 @@ use skep_image::RunConfig;
 
 use crate::executor::{
     ContainerExit, ContainerStats, ExecEnd, ExecError, ExecOutcome, ExecRequest, Executor, Found, FoundTask,
-    HeldImages, Started, Supplies, TaskJob,
+    HeldImages, Prepared, Started, Supplies, TaskJob,
 };
 use crate::health::Check;
 
@@ -250,7 +250,7 @@ impl Executor for Simulated {
         Ok(found)
     }
 
-    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
+    async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<Prepared, ExecError> {
         for spec in &job.template().containers {
             let script = (self.director)(&job, spec);
             if !script.prepare.is_zero() {
@@ -265,7 +265,7 @@ impl Executor for Simulated {
             supplies.credential(id).await;
         }
         self.take_payloads(&job, &supplies).await;
-        Ok(())
+        Ok(Prepared::default())
     }
 
     async fn replace_files(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
@@ -325,6 +325,11 @@ impl Executor for Simulated {
         if signal == libc::SIGKILL {
             self.world.end(task, container, 128 + signal, false);
         }
+        Ok(())
+    }
+
+    /// Its containers have no connections, and nothing is prepared as published.
+    async fn listening(&self, _task: TaskId) -> Result<(), String> {
         Ok(())
     }
 

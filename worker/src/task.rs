@@ -8,7 +8,7 @@
 //! | ACCEPTED | it is in the local record | at once |
 //! | PREPARING | images, sandbox, files are being made | prepared, failed (REJECTED), asked to stop |
 //! | READY | can start at any moment; the pause point | the wanted state is RUNNING or DRAINING |
-//! | STARTING | containers start in the order of `depends_on` | every essential one runs and is healthy, or one fails |
+//! | STARTING | containers start in the order of `depends_on` | every essential one runs, is healthy and listens where it is published, or one fails |
 //! | RUNNING | every essential container was seen running and healthy | an essential one ends or is unhealthy, or asked to stop |
 //! | terminal | no container runs and none will; what is left is removed, logs stay | never |
 //!
@@ -16,13 +16,14 @@
 
 mod adopt;
 mod container;
+mod order;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use skep_proto::v1::{ContainerState, ContainerStatus, HealthState, TaskState, TaskStatus, TaskTemplate, WantedState};
 
-use crate::executor::{ContainerExit, Started};
+use crate::executor::{ContainerExit, Prepared, Started};
 use crate::health::{Check, CheckResult, Checked, Health};
 use container::{Container, Phase, exit_error};
 
@@ -35,6 +36,8 @@ pub enum Action {
     CancelPrepare,
     /// Start that container → [`Event::Started`].
     Start(usize),
+    /// Wait until the task listens where it is published → [`Event::Listening`].
+    Listen,
     /// Wait for the end of that running container → [`Event::Exited`].
     Watch(usize),
     /// Run the next check of that container, after a wait ([`Life::next_check`]) → [`Event::Checked`].
@@ -51,11 +54,13 @@ pub enum Event {
     /// Preparation got on.
     Progress(String),
     /// Preparation ended, well or with a sentence for the user.
-    Prepared(Result<(), String>),
+    Prepared(Result<Prepared, String>),
     /// A container started, or could not: a sentence and the exit code to show.
     Started(usize, Result<Started, (String, i32)>),
     /// A container ended.
     Exited(usize, ContainerExit),
+    /// The task listens where it is published; or a sentence for the user, that it does not.
+    Listening(Result<(), String>),
     /// A health check ended.
     Checked(usize, Checked),
     /// The running containers have the secrets and configs of that revision, or cannot: a sentence for the user.
@@ -126,6 +131,10 @@ pub struct Life {
     host_lost: bool,
     preparation: Step,
     removal: Step,
+    /// Whether it listens where it is published.
+    listening: Step,
+    /// What is told when it runs and does not listen.
+    unheard: Option<String>,
     end: Option<End>,
     containers: Vec<Container>,
 }
@@ -141,6 +150,9 @@ impl Life {
             host_lost: false,
             preparation: Step::Not,
             removal: Step::Not,
+            // Nothing is to be waited for, unless preparation says so.
+            listening: Step::Done,
+            unheard: None,
             end: None,
             containers: Vec::with_capacity(template.containers.len()),
         };
@@ -228,7 +240,10 @@ impl Life {
                     return;
                 }
                 match outcome {
-                    Ok(()) => self.preparation = Step::Done,
+                    Ok(Prepared { published }) => {
+                        self.preparation = Step::Done;
+                        self.listening = if published { Step::Not } else { Step::Done };
+                    }
                     Err(sentence) => {
                         self.preparation = Step::Not;
                         self.end.get_or_insert(if self.state < TaskState::Starting {
@@ -244,6 +259,10 @@ impl Life {
                 self.not_started(position, &sentence, code, now_ms);
             }
             Event::Exited(position, exit) => self.exited(position, exit, true, now_ms),
+            Event::Listening(outcome) => {
+                self.listening = Step::Done;
+                self.unheard = outcome.err();
+            }
             Event::Checked(position, checked) => self.checked(position, checked),
             Event::Replaced(_, _) if self.can_move() != Moves::InPlace => {}
             Event::Replaced(revision, Ok(())) => {
@@ -298,7 +317,9 @@ impl Life {
                     || (self.state == TaskState::Starting
                         && self.essential_run()
                         && self.essential_healthy()
-                        && self.enter(TaskState::Running, now_ms))
+                        && self.listens(actions)
+                        && self.enter(TaskState::Running, now_ms)
+                        && self.tell_unheard())
             }
             TaskState::Complete
             | TaskState::Shutdown
@@ -405,99 +426,30 @@ impl Life {
         !waits
     }
 
+    /// Whether connections may be led to it: it listens, or does not within the time that it has, or its health checks have
+    /// told. Called when all essential containers run.
+    fn listens(&mut self, actions: &mut Vec<Action>) -> bool {
+        let checked = self.containers.iter().any(|one| one.essential && one.health.is_some());
+        if self.listening == Step::Not && !checked {
+            self.listening = Step::Underway;
+            actions.push(Action::Listen);
+            if self.message == STARTING {
+                self.message = "waiting until it listens on its published ports".to_owned();
+            }
+        }
+        self.listening != Step::Underway
+    }
+
+    /// Returns true, for `&&` chains in [`turn`](Self::turn).
+    fn tell_unheard(&mut self) -> bool {
+        if let Some(sentence) = self.unheard.take() {
+            self.message = format!("{}; {sentence}", self.message);
+        }
+        true
+    }
+
     fn essential_run(&self) -> bool {
         self.containers.iter().all(|container| !container.essential || matches!(container.phase, Phase::Running { .. }))
-    }
-
-    /// Starts what may start. True: found a reason to end.
-    fn start_waiting(&mut self, actions: &mut Vec<Action>) -> bool {
-        let waiting = |container: &Container| container.phase == Phase::Waiting;
-        if !self.containers.iter().any(waiting) {
-            return self.end_if_nothing_runs();
-        }
-        // After a restart of the agent in the middle of a start, the rest needs preparation again.
-        if !self.prepared(actions) {
-            return false;
-        }
-        for position in 0..self.containers.len() {
-            if self.containers[position].phase != Phase::Waiting {
-                continue;
-            }
-            match self.dependencies(position) {
-                Dependencies::Met => {
-                    self.containers[position].phase = Phase::Starting;
-                    actions.push(Action::Start(position));
-                }
-                Dependencies::Pending => {}
-                Dependencies::Failed(other) => {
-                    self.containers[position].phase = Phase::Skipped;
-                    if self.containers[position].essential {
-                        let [name, other] = [position, other].map(|at| &self.containers[at].status.name);
-                        let sentence =
-                            format!("container {name} cannot start: it depends on {other}, which did not start");
-                        self.end.get_or_insert(End::ByItself(Some(sentence)));
-                        return true;
-                    }
-                }
-            }
-        }
-        let stuck = self.containers.iter().any(waiting)
-            && self.containers.iter().all(|container| container.phase == Phase::Waiting || container.phase.is_over());
-        if stuck {
-            let sentence = "containers depend on each other in a circle".to_owned();
-            self.end.get_or_insert(End::ByItself(Some(sentence)));
-        }
-        stuck || self.end_if_nothing_runs()
-    }
-
-    /// A task without essential containers ends with its last one.
-    fn end_if_nothing_runs(&mut self) -> bool {
-        let over = self.containers.iter().all(|container| container.phase.is_over());
-        if over {
-            self.end.get_or_insert(End::ByItself(None));
-        }
-        over
-    }
-
-    fn dependencies(&self, position: usize) -> Dependencies {
-        let mut verdict = Dependencies::Met;
-        for &other in &self.containers[position].depends_on {
-            match self.containers[other].phase {
-                Phase::Running { .. } | Phase::Stopping | Phase::Over { started: true } => {}
-                Phase::Waiting | Phase::Starting => verdict = Dependencies::Pending,
-                Phase::Over { started: false } | Phase::Skipped => return Dependencies::Failed(other),
-            }
-        }
-        verdict
-    }
-
-    /// Stops what runs, dependents first. True: nothing runs any more.
-    fn wind_down(&mut self, actions: &mut Vec<Action>) -> bool {
-        for container in &mut self.containers {
-            if container.phase == Phase::Waiting {
-                container.phase = Phase::Skipped;
-            }
-        }
-        let free = |life: &Self, position: usize| {
-            life.containers.iter().all(|other| other.phase.is_over() || !other.depends_on.contains(&position))
-        };
-        let running = |life: &Self| -> Vec<usize> {
-            (0..life.containers.len())
-                .filter(|&position| matches!(life.containers[position].phase, Phase::Running { .. }))
-                .collect()
-        };
-        let moving =
-            self.containers.iter().any(|container| matches!(container.phase, Phase::Starting | Phase::Stopping));
-        let mut stop: Vec<usize> = running(self).into_iter().filter(|&position| free(self, position)).collect();
-        if stop.is_empty() && !moving {
-            // Only a circle of dependencies can lead here.
-            stop = running(self);
-        }
-        for position in stop {
-            self.containers[position].phase = Phase::Stopping;
-            actions.push(Action::Stop(position));
-        }
-        self.containers.iter().all(|container| container.phase.is_over())
     }
 
     /// Enters the terminal state that the end calls for.
@@ -554,14 +506,6 @@ impl Life {
             self.end.get_or_insert(if lost_with_host { End::HostLost } else { End::ByItself(exit_error(&who, &exit)) });
         }
     }
-}
-
-/// Whether a container may start.
-enum Dependencies {
-    Met,
-    Pending,
-    /// That one will never run.
-    Failed(usize),
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! Tests of a task's life: examples, then properties over random events.
+//! Tests of a task's life: examples. Properties over random events are in `task_model_test.rs`.
 
 #![allow(clippy::unwrap_used)]
 
-use proptest::prelude::*;
 use skep_proto::v1::{ContainerSpec, HealthCheck};
 
 use super::*;
@@ -60,7 +59,7 @@ fn exit(code: i32) -> ContainerExit {
 fn running(template: &TaskTemplate) -> Life {
     let mut life = Life::new(template, 0);
     assert_eq!(life.step(WantedState::Running, 1), [Action::Prepare]);
-    life.on(Event::Prepared(Ok(())), 2);
+    life.on(Event::Prepared(Ok(Prepared::default())), 2);
     loop {
         let actions = life.step(WantedState::Running, 3);
         if actions.is_empty() {
@@ -87,11 +86,62 @@ fn a_life_from_accepted_to_complete() {
     assert!(life.step(WantedState::Running, 6).is_empty() && life.is_over());
 }
 
+/// One that is published, with its container started.
+fn started_and_published(template: &TaskTemplate) -> Life {
+    let mut life = Life::new(template, 0);
+    life.step(WantedState::Running, 0);
+    life.on(Event::Prepared(Ok(Prepared { published: true })), 0);
+    assert_eq!(life.step(WantedState::Running, 0), [Action::Start(0)]);
+    life.on(Event::Started(0, Ok(started_with(template, 0))), 0);
+    life
+}
+
+#[test]
+fn a_published_task_runs_when_it_listens() {
+    let mut life = started_and_published(&single());
+    assert_eq!(life.step(WantedState::Running, 1), [Action::Watch(0), Action::Listen]);
+    assert_eq!(life.status().message, "waiting until it listens on its published ports");
+    assert!(life.step(WantedState::Running, 2).is_empty());
+    assert_eq!(life.state(), TaskState::Starting);
+    life.on(Event::Listening(Ok(())), 3);
+    assert!(life.step(WantedState::Running, 3).is_empty());
+    assert_eq!((life.state(), life.status().message.as_str()), (TaskState::Running, "started"));
+}
+
+#[test]
+fn a_published_task_that_does_not_listen_runs_and_says_so() {
+    let mut life = started_and_published(&single());
+    life.step(WantedState::Running, 1);
+    life.on(Event::Listening(Err("it is deaf".into())), 2);
+    life.step(WantedState::Running, 2);
+    assert_eq!((life.state(), life.status().message.as_str()), (TaskState::Running, "started; it is deaf"));
+}
+
+#[test]
+fn a_published_task_that_ends_before_it_listens_ends() {
+    let mut life = started_and_published(&single());
+    life.step(WantedState::Running, 1);
+    life.on(Event::Exited(0, exit(3)), 2);
+    assert_eq!(life.step(WantedState::Running, 2), [Action::Remove]);
+    life.on(Event::Listening(Ok(())), 3);
+    assert!(life.step(WantedState::Running, 3).is_empty());
+    assert_eq!(life.state(), TaskState::Failed);
+}
+
+#[test]
+fn a_health_check_tells_of_a_published_task() {
+    let mut life = started_and_published(&checked());
+    assert_eq!(life.step(WantedState::Running, 1), [Action::Watch(0), Action::Check(0)]);
+    life.on(outcome(CheckResult::Passed), 2);
+    life.step(WantedState::Running, 2);
+    assert_eq!(life.state(), TaskState::Running);
+}
+
 #[test]
 fn ready_is_the_pause_point() {
     let mut life = Life::new(&single(), 0);
     life.step(WantedState::Ready, 0);
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     assert!(life.step(WantedState::Ready, 0).is_empty());
     assert_eq!(life.state(), TaskState::Ready);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Start(0)]);
@@ -108,7 +158,7 @@ fn errors_before_starting_reject_and_after_it_fail() {
 
     let mut life = Life::new(&single(), 0);
     life.step(WantedState::Running, 0);
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     life.step(WantedState::Running, 0);
     life.on(Event::Started(0, Err(("exec: \"x\": not found".into(), 127))), 0);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Remove]);
@@ -134,7 +184,7 @@ fn a_stop_cancels_preparation_and_is_no_error() {
     assert_eq!(life.step(WantedState::Shutdown, 0), [Action::CancelPrepare, Action::Remove]);
     assert_eq!(life.state(), TaskState::Shutdown);
     // The event of the dropped preparation, had it been on its way, changes nothing.
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     assert_eq!(life.state(), TaskState::Shutdown);
     assert!(life.status().error.is_empty());
 }
@@ -143,7 +193,7 @@ fn a_stop_cancels_preparation_and_is_no_error() {
 fn a_stop_while_starting_waits_for_the_start() {
     let mut life = Life::new(&single(), 0);
     life.step(WantedState::Running, 0);
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Start(0)]);
     assert!(life.step(WantedState::Remove, 0).is_empty());
     life.on(Event::Started(0, Ok(started(7))), 0);
@@ -158,7 +208,7 @@ fn containers_start_in_order_and_stop_in_reverse() {
     let template = template(&[("web", false, &["db"]), ("db", false, &[])]);
     let mut life = Life::new(&template, 0);
     life.step(WantedState::Running, 0);
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Start(1)]);
     life.on(Event::Started(1, Ok(started(2))), 0);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Watch(1), Action::Start(0)]);
@@ -195,7 +245,7 @@ fn bad_dependencies_are_errors_not_hangs() {
     assert_eq!(life.status().error, "container a depends on nope, which the task does not have");
     let mut life = Life::new(&template(&[("a", false, &["b"]), ("b", false, &["a"])]), 0);
     life.step(WantedState::Running, 0);
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     life.step(WantedState::Running, 0);
     assert_eq!(
         (life.state(), life.status().error.as_str()),
@@ -203,7 +253,7 @@ fn bad_dependencies_are_errors_not_hangs() {
     );
     let mut life = Life::new(&template(&[("a", false, &["b"]), ("b", true, &[])]), 0);
     life.step(WantedState::Running, 0);
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     assert_eq!(life.step(WantedState::Running, 0), [Action::Start(1)]);
     life.on(Event::Started(1, Err(("x".into(), 125))), 0);
     life.step(WantedState::Running, 0);
@@ -245,12 +295,12 @@ fn after_a_reboot_what_ran_has_failed_and_what_had_not_started_goes_on() {
 
     let mut ready = Life::new(&single(), 0);
     ready.step(WantedState::Ready, 0);
-    ready.on(Event::Prepared(Ok(())), 0);
+    ready.on(Event::Prepared(Ok(Prepared::default())), 0);
     ready.step(WantedState::Ready, 0);
     let mut life = Life::adopt(&single(), &ready.status(), &FoundTask::new(), false, 50);
     assert_eq!(life.step(WantedState::Running, 50), [Action::Prepare]);
     assert_eq!(life.state(), TaskState::Ready);
-    life.on(Event::Prepared(Ok(())), 51);
+    life.on(Event::Prepared(Ok(Prepared::default())), 51);
     assert_eq!(life.step(WantedState::Running, 51), [Action::Start(0)]);
 }
 
@@ -335,223 +385,15 @@ fn a_restart_in_the_middle_of_a_start_goes_on_with_the_rest() {
     let template = template(&[("web", false, &["db"]), ("db", false, &[])]);
     let mut life = Life::new(&template, 0);
     life.step(WantedState::Running, 0);
-    life.on(Event::Prepared(Ok(())), 0);
+    life.on(Event::Prepared(Ok(Prepared::default())), 0);
     life.step(WantedState::Running, 0);
     life.on(Event::Started(1, Ok(started(2))), 0);
     let found = FoundTask::from([("db".to_owned(), Found::Running(started(2)))]);
     let mut life = Life::adopt(&template, &life.status(), &found, true, 1);
     assert_eq!(life.step(WantedState::Running, 1), [Action::Watch(1), Action::Prepare]);
-    life.on(Event::Prepared(Ok(())), 2);
+    life.on(Event::Prepared(Ok(Prepared::default())), 2);
     assert_eq!(life.step(WantedState::Running, 2), [Action::Start(0)]);
 }
 
-/// What may happen next in a random run.
-#[derive(Debug, Clone)]
-enum Chance {
-    Want(WantedState),
-    /// Finish the pending operation at this position (modulo), well or badly.
-    Finish(usize, bool),
-    /// A running container ends by itself.
-    Die(usize, i32),
-    /// The agent is killed and started again.
-    Restart(bool),
-}
-
-fn chance() -> impl Strategy<Value = Chance> {
-    prop_oneof![
-        3 => prop_oneof![
-            Just(WantedState::Ready),
-            Just(WantedState::Running),
-            Just(WantedState::Draining),
-            Just(WantedState::Shutdown),
-            Just(WantedState::Remove),
-        ].prop_map(Chance::Want),
-        12 => (0usize..8, prop::bool::weighted(0.85)).prop_map(|(which, well)| Chance::Finish(which, well)),
-        2 => (0usize..4, -1i32..3).prop_map(|(which, code)| Chance::Die(which, code)),
-        1 => prop::bool::weighted(0.8).prop_map(Chance::Restart),
-    ]
-}
-
-fn templates() -> impl Strategy<Value = TaskTemplate> {
-    // Any dependencies, circles too.
-    let container = (any::<bool>(), prop::collection::vec(0usize..4, 0..2), any::<bool>());
-    prop::collection::vec(container, 1..4).prop_map(|containers| TaskTemplate {
-        containers: containers
-            .iter()
-            .enumerate()
-            .map(|(position, (optional, depends_on, has_check))| ContainerSpec {
-                health_check: has_check.then(check),
-                name: format!("c{position}"),
-                optional: *optional,
-                depends_on: depends_on.iter().map(|other| format!("c{}", other % containers.len())).collect(),
-                ..ContainerSpec::default()
-            })
-            .collect(),
-        ..TaskTemplate::default()
-    })
-}
-
-/// The world that a driver and its executor make up.
-struct World {
-    template: TaskTemplate,
-    life: Life,
-    wanted: WantedState,
-    pending: Vec<Action>,
-    starts: Vec<u32>,
-    real: FoundTask,
-    seen: TaskState,
-}
-
-impl World {
-    fn step(&mut self) {
-        // Managers only move the wanted state forward once it asks to stop.
-        for action in self.life.step(self.wanted, 1) {
-            match action {
-                Action::CancelPrepare => self.pending.retain(|pending| *pending != Action::Prepare),
-                Action::Start(position) => {
-                    assert!(!self.wanted.wants_to_stop(), "nothing starts that is not wanted");
-                    assert_ne!(self.wanted, WantedState::Ready, "READY does not start");
-                    self.starts[position] += 1;
-                    for &other in &self.life.containers[position].depends_on {
-                        assert!(self.real.contains_key(&format!("c{other}")), "dependencies run first");
-                    }
-                    self.pending.push(action);
-                }
-                Action::Prepare => {
-                    assert!(!self.pending.contains(&Action::Prepare), "prepared once at a time");
-                    self.pending.push(action);
-                }
-                Action::Stop(position) => {
-                    self.pending.retain(|pending| *pending != Action::Check(position));
-                    self.pending.push(action);
-                }
-                Action::Check(position) => {
-                    assert!(!self.pending.contains(&action), "one check at a time");
-                    assert!(self.life.next_check(position).is_some(), "there is a check to run");
-                    self.pending.push(action);
-                }
-                _ => self.pending.push(action),
-            }
-        }
-        if self.seen < TaskState::Running && self.life.state() == TaskState::Running {
-            for (spec, status) in self.template.containers.iter().zip(self.life.status().containers) {
-                let healthy = spec.optional || spec.health_check.is_none() || status.health() == HealthState::Healthy;
-                assert!(healthy, "running means healthy");
-            }
-        }
-        assert!(self.life.state() >= self.seen, "states only go forward");
-        self.seen = self.life.state();
-        if self.seen.is_terminal() {
-            let running = self.real.values().any(|found| matches!(found, Found::Running(_)));
-            assert!(!running, "nothing runs in a terminal state");
-        }
-    }
-
-    fn finish(&mut self, which: usize, well: bool) {
-        // A container ends by itself or by being stopped.
-        let able: Vec<usize> = (0..self.pending.len())
-            .filter(|&at| match self.pending[at] {
-                Action::Watch(position) => matches!(self.real[&format!("c{position}")], Found::Exited(..)),
-                _ => true,
-            })
-            .collect();
-        if able.is_empty() {
-            return;
-        }
-        let action = self.pending.remove(able[which % able.len()]);
-        match action {
-            Action::Prepare => {
-                self.life.on(Event::Prepared(if well { Ok(()) } else { Err("bad".into()) }), 2);
-            }
-            Action::Start(position) if well => {
-                let started = started_with(&self.template, position);
-                self.real.insert(format!("c{position}"), Found::Running(started.clone()));
-                self.life.on(Event::Started(position, Ok(started)), 2);
-            }
-            Action::Start(position) => self.life.on(Event::Started(position, Err(("bad".into(), 125))), 2),
-            Action::Stop(position) => self.die(position, 143),
-            Action::Check(position) => {
-                let result = if well { CheckResult::Passed } else { CheckResult::Failed("ill".into()) };
-                let (waited, took) = (Duration::from_secs(1), Duration::from_secs(1));
-                self.life.on(Event::Checked(position, Checked { waited, took, result }), 2);
-            }
-            Action::Watch(position) => {
-                let Found::Exited(_, exit) = self.real[&format!("c{position}")].clone() else {
-                    unreachable!("filtered above")
-                };
-                self.life.on(Event::Exited(position, exit), 2);
-            }
-            Action::Remove => {
-                self.real.clear();
-                self.life.on(Event::Removed, 2);
-            }
-            Action::CancelPrepare => unreachable!("never pending"),
-        }
-    }
-
-    fn die(&mut self, position: usize, code: i32) {
-        let entry = self.real.get_mut(&format!("c{position}"));
-        if let Some(found @ Found::Running(_)) = entry {
-            let end = ContainerExit { lost: code < 0, ..exit(code) };
-            *found = Found::Exited(Some(started(9)), end);
-        }
-    }
-
-    fn restart(&mut self, same_boot: bool) {
-        // Starts under way are finished by the executor before the agent goes.
-        while let Some(at) = self.pending.iter().position(|action| matches!(action, Action::Start(_))) {
-            let Action::Start(position) = self.pending.remove(at) else { unreachable!("just found") };
-            self.real.insert(format!("c{position}"), Found::Running(started_with(&self.template, position)));
-        }
-        if !same_boot {
-            for position in 0..self.starts.len() {
-                self.die(position, -1);
-            }
-        }
-        self.pending.clear();
-        self.life = Life::adopt(&self.template, &self.life.status(), &self.real, same_boot, 3);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
-    #[test]
-    fn any_life_goes_forward_starts_once_and_ends_when_asked(
-        template in templates(),
-        chances in prop::collection::vec(chance(), 0..60),
-    ) {
-        let mut world = World {
-            life: Life::new(&template, 0),
-            starts: vec![0; template.containers.len()],
-            template,
-            wanted: WantedState::Running,
-            pending: Vec::new(),
-            real: FoundTask::new(),
-            seen: TaskState::Accepted,
-        };
-        world.step();
-        for chance in chances {
-            match chance {
-                Chance::Want(wanted) if wanted >= world.wanted || !world.wanted.wants_to_stop() => {
-                    // A manager never takes RUNNING back to READY.
-                    if wanted != WantedState::Ready || world.seen < TaskState::Starting {
-                        world.wanted = wanted;
-                    }
-                }
-                Chance::Want(_) => {}
-                Chance::Finish(which, well) => world.finish(which, well),
-                Chance::Die(which, code) => world.die(which % world.starts.len(), code),
-                Chance::Restart(same_boot) => world.restart(same_boot),
-            }
-            world.step();
-            prop_assert!(world.starts.iter().all(|count| *count <= 1), "no container starts twice");
-        }
-        world.wanted = WantedState::Shutdown;
-        world.step();
-        for at in 0..200 {
-            world.finish(at, true);
-            world.step();
-        }
-        prop_assert!(world.life.is_over(), "asked to stop, it ends: {:?}", world.life);
-    }
-}
+#[path = "task_model_test.rs"]
+mod model;

@@ -10,7 +10,6 @@
 mod kernel;
 
 pub mod address;
-pub mod backlog;
 pub mod conntrack;
 pub mod error;
 pub mod link;
@@ -24,6 +23,7 @@ pub mod rtnetlink;
 pub mod rule;
 pub mod socket;
 pub mod sysctl;
+pub mod tcp;
 pub mod types;
 pub mod wireguard;
 

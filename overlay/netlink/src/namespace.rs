@@ -19,7 +19,6 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::backlog::Backlog;
 use crate::conntrack::Conntrack;
 use crate::error::NetlinkError;
 use crate::link::LinkChange;
@@ -27,6 +26,7 @@ use crate::nft::Nft;
 use crate::offload::{self, Offload};
 use crate::rtnetlink::{Changes, Rtnetlink};
 use crate::sysctl::Sysctl;
+use crate::tcp::TcpSockets;
 use crate::wireguard::Wireguard;
 
 /// `f_type` of a namespace file (statfs(2), linux/magic.h).
@@ -227,8 +227,8 @@ impl Inside {
     }
 
     /// Opens the queues of listening sockets.
-    pub fn backlog(&self) -> Result<Backlog, NetlinkError> {
-        Backlog::open_here()
+    pub fn tcp_sockets(&self) -> Result<TcpSockets, NetlinkError> {
+        TcpSockets::open_here()
     }
 
     /// Opens the configuration of kernel WireGuard devices.

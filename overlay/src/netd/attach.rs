@@ -10,7 +10,7 @@ use std::sync::Arc;
 use skep_dns::{Origin, Upstream, View};
 use skep_netlink::{Inside, Namespace};
 use skep_proto::cidr::{address_from_wire, address_to_wire};
-use skep_proto::id::{NetworkId, TaskId};
+use skep_proto::id::{NetworkId, ServiceId, TaskId};
 use skep_proto::v1;
 
 use super::define::{self, LOCAL};
@@ -183,12 +183,14 @@ impl Netd {
             let problem = "ports of mode host take a network with a way out, and the task is on none".to_owned();
             return Err(NetdError::Refused(problem));
         }
+        let mesh = endpoints.iter().find(|each| define::ingress(&each.definition));
         let response = v1::AttachResponse {
             namespace_path: path.to_string_lossy().into_owned(),
             addresses: endpoints.first().map_or_else(Vec::new, |first| {
                 first.addresses.iter().map(|address| address_to_wire(*address)).collect()
             }),
             name_server: opened.sockets.is_some(),
+            ports: mesh.map_or_else(Vec::new, |each| self.published(each.id, &request.service_id)),
         };
         let networks = endpoints.iter().map(|endpoint| endpoint.id).collect();
         let attached = Attached { request: request.clone(), response: Some(response.clone()), networks };
@@ -201,6 +203,14 @@ impl Netd {
         // A table that came meanwhile did not know that there is a name server.
         self.refresh_names(task);
         Ok(response)
+    }
+
+    /// Ports that the routing mesh publishes for a service, as far as its table says.
+    fn published(&self, mesh: NetworkId, service: &[u8]) -> Vec<v1::PortSpec> {
+        let network = self.network(mesh);
+        let state = lock(&network);
+        let row = ServiceId::from_wire(service).ok().and_then(|id| state.followed.current().services.get(&id));
+        row.map_or_else(Vec::new, |row| row.ports.clone())
     }
 
     fn endpoints(

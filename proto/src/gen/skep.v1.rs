@@ -13582,7 +13582,7 @@ pub struct SandboxEndpoint {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttachResponse {
     /// Namespace to join.
     #[prost(string, tag = "1")]
@@ -13593,6 +13593,9 @@ pub struct AttachResponse {
     /// Whether there is a name server at 127.0.0.11.
     #[prost(bool, tag = "3")]
     pub name_server: bool,
+    /// Published in mode ingress by its service now; empty where it is not on the routing mesh's network.
+    #[prost(message, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<PortSpec>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DetachRequest {

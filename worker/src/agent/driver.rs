@@ -105,6 +105,7 @@ impl Driver {
                             starting += 1;
                             operations.push(self.start(position));
                         }
+                        Action::Listen => operations.push(self.listen()),
                         Action::Watch(position) => operations.push(self.watch(position)),
                         Action::Check(position) => {
                             let (check, abort) = futures::future::abortable(self.check(position));
@@ -216,6 +217,11 @@ impl Driver {
             let outcome = executor.start(job, &name).await;
             Some(Event::Started(position, outcome.map_err(|error| (error.sentence(), error.exit_code()))))
         })
+    }
+
+    fn listen(&self) -> Operation {
+        let (executor, task) = (Arc::clone(&self.executor), self.job.id);
+        Box::pin(async move { Some(Event::Listening(executor.listening(task).await)) })
     }
 
     fn watch(&self, position: usize) -> Operation {

@@ -12,7 +12,7 @@ use skep_proto::id::TaskId;
 use skep_proto::v1::{AttachRequest, AttachResponse, NetworkMode, SandboxEndpoint};
 
 use super::files::{Files, Sandbox};
-use super::{Inner, blocking, failed};
+use super::{Inner, blocking, connections, failed};
 use crate::executor::{ExecError, Supplies, TaskJob};
 
 /// What netd is to attach. `None`: the task has no networks of its own.
@@ -59,6 +59,7 @@ impl Inner {
         })
         .await?;
         let attached = self.attach(job, supplies).await?;
+        self.tasks().entry(job.id).or_default().published = connections::published(job, &attached);
         let job = Arc::clone(job);
         blocking(move || {
             let _making = making;

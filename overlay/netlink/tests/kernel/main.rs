@@ -5,10 +5,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod backlog;
 mod balance;
 mod devices;
 mod lab;
 mod namespaces;
 mod neighbours;
 mod rules;
+mod tcp;

@@ -1,18 +1,19 @@
-//! Connections that nobody has accepted yet.
+//! Who listens, and connections that nobody has accepted yet.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
-use skep_netlink::backlog::Backlog;
+use skep_netlink::tcp::TcpSockets;
 
 use crate::lab::{Place, root, run};
 
-fn becomes(backlog: &Backlog, count: u64) {
+fn becomes(sockets: &TcpSockets, count: u64) {
     let started = Instant::now();
-    while backlog.waiting().unwrap() != count {
-        assert!(started.elapsed() < Duration::from_secs(5), "{count} wanted, {} found", backlog.waiting().unwrap());
+    while sockets.waiting().unwrap() != count {
+        assert!(started.elapsed() < Duration::from_secs(5), "{count} wanted, {} found", sockets.waiting().unwrap());
         std::thread::yield_now();
     }
 }
@@ -23,8 +24,8 @@ fn what_waits_in_queues_is_counted_here_only() {
         return;
     }
     let (place, other) = (Place::new(), Place::new());
-    let here = place.inside(|inside| inside.backlog().unwrap());
-    let elsewhere = other.inside(|inside| inside.backlog().unwrap());
+    let here = place.inside(|inside| inside.tcp_sockets().unwrap());
+    let elsewhere = other.inside(|inside| inside.tcp_sockets().unwrap());
     assert_eq!(here.waiting().unwrap(), 0);
     let listen = |address: &str| {
         let listener = place.inside(|_| TcpListener::bind(address).unwrap());
@@ -49,7 +50,7 @@ fn half_open_connections_count() {
         return;
     }
     let place = Place::new();
-    let backlog = place.inside(|inside| inside.backlog().unwrap());
+    let sockets = place.inside(|inside| inside.tcp_sockets().unwrap());
     let listener = place.inside(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     let SocketAddr::V4(to) = listener.local_addr().unwrap() else { unreachable!("bound to IPv4") };
     // Its answers do not arrive: the client never says that it is open.
@@ -61,6 +62,24 @@ fn half_open_connections_count() {
         let _ = connect(client.as_raw_fd(), &SockaddrIn::from(to));
         client
     });
-    becomes(&backlog, 1);
+    becomes(&sockets, 1);
     drop(client);
+}
+
+#[test]
+fn who_listens_is_told_unless_it_is_for_itself_only() {
+    if !root() {
+        return;
+    }
+    let place = Place::new();
+    let sockets = place.inside(|inside| inside.tcp_sockets().unwrap());
+    assert_eq!(sockets.listening().unwrap(), Some(BTreeSet::new()));
+    let listen = |address: &str| place.inside(|_| TcpListener::bind(address).unwrap());
+    let alone = [listen("127.0.0.1:0"), listen("[::1]:0"), listen("[::ffff:127.0.0.1]:0")];
+    assert_eq!(sockets.listening().unwrap(), Some(BTreeSet::new()));
+    let open = [listen("0.0.0.0:0"), listen("[::]:0")];
+    let ports = open.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+    assert_eq!(sockets.listening().unwrap(), Some(ports));
+    drop((alone, open));
+    assert_eq!(sockets.listening().unwrap(), Some(BTreeSet::new()));
 }
