@@ -127,6 +127,8 @@ pub struct Life {
     state: TaskState,
     since_ms: i64,
     message: String,
+    /// What became of other versions of its secrets and configs, after the message. Empty: nothing to tell.
+    files_note: String,
     error: String,
     host_lost: bool,
     preparation: Step,
@@ -146,6 +148,7 @@ impl Life {
             state: TaskState::Accepted,
             since_ms: now_ms,
             message: "accepted".to_owned(),
+            files_note: String::new(),
             error: String::new(),
             host_lost: false,
             preparation: Step::Not,
@@ -196,7 +199,11 @@ impl Life {
         TaskStatus {
             state: self.state.into(),
             since_ms: self.since_ms,
-            message: self.message.clone(),
+            message: [self.message.as_str(), &self.files_note]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join("; "),
             error: self.error.clone(),
             containers: self.containers.iter().map(|container| container.status.clone()).collect(),
             refusals: Vec::new(),
@@ -230,7 +237,7 @@ impl Life {
             Event::Progress(message) => {
                 let replaces = self.can_move() == Moves::InPlace && self.preparation != Step::Underway;
                 if replaces {
-                    self.message = format!("{}; {message}", self.plain_message());
+                    self.files_note = message;
                 } else if self.preparation == Step::Underway && self.end.is_none() {
                     self.message = message;
                 }
@@ -266,22 +273,16 @@ impl Life {
             Event::Checked(position, checked) => self.checked(position, checked),
             Event::Replaced(_, _) if self.can_move() != Moves::InPlace => {}
             Event::Replaced(revision, Ok(())) => {
-                self.message = format!("{}; has the secrets and configs of revision {revision}", self.plain_message());
+                self.files_note = format!("has the secrets and configs of revision {revision}");
             }
             Event::Replaced(revision, Err(sentence)) => {
-                self.message = format!(
-                    "{}; cannot take over the secrets and configs of revision {revision}: {sentence}. An update with --force \
-                     starts new tasks with them",
-                    self.plain_message()
+                self.files_note = format!(
+                    "cannot take over the secrets and configs of revision {revision}: {sentence}. An update with --force \
+                     starts new tasks with them"
                 );
             }
             Event::Removed => self.removal = Step::Done,
         }
-    }
-
-    /// The message without what was said about secrets.
-    fn plain_message(&self) -> &str {
-        self.message.split("; ").next().unwrap_or_default()
     }
 
     /// What is to be done now. Call after every event and every change of the wanted state.
@@ -340,6 +341,7 @@ impl Life {
         debug_assert!(state > self.state, "states only go forward");
         self.state = state;
         self.since_ms = now_ms;
+        self.files_note.clear();
         self.message = match state {
             TaskState::Accepted => "accepted",
             TaskState::Preparing => "preparing",

@@ -1,10 +1,12 @@
 //! Decisions about secrets and configs: what making, rotating and removing one writes, which services follow a rotation,
 //! and which payloads nobody needs any more. Pure; called by the control API and by the reaper.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_proto::id::ServiceId;
+use skep_proto::template::{Facts, Inside, render_data};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::TaskTemplate;
 use skep_proto::validate::files;
@@ -12,7 +14,9 @@ use skep_proto::validate::files;
 use crate::change::{Change, Group, Op, Plan, Transaction};
 use crate::codec;
 use crate::head::{MAX_ENTRY_CHANGES, MAX_TRANSACTION_BYTES};
-use crate::object::{Data, Meta, Parcel, ParcelId, ParcelKind, ParcelSpec, Payload, PayloadVersion, Service};
+use crate::object::{
+    Data, Meta, Parcel, ParcelId, ParcelKind, ParcelSpec, Payload, PayloadKey, PayloadVersion, Service,
+};
 use crate::orchestrate::{RollOut, begin_roll_out};
 use crate::store::{PayloadRef, State, payload_refs};
 
@@ -94,7 +98,7 @@ pub fn rotation(state: &State, parcel: &Parcel, new: NewVersion, now: UnixMs) ->
     let NewVersion { data, copied_from, rollout } = new;
     let users: Vec<_> = followers(state, parcel.id).collect();
     if let Rollout::Live { .. } = rollout
-        && let Some(refusal) = users.iter().find_map(|(service, template)| not_live(parcel, service, template))
+        && let Some(refusal) = users.iter().find_map(|(service, template)| not_live(state, parcel, service, template))
     {
         return Err(refusal);
     }
@@ -167,17 +171,65 @@ fn uses_other(template: &TaskTemplate, id: ParcelId, version: u64) -> bool {
     payload_refs(template).any(|one| follows(&one, id) && one.key.version != version)
 }
 
-fn not_live(parcel: &Parcel, service: &Service, template: &TaskTemplate) -> Option<NotLive> {
-    let paths = payload_refs(template).filter(|one| follows(one, parcel.id)).map(|one| {
-        let path = one.target.map_or("", |target| target.path.as_str());
-        let path = if path.is_empty() { one.name } else { path };
-        match parcel.id.kind() {
-            ParcelKind::Secret => files::secret_path(path),
-            ParcelKind::Config => files::config_path(path),
-        }
-    });
-    let outside = paths.into_iter().find(|path| !files::is_secrets_path(path))?;
+fn not_live(state: &State, parcel: &Parcel, service: &Service, template: &TaskTemplate) -> Option<NotLive> {
+    let refs: Vec<_> = payload_refs(template).collect();
+    let own = || refs.iter().filter(|one| follows(one, parcel.id));
+    let changes = |one: &&PayloadRef<'_>| {
+        let beside = own().filter(|own| own.container == one.container);
+        follows(one, parcel.id) || beside.map(target).any(|target| fills_in(state, one.key, parcel.id.kind(), target))
+    };
+    let path = |one: &PayloadRef<'_>| match one.key.owner.kind() {
+        ParcelKind::Secret => files::secret_path(target(one)),
+        ParcelKind::Config => files::config_path(target(one)),
+    };
+    let outside = refs.iter().filter(changes).map(path).find(|path| !files::is_secrets_path(path))?;
     Some(NotLive { title: parcel.title(), service: service.spec.name.clone(), path: outside })
+}
+
+/// What a container calls it.
+fn target<'a>(one: &PayloadRef<'a>) -> &'a str {
+    one.target.map(|target| target.path.as_str()).filter(|path| !path.is_empty()).unwrap_or(one.name)
+}
+
+/// Whether a payload is a template with the data of its container's secret or config of that target.
+fn fills_in(state: &State, key: PayloadKey, kind: ParcelKind, target: &str) -> bool {
+    let Some(payload) = state.payload(key).filter(|_| is_templated(state, key.owner)) else { return false };
+    let search = Search { kind, target, found: Cell::new(false) };
+    let facts = Facts { service_labels: Some(BTreeMap::new()), ..Facts::default() };
+    // One that does not render may have it behind what is wrong.
+    render_data(payload.data.as_bytes(), &facts, &search, usize::MAX).is_err() || search.found.get()
+}
+
+fn is_templated(state: &State, id: ParcelId) -> bool {
+    state.parcel(id).is_some_and(|parcel| parcel.spec.templated)
+}
+
+/// Finds out whether a template looks a secret or config up.
+struct Search<'a> {
+    kind: ParcelKind,
+    target: &'a str,
+    found: Cell<bool>,
+}
+
+impl Search<'_> {
+    fn look(&self, kind: ParcelKind, target: &str) -> Option<&[u8]> {
+        self.found.set(self.found.get() || (kind == self.kind && target == self.target));
+        Some(b"")
+    }
+}
+
+impl Inside for Search<'_> {
+    fn env(&self, _name: &str) -> Option<&str> {
+        None
+    }
+
+    fn secret(&self, target: &str) -> Option<&[u8]> {
+        self.look(ParcelKind::Secret, target)
+    }
+
+    fn config(&self, target: &str) -> Option<&[u8]> {
+        self.look(ParcelKind::Config, target)
+    }
 }
 
 /// The changes by which a service gets a version.

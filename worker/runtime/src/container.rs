@@ -217,6 +217,9 @@ impl Container {
     /// first process. Nothing happens if it has that version already, or is over.
     pub async fn replace_files(&self, files: &Files, signal: Option<i32>) -> Result<(), RuntimeError> {
         let swappable = files.swappable();
+        if swappable.files.is_empty() {
+            return Ok(());
+        }
         let in_memory = RuntimeError::io("hold secrets and configs in memory for", &self.inner.dir);
         let made = tokio::task::spawn_blocking(move || swappable.sealed()).await;
         let file = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map_err(in_memory)?;

@@ -16,8 +16,9 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use skep_shim::files::{Entry, Manifest, SINGLE, SWAPPABLE};
 use zeroize::Zeroizing;
 
-/// Room for a change, for each file that can be replaced: more than a secret or config may have.
-const ROOM_BYTES: u64 = 1 << 20;
+/// Room for each file that can be replaced, more than three of its size at most: for what it is, what it becomes, and what
+/// a process still reads of before.
+const ROOM_BYTES: u64 = 3 << 20;
 /// The largest page that Linux has on the processors that skep runs on.
 const PAGE_BYTES: u64 = 64 << 10;
 
@@ -67,9 +68,11 @@ impl fmt::Debug for MemoryFile {
 impl Files {
     /// How large their file system may become.
     fn limit_bytes(&self) -> u64 {
-        let pages = |file: &MemoryFile| (file.data.len() as u64).next_multiple_of(PAGE_BYTES);
-        let room = |file: &MemoryFile| if matches!(file.place, MemoryPlace::Swappable(_)) { ROOM_BYTES } else { 0 };
-        self.files.iter().map(|file| pages(file) + room(file)).sum::<u64>().max(PAGE_BYTES)
+        let room = |file: &MemoryFile| match file.place {
+            MemoryPlace::Swappable(_) => ROOM_BYTES,
+            MemoryPlace::Single(_) => (file.data.len() as u64).next_multiple_of(PAGE_BYTES),
+        };
+        self.files.iter().map(room).sum::<u64>().max(PAGE_BYTES)
     }
 
     fn manifest(&self) -> Manifest {
@@ -206,7 +209,7 @@ mod tests {
     #[test]
     fn there_is_room_for_a_change_and_a_limit() {
         assert_eq!(Files::default().limit_bytes(), PAGE_BYTES);
-        assert_eq!(files().limit_bytes(), 2 * PAGE_BYTES + ROOM_BYTES);
+        assert_eq!(files().limit_bytes(), PAGE_BYTES + ROOM_BYTES);
         assert!(Memory::Tmpfs.told(&files()).1.contains("noswap"));
         assert_eq!(Memory::Ramfs.told(&files()), ("ramfs".to_owned(), "mode=755".to_owned()));
     }

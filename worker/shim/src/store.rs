@@ -92,14 +92,8 @@ impl Store {
         if folder.exists() {
             forget(&folder);
         }
-        make_folder(&folder)?;
-        let mut at = first;
-        for file in &manifest.files {
-            if file.swappable {
-                copy(file, &folder, source, at)?;
-            }
-            at += file.length;
-        }
+        // What does not fit must not take up the room of what does, nor be seen.
+        fill(&folder, manifest, source, first).inspect_err(|_| forget(&folder))?;
         symlink(&name, top.join(NEXT))?;
         fs::rename(top.join(NEXT), top.join(CURRENT))?;
         let files = manifest.files.iter().filter(|file| file.swappable);
@@ -131,6 +125,19 @@ fn read(source: &File) -> io::Result<(Manifest, u64)> {
     source.read_exact_at(&mut text, head.len() as u64)?;
     let manifest = Manifest::decode(&text)?;
     Ok((manifest, (head.len() + text.len()) as u64))
+}
+
+/// Makes the folder of a version.
+fn fill(folder: &Path, manifest: &Manifest, source: &File, first: u64) -> io::Result<()> {
+    make_folder(folder)?;
+    let mut at = first;
+    for file in &manifest.files {
+        if file.swappable {
+            copy(file, folder, source, at)?;
+        }
+        at += file.length;
+    }
+    Ok(())
 }
 
 /// Makes one file, with the folders on the way to it.

@@ -154,6 +154,11 @@ impl Data {
         self.0.clone()
     }
 
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// A copy of the bytes, which is nobody's to wipe.
     pub fn to_vec(&self) -> Vec<u8> {
         self.0.to_vec()

@@ -1,8 +1,8 @@
 //! Rotations of secrets that many services use, and what is kept of them.
 #![allow(clippy::unwrap_used)]
 
-use skep_proto::id::SecretId;
-use skep_proto::v1::{ContainerSpec, FileTarget, SecretRef, ServiceSpec, UpdateState};
+use skep_proto::id::{ConfigId, SecretId};
+use skep_proto::v1::{ConfigRef, ContainerSpec, FileTarget, SecretRef, ServiceSpec, UpdateState};
 
 use super::*;
 use crate::doctor;
@@ -142,6 +142,32 @@ fn live_is_for_files_below_the_secrets_directory() {
         "secret db cannot be rotated live: service web2 has it at /etc/db, and only files under /run/secrets can be \
          swapped while a container runs; rotate it without --live"
     );
+}
+
+#[test]
+fn live_is_not_for_what_a_template_outside_shows() {
+    let refusal = |template: &str, target: &str, path: &str| {
+        let mut state = swarm_with([secret(1, false, target)]);
+        let app = ParcelId::Config(ConfigId::new(9));
+        let spec = ParcelSpec { name: "app".into(), templated: true, ..ParcelSpec::default() };
+        apply(&mut state, vec![Group(creation(app, spec, Data::new(template.as_bytes().to_vec()), START))], START);
+        let service = Service::clone(state.service(ServiceId::new(1)).unwrap());
+        let mut template = state.revision(service.current()).unwrap().template.clone();
+        let file = FileTarget { path: path.into(), ..FileTarget::default() };
+        let config =
+            ConfigRef { config_id: app.to_vec(), version: 1, name: "app".into(), target: Some(file), pinned: true };
+        Arc::make_mut(&mut template).containers[0].configs.push(config);
+        let changes = begin_roll_out(&state, service, template, RollOut::Update, START);
+        apply(&mut state, vec![Group(changes)], START);
+        let live = new(3, Rollout::Live { signal: String::new() });
+        rotation(&state, state.parcel(DB).unwrap(), live, later(1)).err().map(|error| error.to_string())
+    };
+    let refused = refusal("a {{.Service.Labels.x}} {{ secret \"db\" }}", "", "/etc/app.conf").unwrap();
+    assert!(refused.contains("web1 has it at /etc/app.conf"), "{refused}");
+    assert!(refusal("{{ secret \"mine\" }}", "mine", "/etc/app.conf").is_some());
+    assert!(refusal("{{ secret \"db", "", "/etc/app.conf").is_some(), "nobody knows");
+    assert_eq!(refusal("{{ secret \"db\" }}", "", "/run/secrets/app.conf"), None);
+    assert_eq!(refusal("{{ secret \"other\" }} {{ config \"db\" }}", "", "/etc/app.conf"), None);
 }
 
 #[test]

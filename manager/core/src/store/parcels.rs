@@ -23,6 +23,8 @@ pub(super) struct ParcelTable {
 /// One use of a secret or config by a container of a template.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PayloadRef<'a> {
+    /// Position of the container in the template.
+    pub container: usize,
     pub key: PayloadKey,
     /// Rotations leave it alone.
     pub pinned: bool,
@@ -34,16 +36,28 @@ pub struct PayloadRef<'a> {
 /// The secrets and configs that containers of a template use, in its order. An id that does not parse, which `apply`
 /// refuses, is left out.
 pub fn payload_refs(template: &TaskTemplate) -> impl Iterator<Item = PayloadRef<'_>> {
-    template.containers.iter().flat_map(|container| {
-        let secrets = container.secrets.iter().filter_map(|one| {
+    template.containers.iter().enumerate().flat_map(|(position, container)| {
+        let secrets = container.secrets.iter().filter_map(move |one| {
             let owner = ParcelId::Secret(SecretId::from_wire(&one.secret_id).ok()?);
             let key = PayloadKey { owner, version: one.version };
-            Some(PayloadRef { key, pinned: one.pinned, name: &one.name, target: one.target.as_ref() })
+            Some(PayloadRef {
+                container: position,
+                key,
+                pinned: one.pinned,
+                name: &one.name,
+                target: one.target.as_ref(),
+            })
         });
-        let configs = container.configs.iter().filter_map(|one| {
+        let configs = container.configs.iter().filter_map(move |one| {
             let owner = ParcelId::Config(ConfigId::from_wire(&one.config_id).ok()?);
             let key = PayloadKey { owner, version: one.version };
-            Some(PayloadRef { key, pinned: one.pinned, name: &one.name, target: one.target.as_ref() })
+            Some(PayloadRef {
+                container: position,
+                key,
+                pinned: one.pinned,
+                name: &one.name,
+                target: one.target.as_ref(),
+            })
         });
         secrets.chain(configs)
     })

@@ -185,7 +185,11 @@ fn replace(
     let old = store.vault();
     let next = begin(store, made, cache_bytes)?;
     seen(Step::Database);
-    store.cut_since.store(u64::MAX, Ordering::Release);
+    {
+        // Who cuts holds the vault from its note until the entries are gone: no note is lost here that still counts.
+        let _nobody_cuts = store.vault.write().unwrap_or_else(PoisonError::into_inner);
+        store.cut_since.store(u64::MAX, Ordering::Release);
+    }
     let mut copied = Copied::begin(&old)?;
     for _ in 0..CHASES {
         if copied.follow(&old, &next, false)? <= REST {

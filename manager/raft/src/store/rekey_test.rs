@@ -278,3 +278,24 @@ async fn a_locked_directory_gives_nothing_away_and_other_keys_take_over() {
     check(&mut open(dir.path(), &[]).unwrap(), ENTRIES, "open again").await;
     assert!(keys::open(dir.path(), &[]).unwrap().held.epoch == 4);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_copy_of_a_snapshot_that_is_replaced_meanwhile_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = filled(dir.path()).await;
+    let mut newer = (130..).take(1);
+    rekey_seen(&opened.store, &opened.snapshots, &wanted(1, None), CACHE, &mut |step| {
+        if matches!(step, Step::Snapshot)
+            && let Some(index) = newer.next()
+        {
+            let (last_log_id, snapshot_id) = (Some(id(index)), format!("1-{index}-x"));
+            let meta = SnapshotMeta { last_log_id, snapshot_id, ..SnapshotMeta::default() };
+            opened.snapshots.write(meta, &Frozen).unwrap();
+        }
+    })
+    .unwrap();
+    assert_eq!(newer.next(), None, "it was replaced");
+    check_sealed_by(&opened, 2);
+    check(&mut opened, ENTRIES, "with the newer snapshot").await;
+    assert_eq!(parts(&dir.path().join("snapshots")).len(), 1);
+}

@@ -272,7 +272,12 @@ impl SnapshotStore {
     pub(super) fn copy_current(&self, next: &Vault) -> Result<Option<SnapshotCopy>, StoreError> {
         let Some(current) = self.current() else { return Ok(None) };
         let copy = self.copy(&current.preface, &current.file, Arc::clone(&next.ring))?;
-        Ok(Some(SnapshotCopy { of: current.file.path().to_owned(), preface: current.preface, file: copy }))
+        Ok(Some(SnapshotCopy {
+            files: self.store.files.clone(),
+            of: current.file.path().to_owned(),
+            preface: current.preface,
+            file: copy,
+        }))
     }
 
     /// Whether `copy` is of the snapshot that counts, while nobody can make another one.
@@ -324,12 +329,22 @@ impl SnapshotStore {
     }
 }
 
-/// A copy of the snapshot that counts, under another key.
+/// A copy of the snapshot that counts, under another key. Dropped, it is removed, unless it was moved into a vault.
 pub(super) struct SnapshotCopy {
+    files: Files,
     /// The file that it is of.
     of: PathBuf,
     preface: Preface,
     file: SnapshotFile,
+}
+
+impl Drop for SnapshotCopy {
+    fn drop(&mut self) {
+        // One that was moved has another name by now.
+        if let Err(error) = self.files.remove(self.file.path()) {
+            tracing::warn!(error = error.text(), "the copy of a snapshot cannot be removed");
+        }
+    }
 }
 
 fn open_marked(store: &Store, ring: &Arc<KeyRing>, mark: &Mark) -> Result<Current, StoreError> {

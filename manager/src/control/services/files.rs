@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use skep_core::object::{Parcel, ParcelId, ParcelKind, PayloadKey};
-use skep_core::store::{FindError, State, payload_refs};
+use skep_core::store::{State, payload_refs};
 use skep_proto::id::{ConfigId, SecretId};
 use skep_proto::v1::{FileTarget, TaskTemplate};
 use skep_proto::validate::files;
@@ -59,11 +59,12 @@ fn find<'a>(state: &'a State, kind: ParcelKind, id: Option<ParcelId>, name: &str
     }
     let printed = id.map(ParcelId::printed).unwrap_or_default();
     let reference = if name.is_empty() { &printed } else { name };
-    state.find_parcel(kind, reference).map_err(|error| match error {
-        FindError::NotFound { .. } => Status::not_found(format!(
+    let named = |parcel: &&Arc<Parcel>| parcel.spec.name == reference || parcel.id.printed() == reference;
+    // No beginning of an id: a mistyped name must not give a container another secret.
+    state.find_parcel(kind, reference).ok().filter(named).ok_or_else(|| {
+        Status::not_found(format!(
             "{kind} {reference} not found: see `skep {kind} ls`, make it with `skep {kind} create {reference} FILE`"
-        )),
-        ambiguous @ FindError::Ambiguous { .. } => ambiguous.into_status(),
+        ))
     })
 }
 
