@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::MutexGuard;
 
 use skep_netlink::NetlinkError;
 use skep_netlink::conntrack::Filter;
@@ -44,7 +45,8 @@ pub(super) struct Claims {
 }
 
 impl Host {
-    /// Publishes ports, each by the network of an index, and takes others back. Nothing happens where that is so already.
+    /// Publishes ports, each by the network of an index, and takes others back, where they still lead to the index that is
+    /// named: another network's task may have the port by now. Nothing happens where that is so already.
     /// Returns the connections that must be forgotten then: whoever sends datagrams to a port for long would go on to
     /// wherever it led before.
     ///
@@ -53,10 +55,32 @@ impl Host {
     pub fn publish(
         &self,
         put: &[(Published, u16)],
-        remove: &[Published],
+        remove: &[(Published, u16)],
         taken: Taken,
     ) -> Result<Vec<Filter>, PublishError> {
-        let mut state = self.lock();
+        self.publish_locked(self.lock(), put, remove, taken)
+    }
+
+    /// Tries contested ports again; those that are not contested for that index any more are left alone.
+    pub fn publish_again(&self, put: &[(Published, u16)], taken: Taken) -> Result<Vec<Filter>, PublishError> {
+        let state = self.lock();
+        let contested = &state.claims.contested;
+        let still = |(port, index): &&(Published, u16)| contested.get(port).is_some_and(|one| one.index == *index);
+        let put: Vec<_> = put.iter().filter(still).copied().collect();
+        self.publish_locked(state, &put, &[], taken)
+    }
+
+    fn publish_locked(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        put: &[(Published, u16)],
+        remove: &[(Published, u16)],
+        taken: Taken,
+    ) -> Result<Vec<Filter>, PublishError> {
+        let owner =
+            |port| state.claims.contested.get(port).map(|one| one.index).or(state.meant.ports.get(port).copied());
+        let remove = remove.iter().filter(|(port, index)| owner(port) == Some(*index));
+        let remove: Vec<Published> = remove.map(|(port, _)| *port).collect();
         let mut new: Vec<Published> = put.iter().map(|(port, _)| *port).collect();
         new.retain(|port| !state.claims.held.contains_key(port));
         if taken == Taken::Refuse {
@@ -83,7 +107,7 @@ impl Host {
             state.meant.ports = before;
             return Err(error.into());
         }
-        let contested = state.claims.settle(put, remove, reserved, taken);
+        let contested = state.claims.settle(put, &remove, reserved, taken);
         let held = state.held;
         drop(state);
         self.tell(&contested);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use skep_netlink::conntrack::Filter;
 use skep_netlink::nft::Nft;
 
-use super::Netd;
+use super::{Netd, text};
 use crate::host::{PublishError, Published, Taken};
 use crate::network::LiveNetwork;
 use crate::plan::ingress::Port;
@@ -51,12 +51,22 @@ impl Netd {
     pub(super) fn publish(
         &self,
         put: &[(Published, u16)],
-        remove: &[Published],
+        remove: &[(Published, u16)],
         taken: Taken,
     ) -> Result<(), PublishError> {
         let ended = self.host.publish(put, remove, taken)?;
         self.drain.forget(vec![Arc::clone(self.host.nft())], ended);
         Ok(())
+    }
+
+    /// Tries ports again that processes of the host had.
+    pub(super) fn publish_contested(&self) {
+        for (ports, taken) in self.host.contested() {
+            match self.host.publish_again(&ports, taken) {
+                Ok(ended) => self.drain.forget(vec![Arc::clone(self.host.nft())], ended),
+                Err(error) => tracing::warn!("{}", text(&error)),
+            }
+        }
     }
 
     /// Ends what is left of connections to ports of mode host whose task is gone.
@@ -103,7 +113,7 @@ fn work_off(work: Vec<Work>) {
         let filters: Vec<Filter> = filters.into_iter().collect();
         if let Err(error) = place.conntrack().forget(&filters) {
             // They end by themselves, only later.
-            tracing::warn!("{}", super::text(&error));
+            tracing::warn!("{}", text(&error));
         }
     }
 }

@@ -156,11 +156,7 @@ impl Netd {
             }
         }
         self.try_missing();
-        for (ports, taken) in self.host.contested() {
-            if let Err(error) = self.publish(&ports, &[], taken) {
-                tracing::warn!("{}", text(&error));
-            }
-        }
+        self.publish_contested();
     }
 
     /// The tables in force.

@@ -509,8 +509,8 @@ impl NetworkState {
 
     /// Removes all of it from the kernel.
     pub(super) fn take_down(&mut self, netd: &Netd) -> Result<(), NetdError> {
-        let mut gone: Vec<_> = self.served.iter().copied().collect();
-        gone.extend(self.on_host());
+        let gone = self.served.iter().copied().chain(self.on_host());
+        let gone: Vec<_> = gone.filter_map(|port| Some((port, self.index?))).collect();
         netd.publish(&[], &gone, Taken::LeaveOut)?;
         self.served.clear();
         if let Some(definition) = self.definition.as_ref().filter(|definition| define::encrypted(definition)) {

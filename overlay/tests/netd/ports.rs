@@ -227,6 +227,33 @@ fn a_task_of_mode_host_is_refused_a_port_that_a_process_has() {
 }
 
 #[test]
+fn a_port_that_another_network_s_task_has_by_now_stays_its() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.host(1);
+    let nets = [network(5, |_| {}), network(6, |_| {})];
+    let start = |number: u8| {
+        let net = &nets[usize::from(number) - 1];
+        host.know(net);
+        let mut request = attach_request(number.into(), &[(net, IpAddr::from([10, 4 + number, 1, 1]))]);
+        request.host_ports = vec![port(8080, false, v1::PublishMode::Host)];
+        serve(&host.attach(&request), 80, &format!("task {number}"));
+    };
+    start(1);
+    assert_eq!(who(&lab.outside, at(1, 8080)).unwrap(), "task 1");
+    // The scheduler frees a port when its task has ended, which is before what the task was attached to is gone.
+    start(2);
+    assert_eq!(who(&lab.outside, at(1, 8080)).unwrap(), "task 2");
+    host.detach(task_id(1));
+    assert_eq!(who(&lab.outside, at(1, 8080)).unwrap(), "task 2");
+    assert!(!gets(&host, "0.0.0.0:8080"));
+    host.detach(task_id(2));
+    assert!(gets(&host, "0.0.0.0:8080"));
+}
+
+#[test]
 fn each_family_is_held_by_itself() {
     if !root() {
         return;

@@ -26,7 +26,7 @@ impl NetworkState {
         });
         let served: BTreeSet<Published> = served.collect();
         let put: Vec<_> = served.iter().map(|port| (*port, index)).collect();
-        let gone: Vec<_> = self.served.difference(&served).copied().collect();
+        let gone: Vec<_> = self.served.difference(&served).map(|port| (*port, index)).collect();
         netd.publish(&put, &gone, Taken::LeaveOut)?;
         self.served = served;
         Ok(())
@@ -56,7 +56,8 @@ impl NetworkState {
             self.publish_host_ports(netd, Taken::Insist)?;
         }
         let kept = self.on_host();
-        let gone: Vec<_> = gone.into_iter().filter(|port| !kept.contains(port)).collect();
+        let gone = gone.into_iter().filter(|port| !kept.contains(port));
+        let gone: Vec<_> = gone.filter_map(|port| Some((port, self.index?))).collect();
         netd.publish(&[], &gone, Taken::LeaveOut)?;
         if let (Some(live), Some(index)) = (&self.live, self.index) {
             netd.end_host_ports(live, index, &old);

@@ -98,14 +98,20 @@ fn parts(path: &str) -> impl Iterator<Item = String> {
     path.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned)
 }
 
+/// Makes it, or finds it made by another container that starts over the same folder of the host. What it is then shows when
+/// it is opened.
 fn make_one(folder: &OwnedFd, name: &str, kind: Kind) -> io::Result<()> {
     let name = c_string(name)?;
-    match kind {
+    let made = match kind {
         Kind::Folder => {
             // SAFETY: the descriptor is open; a C string that lives through the call.
             check(unsafe { libc::mkdirat(folder.as_raw_fd(), name.as_ptr(), FOLDER_MODE) }).map(drop)
         }
         Kind::File => file(folder, &name).map(drop),
+    };
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 
@@ -125,4 +131,24 @@ fn read_link(link: &OwnedFd) -> io::Result<String> {
     let length = unsafe { libc::readlinkat(link.as_raw_fd(), c"".as_ptr(), target.as_mut_ptr().cast(), target.len()) };
     target.truncate(check(length as i32)? as usize);
     String::from_utf8(target).map_err(|_| io::Error::from_raw_os_error(libc::EILSEQ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_another_one_has_made_is_found() {
+        let dir = std::env::temp_dir().join(format!("skep-shim-inside-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let folder = OwnedFd::from(std::fs::File::open(&dir).unwrap());
+        for kind in [Kind::Folder, Kind::File] {
+            let name = format!("{}", matches!(kind, Kind::File));
+            make_one(&folder, &name, kind).unwrap();
+            make_one(&folder, &name, kind).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }
