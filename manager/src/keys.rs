@@ -34,8 +34,9 @@ const AWAY: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(2);
 /// Between two questions.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// Before what failed is tried again.
-const RETRY: Duration = Duration::from_secs(5);
+/// Before what failed is tried again: from here, doubling, to there.
+const RETRY_MIN: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(120);
 /// Before a leader is looked for again.
 const NO_LEADER: Duration = Duration::from_millis(200);
 
@@ -106,6 +107,7 @@ impl Progress {
 /// Carries out what the state wants, now and whenever it changes.
 pub(crate) async fn follow(store: Store, raft: Arc<RaftNode<Machine>>, seals: Option<Arc<dyn KeySeals>>, board: Board) {
     let mut changes = store.watch(Topic::Cluster);
+    let mut retry = RETRY_MIN;
     loop {
         // Not what a restart finds: that may be older than what is sealed already.
         let Ok(state) = store.fresh().await else {
@@ -118,6 +120,7 @@ pub(crate) async fn follow(store: Store, raft: Arc<RaftNode<Machine>>, seals: Op
         };
         match carry_out(cluster, &raft, seals.as_deref(), &board).await {
             Ok(()) => {
+                retry = RETRY_MIN;
                 board.send_modify(|progress| {
                     progress.version = state.version();
                     progress.error.clear();
@@ -128,7 +131,8 @@ pub(crate) async fn follow(store: Store, raft: Arc<RaftNode<Machine>>, seals: Op
                 let error = format!("{error:#}");
                 warn!(error, "this manager's keys are not sealed as the swarm wants it: it is tried again");
                 board.send_modify(|progress| progress.error = error);
-                let _ = tokio::time::timeout(RETRY, changes.changed()).await;
+                let _ = tokio::time::timeout(retry, changes.changed()).await;
+                retry = (retry * 2).min(RETRY_MAX);
             }
         }
     }

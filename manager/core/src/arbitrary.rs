@@ -291,7 +291,7 @@ fn cluster(id: u128, limit: i32) -> Cluster {
     Cluster {
         id: ClusterId::new(id),
         meta: Meta::default(),
-        spec: ClusterSpec { task_history_limit: limit, ..ClusterSpec::default() },
+        spec: ClusterSpec { task_history_limit: limit, autolock: limit > 0, ..ClusterSpec::default() },
         root_cert_pem: "certificate".into(),
         root_key_pem: "key".into(),
         worker_token_secret: [1; 16],

@@ -48,6 +48,25 @@ fn a_healthy_state_has_no_findings() {
 }
 
 #[test]
+fn autolock_and_its_key_go_together() {
+    let (mut state, _) = healthy();
+    let mut cluster = state.cluster().map(|cluster| crate::object::Cluster::clone(cluster)).expect("there is one");
+    cluster.spec.autolock = true;
+    state.put(cluster.clone());
+    let (severity, message) = only(&state);
+    assert!(
+        severity == Severity::Error && message.starts_with("autolock is on, and there is no unlock key"),
+        "{message}"
+    );
+    cluster.unlock_key = Some([1; 32]);
+    state.put(cluster.clone());
+    assert_eq!(check(&state), vec![]);
+    cluster.spec.autolock = false;
+    state.put(cluster);
+    assert!(only(&state).1.starts_with("autolock is off, and there is an unlock key"));
+}
+
+#[test]
 fn it_finds_what_the_store_must_never_hold() {
     let broken = |change: &dyn Fn(&mut Task)| {
         let (mut state, mut tasks) = healthy();

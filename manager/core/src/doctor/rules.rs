@@ -46,7 +46,19 @@ impl<'a> Report<'a> {
 pub(super) fn cluster(state: &State, findings: &mut Vec<Finding>) {
     let mut report = Report::on(findings, "the cluster object");
     match state.cluster() {
-        Some(cluster) => report.meta(state, cluster.meta),
+        Some(cluster) => {
+            report.meta(state, cluster.meta);
+            let (wanted, has_key) = (cluster.spec.autolock, cluster.unlock_key.is_some());
+            report.error(wanted != has_key, || {
+                let what = |is: bool, on: &'static str, off: &'static str| if is { on } else { off };
+                format!(
+                    "autolock is {}, and there is {} unlock key: switch it with `skep swarm update --autolock={}`",
+                    what(wanted, "on", "off"),
+                    what(has_key, "an", "no"),
+                    what(wanted, "false", "true")
+                )
+            });
+        }
         None => report.warning(state.object_count() > 0, || {
             "it is missing, though there are other objects: the swarm was not initialised".to_owned()
         }),
