@@ -296,7 +296,13 @@ fn a_stolen_disk_of_a_locked_manager_gives_nothing_away() {
     let flags = ["--secret", "marked", "--config", "marked", "--env", &variable_text];
     lab.create("web", &[flags.as_slice(), &["--constraint", "node.hostname==host1"]].concat(), &IDLE);
     lab.running("web", 1, SOON);
-    let token = |role: &str| lab.run(&["swarm", "join-token", "-q", role]).ok();
+    let token = |role: &str| {
+        // Right after the start, on a busy machine, there may be no leader for a moment.
+        until_some("a join token", SOON, || {
+            let told = lab.run(&["swarm", "join-token", "-q", role]);
+            if told.code == 0 { Ok(told.ok()) } else { Err(format!("{told:?}")) }
+        })
+    };
     let tokens = (token("worker"), token("manager"));
 
     // Before autolock: the search finds the keys, and who has them has the swarm.
