@@ -1,5 +1,5 @@
-//! The managers' API (`control.proto`), one file per resource. Every handler checks its caller, reads a snapshot,
-//! decides, and writes through the store; none keeps state of its own.
+//! The managers' API (`control.proto`), one file per resource. Who may call what is the gate's (`callers.rs`); a handler reads
+//! a snapshot, decides, and writes through the store; none keeps state of its own.
 
 mod clusters;
 mod configs;

@@ -31,6 +31,7 @@ use tonic::service::Routes;
 use tracing::{debug, info};
 
 use crate::ca::CertificateAuthority;
+use crate::callers;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::dispatch::Dispatcher;
@@ -197,6 +198,7 @@ impl Manager {
             .add_service(LogBroker::new(&dispatcher).service())
             .add_service(CertificateAuthority::new(store.clone(), config.deny).service())
             .add_service(QuorumService::new(Arc::clone(&raft), store.clone(), board).service());
+        let routes = callers::guard(routes, &store);
         let addr = config.advertise_addr.clone();
         let work = Some(leader::Work { dispatcher, feed });
         let lead = leader::Parts { raft: Arc::clone(&raft), store: store.clone(), work, node: config.node, addr };
@@ -258,7 +260,7 @@ impl Manager {
         serve::serve(listener, tls, self.routes()).await
     }
 
-    /// Everything it serves; every handler checks its caller.
+    /// Everything it serves, behind the gate.
     pub fn routes(&self) -> Routes {
         self.routes.clone()
     }

@@ -29,6 +29,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use crate::callers;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::images::{Name, Registries, RemoteImage, ResolveError};
@@ -99,6 +100,7 @@ impl SimManager {
         tasks.spawn(keep_roles(Arc::clone(&raft), store.clone()));
         let control = Control::new(store.clone(), Arc::new(NoRegistries), node, raft.status());
         let routes = Routes::new(QuorumService::new(Arc::clone(&raft), store.clone(), Arc::default()).service());
+        let routes = callers::guard(routes, &store);
         tasks.spawn(leader::follow(leader::Parts {
             raft: Arc::clone(&raft),
             store: store.clone(),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use skep_identity::transport::{bind_unix, unix_incoming};
+use skep_identity::transport::{ByCertificate, bind_unix, gated, unix_incoming};
 use skep_proto::v1::daemon_server::DaemonServer;
 use skep_proto::v1::images_server::ImagesServer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -57,6 +57,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
                 host: Arc::clone(&host),
                 membership: Arc::clone(&membership),
             }));
+    let own = gated(own, Arc::new(ByCertificate));
     // Beside the socket: whoever asks meanwhile hears that it is pending.
     membership.start();
     let listener = bind_unix(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use skep_identity::transport::{self, AcceptLimits, ChannelOptions, Keepalive, Refusal, connect, refusal};
+use skep_identity::transport::{
+    self, AcceptLimits, ByCertificate, ChannelOptions, Keepalive, Refusal, connect, refusal,
+};
 use skep_identity::{Anonymous, Caller, ClientTls, DenyList, Expected, LiveCredentials, Role, ServerTls, ticket};
 use skep_proto::id::NodeId;
 use skep_proto::v1::peer_server::PeerServer;
 use skep_worker::{ConnectError, Connector, TicketCheck};
 use tokio::task::JoinSet;
+use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tracing::warn;
@@ -99,7 +102,8 @@ pub(crate) async fn serve_peers(
     let service = PeerServer::new(skep_worker::PeerService::new(host.images.store().clone(), Arc::new(tickets)));
     let tls = ServerTls::new(live, deny, Anonymous::Refused);
     let incoming = transport::incoming(listener, tls, AcceptLimits::default());
-    let server = transport::server(Keepalive::NODES).add_service(service);
+    let routes = transport::gated(Routes::new(service), Arc::new(ByCertificate));
+    let server = transport::server(Keepalive::NODES).add_routes(routes);
     listeners.spawn(async move {
         if let Err(error) = server.serve_with_incoming(incoming).await {
             warn!(%error, "the image port is closed");

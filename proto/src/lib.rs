@@ -1,6 +1,7 @@
 //! What goes over the wire and onto disk: the API manual (`v1/*.proto`), its generated Rust, typed ids, task states,
 //! units, and the validation of specs. The only crate that every other one may depend on; it never does I/O.
 
+pub mod access;
 pub mod cidr;
 pub mod constraint;
 pub mod id;

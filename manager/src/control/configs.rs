@@ -13,21 +13,18 @@ use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::{Control, parcels};
-use crate::callers;
 
 const KIND: ParcelKind = ParcelKind::Config;
 
 #[tonic::async_trait]
 impl Configs for Control {
     async fn list(&self, request: Request<ListConfigsRequest>) -> Result<Response<ListConfigsResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let (all, version) = self.list_parcels(KIND, request.into_inner().read).await?;
         let configs = all.iter().filter_map(|config| told(config)).collect();
         Ok(Response::new(ListConfigsResponse { configs, version }))
     }
 
     async fn get(&self, request: Request<GetConfigRequest>) -> Result<Response<GetConfigResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let GetConfigRequest { reference, read, payload_version } = request.into_inner();
         let (config, state) = self.get_parcel(KIND, &reference, read).await?;
         let newest = config.newest().map_or(0, |newest| newest.number);
@@ -39,26 +36,22 @@ impl Configs for Control {
     }
 
     async fn create(&self, request: Request<CreateConfigRequest>) -> Result<Response<CreateConfigResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let CreateConfigRequest { spec, data, write } = request.into_inner();
         let written = self.create_parcel(KIND, spec_of(spec)?, data, write).await?;
         Ok(Response::new(CreateConfigResponse { id: written.object_id, version: written.version }))
     }
 
     async fn update(&self, request: Request<UpdateConfigRequest>) -> Result<Response<UpdateConfigResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let UpdateConfigRequest { reference, spec, expect_version, write } = request.into_inner();
         let written = self.relabel_parcel(KIND, &reference, spec_of(spec)?, expect_version, write).await?;
         Ok(Response::new(UpdateConfigResponse { id: written.object_id, version: written.version }))
     }
 
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<RotateResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.rotate_parcel(KIND, request.into_inner()).await.map(Response::new)
     }
 
     async fn rollback(&self, request: Request<RollbackPayloadRequest>) -> Result<Response<RotateResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.roll_back_parcel(KIND, request.into_inner()).await.map(Response::new)
     }
 
@@ -66,7 +59,6 @@ impl Configs for Control {
         &self,
         request: Request<RemovePayloadsRequest>,
     ) -> Result<Response<RemovePayloadsResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.remove_parcel(KIND, request.into_inner()).await.map(Response::new)
     }
 }

@@ -13,19 +13,16 @@ use tonic::{Request, Response, Status};
 use super::error::IntoStatus;
 use super::services::request_id;
 use super::{Control, read};
-use crate::callers;
 
 #[tonic::async_trait]
 impl ImageNames for Control {
     async fn list(&self, request: Request<ListImageNamesRequest>) -> Result<Response<ListImageNamesResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let names = state.image_names().map(|name| codec::image_name_to_wire(name)).collect();
         Ok(Response::new(ListImageNamesResponse { names, version: state.version() }))
     }
 
     async fn put(&self, request: Request<PutImageNameRequest>) -> Result<Response<PutImageNameResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let request = request.into_inner();
         let name = self.registries.parse(&request.name).map_err(IntoStatus::into_status)?;
         let digest = self.registries.parse(&format!("name@{}", request.digest)).map_err(IntoStatus::into_status)?;
@@ -57,7 +54,6 @@ impl ImageNames for Control {
         &self,
         request: Request<RemoveImageNameRequest>,
     ) -> Result<Response<RemoveImageNameResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let request = request.into_inner();
         let name = self.registries.parse(&request.name).map_err(IntoStatus::into_status)?;
         let state = read::fresh(&self.store).await?;

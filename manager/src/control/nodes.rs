@@ -20,7 +20,6 @@ use tonic::{Request, Response, Status};
 use super::error::IntoStatus;
 use super::services::request_id;
 use super::{ATTEMPTS, Control, read, summary};
-use crate::callers;
 use crate::keys;
 use crate::store::{WriteError, Written};
 use crate::topic::Topic;
@@ -34,7 +33,6 @@ impl Nodes for Control {
     type ListStream = read::Answers<ListNodesResponse>;
 
     async fn list(&self, request: Request<ListNodesRequest>) -> Result<Response<Self::ListStream>, Status> {
-        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let (version, seen) = (state.version(), self.seen(&state));
         let nodes = state.nodes().map(|node| summary::node(node, &seen)).collect();
@@ -42,7 +40,6 @@ impl Nodes for Control {
     }
 
     async fn get(&self, request: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let GetNodeRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let node = summary::node(self.find_node(&state, &reference)?, &self.seen(&state));
@@ -50,7 +47,6 @@ impl Nodes for Control {
     }
 
     async fn update(&self, request: Request<UpdateNodeRequest>) -> Result<Response<UpdateNodeResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let UpdateNodeRequest { reference, spec, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("a node spec is needed"))?;
@@ -68,7 +64,6 @@ impl Nodes for Control {
     }
 
     async fn remove(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let RemoveNodeRequest { reference, force, write } = request.into_inner();
         let request_id = request_id(write)?;
         let state = read::fresh(&self.store).await?;

@@ -13,21 +13,18 @@ use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::{Control, parcels};
-use crate::callers;
 
 const KIND: ParcelKind = ParcelKind::Secret;
 
 #[tonic::async_trait]
 impl Secrets for Control {
     async fn list(&self, request: Request<ListSecretsRequest>) -> Result<Response<ListSecretsResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let (all, version) = self.list_parcels(KIND, request.into_inner().read).await?;
         let secrets = all.iter().filter_map(|secret| told(secret)).collect();
         Ok(Response::new(ListSecretsResponse { secrets, version }))
     }
 
     async fn get(&self, request: Request<GetSecretRequest>) -> Result<Response<GetSecretResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let GetSecretRequest { reference, read } = request.into_inner();
         let (secret, state) = self.get_parcel(KIND, &reference, read).await?;
         let uses = parcels::uses(&state, &secret);
@@ -35,26 +32,22 @@ impl Secrets for Control {
     }
 
     async fn create(&self, request: Request<CreateSecretRequest>) -> Result<Response<CreateSecretResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let CreateSecretRequest { spec, data, write } = request.into_inner();
         let written = self.create_parcel(KIND, spec_of(spec)?, data, write).await?;
         Ok(Response::new(CreateSecretResponse { id: written.object_id, version: written.version }))
     }
 
     async fn update(&self, request: Request<UpdateSecretRequest>) -> Result<Response<UpdateSecretResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let UpdateSecretRequest { reference, spec, expect_version, write } = request.into_inner();
         let written = self.relabel_parcel(KIND, &reference, spec_of(spec)?, expect_version, write).await?;
         Ok(Response::new(UpdateSecretResponse { id: written.object_id, version: written.version }))
     }
 
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<RotateResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.rotate_parcel(KIND, request.into_inner()).await.map(Response::new)
     }
 
     async fn rollback(&self, request: Request<RollbackPayloadRequest>) -> Result<Response<RotateResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.roll_back_parcel(KIND, request.into_inner()).await.map(Response::new)
     }
 
@@ -62,7 +55,6 @@ impl Secrets for Control {
         &self,
         request: Request<RemovePayloadsRequest>,
     ) -> Result<Response<RemovePayloadsResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.remove_parcel(KIND, request.into_inner()).await.map(Response::new)
     }
 }

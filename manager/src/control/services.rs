@@ -26,7 +26,6 @@ use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::{Control, read, summary};
-use crate::callers;
 
 const PIECE: usize = 100;
 
@@ -35,7 +34,6 @@ impl Services for Control {
     type ListStream = read::Answers<ListServicesResponse>;
 
     async fn list(&self, request: Request<ListServicesRequest>) -> Result<Response<Self::ListStream>, Status> {
-        callers::operator(&self.store, &request)?;
         let state = read::state(&self.store, request.into_inner().read).await?;
         let version = state.version();
         let services = state.services().map(|service| summary::service(&state, service)).collect();
@@ -44,7 +42,6 @@ impl Services for Control {
     }
 
     async fn get(&self, request: Request<GetServiceRequest>) -> Result<Response<GetServiceResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let GetServiceRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
@@ -53,12 +50,10 @@ impl Services for Control {
     }
 
     async fn create(&self, request: Request<CreateServiceRequest>) -> Result<Response<CreateServiceResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.create_service(request.into_inner()).await.map(Response::new)
     }
 
     async fn update(&self, request: Request<UpdateServiceRequest>) -> Result<Response<UpdateServiceResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.update_service(request.into_inner()).await.map(Response::new)
     }
 
@@ -66,7 +61,6 @@ impl Services for Control {
         &self,
         request: Request<RollbackServiceRequest>,
     ) -> Result<Response<RollbackServiceResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         self.roll_back_service(request.into_inner()).await.map(Response::new)
     }
 
@@ -74,7 +68,6 @@ impl Services for Control {
         &self,
         request: Request<ServiceHistoryRequest>,
     ) -> Result<Response<ServiceHistoryResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let ServiceHistoryRequest { reference, read } = request.into_inner();
         let state = read::state(&self.store, read).await?;
         let service = state.find_service(&reference).map_err(IntoStatus::into_status)?;
@@ -83,7 +76,6 @@ impl Services for Control {
     }
 
     async fn scale(&self, request: Request<ScaleServiceRequest>) -> Result<Response<ScaleServiceResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let ScaleServiceRequest { reference, replicas, expect_version, write } = request.into_inner();
         let request_id = request_id(write)?;
         validate::replicas(replicas).map_err(IntoStatus::into_status)?;
@@ -98,7 +90,6 @@ impl Services for Control {
     }
 
     async fn remove(&self, request: Request<RemoveServiceRequest>) -> Result<Response<RemoveServiceResponse>, Status> {
-        callers::operator(&self.store, &request)?;
         let RemoveServiceRequest { reference, write } = request.into_inner();
         let request_id = request_id(write)?;
         let state = read::fresh(&self.store).await?;

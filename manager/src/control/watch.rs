@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use skep_core::store::State;
-use skep_identity::Caller;
 use skep_proto::id::ServiceId;
 use skep_proto::v1::watch_server::Watch;
 use skep_proto::v1::{WatchEvent, WatchRequest, WatchResponse, watch_event::Object};
@@ -14,7 +13,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Control, read, summary};
-use crate::callers;
 use crate::topic::{Topic, TopicWatch};
 
 /// A burst of changes is sent at most this often.
@@ -32,8 +30,6 @@ impl Watch for Control {
     type WatchStream = read::Answers<WatchResponse>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        callers::operator(&self.store, &request)?;
-        let caller = Caller::of(&request)?.node_id();
         let selection = Selection::from_wire(&request.into_inner())?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let control = self.clone();
@@ -44,10 +40,6 @@ impl Watch for Control {
                 () = control.store.peers().forlorn() => {
                     // Nobody may listen any more.
                     let _ = sender.send(Err(read::no_leader())).await;
-                }
-                refused = callers::demoted(control.store.clone(), caller) => {
-                    // As above.
-                    let _ = sender.send(Err(refused)).await;
                 }
             }
         });

@@ -23,7 +23,6 @@ mod streams;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_identity::Caller;
 use skep_proto::id::{ServiceId, TaskId};
 use skep_proto::v1::logs_server::{Logs, LogsServer};
 use skep_proto::v1::{LogBatch, ReadLogsRequest};
@@ -34,7 +33,6 @@ use tonic::{Request, Response, Status};
 pub(crate) use self::streams::LogStreams;
 
 use self::select::Selection;
-use crate::callers;
 use crate::control::read::no_leader;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::reach::Reach;
@@ -120,8 +118,6 @@ impl Logs for LogBroker {
     type ReadStream = ReceiverStream<Result<LogBatch, Status>>;
 
     async fn read(&self, request: Request<ReadLogsRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        callers::operator(self.dispatcher.store(), &request)?;
-        let caller = Caller::of(&request)?.node_id();
         let request = request.into_inner();
         let selection = self.selection(&request)?;
         let permit = Arc::clone(&self.readers)
@@ -149,10 +145,6 @@ impl Logs for LogBroker {
                 () = store.peers().forlorn() => {
                     // Nobody may listen any more.
                     let _ = out.send(Err(no_leader())).await;
-                }
-                refused = callers::demoted(store.clone(), caller) => {
-                    // As above.
-                    let _ = out.send(Err(refused)).await;
                 }
             }
         });

@@ -106,7 +106,6 @@ impl Quorum for QuorumService {
     }
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
-        callers::manager(&self.store, &request)?;
         let mut transactions = codec::decode_entry(&request.into_inner().entry)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (Some(transaction), None) = (transactions.pop(), transactions.pop()) else {
@@ -116,11 +115,7 @@ impl Quorum for QuorumService {
         Ok(Response::new(SubmitResponse { outcome: Some(outcome_to_wire(outcome)) }))
     }
 
-    async fn read_version(
-        &self,
-        request: Request<ReadVersionRequest>,
-    ) -> Result<Response<ReadVersionResponse>, Status> {
-        callers::manager(&self.store, &request)?;
+    async fn read_version(&self, _: Request<ReadVersionRequest>) -> Result<Response<ReadVersionResponse>, Status> {
         let confirmed = self.store.peers().confirm_lead().await;
         confirmed.map_err(|_| Status::unavailable("this manager does not lead: ask the leader"))?;
         let (version, now_ms) = (self.store.state().version(), self.store.now().0);
@@ -132,8 +127,8 @@ impl Quorum for QuorumService {
         let caller = Caller::of(&request)?.require_manager()?.node_id;
         let on_behalf = NodeId::from_wire_opt(&request.get_ref().node_id)
             .map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
-        if on_behalf.is_some() {
-            callers::manager(&self.store, &request)?;
+        if on_behalf.is_some() && callers::is_demoted(&self.store.state(), caller) {
+            return Err(callers::refusal(caller));
         }
         let request = request.into_inner();
         let node = on_behalf.unwrap_or(caller);

@@ -18,7 +18,6 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::daemon::local;
 use super::progress::{self, ProgressStream};
 use crate::host::Host;
 use crate::membership::Membership;
@@ -37,15 +36,13 @@ impl Images for ImagesService {
     type LoadStream = ProgressStream;
     type ImportStream = ProgressStream;
 
-    async fn list(&self, request: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
-        local(&request)?;
+    async fn list(&self, _: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
         let in_use = in_use(&self.host);
         let images = self.host.images.store().images().iter().map(|record| shown(record, &in_use)).collect();
         Ok(Response::new(ListImagesResponse { images }))
     }
 
     async fn inspect(&self, request: Request<InspectImageRequest>) -> Result<Response<InspectImageResponse>, Status> {
-        local(&request)?;
         let store = self.host.images.store();
         let record =
             store.find(&request.into_inner().reference).map_err(|error| Status::not_found(error.to_string()))?;
@@ -60,7 +57,6 @@ impl Images for ImagesService {
     }
 
     async fn pull(&self, request: Request<PullImageRequest>) -> Result<Response<ProgressStream>, Status> {
-        local(&request)?;
         let request = request.into_inner();
         if request.platform.is_some() {
             return Err(Status::unimplemented("not supported yet: pulling for another platform"));
@@ -76,7 +72,6 @@ impl Images for ImagesService {
     }
 
     async fn load(&self, request: Request<Streaming<LoadImageRequest>>) -> Result<Response<ProgressStream>, Status> {
-        local(&request)?;
         let pieces = request.into_inner().map(|piece| piece.map(|piece| piece.data));
         let images = self.host.images.clone();
         self.arriving(move |progress| async move {
@@ -89,7 +84,6 @@ impl Images for ImagesService {
         &self,
         request: Request<Streaming<ImportImageRequest>>,
     ) -> Result<Response<ProgressStream>, Status> {
-        local(&request)?;
         let mut stream = request.into_inner();
         let first = stream.message().await?.ok_or_else(|| Status::invalid_argument("the import is empty"))?;
         let options = import_options(first.options.unwrap_or_default())?;
@@ -103,7 +97,6 @@ impl Images for ImagesService {
     }
 
     async fn tag(&self, request: Request<TagImageRequest>) -> Result<Response<TagImageResponse>, Status> {
-        local(&request)?;
         let TagImageRequest { source, name } = request.into_inner();
         let store = self.host.images.store();
         let record = store.find(&source).map_err(|error| Status::not_found(error.to_string()))?;
@@ -116,7 +109,6 @@ impl Images for ImagesService {
     }
 
     async fn remove(&self, request: Request<RemoveImageRequest>) -> Result<Response<RemoveImageResponse>, Status> {
-        local(&request)?;
         let RemoveImageRequest { references, force } = request.into_inner();
         let mut answer = RemoveImageResponse::default();
         for reference in &references {
@@ -135,7 +127,6 @@ impl Images for ImagesService {
     }
 
     async fn prune(&self, request: Request<PruneImagesRequest>) -> Result<Response<PruneImagesResponse>, Status> {
-        local(&request)?;
         let policy =
             Policy { named: request.into_inner().all, unused_for: std::time::Duration::ZERO, until_bytes: None };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

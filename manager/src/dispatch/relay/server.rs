@@ -4,7 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
+use skep_identity::Caller;
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::relay_server::Relay;
 use skep_proto::v1::{
@@ -18,7 +19,6 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::{Order, from_session, ids, to_home};
-use crate::callers;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::checks::NoAnswer;
 use crate::dispatch::homes::{Home, Homes};
@@ -36,7 +36,7 @@ impl Relay for Dispatcher {
     type NodeLogsStream = Pin<Box<dyn Stream<Item = Result<LogChunk, Status>> + Send>>;
 
     async fn link(&self, request: Request<Streaming<RelayUp>>) -> Result<Response<Self::LinkStream>, Status> {
-        let manager = callers::manager(self.store(), &request)?.node_id;
+        let manager = Caller::of(&request)?.require_manager()?.node_id;
         let leading = self.leading().ok_or_else(not_leading)?;
         let (down, messages) = mpsc::channel(DOWN_QUEUE);
         let (number, orders) = leading.begin_link(manager);
@@ -46,26 +46,22 @@ impl Relay for Dispatcher {
     }
 
     async fn holders(&self, request: Request<HoldersRequest>) -> Result<Response<HoldersResponse>, Status> {
-        callers::manager(self.store(), &request)?;
         self.leading().ok_or_else(not_leading)?;
         let holders = self.0.images.holders(&request.into_inner().digest);
         Ok(Response::new(HoldersResponse { node_ids: holders.into_iter().map(NodeId::to_vec).collect() }))
     }
 
     async fn node_logs(&self, request: Request<NodeLogsRequest>) -> Result<Response<Self::NodeLogsStream>, Status> {
-        let caller = callers::manager(self.store(), &request)?.node_id;
         let bad_id = |error| Status::invalid_argument(format!("{error}"));
         let request = request.into_inner();
         let node = NodeId::from_wire(&request.node_id).map_err(bad_id)?;
         let tasks = request.task_ids.iter().map(|id| TaskId::from_wire(id)).collect::<Result<Vec<_>, _>>();
         let options = request.options.unwrap_or_default();
         let chunks = self.log_streams().serve(node, &tasks.map_err(bad_id)?, options)?;
-        let demoted = Box::pin(callers::demoted(self.store().clone(), Some(caller)));
-        Ok(Response::new(Box::pin(chunks.take_until(demoted))))
+        Ok(Response::new(Box::pin(chunks)))
     }
 
     async fn node_check(&self, request: Request<NodeCheckRequest>) -> Result<Response<NetworkCheckAnswer>, Status> {
-        callers::manager(self.store(), &request)?;
         let NodeCheckRequest { node_id, check, time_limit_ms } = request.into_inner();
         let node = NodeId::from_wire(&node_id).map_err(|error| Status::invalid_argument(format!("{error}")))?;
         let within = Duration::from_millis(time_limit_ms.into()).min(LONGEST_CHECK);
@@ -109,9 +105,6 @@ impl Link {
                 _ = tick.tick() => {
                     if !self.leading.has_link(self.manager, self.number) {
                         break "it has another link".to_owned();
-                    }
-                    if callers::is_demoted(&self.dispatcher.store().state(), self.manager) {
-                        break "it is no manager any more".to_owned();
                     }
                     if self.down.is_closed() {
                         break "it has hung up".to_owned();

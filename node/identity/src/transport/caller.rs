@@ -1,5 +1,7 @@
-//! Who calls an RPC. Every handler asks [`Caller::of`] first, then one of the `require` functions.
+//! Who calls an RPC. The gate (`gate.rs`) has let him through before a handler sees him; handlers ask [`Caller::of`] where
+//! the answer depends on who it is.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use skep_proto::id::NodeId;
@@ -72,20 +74,22 @@ impl Caller {
         }
     }
 
-    /// The caller as an operator: a local process (the socket file's mode says who may) or a manager that forwards.
-    #[allow(clippy::result_large_err)]
-    pub fn require_operator(&self) -> Result<(), Status> {
-        match self {
-            Self::Local { .. } => Ok(()),
-            Self::Node(_) | Self::Anonymous { .. } => self.require_manager().map(|_| ()),
-        }
-    }
-
     /// The node that calls, if it is one.
     pub fn node_id(&self) -> Option<NodeId> {
         match self {
             Self::Node(peer) => Some(peer.node_id),
             Self::Local { .. } | Self::Anonymous { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Caller {
+    /// "node 3kd…", for a person.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local { uid } => write!(f, "user {uid}"),
+            Self::Node(peer) => write!(f, "node {}", peer.node_id),
+            Self::Anonymous { addr } => write!(f, "{addr}"),
         }
     }
 }

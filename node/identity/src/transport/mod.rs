@@ -1,15 +1,19 @@
 //! Connections for tonic without tonic's own TLS: listeners that tell handlers who calls, channels that check who answers.
 //!
-//! `incoming.rs` accepts mutual TLS, `outgoing.rs` connects by it, `unix.rs` does both on a socket file; `caller.rs` is
-//! what handlers see, `connection.rs` the stream itself, `refusal.rs` says why the other side hung up.
+//! `incoming.rs` accepts mutual TLS, `outgoing.rs` connects by it, `unix.rs` does both on a socket file; `gate.rs` lets
+//! callers through to handlers, `caller.rs` is what these see, `connection.rs` the stream itself, `refusal.rs` says why the
+//! other side hung up.
 
 mod caller;
 mod connection;
+mod gate;
 mod incoming;
 mod outgoing;
 mod refusal;
 mod unix;
 
+#[cfg(test)]
+mod gate_test;
 #[cfg(test)]
 mod transport_test;
 #[cfg(test)]
@@ -19,6 +23,7 @@ use std::time::Duration;
 
 pub use caller::{Caller, ConnectionInfo};
 pub use connection::{ClientConnection, ServerConnection};
+pub use gate::{ByCertificate, Judge, Known, gated};
 pub use incoming::{AcceptLimits, Incoming, incoming};
 pub use outgoing::{ChannelOptions, ConnectError, channel, connect, connect_stream};
 pub use refusal::{Refusal, refusal};
