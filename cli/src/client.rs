@@ -1,4 +1,5 @@
-//! The connection to a daemon's socket, and how calls are made over it. Commands use nothing else to reach the daemon.
+//! The connection to a daemon's socket or to managers, and how calls are made over it. Commands use nothing else to reach
+//! them.
 //!
 //! Calls are patient (`retry.rs`): no leader, a broken connection or an unknown result is followed by another try for some
 //! seconds. A write carries one request id through all of them, so that it is done once.
@@ -6,8 +7,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use skep_identity::transport::{ConnectError, connect_unix};
+use skep_identity::ClientTls;
+use skep_identity::transport::{ChannelOptions, ConnectError, connect, connect_unix, refusal};
 use skep_proto::id::RequestId;
+use skep_proto::v1::clients_client::ClientsClient;
 use skep_proto::v1::clusters_client::ClustersClient;
 use skep_proto::v1::configs_client::ConfigsClient;
 use skep_proto::v1::daemon_client::DaemonClient;
@@ -23,7 +26,8 @@ use skep_proto::v1::{ReadOptions, WriteOptions};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use crate::failure::{Failure, is_connection_loss};
+use crate::failure::{Failure, is_connection_loss, refusal_words};
+use crate::remote::hosts;
 use crate::retry::Patience;
 
 /// Where the daemon listens if nothing else is said.
@@ -42,7 +46,10 @@ pub(crate) struct Host {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HostError {
     /// Another scheme.
-    #[error("only unix:// addresses are supported yet, such as {DEFAULT_HOST}")]
+    #[error(
+        "an address is a socket, such as {DEFAULT_HOST}; managers are reached by a context, which has a key for them: \
+         `skep context create NAME --host tcp://MANAGER:2377 --bundle FILE`"
+    )]
     Scheme,
     /// `unix://` and a relative path or nothing.
     #[error("the socket's path must be absolute, as in {DEFAULT_HOST}")]
@@ -53,8 +60,6 @@ impl FromStr for Host {
     type Err = HostError;
 
     fn from_str(text: &str) -> Result<Self, HostError> {
-        // An empty SKEP_HOST is one that is not set.
-        let text = if text.is_empty() { DEFAULT_HOST } else { text };
         let path = match text.strip_prefix("unix://") {
             Some(path) => path,
             None if text.starts_with('/') => text,
@@ -73,9 +78,21 @@ impl std::fmt::Display for Host {
     }
 }
 
-/// A daemon that answered the connection.
+/// Managers that are reached as a client of their swarm.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    /// The context's name.
+    pub(crate) context: String,
+    /// `host:port`, tried in this order.
+    pub(crate) hosts: Vec<String>,
+    pub(crate) tls: ClientTls,
+}
+
+/// A daemon or a manager that answered the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
+    /// It is a manager somewhere, not this host's daemon.
+    remote: bool,
     channel: Channel,
     read: ReadOptions,
     /// The command has a flag for stale answers.
@@ -95,9 +112,29 @@ impl Client {
     /// Connects, so that a missing daemon is told apart from everything else that can go wrong.
     pub(crate) async fn connect(host: &Host) -> Result<Self, Failure> {
         match connect_unix(&host.path).await {
-            Ok(channel) => Ok(Self { channel, read: ReadOptions::default(), has_stale_flag: false }),
+            Ok(channel) => Ok(Self::over(channel, false)),
             Err(error) => Err(Failure::Unreachable { host: host.to_string(), reason: connect_hint(&error) }),
         }
+    }
+
+    /// Connects to the first manager of the list that answers and is one of the context's swarm; to the next one when the
+    /// connection is cut.
+    pub(crate) async fn connect_remote(remote: &Remote) -> Result<Self, Failure> {
+        match connect(remote.hosts.clone(), remote.tls.clone(), ChannelOptions::NODES).await {
+            Ok(channel) => Ok(Self::over(channel, true)),
+            Err(error) => {
+                Err(Failure::Unreachable { host: hosts::show(&remote.hosts), reason: remote_hint(remote, &error) })
+            }
+        }
+    }
+
+    fn over(channel: Channel, remote: bool) -> Self {
+        Self { channel, remote, read: ReadOptions::default(), has_stale_flag: false }
+    }
+
+    /// Whether it is a manager somewhere, so that nothing can be asked about this host.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.remote
     }
 
     /// Lets reads be answered by a manager that hears no leader, as the command's flag says.
@@ -126,6 +163,8 @@ impl Client {
     }
 
     clients! {
+        /// People with certificates.
+        people: ClientsClient,
         /// The swarm.
         clusters: ClustersClient,
         /// Configs.
@@ -158,6 +197,19 @@ fn name_flag(status: Status) -> Status {
         true => Status::new(status.code(), status.message().replace(WORDS, "take a stale answer with --allow-stale")),
         false => status,
     }
+}
+
+/// The same for managers that are reached over the network.
+fn remote_hint(remote: &Remote, error: &ConnectError) -> String {
+    if let Some(refusal) = refusal(error) {
+        return refusal_words(refusal, error);
+    }
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    let which = if remote.hosts.len() == 1 { "the manager does" } else { "none of its managers does" };
+    format!("{innermost} (context {}): {which} not answer", remote.context)
 }
 
 /// Why the connection failed and what to do.
@@ -233,7 +285,6 @@ mod tests {
         assert_eq!("tcp://127.0.0.1:1".parse::<Host>(), Err(HostError::Scheme));
         assert_eq!("unix://run/skep".parse::<Host>(), Err(HostError::Path));
         assert_eq!("unix://".parse::<Host>(), Err(HostError::Path));
-        assert_eq!("".parse::<Host>().unwrap().to_string(), DEFAULT_HOST);
     }
 
     #[tokio::test(start_paused = true)]

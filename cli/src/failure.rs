@@ -2,6 +2,7 @@
 //!
 //! gRPC statuses become failures here and nowhere else.
 
+use skep_identity::transport::{Refusal, refusal};
 use tonic::{Code, Status};
 
 use crate::exit::Exit;
@@ -117,8 +118,32 @@ pub(crate) fn is_connection_loss(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 
+/// Why one side of a connection did not believe the other, for a person with a context.
+pub(crate) fn refusal_words(refusal: Refusal, error: &(dyn std::error::Error + 'static)) -> String {
+    match refusal {
+        Refusal::Expired => {
+            "the context's client certificate has expired, or this host's clock is wrong: an admin makes a \
+                             new one with `skep client create`"
+                .to_owned()
+        }
+        Refusal::OtherCluster => "the managers do not believe the context's client certificate: it is one of another \
+                                  swarm, or the swarm has another root certificate since"
+            .to_owned(),
+        Refusal::CertificateRequired => "it speaks to nodes of the swarm alone: is it a manager's port?".to_owned(),
+        Refusal::Removed => "the certificate was revoked".to_owned(),
+        Refusal::Peer => {
+            let why = causes(error);
+            let why = why.rsplit(&format!("{}: ", Refusal::Peer)).next().unwrap_or_default().to_owned();
+            format!("it is no manager of the context's swarm, so nothing was said to it: {why}")
+        }
+    }
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if let Some(refusal) = refusal(&status) {
+            return Self::Failed(refusal_words(refusal, &status));
+        }
         if is_connection_loss(&status) {
             return Self::Temporary(format!("the connection to the skep daemon broke off: {}", causes(&status)));
         }

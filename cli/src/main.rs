@@ -10,6 +10,7 @@ mod failure;
 mod output;
 mod parse;
 mod registry;
+mod remote;
 mod retry;
 mod view;
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use skep_identity::transport::refusal;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
@@ -63,7 +64,9 @@ impl Patience {
 
 /// No leader, no answer in time, or no connection; nothing that a person must mend first.
 pub(crate) fn may_work_later(status: &Status) -> bool {
-    is_connection_loss(status) || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
+    // Whose certificate is refused waits in vain.
+    refusal(status).is_none()
+        && (is_connection_loss(status) || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded))
 }
 
 fn reason(status: &Status) -> &str {

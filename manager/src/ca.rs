@@ -16,7 +16,8 @@ use skep_core::roles;
 use skep_core::store::State;
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
 use skep_identity::{
-    CaError, Caller, DenyList, IssuedCertificate, JoinToken, NodeGrant, PeerIdentity, Role, RootCa, TokenSecret,
+    CaError, Caller, ClientGrant, DenyList, IssuedCertificate, JoinToken, NodeGrant, PeerIdentity, Role, RootCa,
+    TokenSecret,
 };
 use skep_proto::id::{NodeId, RequestId};
 use skep_proto::v1::certificate_authority_server::{
@@ -97,16 +98,22 @@ impl CertificateAuthority {
         }
         let grant = NodeGrant { node_id, role, validity: validity(cluster) };
         let signed = self.authority(cluster).and_then(|root| root.issue(csr_pem.as_bytes(), &grant, SystemTime::now()));
-        signed.map_err(|error| match error {
-            CaError::MalformedRequest | CaError::RequestAlgorithm | CaError::RequestSignature => {
-                Status::invalid_argument(error.to_string())
-            }
-            CaError::RootExpired => Status::failed_precondition(error.to_string()),
-            other => {
-                warn!(error = %other, "cannot sign a certificate");
-                Status::internal("the swarm's authority cannot sign: see the manager's log")
-            }
-        })
+        signed.map_err(sign_status)
+    }
+
+    /// Signs a person's request, which was checked by nobody yet.
+    #[allow(clippy::result_large_err)]
+    pub(crate) fn sign_client(
+        &self,
+        cluster: &Cluster,
+        csr_pem: &str,
+        grant: &ClientGrant,
+    ) -> Result<IssuedCertificate, Status> {
+        if csr_pem.len() > REQUEST_BYTES {
+            return Err(Status::invalid_argument("the certificate request is too long"));
+        }
+        let root = self.authority(cluster).map_err(sign_status)?;
+        root.issue_client(csr_pem.as_bytes(), grant, SystemTime::now()).map_err(sign_status)
     }
 
     /// The node that an earlier request of this id made.
@@ -284,6 +291,19 @@ fn token_status(refused: Admission) -> Status {
             "the join token is not valid (it may have been rotated): get the current one with `skep swarm join-token worker|manager` on a manager"
         }
     })
+}
+
+fn sign_status(error: CaError) -> Status {
+    match error {
+        CaError::MalformedRequest | CaError::RequestAlgorithm | CaError::RequestSignature => {
+            Status::invalid_argument(error.to_string())
+        }
+        CaError::RootExpired => Status::failed_precondition(error.to_string()),
+        other => {
+            warn!(error = %other, "cannot sign a certificate");
+            Status::internal("the swarm's authority cannot sign: see the manager's log")
+        }
+    }
 }
 
 fn write_status(error: WriteError) -> Status {

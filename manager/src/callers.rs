@@ -7,15 +7,17 @@
 //! new may be known to others already.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::future::BoxFuture;
+use skep_core::object::Client;
 use skep_core::roles;
 use skep_core::store::State;
 use skep_identity::transport::{Judge, Known, gated};
-use skep_identity::{Caller, Role};
+use skep_identity::{CLOCK_TOLERANCE, Caller, ClientIdentity, Role};
 use skep_proto::access::{Rule, Standing};
-use skep_proto::id::NodeId;
-use skep_proto::v1::NodeRole;
+use skep_proto::id::{ClientId, NodeId};
+use skep_proto::v1::{ClientRole, NodeRole};
 use tonic::Status;
 use tonic::service::Routes;
 
@@ -39,20 +41,68 @@ impl Judge for ByState {
                 Caller::Node(peer) if peer.role == Role::Worker => Standing::Worker,
                 Caller::Node(peer) if is_demoted(&self.0.state(), peer.node_id) => return Err(refusal(peer.node_id)),
                 Caller::Node(_) => Standing::Manager,
+                Caller::Client(client) => return self.client(client).await,
             };
             Ok(Known { standing, who: caller.to_string() })
         })
     }
 
-    fn fallen(&self, caller: &Caller, _: Rule) -> BoxFuture<'static, Status> {
-        let node = caller.node_id();
+    fn fallen(&self, caller: &Caller, rule: Rule) -> BoxFuture<'static, Status> {
         let store = self.0.clone();
-        Box::pin(async move {
-            match node {
-                Some(node) => demoted(store, node).await,
-                None => std::future::pending().await,
+        match caller {
+            Caller::Node(peer) => Box::pin(demoted(store, peer.node_id)),
+            Caller::Client(client) => Box::pin(dismissed(store, client.client_id, rule)),
+            Caller::Local { .. } | Caller::Anonymous { .. } => Box::pin(std::future::pending()),
+        }
+    }
+}
+
+impl ByState {
+    /// A person, by the role that the state gives him at this moment.
+    async fn client(&self, caller: &ClientIdentity) -> Result<Known, Status> {
+        if caller.not_after + CLOCK_TOLERANCE < SystemTime::now() {
+            return Err(Status::unauthenticated(format!(
+                "the certificate of client {} has expired: an admin makes a new one with `skep client create`",
+                caller.client_id
+            )));
+        }
+        let known = |state: &State| state.client(caller.client_id).map(|client| known(client));
+        if let Some(known) = known(&self.0.state()) {
+            return Ok(known);
+        }
+        // It may be a new one, of which this manager has not heard yet.
+        let state = self.0.fresh().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        known(&state).ok_or_else(|| removed(caller.client_id))
+    }
+}
+
+fn known(client: &Client) -> Known {
+    let standing = match client.role {
+        ClientRole::Viewer => Standing::Viewer,
+        ClientRole::Operator => Standing::Operator,
+        ClientRole::Admin => Standing::Admin,
+    };
+    Known { standing, who: format!("client {}", client.name) }
+}
+
+/// Why a client that the state does not have is refused.
+fn removed(client: ClientId) -> Status {
+    Status::unauthenticated(format!(
+        "this swarm has no client {client} (any more): ask an admin for a certificate (`skep client create`)"
+    ))
+}
+
+/// Returns when a client may not call this any more.
+async fn dismissed(store: Store, client: ClientId, rule: Rule) -> Status {
+    let mut changes = store.watch(Topic::Client(client));
+    loop {
+        match store.state().client(client).map(|client| known(client)) {
+            None => return removed(client),
+            Some(known) if !rule.callers.has(known.standing) => {
+                return Status::permission_denied(rule.refusal(&known.who, known.standing));
             }
-        })
+            Some(_) => changes.changed().await,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The managers' API (`control.proto`), one file per resource. Who may call what is the gate's (`callers.rs`); a handler reads
 //! a snapshot, decides, and writes through the store; none keeps state of its own.
 
+mod clients;
 mod clusters;
 mod configs;
 mod doctor;
@@ -22,6 +23,7 @@ use skep_core::store::State;
 use skep_proto::id::NodeId;
 use tokio::sync::watch::Receiver;
 
+use crate::ca::CertificateAuthority;
 use crate::dispatch::Dispatcher;
 use crate::images::Registries;
 use crate::keys;
@@ -43,6 +45,8 @@ pub(crate) struct Control {
     dispatcher: Option<Dispatcher>,
     /// How far the answering manager is with its keys on disk; a simulated manager has none.
     keys: Option<keys::Board>,
+    /// Signs clients' certificates; a simulated manager has none.
+    authority: Option<CertificateAuthority>,
 }
 
 impl Control {
@@ -54,7 +58,7 @@ impl Control {
         node: NodeId,
         raft: Receiver<skep_raft::Status>,
     ) -> Self {
-        Self { store, registries, node, raft, dispatcher: None, keys: None }
+        Self { store, registries, node, raft, dispatcher: None, keys: None, authority: None }
     }
 
     /// Asks nodes by the sessions of this dispatcher.
@@ -65,6 +69,11 @@ impl Control {
     /// Says, and waits for, what becomes of the managers' keys on disk.
     pub(crate) fn with_keys(self, keys: keys::Board) -> Self {
         Self { keys: Some(keys), ..self }
+    }
+
+    /// Has clients' certificates signed by this authority.
+    pub(crate) fn with_authority(self, authority: CertificateAuthority) -> Self {
+        Self { authority: Some(authority), ..self }
     }
 
     /// The managers as this one sees them. Looks at every node.

@@ -13,6 +13,7 @@ use skep_core::object::{Cluster, ManagerStatus, Meta, Node, NodeStatus};
 use skep_core::store::State;
 use skep_identity::{DenyList, LiveCredentials, ServerTls};
 use skep_proto::id::{ClusterId, NetworkId, NodeId};
+use skep_proto::v1::clients_server::ClientsServer;
 use skep_proto::v1::clusters_server::ClustersServer;
 use skep_proto::v1::configs_server::ConfigsServer;
 use skep_proto::v1::image_names_server::ImageNamesServer;
@@ -183,7 +184,8 @@ impl Manager {
         background.spawn(dispatcher.clone().run());
         let control =
             Control::new(store.clone(), config.registries, config.node, raft.status()).with_nodes(dispatcher.clone());
-        let control = control.with_keys(Arc::clone(&board));
+        let authority = CertificateAuthority::new(store.clone(), config.deny);
+        let control = control.with_keys(Arc::clone(&board)).with_authority(authority.clone());
         let routes = Routes::new(ClustersServer::new(control.clone()))
             .add_service(NodesServer::new(control.clone()))
             .add_service(ServicesServer::new(control.clone()))
@@ -192,11 +194,12 @@ impl Manager {
             .add_service(NetworksServer::new(control.clone()))
             .add_service(SecretsServer::new(control.clone()))
             .add_service(ConfigsServer::new(control.clone()))
+            .add_service(ClientsServer::new(control.clone()))
             .add_service(WatchServer::new(control))
             .add_service(dispatcher.service())
             .add_service(dispatcher.relay_service())
             .add_service(LogBroker::new(&dispatcher).service())
-            .add_service(CertificateAuthority::new(store.clone(), config.deny).service())
+            .add_service(authority.service())
             .add_service(QuorumService::new(Arc::clone(&raft), store.clone(), board).service());
         let routes = callers::guard(routes, &store);
         let addr = config.advertise_addr.clone();

@@ -11,6 +11,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Unix socket of the local API.
     pub socket: PathBuf,
+    /// Group whose members may use the socket, by number; they have all rights of this host's root over skep. `None`: root
+    /// alone.
+    pub group: Option<u32>,
     /// Cgroup under which everything of this node lies, relative to each hierarchy's root.
     pub cgroup_parent: PathBuf,
     /// Name of this host. Default: the kernel's.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use skep_identity::transport::{ByCertificate, bind_unix, gated, unix_incoming};
+use skep_identity::transport::{ByCertificate, bind_unix_for, gated, unix_incoming};
 use skep_proto::v1::daemon_server::DaemonServer;
 use skep_proto::v1::images_server::ImagesServer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -47,7 +47,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     if let Some(parent) = config.socket.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    let socket = config.socket.clone();
+    let (socket, group) = (config.socket.clone(), config.group);
     let host = Arc::new(Host::open(config).await?);
     let routes = ManagerRoutes::new(Control::Starting("this daemon is starting: try again in a moment".to_owned()));
     let membership = Membership::new(Arc::clone(&host), routes.clone());
@@ -60,7 +60,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let own = gated(own, Arc::new(ByCertificate));
     // Beside the socket: whoever asks meanwhile hears that it is pending.
     membership.start();
-    let listener = bind_unix(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let listener = bind_unix_for(&socket, group).with_context(|| format!("cannot listen on {}", socket.display()))?;
     let switch = layer_fn(move |own: Routes| Switch { own, manager: routes.clone() });
     let server = tonic::transport::Server::builder().layer(switch).add_routes(own);
     let mut serving = tokio::spawn(server.serve_with_incoming(unix_incoming(listener)));

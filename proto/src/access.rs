@@ -140,6 +140,7 @@ const TABLE: &[(&str, Methods)] = &[
         ],
     ),
     ("ImageNames", &[("List", LOOK), ("Put", OPERATE), ("Remove", OPERATE)]),
+    ("Clients", &[("List", LOOK), ("Get", LOOK), ("Create", ADMINISTER), ("Remove", ADMINISTER)]),
     ("Watch", &[("Watch", LOOK)]),
     ("Logs", &[("Read", LOOK)]),
     (

@@ -133,6 +133,8 @@ ids! {
     ConfigId,
     /// A stored registry credential.
     CredentialId,
+    /// A person with a certificate; it carries it as common name.
+    ClientId,
     /// A client's write, so that a retry gets the first answer.
     RequestId,
     /// A worker's session with a manager.

@@ -69,6 +69,21 @@ impl Lab {
         self.state()["hosts"][number - 1]["holder"]["pid"].as_i64().expect("the host is on")
     }
 
+    /// Runs something in the host's network, on a thread of its own: what it connects to, the host connects to.
+    pub fn in_network<T, W>(&self, host: u32, work: W) -> T
+    where
+        T: Send + 'static,
+        W: FnOnce() -> T + Send + 'static,
+    {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.holder(host))).expect("the host is on");
+        let thread = std::thread::spawn(move || {
+            // Of this thread alone (setns(2)).
+            nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("the tests run as root");
+            work()
+        });
+        thread.join().expect("no panic in the host's network")
+    }
+
     /// Established connections of `host` with `peer` in which the host's own port is `port`: the peer's ports.
     pub fn connections(&self, host: u32, port: u16, peer: u32) -> Vec<u16> {
         let folder = PathBuf::from(format!("/proc/{}/net", self.holder(host)));

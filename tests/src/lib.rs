@@ -6,6 +6,7 @@
 mod host;
 mod images;
 mod lab;
+mod raw;
 mod registry;
 mod stolen;
 mod task;
@@ -14,6 +15,7 @@ mod wait;
 pub use host::Upheavals;
 pub use images::{Image, big, busybox, foreign, nginx, redis, socat};
 pub use lab::{IDLE, Lab, Output, Running, host_number, skep_binary};
+pub use raw::{call, channel, credentials, methods};
 pub use registry::Registry;
 pub use stolen::Stolen;
 pub use task::{Capture, addresses};

@@ -29,6 +29,9 @@ pub(crate) struct DaemonArgs {
     /// Socket file to listen on.
     #[arg(long, value_name = "PATH", default_value = "/run/skep/skep.sock")]
     socket: PathBuf,
+    /// Group whose members may use the socket: they can do with skep whatever root can [default: root alone].
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
     /// Cgroup below which containers run.
     #[arg(long, value_name = "CGROUP", default_value = "skep")]
     cgroup_parent: PathBuf,
@@ -90,6 +93,7 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
         labels: pair::labels(&args.label).map_err(|error| error.of("--label"))?,
         data_dir: args.data_dir,
         socket: args.socket,
+        group: args.group.as_deref().map(group).transpose()?,
         cgroup_parent: args.cgroup_parent,
         hostname: args.hostname,
         boot_id: args.boot_id,
@@ -100,6 +104,19 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
         // Known at the start: an upgrade puts another file there, and its netd is as good.
         netd: std::env::current_exe().ok(),
     })
+}
+
+/// The number of a group, by its name or number.
+fn group(name: &str) -> Result<u32, Failure> {
+    let wrong = |why: String| Failure::Usage(format!("invalid value for --group: {why}"));
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err(wrong(format!("there is no group {name:?} on this host: make it with `groupadd {name}`"))),
+        Err(error) => Err(wrong(format!("the group {name:?} cannot be looked up: {error}"))),
+    }
 }
 
 #[cfg(test)]
@@ -127,6 +144,7 @@ mod tests {
         assert_eq!(config.cgroup_parent, PathBuf::from("skep"));
         assert_eq!((config.peer_port, config.runtime.as_str()), (skep_node::PEER_PORT, "skep"));
         assert_eq!((config.hostname, config.boot_id, config.advertise_addr), (None, None, None));
+        assert_eq!(config.group, None);
     }
 
     #[test]
@@ -135,6 +153,10 @@ mod tests {
         assert!(config(&["--runtime", "/usr/bin/crun"]).is_ok());
         assert_eq!(config(&["--runtime", "libcontainer"]).unwrap().runtime, "skep");
         assert!(config(&["--insecure-registry", "registry.example:5000"]).is_ok());
+        assert_eq!(config(&["--group", "root"]).unwrap().group, Some(0));
+        assert_eq!(config(&["--group", "77"]).unwrap().group, Some(77));
+        let unknown = config(&["--group", "no-such-group"]).unwrap_err().to_string();
+        assert!(unknown.contains("there is no group \"no-such-group\""), "{unknown}");
         for line in [["--label", "=x"], ["--runtime", "bogus"], ["--insecure-registry", "http://x"]] {
             assert!(matches!(config(&line), Err(Failure::Usage(_))), "{line:?}");
         }

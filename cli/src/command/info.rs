@@ -19,6 +19,7 @@ impl InfoArgs {
     /// Asks the daemon and, on a manager, the swarm; a swarm without a leader is a warning here.
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         self.flags.check()?;
+        context.only_here("info")?;
         let client = context.connect().await?;
         let info = client.daemon().info(InfoRequest {}).await?.into_inner();
         let cluster = if info.control_available {

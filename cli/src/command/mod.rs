@@ -1,9 +1,11 @@
 //! The commands: one file (or folder) per noun, one function per verb. `main.rs` calls [`main`], nothing else.
 
+mod client;
 mod completion;
 mod confirm;
 mod conflict;
 mod context;
+mod contexts;
 pub(crate) mod daemon;
 mod image;
 mod info;
@@ -28,10 +30,10 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::context::Context;
-use crate::client::{DEFAULT_HOST, Host};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
+use crate::remote::choice::Said;
 
 /// skep runs services as containers on many Linux hosts, with one binary.
 #[derive(Parser, Debug)]
@@ -44,9 +46,13 @@ use crate::output;
     after_help = "`skep help exit-codes` lists the exit codes. `skep COMMAND --help` says more about a command."
 )]
 struct Cli {
-    /// Socket of the daemon to talk to.
-    #[arg(short = 'H', long, env = "SKEP_HOST", default_value = DEFAULT_HOST, value_name = "ADDRESS")]
-    host: Host,
+    /// Socket of the daemon to talk to [env: SKEP_HOST] [default: unix:///run/skep/skep.sock].
+    #[arg(short = 'H', long, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// Context to use: managers that are reached over the network [env: SKEP_CONTEXT] [default: what `skep context use`
+    /// chose].
+    #[arg(short, long, value_name = "NAME")]
+    context: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -74,6 +80,12 @@ enum Command {
     /// Make, rotate, show and remove configs: files of services that need not be kept secret.
     #[command(subcommand)]
     Config(parcel::ParcelCommand),
+    /// Let people call the managers from anywhere.
+    #[command(subcommand)]
+    Client(client::ClientCommand),
+    /// Choose the managers that commands talk to.
+    #[command(subcommand)]
+    Context(contexts::ContextCommand),
     /// Manage this host's images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -142,31 +154,44 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Lab(command) => return skep_lab::run(command).map_err(|error| Failure::Failed(format!("{error:#}"))),
         Command::Completion(args) => completion::run(&args, Cli::command())?,
         Command::ExitCodes => output::data(crate::exit::table())?,
-        command => talk(Context::new(cli.host), command)?,
+        Command::Context(command) => command.run(&said(cli.host, cli.context))?,
+        command => talk(&Context::resolve(&said(cli.host, cli.context))?, command)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a command that talks to the daemon.
-fn talk(context: Context, command: Command) -> Result<(), Failure> {
+/// What flags and environment say of where to go.
+fn said(host_flag: Option<String>, context_flag: Option<String>) -> Said {
+    let variable = |name| std::env::var(name).ok();
+    Said { host_flag, context_flag, host_variable: variable("SKEP_HOST"), context_variable: variable("SKEP_CONTEXT") }
+}
+
+/// Runs a command that talks to the daemon or to managers.
+fn talk(context: &Context, command: Command) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Internal(format!("cannot start: {error}")))?;
     let result = runtime.block_on(async {
         match command {
-            Command::Swarm(command) => command.run(&context).await,
-            Command::Node(command) => command.run(&context).await,
-            Command::Service(command) => command.run(&context).await,
-            Command::Task(command) => command.run(&context).await,
-            Command::Network(command) => command.run(&context).await,
-            Command::Secret(command) => command.secret(&context).await,
-            Command::Config(command) => command.config(&context).await,
-            Command::Image(command) => command.run(&context).await,
-            Command::Images(args) => args.run(&context).await,
-            Command::Info(args) => args.run(&context).await,
-            Command::Version(args) => args.run(&context).await,
-            Command::Daemon(_) | Command::Netd(_) | Command::Lab(_) | Command::Completion(_) | Command::ExitCodes => {
+            Command::Swarm(command) => command.run(context).await,
+            Command::Node(command) => command.run(context).await,
+            Command::Service(command) => command.run(context).await,
+            Command::Task(command) => command.run(context).await,
+            Command::Network(command) => command.run(context).await,
+            Command::Secret(command) => command.secret(context).await,
+            Command::Config(command) => command.config(context).await,
+            Command::Image(command) => command.run(context).await,
+            Command::Images(args) => args.run(context).await,
+            Command::Info(args) => args.run(context).await,
+            Command::Version(args) => args.run(context).await,
+            Command::Client(command) => command.run(context).await,
+            Command::Daemon(_)
+            | Command::Netd(_)
+            | Command::Lab(_)
+            | Command::Completion(_)
+            | Command::Context(_)
+            | Command::ExitCodes => {
                 unreachable!("handled by run")
             }
         }

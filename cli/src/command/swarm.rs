@@ -217,6 +217,7 @@ impl SwarmCommand {
 }
 
 async fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
+    context.only_here("swarm init")?;
     let spec = args.pools.apply(args.settings.apply(ClusterSpec::default())?)?;
     let request = SwarmInitRequest {
         force_new_cluster: args.force_new_cluster,
@@ -253,6 +254,7 @@ fn join_instructions(role: NodeRole, token: &str, addr: &str) -> String {
 }
 
 async fn join(context: &Context, args: &JoinArgs) -> Result<(), Failure> {
+    context.only_here("swarm join")?;
     let token = args.token.trim();
     token.parse::<JoinToken>().map_err(|error| Failure::Usage(format!("invalid value for --token: {error}")))?;
     let remote_addrs = args.managers.iter().map(|addr| manager_addr(addr)).collect::<Result<_, _>>()?;
@@ -287,6 +289,7 @@ fn manager_addr(text: &str) -> Result<String, Failure> {
 }
 
 async fn leave(context: &Context, args: &LeaveArgs) -> Result<(), Failure> {
+    context.only_here("swarm leave")?;
     let client = context.connect().await?;
     let request = SwarmLeaveRequest { force: args.force };
     client.daemon().swarm_leave(request).await?;

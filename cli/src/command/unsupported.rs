@@ -58,22 +58,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("image rm", &["--no-prune", "--platform"]),
     ("image prune", &["--filter"]),
     ("image inspect", &["--platform"]),
-    (
-        "",
-        &[
-            "--config",
-            "--context",
-            "-c",
-            "--debug",
-            "-D",
-            "--log-level",
-            "--tls",
-            "--tlscacert",
-            "--tlscert",
-            "--tlskey",
-            "--tlsverify",
-        ],
-    ),
+    ("", &["--config", "--debug", "-D", "--log-level", "--tls", "--tlscacert", "--tlscert", "--tlskey", "--tlsverify"]),
 ];
 
 /// The refusal for what clap stumbled over, if Docker has it.

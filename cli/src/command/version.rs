@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use skep_proto::v1::InfoRequest;
+use skep_proto::v1::{GetNodeRequest, InfoRequest};
 
 use super::context::Context;
 use super::inspect::InspectFlags;
@@ -59,15 +59,18 @@ impl VersionArgs {
 
 async fn server(context: &Context) -> Result<Server, Failure> {
     let client = context.connect().await?;
-    let info = client.daemon().info(InfoRequest {}).await?.into_inner();
-    let description = info.description.unwrap_or_default();
+    let (version, description) = if client.is_remote() {
+        // The manager that answers, by what it says of its own host.
+        let call = async |read| client.nodes().get(GetNodeRequest { reference: "self".to_owned(), read }).await;
+        let node = client.read(call).await?.into_inner().node.unwrap_or_default();
+        let description = node.description.unwrap_or_default();
+        (description.engine_version.clone(), description)
+    } else {
+        let info = client.daemon().info(InfoRequest {}).await?.into_inner();
+        (info.version, info.description.unwrap_or_default())
+    };
     let platform = description.platform.unwrap_or_default();
-    Ok(Server {
-        version: info.version,
-        os: platform.os,
-        arch: platform.architecture,
-        kernel_version: description.kernel,
-    })
+    Ok(Server { version, os: platform.os, arch: platform.architecture, kernel_version: description.kernel })
 }
 
 fn text(view: &VersionView) -> String {

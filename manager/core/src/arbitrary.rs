@@ -8,11 +8,13 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use skep_proto::id::{ClusterId, ConfigId, CredentialId, NetworkId, NodeId, RequestId, SecretId, ServiceId, TaskId};
+use skep_proto::id::{
+    ClientId, ClusterId, ConfigId, CredentialId, NetworkId, NodeId, RequestId, SecretId, ServiceId, TaskId,
+};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    Availability, ClusterSpec, ConfigRef, ContainerSpec, ContainerState, ContainerStatus, FabricEndpoint,
+    Availability, ClientRole, ClusterSpec, ConfigRef, ContainerSpec, ContainerState, ContainerStatus, FabricEndpoint,
     NetworkAttachment, NetworkDriver, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState, PortSpec,
     PublishMode, RegistryAuth, ReplicatedMode, SecretRef, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
     WantedState,
@@ -20,9 +22,9 @@ use skep_proto::v1::{
 
 use crate::change::{Change, Expect, Group, NodeObserved, Op, TaskObserved, Transaction};
 use crate::object::{
-    Cluster, Credential, Data, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus,
-    Parcel, ParcelId, ParcelSpec, Payload, PayloadKey, PayloadVersion, Revision, RevisionKey, Service, Slot, Subnet,
-    Task,
+    Client, Cluster, Credential, Data, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node,
+    NodeStatus, Parcel, ParcelId, ParcelSpec, Payload, PayloadKey, PayloadVersion, Revision, RevisionKey, Service,
+    Slot, Subnet, Task,
 };
 use crate::store::{ObjectKey, State};
 
@@ -123,6 +125,8 @@ fn key(op: &Op) -> Option<ObjectKey> {
         Op::RemoveParcel(id) => ObjectKey::Parcel(*id),
         Op::PutPayload(payload) => ObjectKey::Payload(payload.key),
         Op::RemovePayload(key) => ObjectKey::Payload(*key),
+        Op::PutClient(client) => ObjectKey::Client(client.id),
+        Op::RemoveClient(id) => ObjectKey::Client(*id),
         Op::ObserveTask(_) | Op::ObserveNode(_) => return None,
     })
 }
@@ -252,7 +256,20 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
             Op::ObserveTask(TaskObserved { task, node, status: Arc::new(status) })
         }),
         3 => node_observed().prop_map(Op::ObserveNode),
+        1 => client().prop_map(Op::PutClient),
+        1 => (1..=2u128).prop_map(|id| Op::RemoveClient(ClientId::new(id))),
     ]
+}
+
+fn client() -> impl Strategy<Value = Client> {
+    let roles = vec![ClientRole::Viewer, ClientRole::Operator, ClientRole::Admin];
+    (1..=2u128, select(vec!["alice", "bob", ""]), select(roles), 0..3i64).prop_map(|(id, name, role, end)| Client {
+        id: ClientId::new(id),
+        meta: Meta::default(),
+        name: name.into(),
+        role,
+        cert_not_after: UnixMs(end),
+    })
 }
 
 fn node_id() -> impl Strategy<Value = NodeId> {

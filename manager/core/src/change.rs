@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use skep_proto::id::{CredentialId, NetworkId, NodeId, RequestId, ServiceId, TaskId};
+use skep_proto::id::{ClientId, CredentialId, NetworkId, NodeId, RequestId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{NodeDescription, NodeRole, TaskStatus};
 
 use crate::object::{
-    Cluster, Credential, ImageName, Network, Node, NodeStatus, Parcel, ParcelId, Payload, PayloadKey, Revision,
+    Client, Cluster, Credential, ImageName, Network, Node, NodeStatus, Parcel, ParcelId, Payload, PayloadKey, Revision,
     RevisionKey, Service, Task,
 };
 
@@ -44,6 +44,7 @@ pub enum Op {
     PutNetwork(Network),
     PutParcel(Parcel),
     PutPayload(Payload),
+    PutClient(Client),
     RemoveNode(NodeId),
     RemoveService(ServiceId),
     RemoveRevision(RevisionKey),
@@ -53,6 +54,7 @@ pub enum Op {
     RemoveNetwork(NetworkId),
     RemoveParcel(ParcelId),
     RemovePayload(PayloadKey),
+    RemoveClient(ClientId),
     ObserveTask(TaskObserved),
     ObserveNode(NodeObserved),
 }

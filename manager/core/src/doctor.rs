@@ -72,6 +72,7 @@ pub fn report(state: &State) -> v1::DoctorResponse {
         ("networks", state.network_count()),
         ("secrets and configs", state.parcel_count()),
         ("payloads", state.payload_count()),
+        ("clients", state.client_count()),
     ];
     let checked: BTreeMap<_, _> = counts.into_iter().map(|(kind, count)| (kind.to_owned(), count as u64)).collect();
     v1::DoctorResponse { findings: findings.collect(), checked }

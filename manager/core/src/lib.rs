@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod assign;
 pub mod change;
+pub mod clients;
 pub mod codec;
 pub mod doctor;
 pub mod event;

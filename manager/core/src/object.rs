@@ -1,6 +1,7 @@
 //! Objects as the managers hold them: typed ids, shared specs. Their wire forms are in `proto/v1/objects.proto`, the
 //! conversions in `codec`.
 
+mod client;
 mod cluster;
 mod image_name;
 mod network;
@@ -9,6 +10,7 @@ mod parcel;
 mod service;
 mod task;
 
+pub use client::Client;
 pub use cluster::Cluster;
 pub use image_name::{Credential, ImageName};
 pub use network::{Network, NetworkAddresses, Subnet};

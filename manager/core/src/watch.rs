@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use skep_proto::id::{NodeId, ServiceId};
+use skep_proto::id::{ClientId, NodeId, ServiceId};
 
 use crate::assign;
 use crate::event::Event;
@@ -25,6 +25,8 @@ pub enum Topic {
     Services,
     /// The cluster object.
     Cluster,
+    /// One client.
+    Client(ClientId),
 }
 
 /// The topics that the events of one or more transactions concern. `state` is the one after them.
@@ -61,6 +63,9 @@ fn add(topics: &mut BTreeSet<Topic>, event: &Event, state: &State) {
             let services: BTreeSet<_> = state.revisions_with(payload.key).map(|one| one.key.service).collect();
             let tasks = services.into_iter().flat_map(|service| state.tasks_of_service(service));
             topics.extend(tasks.filter_map(|task| task.node).map(Topic::Node));
+        }
+        Some(Object::Client(client)) => {
+            topics.insert(Topic::Client(client.id));
         }
         Some(Object::ImageName(_) | Object::Network(_) | Object::Parcel(_)) | None => {}
     }

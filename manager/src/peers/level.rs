@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use skep_core::change::{Change, Op};
+use skep_core::clients;
 use skep_core::network;
 use skep_core::object::Cluster;
-use skep_core::parcels;
 use skep_core::store::State;
 use skep_proto::id::NetworkId;
 use skep_proto::v1::DescribeRequest;
@@ -17,8 +17,8 @@ use super::Peers;
 use crate::store::Store;
 use crate::topic::Topic;
 
-/// Feature level of this build. 2: networks. 3: secrets and configs, keys at rest.
-pub(crate) const FEATURE_LEVEL: u32 = parcels::FEATURE_LEVEL;
+/// Feature level of this build. 2: networks. 3: secrets and configs, keys at rest. 4: clients.
+pub(crate) const FEATURE_LEVEL: u32 = clients::FEATURE_LEVEL;
 /// How often the others are asked while they are not all as far as this build.
 const ASK_EVERY: Duration = Duration::from_secs(60);
 /// How long one answer may take.

@@ -4,6 +4,8 @@
 //! and never printed. Rotation will hold two authorities and cross-sign the new root by the old; every chain here may
 //! already hold intermediates, and every bundle several roots.
 
+mod client;
+
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +25,8 @@ use x509_parser::prelude::FromDer as _;
 use crate::key::{KeyError, NodeKey};
 use crate::roots::{RootBundle, RootCert, RootError};
 use crate::{Role, peer};
+
+pub use client::ClientGrant;
 
 /// How long a root is valid: longer than any cluster lives without a rotation.
 pub const ROOT_VALIDITY: Duration = Duration::from_secs(20 * 365 * 24 * 3600);

@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::ParsedCertificate;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, Error, OtherError};
 use skep_proto::id::ClusterId;
 
+use crate::client::ClientFacts;
 use crate::peer::{CertificateFacts, PeerError};
 use crate::roots::RootBundle;
 
@@ -61,6 +62,33 @@ pub(crate) fn verify(
     let (expected, found) = (roots.cluster_id(), facts.identity.cluster_id);
     if expected == found { Ok(facts) } else { Err(refused(OtherCluster { expected, found })) }
 }
+
+/// The same for a person's certificate, which is good for the client's side of a connection only.
+pub(crate) fn verify_client(
+    roots: &RootBundle,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: SystemTime,
+) -> Result<ClientFacts, Error> {
+    let facts = ClientFacts::read(leaf);
+    let at = match &facts {
+        Ok(facts) => tolerant(now, facts.not_before, facts.identity.not_after),
+        Err(_) => now,
+    };
+    let since_epoch = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.shared_store(), provider())
+        .build()
+        .map_err(|error| refused(BadRoots(error.to_string())))?;
+    verifier.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since_epoch))?;
+    let facts = facts.map_err(refused::<PeerError>)?;
+    let (expected, found) = (roots.cluster_id(), facts.identity.cluster_id);
+    if expected == found { Ok(facts) } else { Err(refused(OtherCluster { expected, found })) }
+}
+
+/// Roots that the library cannot verify clients by.
+#[derive(Debug, thiserror::Error)]
+#[error("the roots cannot be used: {0}")]
+struct BadRoots(String);
 
 /// Wraps a reason of ours for rustls; the peer only sees the alert `certificate_unknown`.
 pub(crate) fn refused<E: std::error::Error + Send + Sync + 'static>(reason: E) -> Error {

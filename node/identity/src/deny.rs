@@ -13,6 +13,7 @@ use futures::task::AtomicWaker;
 use skep_proto::id::NodeId;
 
 use crate::chain::CLOCK_TOLERANCE;
+use crate::client::ClientIdentity;
 use crate::peer::PeerIdentity;
 
 /// Connections without a certificate at a time: joining nodes, which need a second each. Beyond it the oldest ends.
@@ -37,9 +38,34 @@ struct Inner {
 
 #[derive(Debug)]
 struct Live {
-    /// `None`: no certificate was presented.
-    peer: Option<PeerIdentity>,
+    party: Party,
     closer: Arc<Closer>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub(crate) enum Party {
+    /// No certificate was presented.
+    Anonymous,
+    Node(PeerIdentity),
+    Client(ClientIdentity),
+}
+
+impl Party {
+    fn node(&self) -> Option<NodeId> {
+        match self {
+            Self::Node(peer) => Some(peer.node_id),
+            Self::Anonymous | Self::Client(_) => None,
+        }
+    }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        match self {
+            Self::Anonymous => None,
+            Self::Node(peer) => Some(peer.not_after),
+            Self::Client(client) => Some(client.not_after),
+        }
+    }
 }
 
 impl DenyList {
@@ -56,7 +82,7 @@ impl DenyList {
     pub fn deny(&self, node: NodeId) -> usize {
         let mut inner = self.lock();
         inner.denied.insert(node);
-        inner.close(|peer| peer.is_some_and(|peer| peer.node_id == node))
+        inner.close(|party| party.node() == Some(node))
     }
 
     /// Replaces the whole list, as read from the replicated state: closes the connections of all nodes on it, admits
@@ -65,7 +91,7 @@ impl DenyList {
     pub fn set(&self, nodes: impl IntoIterator<Item = NodeId>) -> usize {
         let mut inner = self.lock();
         inner.denied = nodes.into_iter().collect();
-        inner.close(|peer| peer.is_some_and(|peer| inner.denied.contains(&peer.node_id)))
+        inner.close(|party| party.node().is_some_and(|node| inner.denied.contains(&node)))
     }
 
     /// Whether a node is refused.
@@ -75,13 +101,13 @@ impl DenyList {
 
     /// Closes a node's connections without refusing it: its role changed, so it has to come back with a new certificate.
     pub fn close(&self, node: NodeId) -> usize {
-        self.lock().close(|peer| peer.is_some_and(|peer| peer.node_id == node))
+        self.lock().close(|party| party.node() == Some(node))
     }
 
     /// Closes connections whose certificate has ended (beyond the clock tolerance): handshakes check a certificate only
     /// once. To be called on a timer, every minute or so.
     pub fn close_expired(&self, now: SystemTime) -> usize {
-        self.lock().close(|peer| peer.is_some_and(|peer| peer.not_after + CLOCK_TOLERANCE < now))
+        self.lock().close(|party| party.not_after().is_some_and(|end| end + CLOCK_TOLERANCE < now))
     }
 
     /// Closes all connections: the node leaves, or stops. Says how many.
@@ -91,21 +117,21 @@ impl DenyList {
 
     /// Live connections with a node, in both directions.
     pub fn connections(&self, node: NodeId) -> usize {
-        self.lock().live.values().filter(|live| live.peer.as_ref().is_some_and(|peer| peer.node_id == node)).count()
+        self.lock().live.values().filter(|live| live.party.node() == Some(node)).count()
     }
 
     /// Registers a connection; the answer belongs into it, and unregisters it when dropped.
-    pub(crate) fn admit(&self, peer: Option<&PeerIdentity>) -> Result<Admission, Denied> {
+    pub(crate) fn admit(&self, party: Party) -> Result<Admission, Denied> {
         let mut inner = self.lock();
-        match peer {
-            Some(peer) if inner.denied.contains(&peer.node_id) => return Err(Denied(peer.node_id)),
-            Some(_) => {}
-            None => inner.make_room_for_anonymous(),
+        match &party {
+            Party::Node(peer) if inner.denied.contains(&peer.node_id) => return Err(Denied(peer.node_id)),
+            Party::Node(_) | Party::Client(_) => {}
+            Party::Anonymous => inner.make_room_for_anonymous(),
         }
         let id = inner.next;
         inner.next += 1;
         let closer = Arc::new(Closer::default());
-        inner.live.insert(id, Live { peer: peer.cloned(), closer: Arc::clone(&closer) });
+        inner.live.insert(id, Live { party, closer: Arc::clone(&closer) });
         Ok(Admission { list: self.clone(), id, closer })
     }
 
@@ -117,13 +143,14 @@ impl DenyList {
 
 impl Inner {
     /// Closes what `which` says. The entries go when their connections drop.
-    fn close(&self, which: impl Fn(Option<&PeerIdentity>) -> bool) -> usize {
-        let chosen = self.live.values().filter(|live| which(live.peer.as_ref()));
+    fn close(&self, which: impl Fn(&Party) -> bool) -> usize {
+        let chosen = self.live.values().filter(|live| which(&live.party));
         chosen.filter(|live| live.closer.close()).count()
     }
 
     fn make_room_for_anonymous(&self) {
-        let mut open = self.live.values().filter(|live| live.peer.is_none() && !live.closer.is_closed());
+        let is_open = |live: &&Live| matches!(live.party, Party::Anonymous) && !live.closer.is_closed();
+        let mut open = self.live.values().filter(is_open);
         let oldest = open.next();
         if let Some(oldest) = oldest
             && open.count() + 1 >= MAX_ANONYMOUS
@@ -195,12 +222,12 @@ mod tests {
     #[test]
     fn the_oldest_anonymous_connection_gives_way() {
         let list = DenyList::new();
-        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS).map(|_| list.admit(None).unwrap()).collect();
+        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS).map(|_| list.admit(Party::Anonymous).unwrap()).collect();
         assert!(admitted.iter().all(|admission| !admission.closer().is_closed()));
-        let one_more = list.admit(None).unwrap();
+        let one_more = list.admit(Party::Anonymous).unwrap();
         assert!(admitted[0].closer().is_closed());
         assert!(admitted[1..].iter().all(|admission| !admission.closer().is_closed()));
-        let another = list.admit(None).unwrap();
+        let another = list.admit(Party::Anonymous).unwrap();
         assert!(admitted[1].closer().is_closed());
         assert!(!one_more.closer().is_closed() && !another.closer().is_closed());
     }
@@ -214,11 +241,11 @@ mod tests {
             cluster_id: skep_proto::id::ClusterId::new(1),
             not_after: SystemTime::UNIX_EPOCH,
         };
-        let before = list.admit(Some(&peer)).unwrap();
+        let before = list.admit(Party::Node(peer.clone())).unwrap();
         assert_eq!(list.deny(peer.node_id), 1);
         assert_eq!(list.deny(peer.node_id), 0, "closed once only");
         assert!(before.closer().is_closed());
-        assert_eq!(list.admit(Some(&peer)).unwrap_err(), Denied(peer.node_id));
+        assert_eq!(list.admit(Party::Node(peer.clone())).unwrap_err(), Denied(peer.node_id));
         drop(before);
         assert_eq!(list.connections(peer.node_id), 0);
     }

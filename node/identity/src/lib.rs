@@ -7,6 +7,7 @@
 
 pub mod ca;
 mod chain;
+mod client;
 mod credentials;
 mod deny;
 mod join;
@@ -38,8 +39,9 @@ mod testing;
 #[cfg(test)]
 mod ticket_test;
 
-pub use ca::{CaError, IssuedCertificate, NodeGrant, RootCa};
+pub use ca::{CaError, ClientGrant, IssuedCertificate, NodeGrant, RootCa};
 pub use chain::CLOCK_TOLERANCE;
+pub use client::{ClientCredentials, ClientCredentialsError, ClientIdentity, ClientKey};
 pub use credentials::{Credentials, CredentialsError, LiveCredentials, Validity, renewal_at};
 pub use deny::{Denied, DenyList};
 pub use join::{JoinError, join_channel};

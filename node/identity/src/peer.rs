@@ -41,6 +41,9 @@ pub enum PeerError {
     /// The common name is not a node id.
     #[error("the certificate's common name {0:?} is not a node id")]
     NodeId(String),
+    /// The common name is not a client id.
+    #[error("the certificate's common name {0:?} is not a client id")]
+    ClientId(String),
     /// The organisational unit is not a role.
     #[error("the certificate's organisational unit {0:?} is not a role of skep")]
     Role(String),

@@ -131,6 +131,10 @@ impl RootBundle {
     pub(crate) fn store(&self) -> &RootCertStore {
         &self.store
     }
+
+    pub(crate) fn shared_store(&self) -> Arc<RootCertStore> {
+        Arc::clone(&self.store)
+    }
 }
 
 impl From<RootCert> for RootBundle {

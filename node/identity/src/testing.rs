@@ -188,6 +188,7 @@ impl UnaryService<String> for Answer {
                 _ => Ok(Response::new(match Caller::of(&request)? {
                     Caller::Local { uid } => format!("local {uid}"),
                     Caller::Node(peer) => format!("{} {}", peer.role, peer.node_id.value()),
+                    Caller::Client(client) => format!("client {}", client.client_id.value()),
                     Caller::Anonymous { addr } => format!("anonymous {}", addr.ip()),
                 })),
             }

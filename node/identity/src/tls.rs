@@ -14,16 +14,18 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use skep_proto::id::NodeId;
 
 use crate::chain::provider;
+use crate::client::ClientCredentials;
 use crate::verify::{BootstrapVerifier, ClientVerifier, ServerVerifier, Trust};
 use crate::{DenyList, LiveCredentials, Role, RootBundle};
 
 /// The protocol of every connection (RFC 7540 section 3.3).
 const ALPN_H2: &[u8] = b"h2";
 
-/// Whether a listener talks to peers without a certificate.
+/// Whether a listener talks to others than nodes of the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Anonymous {
-    /// Yes: a manager's port, where joining nodes ask for theirs. Handlers see [`crate::Caller::Anonymous`].
+    /// Yes: a manager's port, where joining nodes ask for a certificate, and people call by theirs. Handlers see
+    /// [`crate::Caller::Anonymous`] and [`crate::Caller::Client`].
     Allowed,
     /// No: the handshake fails.
     Refused,
@@ -90,7 +92,7 @@ impl fmt::Debug for ServerTls {
 pub struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
     pub(crate) name: ServerName<'static>,
-    /// `None` while joining: the node has no connections that a denial could end.
+    /// `None` while joining and for people: they have no list, and no connections that a denial could end.
     pub(crate) deny: Option<DenyList>,
 }
 
@@ -116,6 +118,14 @@ impl ClientTls {
     /// [`crate::JoinToken::check_root`] then checks. Never say a secret over it, never believe another answer.
     pub fn bootstrap() -> Self {
         Self::finish(client_builder(Arc::new(BootstrapVerifier)).with_no_client_auth(), None)
+    }
+
+    /// A person's connection to any manager of his swarm.
+    pub fn client(credentials: &ClientCredentials) -> Result<Self, rustls::Error> {
+        let verifier = ServerVerifier::new(Trust::Fixed(credentials.roots.clone()), None, Expected::manager());
+        let config = client_builder(Arc::new(verifier))
+            .with_client_auth_cert(credentials.chain.clone(), credentials.key.to_rustls())?;
+        Ok(Self::finish(config, None))
     }
 
     fn finish(mut config: ClientConfig, deny: Option<DenyList>) -> Self {

@@ -9,6 +9,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use skep_proto::id::NodeId;
 
 use crate::chain::{self, provider};
+use crate::client;
 use crate::peer::PeerIdentity;
 use crate::tls::{Anonymous, Expected};
 use crate::{DenyList, LiveCredentials, Role, RootBundle};
@@ -21,6 +22,11 @@ pub(crate) enum Unexpected {
     #[error("expected node {expected} there, but node {found} answered")]
     Node { expected: NodeId, found: NodeId },
 }
+
+/// A person's certificate on a port that is for nodes alone.
+#[derive(Debug, thiserror::Error)]
+#[error("people call managers, not nodes")]
+struct PeopleElsewhere;
 
 /// Where the trusted roots come from.
 #[derive(Debug)]
@@ -86,7 +92,15 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.trust.verify(Some(&self.deny), leaf, intermediates, now)?;
+        if client::is_client(leaf) {
+            if self.anonymous == Anonymous::Refused {
+                return Err(chain::refused(PeopleElsewhere));
+            }
+            let now = UNIX_EPOCH + Duration::from_secs(now.as_secs());
+            chain::verify_client(&self.trust.roots(), leaf, intermediates, now)?;
+        } else {
+            self.trust.verify(Some(&self.deny), leaf, intermediates, now)?;
+        }
         Ok(ClientCertVerified::assertion())
     }
 

@@ -48,6 +48,7 @@ async fn place(dir: &Path, peer_port: u16) -> (Arc<Membership>, Parent) {
     let config = Config {
         data_dir: dir.to_owned(),
         socket: dir.join("skep.sock"),
+        group: None,
         peer_port,
         cgroup_parent: parent.0.clone(),
         hostname: Some("host".to_owned()),

@@ -73,7 +73,6 @@ impl Daemon for DaemonService {
     }
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
-        local(&request)?;
         let (membership, key) = (Arc::clone(&self.membership), Zeroizing::new(request.into_inner().unlock_key));
         to_its_end(async move { membership.unlock(&key).await }).await?;
         Ok(Response::new(UnlockResponse {}))

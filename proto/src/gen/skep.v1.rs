@@ -1576,6 +1576,24 @@ pub mod payload_key {
         ConfigId(::prost::alloc::vec::Vec<u8>),
     }
 }
+/// A person who may call the managers from anywhere by a certificate. What the certificate allows is said here, and read
+/// at each call: one that is removed is out.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Client {
+    /// Common name of its certificate.
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub meta: ::core::option::Option<Meta>,
+    /// Unique among clients.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "ClientRole", tag = "4")]
+    pub role: i32,
+    /// When its certificate ends.
+    #[prost(int64, tag = "5")]
+    pub cert_not_after_ms: i64,
+}
 /// The answer to a client's write, kept for 10 minutes so that a retry gets the same.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RequestRecord {
@@ -1704,6 +1722,39 @@ impl ContainerState {
         }
     }
 }
+/// What a client may do. Each may also do what those before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ClientRole {
+    /// Look: everything but data of secrets, join tokens and keys.
+    Viewer = 0,
+    /// Make, change and remove services, secrets, configs, networks and image names.
+    Operator = 1,
+    /// Also nodes, clients, and the swarm itself: tokens, keys, settings.
+    Admin = 2,
+}
+impl ClientRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Viewer => "CLIENT_ROLE_VIEWER",
+            Self::Operator => "CLIENT_ROLE_OPERATOR",
+            Self::Admin => "CLIENT_ROLE_ADMIN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CLIENT_ROLE_VIEWER" => Some(Self::Viewer),
+            "CLIENT_ROLE_OPERATOR" => Some(Self::Operator),
+            "CLIENT_ROLE_ADMIN" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
 /// One Raft entry: many transactions, in order (group commit). At most 2,000 changes and about 1 MiB.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Entry {
@@ -1746,7 +1797,7 @@ pub struct Change {
     pub unconditional: bool,
     #[prost(
         oneof = "change::Change",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 64, 65"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 64, 65"
     )]
     pub change: ::core::option::Option<change::Change>,
 }
@@ -1777,6 +1828,8 @@ pub mod change {
         PutConfig(super::Config),
         #[prost(message, tag = "12")]
         PutPayload(super::Payload),
+        #[prost(message, tag = "13")]
+        PutClient(super::Client),
         #[prost(bytes, tag = "32")]
         RemoveNode(::prost::alloc::vec::Vec<u8>),
         #[prost(bytes, tag = "33")]
@@ -1797,6 +1850,8 @@ pub mod change {
         RemoveConfig(::prost::alloc::vec::Vec<u8>),
         #[prost(message, tag = "41")]
         RemovePayload(super::PayloadKey),
+        #[prost(bytes, tag = "42")]
+        RemoveClient(::prost::alloc::vec::Vec<u8>),
         /// Observed by a node.
         #[prost(message, tag = "64")]
         ObserveTask(super::TaskObserved),
@@ -1856,7 +1911,7 @@ pub struct SnapshotHeader {
 pub struct SnapshotRecord {
     #[prost(
         oneof = "snapshot_record::Record",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub record: ::core::option::Option<snapshot_record::Record>,
 }
@@ -1891,6 +1946,8 @@ pub mod snapshot_record {
         Config(super::Config),
         #[prost(message, tag = "14")]
         Payload(super::Payload),
+        #[prost(message, tag = "15")]
+        Client(super::Client),
     }
 }
 /// A node that was removed.
@@ -4312,6 +4369,82 @@ pub mod watch_event {
         Task(super::TaskSummary),
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListClientsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListClientsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub clients: ::prost::alloc::vec::Vec<Client>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetClientRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub read: ::core::option::Option<ReadOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetClientResponse {
+    #[prost(message, optional, tag = "1")]
+    pub client: ::core::option::Option<Client>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateClientRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "ClientRole", tag = "2")]
+    pub role: i32,
+    /// PKCS#10, PEM, ECDSA P-256. Its subject counts for nothing.
+    #[prost(string, tag = "3")]
+    pub csr_pem: ::prost::alloc::string::String,
+    /// Life of the certificate, at least an hour. 0: 90 days.
+    #[prost(int64, tag = "4")]
+    pub cert_expiry_ms: i64,
+    #[prost(message, optional, tag = "5")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateClientResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// The client's certificate, and intermediates if any.
+    #[prost(string, tag = "3")]
+    pub cert_chain_pem: ::prost::alloc::string::String,
+    /// What the client is to trust.
+    #[prost(string, tag = "4")]
+    pub root_cert_pem: ::prost::alloc::string::String,
+    /// `host:port` of the managers, the answering one first.
+    #[prost(string, repeated, tag = "5")]
+    pub managers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// When the certificate ends.
+    #[prost(int64, tag = "6")]
+    pub cert_not_after_ms: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveClientRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveClientResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Severity {
@@ -4352,7 +4485,7 @@ pub mod clusters_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// The swarm. Callers: local root, managers.
+    /// The swarm.
     #[derive(Debug, Clone)]
     pub struct ClustersClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -4615,7 +4748,7 @@ pub mod clusters_server {
             request: tonic::Request<super::DoctorRequest>,
         ) -> std::result::Result<tonic::Response<super::DoctorResponse>, tonic::Status>;
     }
-    /// The swarm. Callers: local root, managers.
+    /// The swarm.
     #[derive(Debug)]
     pub struct ClustersServer<T> {
         inner: Arc<T>,
@@ -5009,7 +5142,7 @@ pub mod nodes_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Nodes. Callers: local root, managers.
+    /// Nodes.
     #[derive(Debug, Clone)]
     pub struct NodesClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -5213,7 +5346,7 @@ pub mod nodes_server {
             tonic::Status,
         >;
     }
-    /// Nodes. Callers: local root, managers.
+    /// Nodes.
     #[derive(Debug)]
     pub struct NodesServer<T> {
         inner: Arc<T>,
@@ -5516,7 +5649,7 @@ pub mod services_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Services. Callers: local root, managers.
+    /// Services.
     #[derive(Debug, Clone)]
     pub struct ServicesClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -5845,7 +5978,7 @@ pub mod services_server {
             tonic::Status,
         >;
     }
-    /// Services. Callers: local root, managers.
+    /// Services.
     #[derive(Debug)]
     pub struct ServicesServer<T> {
         inner: Arc<T>,
@@ -6334,7 +6467,7 @@ pub mod tasks_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Tasks. Callers: local root, managers.
+    /// Tasks.
     #[derive(Debug, Clone)]
     pub struct TasksClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -6478,7 +6611,7 @@ pub mod tasks_server {
             request: tonic::Request<super::GetTaskRequest>,
         ) -> std::result::Result<tonic::Response<super::GetTaskResponse>, tonic::Status>;
     }
-    /// Tasks. Callers: local root, managers.
+    /// Tasks.
     #[derive(Debug)]
     pub struct TasksServer<T> {
         inner: Arc<T>,
@@ -6695,7 +6828,7 @@ pub mod networks_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Networks. Callers: local root, managers.
+    /// Networks.
     #[derive(Debug, Clone)]
     pub struct NetworksClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -6963,7 +7096,7 @@ pub mod networks_server {
             tonic::Status,
         >;
     }
-    /// Networks. Callers: local root, managers.
+    /// Networks.
     #[derive(Debug)]
     pub struct NetworksServer<T> {
         inner: Arc<T>,
@@ -7361,7 +7494,7 @@ pub mod secrets_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Secrets. Their data comes in and never goes out. Callers: local root, managers.
+    /// Secrets. Their data comes in and never goes out.
     #[derive(Debug, Clone)]
     pub struct SecretsClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -7641,7 +7774,7 @@ pub mod secrets_server {
             tonic::Status,
         >;
     }
-    /// Secrets. Their data comes in and never goes out. Callers: local root, managers.
+    /// Secrets. Their data comes in and never goes out.
     #[derive(Debug)]
     pub struct SecretsServer<T> {
         inner: Arc<T>,
@@ -8080,7 +8213,7 @@ pub mod configs_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Configs. Callers: local root, managers.
+    /// Configs.
     #[derive(Debug, Clone)]
     pub struct ConfigsClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -8360,7 +8493,7 @@ pub mod configs_server {
             tonic::Status,
         >;
     }
-    /// Configs. Callers: local root, managers.
+    /// Configs.
     #[derive(Debug)]
     pub struct ConfigsServer<T> {
         inner: Arc<T>,
@@ -8799,7 +8932,7 @@ pub mod image_names_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Names that operators give to digests. Callers: local root, managers.
+    /// Names that operators give to digests.
     #[derive(Debug, Clone)]
     pub struct ImageNamesClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -8973,7 +9106,7 @@ pub mod image_names_server {
             tonic::Status,
         >;
     }
-    /// Names that operators give to digests. Callers: local root, managers.
+    /// Names that operators give to digests.
     #[derive(Debug)]
     pub struct ImageNamesServer<T> {
         inner: Arc<T>,
@@ -9236,7 +9369,7 @@ pub mod watch_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Changes as they happen. Callers: local root, managers.
+    /// Changes as they happen.
     #[derive(Debug, Clone)]
     pub struct WatchClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -9355,7 +9488,7 @@ pub mod watch_server {
             request: tonic::Request<super::WatchRequest>,
         ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
     }
-    /// Changes as they happen. Callers: local root, managers.
+    /// Changes as they happen.
     #[derive(Debug)]
     pub struct WatchServer<T> {
         inner: Arc<T>,
@@ -9515,6 +9648,516 @@ pub mod watch_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "skep.v1.Watch";
     impl<T> tonic::server::NamedService for WatchServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod clients_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// People who may call managers from anywhere by a certificate (`Client`).
+    #[derive(Debug, Clone)]
+    pub struct ClientsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ClientsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ClientsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ClientsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListClientsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Clients/List");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clients", "List"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// By id, name, or unique id prefix.
+        pub async fn get(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetClientResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Clients/Get");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clients", "Get"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Signs the caller's request (the key stays with whom it is made for) and notes the client and its role.
+        pub async fn create(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateClientResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Clients/Create");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clients", "Create"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// From then on its certificate is worth nothing; calls under way end.
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveClientResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Clients/Remove");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clients", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod clients_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ClientsServer.
+    #[async_trait]
+    pub trait Clients: std::marker::Send + std::marker::Sync + 'static {
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListClientsResponse>,
+            tonic::Status,
+        >;
+        /// By id, name, or unique id prefix.
+        async fn get(
+            &self,
+            request: tonic::Request<super::GetClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetClientResponse>,
+            tonic::Status,
+        >;
+        /// Signs the caller's request (the key stays with whom it is made for) and notes the client and its role.
+        async fn create(
+            &self,
+            request: tonic::Request<super::CreateClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateClientResponse>,
+            tonic::Status,
+        >;
+        /// From then on its certificate is worth nothing; calls under way end.
+        async fn remove(
+            &self,
+            request: tonic::Request<super::RemoveClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveClientResponse>,
+            tonic::Status,
+        >;
+    }
+    /// People who may call managers from anywhere by a certificate (`Client`).
+    #[derive(Debug)]
+    pub struct ClientsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ClientsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ClientsServer<T>
+    where
+        T: Clients,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Clients/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Clients>(pub Arc<T>);
+                    impl<
+                        T: Clients,
+                    > tonic::server::UnaryService<super::ListClientsRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListClientsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListClientsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clients>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clients/Get" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSvc<T: Clients>(pub Arc<T>);
+                    impl<T: Clients> tonic::server::UnaryService<super::GetClientRequest>
+                    for GetSvc<T> {
+                        type Response = super::GetClientResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clients>::get(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clients/Create" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateSvc<T: Clients>(pub Arc<T>);
+                    impl<
+                        T: Clients,
+                    > tonic::server::UnaryService<super::CreateClientRequest>
+                    for CreateSvc<T> {
+                        type Response = super::CreateClientResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clients>::create(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clients/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Clients>(pub Arc<T>);
+                    impl<
+                        T: Clients,
+                    > tonic::server::UnaryService<super::RemoveClientRequest>
+                    for RemoveSvc<T> {
+                        type Response = super::RemoveClientResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clients>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ClientsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Clients";
+    impl<T> tonic::server::NamedService for ClientsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

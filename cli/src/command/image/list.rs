@@ -61,6 +61,7 @@ impl ListArgs {
         let filters =
             Filters::parse(&self.flags.filter, &["dangling", "reference"], &["before", "since", "until", "label"])?;
         filters.only("dangling", &["true", "false", "1", "0"])?;
+        context.only_here("image ls")?;
         let client = context.connect().await?;
         let images = client.images().list(ListImagesRequest {}).await?.into_inner().images;
         let mut rows = self.rows(&images, &filters, time::now_ms());

@@ -47,6 +47,7 @@ pub(crate) struct InspectArgs {
 
 impl ImageCommand {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
+        context.only_here("image")?;
         match self {
             Self::Pull(args) => args.run(context).await,
             Self::Ls(args) => args.run(context).await,

@@ -146,7 +146,11 @@ async fn list(context: &Context, args: &LsArgs) -> Result<(), Failure> {
     filters.only("role", &["worker", "manager"])?;
     filters.only("membership", &["accepted", "pending"])?;
     let client = context.connect_to_read(args.read).await?;
-    let this = client.daemon().info(InfoRequest {}).await?.into_inner().node_id;
+    let this = if client.is_remote() {
+        get(&client, "self").await?.id
+    } else {
+        client.daemon().info(InfoRequest {}).await?.into_inner().node_id
+    };
     let mut nodes = all(&client).await?;
     nodes.retain(|node| matches(node, &filters));
     nodes.sort_by(|a, b| natural::compare(hostname(a), hostname(b)).then_with(|| a.id.cmp(&b.id)));

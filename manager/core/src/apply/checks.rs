@@ -17,6 +17,7 @@ pub(super) fn name_of(object: &Object) -> String {
         Object::Service(service) => format!("service {}", service.spec.name),
         Object::Network(network) => format!("network {}", network.spec.name),
         Object::Parcel(parcel) => parcel.title(),
+        Object::Client(client) => format!("client {}", client.name),
         other => other.key().to_string(),
     }
 }
@@ -40,6 +41,7 @@ pub(super) fn well_formed(op: &Op) -> Result<(), Refused> {
             (ObjectKey::Node(node.id), Some("fabric numbers begin at 1"))
         }
         Op::PutImageName(name) if name.name.is_empty() => (ObjectKey::ImageName(String::new()), Some("it has no name")),
+        Op::PutClient(client) if client.name.is_empty() => (ObjectKey::Client(client.id), Some("it has no name")),
         Op::ObserveTask(report) if TaskState::try_from(report.status.state).is_err() => {
             (ObjectKey::Task(report.task), Some("it is reported in a state that is not known"))
         }

@@ -9,7 +9,7 @@ use super::refused::Refused;
 use super::{networks, observe, parcels};
 use crate::change::{Change, Expect, Group, Op};
 use crate::event::Event;
-use crate::object::{Meta, Node, Parcel, Payload, Revision, Service, Task};
+use crate::object::{Client, Meta, Node, Parcel, Payload, Revision, Service, Task};
 use crate::store::{Holder, Object, ObjectKey, State};
 
 /// A transaction on its way into the state.
@@ -92,6 +92,7 @@ impl<'a> Writer<'a> {
             }
             Op::PutParcel(parcel) => self.put_parcel(expect, parcel),
             Op::PutPayload(payload) => self.put_payload(expect, payload),
+            Op::PutClient(client) => self.put_client(expect, client),
             Op::RemoveNode(id) => self.remove_node(expect, *id),
             Op::RemoveService(id) => self.remove(expect, ObjectKey::Service(*id)),
             Op::RemoveRevision(key) => {
@@ -111,6 +112,7 @@ impl<'a> Writer<'a> {
             Op::RemoveNetwork(id) => self.remove(expect, ObjectKey::Network(*id)),
             Op::RemoveParcel(id) => self.remove(expect, ObjectKey::Parcel(*id)),
             Op::RemovePayload(key) => self.remove(expect, ObjectKey::Payload(*key)),
+            Op::RemoveClient(id) => self.remove(expect, ObjectKey::Client(*id)),
             Op::ObserveTask(report) => {
                 if let Some(task) = observe::task(self.state, report) {
                     self.store(task);
@@ -206,6 +208,14 @@ impl<'a> Writer<'a> {
         }
         self.store(payload.clone());
         Ok(())
+    }
+
+    fn put_client(&mut self, expect: Expect, client: &Client) -> Result<(), Refused> {
+        if let Some(holder) = self.state.client_by_name(&client.name).filter(|holder| holder.id != client.id) {
+            let (what, holder) = (format!("name {}", client.name), ObjectKey::Client(holder.id).to_string());
+            return Err(Refused::Taken { what, holder });
+        }
+        self.put(expect, client.clone(), |client, meta| client.meta = meta)
     }
 
     fn put_task(&mut self, expect: Expect, task: &Task) -> Result<(), Refused> {

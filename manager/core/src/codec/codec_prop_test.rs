@@ -27,6 +27,7 @@ fn normal(group: &Group) -> Group {
             | Op::RemoveNetwork(_)
             | Op::RemoveParcel(_)
             | Op::RemovePayload(_)
+            | Op::RemoveClient(_)
                 if matches!(change.expect, Expect::Absent | Expect::Version(0)) =>
             {
                 change.expect = Expect::Any;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prost::Message;
-use skep_proto::id::{ConfigId, CredentialId, NetworkId, NodeId, RequestId, SecretId, ServiceId, TaskId};
+use skep_proto::id::{ClientId, ConfigId, CredentialId, NetworkId, NodeId, RequestId, SecretId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1;
 use skep_proto::v1::change::Change as Kind;
@@ -117,6 +117,7 @@ fn change_to_wire(change: &Change) -> v1::Change {
             | Op::RemoveNetwork(_)
             | Op::RemoveParcel(_)
             | Op::RemovePayload(_)
+            | Op::RemoveClient(_)
             | Op::ObserveTask(_)
             | Op::ObserveNode(_)
     );
@@ -145,6 +146,7 @@ fn op_to_wire(op: &Op) -> Kind {
             ParcelId::Config(id) => Kind::PutConfig(parcels::config_to_wire(id, parcel)),
         },
         Op::PutPayload(payload) => Kind::PutPayload(parcels::payload_to_wire(payload)),
+        Op::PutClient(client) => Kind::PutClient(objects::client_to_wire(client)),
         Op::RemoveNode(id) => Kind::RemoveNode(id.to_vec()),
         Op::RemoveService(id) => Kind::RemoveService(id.to_vec()),
         Op::RemoveRevision(key) => Kind::RemoveRevision(objects::revision_key_to_wire(*key)),
@@ -155,6 +157,7 @@ fn op_to_wire(op: &Op) -> Kind {
         Op::RemoveParcel(ParcelId::Secret(id)) => Kind::RemoveSecret(id.to_vec()),
         Op::RemoveParcel(ParcelId::Config(id)) => Kind::RemoveConfig(id.to_vec()),
         Op::RemovePayload(key) => Kind::RemovePayload(parcels::payload_key_to_wire(*key)),
+        Op::RemoveClient(id) => Kind::RemoveClient(id.to_vec()),
         Op::ObserveTask(report) => Kind::ObserveTask(v1::TaskObserved {
             task_id: report.task.to_vec(),
             node_id: report.node.to_vec(),
@@ -195,6 +198,7 @@ fn change_from_wire(wire: v1::Change) -> Result<Change, DecodeError> {
         Kind::PutConfig(config) => (put, Op::PutParcel(parcels::config_from_wire(config)?)),
         // They never change: what is expected of them is nothing.
         Kind::PutPayload(payload) => (put, Op::PutPayload(parcels::payload_from_wire(payload)?)),
+        Kind::PutClient(client) => (put, Op::PutClient(objects::client_from_wire(client)?)),
         Kind::RemoveNode(bytes) => (removal, Op::RemoveNode(NodeId::from_wire(&bytes).map_err(id("node"))?)),
         Kind::RemoveService(bytes) => {
             (removal, Op::RemoveService(ServiceId::from_wire(&bytes).map_err(id("service"))?))
@@ -217,6 +221,7 @@ fn change_from_wire(wire: v1::Change) -> Result<Change, DecodeError> {
             (removal, Op::RemoveParcel(ParcelId::Config(config)))
         }
         Kind::RemovePayload(key) => (removal, Op::RemovePayload(parcels::payload_key_from_wire(Some(&key))?)),
+        Kind::RemoveClient(bytes) => (removal, Op::RemoveClient(ClientId::from_wire(&bytes).map_err(id("client"))?)),
         Kind::ObserveTask(report) => (Expect::Any, Op::ObserveTask(task_observed(report)?)),
         Kind::ObserveNode(report) => (Expect::Any, Op::ObserveNode(node_observed(report)?)),
     };

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use skep_proto::cidr::{address_from_wire, address_to_wire};
-use skep_proto::id::{ClusterId, CredentialId, IdError, NetworkId, NodeId, ServiceId, TaskId};
+use skep_proto::id::{ClientId, ClusterId, CredentialId, IdError, NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1;
 
 use super::error::DecodeError;
 use crate::object::{
-    Cluster, Credential, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node, NodeStatus,
-    Revision, RevisionKey, Service, Slot, Subnet, Task,
+    Client, Cluster, Credential, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node,
+    NodeStatus, Revision, RevisionKey, Service, Slot, Subnet, Task,
 };
 
 pub(super) fn meta_to_wire(meta: Meta) -> Option<v1::Meta> {
@@ -338,5 +338,27 @@ pub fn credential_from_wire(wire: v1::Credential) -> Result<Credential, DecodeEr
         service: ServiceId::from_wire(&wire.service_id).map_err(bad_id(WHAT, "service_id"))?,
         registry: wire.registry,
         auth: wire.auth.unwrap_or_default(),
+    })
+}
+
+pub fn client_to_wire(client: &Client) -> v1::Client {
+    v1::Client {
+        id: client.id.to_vec(),
+        meta: meta_to_wire(client.meta),
+        name: client.name.clone(),
+        role: client.role.into(),
+        cert_not_after_ms: client.cert_not_after.0,
+    }
+}
+
+pub fn client_from_wire(wire: v1::Client) -> Result<Client, DecodeError> {
+    const WHAT: &str = "client";
+    Ok(Client {
+        id: ClientId::from_wire(&wire.id).map_err(bad_id(WHAT, "id"))?,
+        meta: meta_from_wire(wire.meta),
+        name: wire.name,
+        // Never guessed: an unknown role must not become the first one.
+        role: known(wire.role, WHAT, "role")?,
+        cert_not_after: UnixMs(wire.cert_not_after_ms),
     })
 }

@@ -116,6 +116,7 @@ fn object_to_record(object: &Object) -> Record {
             ParcelId::Config(id) => Record::Config(parcels::config_to_wire(id, parcel)),
         },
         Object::Payload(payload) => Record::Payload(parcels::payload_to_wire(payload)),
+        Object::Client(client) => Record::Client(objects::client_to_wire(client)),
     }
 }
 
@@ -132,6 +133,7 @@ fn restore(state: &mut State, record: Record) -> Result<(), DecodeError> {
         Record::Secret(secret) => Object::Parcel(Arc::new(parcels::secret_from_wire(secret)?)),
         Record::Config(config) => Object::Parcel(Arc::new(parcels::config_from_wire(config)?)),
         Record::Payload(payload) => Object::Payload(Arc::new(parcels::payload_from_wire(payload)?)),
+        Record::Client(client) => Object::Client(Arc::new(objects::client_from_wire(client)?)),
         Record::Request(request) => {
             state.put_request(RequestRecord {
                 request: RequestId::from_wire(&request.request_id).map_err(bad_id("answer", "request_id"))?,

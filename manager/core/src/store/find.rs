@@ -4,10 +4,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use skep_proto::id::{ConfigId, NetworkId, NodeId, PRINTED_LEN, SecretId, ServiceId, TaskId, from_base36};
+use skep_proto::id::{ClientId, ConfigId, NetworkId, NodeId, PRINTED_LEN, SecretId, ServiceId, TaskId, from_base36};
 
 use super::State;
-use crate::object::{Network, Node, Parcel, ParcelId, ParcelKind, Service, Slot, Task};
+use crate::object::{Client, Network, Node, Parcel, ParcelId, ParcelKind, Service, Slot, Task};
 
 /// Matches named in an ambiguous answer; enough to choose from.
 const NAMED_MATCHES: usize = 5;
@@ -21,6 +21,7 @@ pub enum Kind {
     Network,
     Secret,
     Config,
+    Client,
 }
 
 /// Why a reference names no single object.
@@ -46,6 +47,7 @@ impl fmt::Display for Kind {
             Self::Network => "network",
             Self::Secret => "secret",
             Self::Config => "config",
+            Self::Client => "client",
         })
     }
 }
@@ -123,6 +125,17 @@ impl State {
             ParcelKind::Config => Kind::Config,
         };
         single(named, reference, found, |parcel| parcel.id.printed())
+    }
+
+    /// A client by id, name, or unique id prefix, in this order.
+    pub fn find_client(&self, reference: &str) -> Result<&Arc<Client>, FindError> {
+        let by_id = reference.parse().ok().and_then(|id| self.client(id));
+        if let Some(client) = by_id.or_else(|| self.client_by_name(reference)) {
+            return Ok(client);
+        }
+        let range = prefix_range(reference).into_iter();
+        let found = range.flat_map(|(low, high)| self.clients_between(ClientId::new(low), ClientId::new(high)));
+        single(Kind::Client, reference, found, |client| client.id.to_string())
     }
 
     /// A node by id, hostname, or unique id prefix, in this order. A hostname that several nodes report is ambiguous.

@@ -2,6 +2,7 @@
 //! costs nothing. Read by everything; written by `apply` and by snapshot restore only. It stores and indexes; it never
 //! decides: what may be stored is `apply`'s question, what should be is the loops'.
 
+mod clients;
 mod find;
 mod images;
 mod networks;
@@ -43,6 +44,7 @@ pub struct State {
     images: images::ImageTable,
     networks: networks::NetworkTable,
     parcels: parcels::ParcelTable,
+    clients: clients::ClientTable,
     requests: requests::RequestTable,
 }
 
@@ -70,6 +72,7 @@ impl State {
             ObjectKey::Network(id) => self.network(*id).cloned().map(Object::Network),
             ObjectKey::Parcel(id) => self.parcel(*id).cloned().map(Object::Parcel),
             ObjectKey::Payload(key) => self.payload(*key).cloned().map(Object::Payload),
+            ObjectKey::Client(id) => self.client(*id).cloned().map(Object::Client),
         }
     }
 
@@ -90,6 +93,7 @@ impl State {
             + self.network_count()
             + self.parcel_count()
             + self.payload_count()
+            + self.client_count()
     }
 
     /// Every stored object, kind by kind in the order of `Object`, each kind in the order of its keys.
@@ -105,6 +109,7 @@ impl State {
             .chain(self.networks().cloned().map(Object::Network))
             .chain(self.parcels().cloned().map(Object::Parcel))
             .chain(self.payloads().cloned().map(Object::Payload))
+            .chain(self.clients().cloned().map(Object::Client))
     }
 
     /// Stores an object as it is, unchecked, in all its indexes; returns what it replaced. For `apply`, snapshot
@@ -130,6 +135,7 @@ impl State {
             Object::Network(network) => self.networks.put(network).map(Object::Network),
             Object::Parcel(parcel) => self.parcels.put(parcel).map(Object::Parcel),
             Object::Payload(payload) => self.parcels.put_payload(payload).map(Object::Payload),
+            Object::Client(client) => self.clients.put(client).map(Object::Client),
         }
     }
 
@@ -166,6 +172,7 @@ impl State {
             ObjectKey::Network(id) => self.networks.remove(*id).map(Object::Network),
             ObjectKey::Parcel(id) => self.parcels.remove(*id).map(Object::Parcel),
             ObjectKey::Payload(key) => self.parcels.remove_payload(*key).map(Object::Payload),
+            ObjectKey::Client(id) => self.clients.remove(*id).map(Object::Client),
         }
     }
 
@@ -193,6 +200,7 @@ impl State {
             ("images", self.images == fresh.images),
             ("networks", self.networks == fresh.networks),
             ("secrets and configs", self.parcels == fresh.parcels),
+            ("clients", self.clients == fresh.clients),
             ("requests", self.requests == fresh.requests),
         ];
         match tables.into_iter().find(|(_, same)| !same) {

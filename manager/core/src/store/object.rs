@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use skep_proto::id::{CredentialId, NetworkId, NodeId, ServiceId, TaskId};
+use skep_proto::id::{ClientId, CredentialId, NetworkId, NodeId, ServiceId, TaskId};
 
 use crate::object::{
-    Cluster, Credential, ImageName, Meta, Network, Node, Parcel, ParcelId, Payload, PayloadKey, Revision, RevisionKey,
-    Service, Task,
+    Client, Cluster, Credential, ImageName, Meta, Network, Node, Parcel, ParcelId, Payload, PayloadKey, Revision,
+    RevisionKey, Service, Task,
 };
 
 /// A stored object of any kind.
@@ -23,6 +23,7 @@ pub enum Object {
     Network(Arc<Network>),
     Parcel(Arc<Parcel>),
     Payload(Arc<Payload>),
+    Client(Arc<Client>),
 }
 
 /// What an object is stored under.
@@ -39,6 +40,7 @@ pub enum ObjectKey {
     Network(NetworkId),
     Parcel(ParcelId),
     Payload(PayloadKey),
+    Client(ClientId),
 }
 
 impl Object {
@@ -55,6 +57,7 @@ impl Object {
             Self::Network(network) => ObjectKey::Network(network.id),
             Self::Parcel(parcel) => ObjectKey::Parcel(parcel.id),
             Self::Payload(payload) => ObjectKey::Payload(payload.key),
+            Self::Client(client) => ObjectKey::Client(client.id),
         }
     }
 
@@ -70,6 +73,7 @@ impl Object {
             Self::Credential(credential) => Some(credential.meta),
             Self::Network(network) => Some(network.meta),
             Self::Parcel(parcel) => Some(parcel.meta),
+            Self::Client(client) => Some(client.meta),
         }
     }
 }
@@ -88,6 +92,7 @@ impl fmt::Display for ObjectKey {
             Self::Network(id) => write!(f, "network {id}"),
             Self::Parcel(id) => write!(f, "{id}"),
             Self::Payload(key) => write!(f, "{key}"),
+            Self::Client(id) => write!(f, "client {id}"),
         }
     }
 }
@@ -107,4 +112,4 @@ macro_rules! into_object {
     )+};
 }
 
-into_object!(Cluster, Node, Service, Revision, Task, ImageName, Credential, Network, Parcel, Payload);
+into_object!(Cluster, Node, Service, Revision, Task, ImageName, Credential, Network, Parcel, Payload, Client);

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use skep_proto::id::NodeId;
 use tonic::{Request, Status};
 
-use crate::{PeerIdentity, Role};
+use crate::{ClientIdentity, PeerIdentity, Role};
 
 /// The other end of the connection that a request came by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Caller {
     },
     /// A member of the cluster, by its verified certificate.
     Node(PeerIdentity),
+    /// A person, by a verified certificate. What he may do the managers' state says.
+    Client(ClientIdentity),
     /// Someone without a certificate: a node that wants to join.
     Anonymous {
         /// From where.
@@ -57,7 +59,7 @@ impl Caller {
     pub fn require_node(&self) -> Result<&PeerIdentity, Status> {
         match self {
             Self::Node(peer) => Ok(peer),
-            Self::Local { .. } | Self::Anonymous { .. } => {
+            Self::Local { .. } | Self::Client(_) | Self::Anonymous { .. } => {
                 Err(Status::permission_denied("only a node of the cluster may do this"))
             }
         }
@@ -68,7 +70,7 @@ impl Caller {
     pub fn require_manager(&self) -> Result<&PeerIdentity, Status> {
         match self {
             Self::Node(peer) if peer.role == Role::Manager => Ok(peer),
-            Self::Node(_) | Self::Local { .. } | Self::Anonymous { .. } => {
+            Self::Node(_) | Self::Local { .. } | Self::Client(_) | Self::Anonymous { .. } => {
                 Err(Status::permission_denied("only a manager may do this"))
             }
         }
@@ -78,7 +80,7 @@ impl Caller {
     pub fn node_id(&self) -> Option<NodeId> {
         match self {
             Self::Node(peer) => Some(peer.node_id),
-            Self::Local { .. } | Self::Anonymous { .. } => None,
+            Self::Local { .. } | Self::Client(_) | Self::Anonymous { .. } => None,
         }
     }
 }
@@ -89,6 +91,7 @@ impl fmt::Display for Caller {
         match self {
             Self::Local { uid } => write!(f, "user {uid}"),
             Self::Node(peer) => write!(f, "node {}", peer.node_id),
+            Self::Client(client) => write!(f, "client {}", client.client_id),
             Self::Anonymous { addr } => write!(f, "{addr}"),
         }
     }

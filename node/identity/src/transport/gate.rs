@@ -17,6 +17,7 @@ use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::codegen::{Body as HttpBody, Bytes, Service, StdError};
 use tonic::service::Routes;
 use tower::layer::layer_fn;
+use tracing::info;
 
 use crate::Role;
 use crate::transport::{Caller, ConnectionInfo};
@@ -45,11 +46,12 @@ pub struct ByCertificate;
 
 impl Judge for ByCertificate {
     fn standing<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Result<Known, Status>> {
-        // Where there is a choice, the first one is what the certificate says.
-        let standing = possible(caller).first().copied();
         Box::pin(async move {
-            let standing = standing.ok_or_else(|| Status::permission_denied("nobody may call this here"))?;
-            Ok(Known { standing, who: caller.to_string() })
+            match (caller, possible(caller)) {
+                (Caller::Client(_), _) | (_, []) => Err(Status::permission_denied("clients call managers alone")),
+                // Where there is a choice, the first one is what the certificate says.
+                (_, [first, ..]) => Ok(Known { standing: *first, who: caller.to_string() }),
+            }
         })
     }
 
@@ -126,10 +128,20 @@ async fn pass(judge: &dyn Judge, caller: &Caller, rule: Rule) -> Result<(), Stat
         return Ok(());
     }
     let known = match possible(caller) {
+        [] => return Err(Status::permission_denied("nobody may call this here")),
         [only] => Known { standing: *only, who: caller.to_string() },
         _ => judge.standing(caller).await?,
     };
-    if rule.callers.has(known.standing) { Ok(()) } else { Err(refusal(&known, rule)) }
+    if !rule.callers.has(known.standing) {
+        return Err(refusal(&known, rule));
+    }
+    if let Caller::Client(_) = caller
+        && !rule.callers.has(Standing::Viewer)
+    {
+        // What people change from afar is worth a line.
+        info!(client = known.who, role = %known.standing, call = %rule, "a client calls");
+    }
+    Ok(())
 }
 
 /// What a caller may be, by the connection alone.
@@ -139,12 +151,14 @@ fn possible(caller: &Caller) -> &'static [Standing] {
         Caller::Anonymous { .. } => &[Standing::Anonymous],
         Caller::Node(peer) if peer.role == Role::Manager => &[Standing::Manager, Standing::FormerManager],
         Caller::Node(_) => &[Standing::Worker],
+        // The least first.
+        Caller::Client(_) => &[Standing::Viewer, Standing::Operator, Standing::Admin],
     }
 }
 
-/// Whether the caller may call it whatever the state says, now and later.
+/// Whether the caller may call it whatever the state says, now and later. A client may be none any more.
 fn is_decided(caller: &Caller, rule: Rule) -> bool {
-    possible(caller).iter().all(|standing| rule.callers.has(*standing))
+    !matches!(caller, Caller::Client(_)) && possible(caller).iter().all(|standing| rule.callers.has(*standing))
 }
 
 /// Why this caller may not call this.

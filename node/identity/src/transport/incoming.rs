@@ -19,7 +19,8 @@ use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use crate::deny::Denied;
+use crate::client::{self, ClientIdentity};
+use crate::deny::{Denied, Party};
 use crate::peer::{PeerError, PeerIdentity};
 use crate::tls::ServerTls;
 use crate::transport::refusal::explain;
@@ -173,11 +174,17 @@ async fn accept(
         .map_err(|source| HandshakeError::Tls { addr, source: explain(source) })?;
     // The verifier accepted this certificate a moment ago; none means that none was asked for in vain.
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let peer = leaf
-        .map(|leaf| PeerIdentity::read(leaf))
-        .transpose()
-        .map_err(|source| HandshakeError::Peer { addr, source })?;
-    let admission = tls.deny.admit(peer.as_ref()).map_err(|source| HandshakeError::Denied { addr, source })?;
-    let caller = peer.map_or(Caller::Anonymous { addr }, Caller::Node);
+    let party = match leaf {
+        None => Ok(Party::Anonymous),
+        Some(leaf) if client::is_client(leaf) => ClientIdentity::read(leaf).map(Party::Client),
+        Some(leaf) => PeerIdentity::read(leaf).map(Party::Node),
+    };
+    let party = party.map_err(|source| HandshakeError::Peer { addr, source })?;
+    let caller = match party.clone() {
+        Party::Anonymous => Caller::Anonymous { addr },
+        Party::Node(peer) => Caller::Node(peer),
+        Party::Client(client) => Caller::Client(client),
+    };
+    let admission = tls.deny.admit(party).map_err(|source| HandshakeError::Denied { addr, source })?;
     Ok(ServerConnection::new(stream, admission, ConnectionInfo { caller, remote: Some(addr) }))
 }

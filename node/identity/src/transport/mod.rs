@@ -27,7 +27,7 @@ pub use gate::{ByCertificate, Judge, Known, gated};
 pub use incoming::{AcceptLimits, Incoming, incoming};
 pub use outgoing::{ChannelOptions, ConnectError, channel, connect, connect_stream};
 pub use refusal::{Refusal, refusal};
-pub use unix::{UnixConnection, UnixIncoming, bind_unix, connect_unix, unix_channel, unix_incoming};
+pub use unix::{UnixConnection, UnixIncoming, bind_unix, bind_unix_for, connect_unix, unix_channel, unix_incoming};
 
 /// HTTP/2 keepalive: without it a connection cut off by the network looks alive for many minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

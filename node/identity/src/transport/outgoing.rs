@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::deny::Party;
 use crate::peer::PeerIdentity;
 use crate::tls::ClientTls;
 use crate::transport::refusal::explain;
@@ -146,7 +147,7 @@ async fn handshake(addr: &str, tls: &ClientTls) -> io::Result<ClientConnection> 
             let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let leaf = leaf.ok_or_else(|| io::Error::other("the server showed no certificate"))?;
             let peer = PeerIdentity::read(leaf).map_err(io::Error::other)?;
-            Some(deny.admit(Some(&peer)).map_err(io::Error::other)?)
+            Some(deny.admit(Party::Node(peer)).map_err(io::Error::other)?)
         }
     };
     Ok(ClientConnection::new(stream, admission))

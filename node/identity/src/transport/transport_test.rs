@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use skep_proto::id::NodeId;
+use skep_proto::id::{ClientId, NodeId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
@@ -16,8 +16,8 @@ use tonic::transport::Channel;
 use crate::testing::{DAY, HOUR, Host, ask, cluster, live, member, member_since, now, soon, until};
 use crate::transport::{AcceptLimits, ChannelOptions, Refusal, channel, connect, connect_stream, refusal};
 use crate::{
-    Anonymous, ClientTls, Credentials, DenyList, Expected, JoinError, JoinToken, LiveCredentials, Role, RootBundle,
-    RootMismatch, TokenSecret, chain, join_channel,
+    Anonymous, ClientCredentials, ClientGrant, ClientKey, ClientTls, Credentials, DenyList, Expected, JoinError,
+    JoinToken, LiveCredentials, Role, RootBundle, RootCa, RootMismatch, TokenSecret, chain, join_channel,
 };
 
 fn call(host: &Host, credentials: &LiveCredentials, expected: Expected) -> Channel {
@@ -337,4 +337,67 @@ async fn the_secret_is_said_only_to_a_manager_of_the_tokens_root() {
     // Not even a certificate.
     let odd = Host::start_with(&stranger, Anonymous::Allowed, limits(), "hello".to_owned()).await;
     assert!(matches!(join(&odd, &token).await, Err(JoinError::Root(RootMismatch::Unreadable(_)))));
+}
+
+/// A person's credentials, and those of another key for the same certificate.
+fn person(ca: &RootCa, client: u128) -> ClientCredentials {
+    let key = ClientKey::generate().unwrap();
+    let grant = ClientGrant { client_id: ClientId::new(client), validity: DAY };
+    let issued = ca.issue_client(key.signing_request_pem().unwrap().as_bytes(), &grant, now()).unwrap();
+    ClientCredentials::from_pem(&ca.cert().to_pem(), &issued.chain_pem, &key.to_pem()).unwrap()
+}
+
+fn call_as(host: &Host, person: &ClientCredentials) -> Channel {
+    channel(host.addrs(), ClientTls::client(person).unwrap(), ChannelOptions::NODES)
+}
+
+#[tokio::test]
+async fn people_are_known_on_the_managers_port_alone() {
+    let ca = cluster(1);
+    let host = Host::start(&live(&ca, 1, Role::Manager)).await;
+    let alice = person(&ca, 7);
+    assert_eq!(ask(&call_as(&host, &alice), "who").await.unwrap(), "client 7");
+    // A port for nodes wants none of them.
+    let nodes_only = live(&ca, 1, Role::Manager);
+    let nodes_only = Host::start_with(&nodes_only, Anonymous::Refused, AcceptLimits::default(), String::new()).await;
+    assert!(ask(&call_as(&nodes_only, &alice), "who").await.is_err());
+    assert!(nodes_only.asked().is_empty());
+}
+
+#[tokio::test]
+async fn people_speak_to_managers_of_their_swarm_alone() {
+    let (ca, other) = (cluster(1), cluster(2));
+    let alice = person(&ca, 7);
+    let worker = Host::start(&live(&ca, 1, Role::Worker)).await;
+    let (why, text) = refused(ask(&call_as(&worker, &alice), "who").await);
+    assert_eq!(why, Some(Refusal::Peer), "{text}");
+    assert!(text.contains("expected a manager"), "{text}");
+    let foreign = Host::start(&live(&other, 1, Role::Manager)).await;
+    let (why, text) = refused(ask(&call_as(&foreign, &alice), "who").await);
+    assert_eq!(why, Some(Refusal::Peer), "{text}");
+    assert!(text.contains("another cluster"), "{text}");
+    assert!(worker.asked().is_empty() && foreign.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_persons_certificate_is_no_nodes() {
+    let ca = cluster(1);
+    let alice = person(&ca, 7);
+    assert!(Credentials::from_parts(alice.key, alice.chain.clone(), ca.bundle()).is_err());
+    let at = now();
+    assert!(chain::verify(&ca.bundle(), &alice.chain[0], &[], at).is_err(), "it is no server's");
+    let node = member(&ca, 3, Role::Worker);
+    assert!(chain::verify_client(&ca.bundle(), &node.chain()[0], &[], at).is_err(), "and a node is no person");
+}
+
+#[tokio::test]
+async fn a_persons_connection_ends_with_the_certificate() {
+    let ca = cluster(1);
+    let host = Host::start(&live(&ca, 1, Role::Manager)).await;
+    let alice = person(&ca, 7);
+    let channel = call_as(&host, &alice);
+    assert_eq!(ask(&channel, "who").await.unwrap(), "client 7");
+    let end = alice.identity().not_after + chain::CLOCK_TOLERANCE;
+    assert_eq!(host.deny.close_expired(end), 0);
+    assert_eq!(host.deny.close_expired(end + Duration::from_secs(1)), 1);
 }

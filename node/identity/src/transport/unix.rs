@@ -1,4 +1,4 @@
-//! The local API on a socket file: mode 0600, the caller known by the kernel's credentials, paths of any length.
+//! The local API on a socket file: mode 0600 (0660 for a group), the caller known by the kernel's credentials, paths of any length.
 //!
 //! `sun_path` holds 108 bytes (unix(7)); longer paths go through `/proc/self/fd/<directory>/<name>`. Used by the daemon
 //! (listen) and the CLI (connect).
@@ -33,9 +33,14 @@ const MAX_NAME: usize = 80;
 /// How long the CLI waits for a daemon that listens but does not accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Listens on a socket file of mode 0600. A socket that nobody listens on any more is replaced; one in use is
-/// `AddrInUse`; a file of another kind is never removed. The directory must exist. Call it within a tokio runtime.
+/// Listens on a socket file that its owner alone can open, mode 0600: see [`bind_unix_for`].
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    bind_unix_for(path, None)
+}
+
+/// Listens on a socket file of mode 0600, or 0660 for the members of a group (by its number). A socket that nobody listens on any more is replaced; one in use is
+/// `AddrInUse`; a file of another kind is never removed. The directory must exist. Call it within a tokio runtime.
+pub fn bind_unix_for(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     let place = Place::open(path)?;
     let target = place.path(&place.name);
     match std::fs::symlink_metadata(&target) {
@@ -60,7 +65,14 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = std::os::unix::net::UnixListener::bind(&hidden)?;
     let finish = || -> io::Result<UnixListener> {
-        std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+        let mode = match group {
+            None => 0o600,
+            Some(_) => 0o660,
+        };
+        if group.is_some() {
+            std::os::unix::fs::chown(&hidden, None, group)?;
+        }
+        std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(mode))?;
         listener.set_nonblocking(true)?;
         std::fs::rename(&hidden, &target)?;
         UnixListener::from_std(listener)
