@@ -76,6 +76,7 @@ pub(super) async fn unlock_key(context: &Context, args: &UnlockKeyArgs) -> Resul
 }
 
 pub(super) async fn unlock(context: &Context) -> Result<(), Failure> {
+    context.only_here("swarm unlock")?;
     let client = context.connect().await?;
     match client.daemon().info(InfoRequest {}).await?.into_inner().state() {
         SwarmState::Locked => {}
