@@ -161,10 +161,7 @@ const TABLE: &[(&str, Methods)] = &[
             ("Describe", SEATED),
         ],
     ),
-    (
-        "Daemon",
-        &[("Info", HOST), ("SwarmInit", HOST), ("SwarmJoin", HOST), ("SwarmLeave", HOST), ("Unlock", HOST)],
-    ),
+    ("Daemon", &[("Info", HOST), ("SwarmInit", HOST), ("SwarmJoin", HOST), ("SwarmLeave", HOST), ("Unlock", HOST)]),
     (
         "Images",
         &[
