@@ -74,7 +74,7 @@ test-vm: setup target/whoami.tar
 	@deploy/setup.sh busybox-static debootstrap qemu-system-x86 cpio kmod e2fsprogs binutils musl-tools
 	$(CARGO) build --locked -p skep
 	@tests=$$($(CARGO) test --locked -p skep-overlay --test netd --no-run 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p') && \
-	    containers=$$($(CARGO) test --locked -p skep-runtime --test containers --test exec --test hostile --no-run 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p') && \
+	    containers=$$($(CARGO) test --locked -p skep-runtime --test containers --test exec --test hostile --test escapes --test confined --no-run 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p') && \
 	    tests/vm/run.sh target/debug/skep target/whoami.tar "$$tests" $$containers
 
 bench: setup-test

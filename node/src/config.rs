@@ -28,6 +28,8 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// `skep` (built in), `crun`, `runc`, or a path.
     pub runtime: String,
+    /// The ids of containers, where they are not the host's own.
+    pub userns_remap: Option<skep_worker::Remap>,
     /// The program whose `netd` command keeps this host's networks, this very one. `None`: none is started.
     pub netd: Option<PathBuf>,
     /// Labels of the engine, for constraints.

@@ -113,6 +113,7 @@ impl Host {
             cgroup_parent: self.config.cgroup_parent.clone(),
             core_limit: hardening::core_limit(),
             runtime: self.config.runtime.clone(),
+            users: self.config.userns_remap.clone(),
         }
     }
 
@@ -122,6 +123,11 @@ impl Host {
         if let Err(error) = OciExecutor::clear(&self.oci_config(None)).await {
             warn!(error = %error.sentence(), "what earlier tasks left could not be removed");
         }
+    }
+
+    /// What confines containers, in words.
+    pub(crate) fn confinement(&self) -> Vec<String> {
+        skep_worker::confinement(self.config.userns_remap.as_ref())
     }
 
     /// "v1", "v2", "hybrid".

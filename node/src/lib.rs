@@ -23,3 +23,4 @@ mod upload;
 
 pub use config::{Config, MANAGER_PORT, PEER_PORT};
 pub use daemon::run;
+pub use skep_worker::Remap;

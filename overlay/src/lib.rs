@@ -17,3 +17,4 @@ pub mod sandbox;
 pub mod table;
 
 pub use sandbox::{SandboxError, Sandboxes};
+pub use skep_netlink::users::USERS;

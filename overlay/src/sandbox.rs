@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use skep_netlink::users::{self, USERS};
 use skep_netlink::{Namespace, NetlinkError};
 
 /// Why a sandbox could not be made or removed.
@@ -90,6 +91,26 @@ impl Sandboxes {
         self.dir.join(name).join(NET)
     }
 
+    /// Where a sandbox's user namespace is or would be.
+    pub fn users(&self, name: &str) -> PathBuf {
+        self.dir.join(name).join(USERS)
+    }
+
+    /// Makes a user namespace in a sandbox (and the sandbox), or finds it as it is: the network namespace that is made after it
+    /// belongs to it. `uids` and `gids` are lines of its `uid_map` and `gid_map`.
+    pub fn make_users(&self, name: &str, uids: &str, gids: &str) -> Result<PathBuf, SandboxError> {
+        let path = self.make(name)?.join(USERS);
+        if !Namespace::is_at(&path) {
+            users::create(&path, uids, gids)?;
+        }
+        Ok(path)
+    }
+
+    /// Whether a sandbox's network namespace belongs to its user namespace.
+    pub fn users_own_net(&self, name: &str) -> Result<bool, SandboxError> {
+        Ok(users::owns(&self.users(name), &self.net(name))?)
+    }
+
     /// Makes a sandbox's folder. Idempotent.
     pub fn make(&self, name: &str) -> Result<PathBuf, SandboxError> {
         let dir = self.checked(name)?;
@@ -113,6 +134,7 @@ impl Sandboxes {
     pub fn remove(&self, name: &str) -> Result<(), SandboxError> {
         let dir = self.checked(name)?;
         Namespace::remove(&dir.join(NET))?;
+        Namespace::remove(&dir.join(USERS))?;
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SandboxError::io("remove", &dir)(error)),
             _ => Ok(()),

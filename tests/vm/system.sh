@@ -22,7 +22,7 @@ fi
 release=${package#linux-image-}
 
 # The system: a disk that no run changes.
-packages=systemd,systemd-sysv,dbus,kmod,iproute2,nftables,iputils-ping,wireguard-tools,libseccomp2,procps,curl
+packages=systemd,systemd-sysv,dbus,kmod,iproute2,nftables,iputils-ping,wireguard-tools,libseccomp2,procps,curl,apparmor
 stamp=$(echo "$suite $release $packages" | cat - "$here/system.sh" | sha256sum | cut -c1-12)
 disk=$vm/system-$stamp.ext4
 if [ ! -e "$disk" ]; then

@@ -17,6 +17,7 @@ mod recover;
 mod sandbox;
 mod signal;
 mod spec;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -44,6 +45,7 @@ use crate::gc::{self, GcPolicy};
 use crate::health::Check;
 use crate::networks::Networks;
 use crate::payload::PayloadId;
+use crate::remap::Remap;
 use crate::session::Connector;
 use files::Files;
 use images::ImageKeeper;
@@ -65,6 +67,8 @@ pub struct OciConfig {
     pub core_limit: (u64, u64),
     /// `skep` (built in), or an OCI runtime: a name in PATH or a path.
     pub runtime: String,
+    /// The ids of tasks that have a user namespace of their own. `None`: none has.
+    pub users: Option<Remap>,
 }
 
 /// How the host's cgroups are mounted: "v1", "v2", "hybrid"; "none" where there are none.
@@ -73,6 +77,13 @@ pub fn cgroup_layout() -> String {
         Ok(Some(cgroups)) => cgroups.layout().name().to_owned(),
         Ok(None) | Err(_) => "none".to_owned(),
     }
+}
+
+/// What confines containers on this host besides capabilities, in words.
+pub fn confinement(users: Option<&Remap>) -> Vec<String> {
+    let mut words = skep_runtime::confinement();
+    words.push(users.map_or("userns: off".to_owned(), |remap| format!("userns: {}", remap.words())));
+    words
 }
 
 /// Files that take the id of a process which is to outlive the daemon: those of the containers' monitors, whose group is
@@ -311,7 +322,7 @@ impl Inner {
     async fn prepare(&self, job: Arc<TaskJob>, supplies: Arc<dyn Supplies>) -> Result<Prepared, ExecError> {
         self.tasks().entry(job.id).or_default();
         let refused = |error: spec::SpecError| ExecError::new(error.to_string());
-        let shared = Shared::of(&job, &self.facts).map_err(refused)?;
+        let shared = Shared::of(&job, &self.facts, self.config.users.as_ref(), &self.layout).map_err(refused)?;
         let files = Files::in_dir(&self.layout.sandbox(job.id));
         let (mut leases, mut plans, mut stop_signals) = (Vec::new(), HashMap::new(), HashMap::new());
         for container in &job.template().containers {
@@ -327,7 +338,7 @@ impl Inner {
             leases.push(held.lease);
         }
         let binds: Vec<PathBuf> = plans.values().flat_map(|plan| plan.binds.clone()).collect();
-        self.make_shared(&job, shared.hostname.clone(), files, binds, &supplies).await?;
+        self.make_shared(&job, &shared, files, binds, &supplies).await?;
         // Last: they are held for as short as can be.
         let files = self.fill_files(&plans, &shared, &supplies).await?;
         let mut tasks = self.tasks();
@@ -355,7 +366,10 @@ impl Inner {
         with_files
             .map(|(name, plan)| {
                 let filled = payloads::fill(&plan.uses, &held, &shared.facts, &plan.spec.env);
-                let files = filled.map_err(|error| ExecError::new(error.to_string()))?;
+                let mut files = filled.map_err(|error| ExecError::new(error.to_string()))?;
+                if let Some(users) = &shared.users {
+                    payloads::remap(&mut files, users).map_err(|error| ExecError::new(error.to_string()))?;
+                }
                 Ok((name.clone(), files))
             })
             .collect()
@@ -363,7 +377,8 @@ impl Inner {
 
     /// Replaces secrets and configs of running containers, and of those that are yet to start.
     async fn replace_files(&self, job: &TaskJob, supplies: Arc<dyn Supplies>) -> Result<(), ExecError> {
-        let shared = Shared::of(job, &self.facts).map_err(|error| ExecError::new(error.to_string()).for_good())?;
+        let shared = Shared::of(job, &self.facts, self.config.users.as_ref(), &self.layout);
+        let shared = shared.map_err(|error| ExecError::new(error.to_string()).for_good())?;
         let mut plans = self.tasks().get(&job.id).map(|entry| entry.plans.clone()).unwrap_or_default();
         for container in &job.template().containers {
             let uses = payloads::uses(container).map_err(|error| ExecError::new(error.to_string()).for_good())?;

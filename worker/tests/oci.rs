@@ -41,6 +41,7 @@ impl Host {
             cgroup_parent: PathBuf::from(format!("skep-worker-test-{}-{test}", std::process::id())),
             core_limit: (0, 0),
             runtime: std::env::var("SKEP_TEST_RUNTIME").unwrap_or_default(),
+            users: None,
         };
         let store = Store::open(&node.data.path().join("images"), StoreOptions::default()).unwrap();
         let images = Images::new(store, Registry::new(RegistryConfig::default()));

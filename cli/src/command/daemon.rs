@@ -50,6 +50,10 @@ pub(crate) struct DaemonArgs {
     /// What makes containers: `skep` (built in), `crun`, `runc`, or a path.
     #[arg(long, value_name = "RUNTIME", default_value = "skep")]
     runtime: String,
+    /// Give containers user and group ids that are nobody's on this host: `default` (the ranges of the user "skep" in
+    /// /etc/subuid and /etc/subgid), USER[:GROUP] (theirs), or UID:GID:SIZE. Change it on a drained node.
+    #[arg(long, value_name = "IDS")]
+    userns_remap: Option<String>,
     /// Label for constraints on engine.labels, as NAME=VALUE.
     #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
@@ -89,6 +93,11 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
             .parse::<skep_image::registry::InsecureEntry>()
             .map_err(|error| Failure::Usage(format!("invalid value for --insecure-registry: {error}")))?;
     }
+    let remap = args.userns_remap.as_deref().map(skep_node::Remap::of_flag).transpose();
+    let userns_remap = remap.map_err(|error| Failure::Usage(format!("invalid value for --userns-remap: {error}")))?;
+    if userns_remap.is_some() && runtime != "skep" {
+        return Err(Failure::Usage("--userns-remap takes the built-in runtime".to_owned()));
+    }
     Ok(skep_node::Config {
         labels: pair::labels(&args.label).map_err(|error| error.of("--label"))?,
         data_dir: args.data_dir,
@@ -101,6 +110,7 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
         peer_port: args.peer_port,
         insecure_registries: args.insecure_registry,
         runtime,
+        userns_remap,
         // Known at the start: an upgrade puts another file there, and its netd is as good.
         netd: std::env::current_exe().ok(),
     })
@@ -157,7 +167,14 @@ mod tests {
         assert_eq!(config(&["--group", "77"]).unwrap().group, Some(77));
         let unknown = config(&["--group", "no-such-group"]).unwrap_err().to_string();
         assert!(unknown.contains("there is no group \"no-such-group\""), "{unknown}");
-        for line in [["--label", "=x"], ["--runtime", "bogus"], ["--insecure-registry", "http://x"]] {
+        assert_eq!(config(&["--userns-remap", "100000:100000:65536"]).unwrap().userns_remap.unwrap().uids.len(), 1);
+        assert!(config(&["--userns-remap", "1:1:9", "--runtime", "runc"]).is_err());
+        for line in [
+            ["--userns-remap", "0:0:9"],
+            ["--label", "=x"],
+            ["--runtime", "bogus"],
+            ["--insecure-registry", "http://x"],
+        ] {
             assert!(matches!(config(&line), Err(Failure::Usage(_))), "{line:?}");
         }
         for line in [["--socket", ""], ["--advertise-addr", "nowhere"], ["--peer-port", "0"]] {

@@ -50,6 +50,7 @@ fn text(view: &InfoView) -> String {
     lines.extend(swarm_lines(&view.swarm));
     lines.extend([
         ("Runtime", view.default_runtime.clone()),
+        ("Security Options", view.security_options.join(", ")),
         ("Cgroup Version", view.cgroup_version.clone()),
         ("Kernel Version", view.kernel_version.clone()),
         ("OSType", view.operating_system.clone()),

@@ -14,6 +14,7 @@ pub(crate) mod number;
 pub(crate) mod pair;
 pub(crate) mod platform;
 pub(crate) mod publish;
+pub(crate) mod security_opt;
 pub(crate) mod shell;
 pub(crate) mod since;
 pub(crate) mod size;

@@ -39,6 +39,8 @@ proptest! {
         let _ = log_opt::options(&list);
         let _ = log_opt::driver(&text);
         let _ = filter::Filters::parse(&list, &["name"], &[]);
+        let _ = security_opt::parse(&text);
+        let _ = security_opt::profile(&text);
         let _ = boolean(&text);
     }
 

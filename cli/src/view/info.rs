@@ -25,6 +25,7 @@ pub(crate) struct InfoView {
     pub(crate) cgroup_version: String,
     pub(crate) default_runtime: String,
     pub(crate) data_dir: String,
+    pub(crate) security_options: Vec<String>,
     pub(crate) swarm: SwarmView,
 }
 
@@ -92,6 +93,7 @@ impl InfoView {
             cgroup_version: info.cgroup_layout,
             default_runtime: info.runtime,
             data_dir: info.data_dir,
+            security_options: info.security_options,
             swarm: SwarmView {
                 node_id: super::id(&info.node_id),
                 node_addr: info.node_addr,

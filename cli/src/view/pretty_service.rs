@@ -4,6 +4,7 @@ use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
     ContainerSpec, FileTarget, HealthCheck, Network, NetworkAttachment, NetworkMode, Resources, RestartCondition,
     RestartPolicy, ServiceSpec, ServiceSummary, TaskTemplate, UpdatePolicy, UpdateState, UpdateStatus,
+    UserNamespaceMode,
 };
 
 use skep_proto::validate::files;
@@ -182,6 +183,7 @@ fn container_lines(page: &mut Page, container: &ContainerSpec, is_one_of_several
         page.line(" Healthcheck", &health(check));
     }
     page.some(" Capabilities", &capabilities(container));
+    page.some(" Security Options", &security(container));
     for mount in &container.mounts {
         let source = if mount.source.is_empty() { "tmpfs" } else { &mount.source };
         let access = if mount.read_only { " (read-only)" } else { "" };
@@ -226,6 +228,29 @@ fn health(check: &HealthCheck) -> String {
     let spans = spans.iter().filter(|(_, ms)| *ms > 0).map(|(name, ms)| format!(", {name} {}", human::exact_ms(*ms)));
     let retries = if check.retries > 0 { format!(", retries {}", check.retries) } else { String::new() };
     test + &spans.collect::<String>() + &retries
+}
+
+/// What differs from the defaults, as `--security-opt` and `--userns` take it.
+fn security(container: &ContainerSpec) -> String {
+    let held = container.confinement.clone().unwrap_or_default();
+    let mut words = Vec::new();
+    if container.allow_new_privileges {
+        words.push("no-new-privileges=false".to_owned());
+    }
+    match held.seccomp.as_str() {
+        "" => {}
+        "unconfined" => words.push("seccomp=unconfined".to_owned()),
+        _ => words.push("seccomp=custom profile".to_owned()),
+    }
+    if !held.apparmor.is_empty() {
+        words.push(format!("apparmor={}", held.apparmor));
+    }
+    match held.user_namespace() {
+        UserNamespaceMode::Default => {}
+        UserNamespaceMode::Host => words.push("userns=host".to_owned()),
+        UserNamespaceMode::Private => words.push("userns=private".to_owned()),
+    }
+    words.join(", ")
 }
 
 /// `+NET_ADMIN -CHOWN`

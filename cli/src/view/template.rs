@@ -166,6 +166,48 @@ fn file(target: Option<v1::FileTarget>, name: &str) -> File {
 #[serde(rename_all = "PascalCase")]
 struct Privileges {
     no_new_privileges: bool,
+    seccomp: Seccomp,
+    app_armor: Mode,
+    /// "default", "host" or "private".
+    user_namespace: &'static str,
+}
+
+/// Docker's modes: "default", "unconfined", "custom".
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Seccomp {
+    mode: &'static str,
+    /// The profile, where it is the user's.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    profile: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mode {
+    /// "default", "unconfined" or the profile's name.
+    mode: String,
+}
+
+fn privileges(container: &v1::ContainerSpec) -> Privileges {
+    let held = container.confinement.clone().unwrap_or_default();
+    let user_namespace = match held.user_namespace() {
+        v1::UserNamespaceMode::Default => "default",
+        v1::UserNamespaceMode::Host => "host",
+        v1::UserNamespaceMode::Private => "private",
+    };
+    let (mode, profile) = match held.seccomp.as_str() {
+        "" => ("default", String::new()),
+        "unconfined" => ("unconfined", String::new()),
+        _ => ("custom", held.seccomp),
+    };
+    let app_armor = if held.apparmor.is_empty() { "default".to_owned() } else { held.apparmor };
+    Privileges {
+        no_new_privileges: !container.allow_new_privileges,
+        seccomp: Seccomp { mode, profile },
+        app_armor: Mode { mode: app_armor },
+        user_namespace,
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -350,6 +392,7 @@ fn container_view(template: &v1::TaskTemplate, container: &v1::ContainerSpec) ->
     let dns = template.dns.clone().unwrap_or_default();
     let container = container.clone();
     ContainerView {
+        privileges: privileges(&container),
         image: image(&container),
         name: container.name,
         labels: container.labels,
@@ -360,7 +403,6 @@ fn container_view(template: &v1::TaskTemplate, container: &v1::ContainerSpec) ->
         dir: container.dir,
         user: container.user,
         groups: container.groups,
-        privileges: Privileges { no_new_privileges: !container.allow_new_privileges },
         init: container.init,
         stop_signal: container.stop_signal,
         stop_grace_period: nanos(container.stop_grace_period_ms, STOP_GRACE_MS),

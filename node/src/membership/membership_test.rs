@@ -56,6 +56,7 @@ async fn place(dir: &Path, peer_port: u16) -> (Arc<Membership>, Parent) {
         advertise_addr: None,
         insecure_registries: Vec::new(),
         runtime: "skep".to_owned(),
+        userns_remap: None,
         netd: None,
         labels: std::collections::BTreeMap::new(),
     };

@@ -44,6 +44,7 @@ impl Daemon for DaemonService {
             images: u32::try_from(self.host.images.store().images().len()).unwrap_or(u32::MAX),
             cgroup_layout: self.host.cgroup_layout(),
             runtime: self.host.config.runtime.clone(),
+            security_options: self.host.confinement(),
             cert_expires_at_ms: expires.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
         }))
     }

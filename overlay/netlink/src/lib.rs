@@ -25,6 +25,7 @@ pub mod socket;
 pub mod sysctl;
 pub mod tcp;
 pub mod types;
+pub mod users;
 pub mod wireguard;
 
 pub use error::NetlinkError;

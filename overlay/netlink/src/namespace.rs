@@ -27,6 +27,7 @@ use crate::offload::{self, Offload};
 use crate::rtnetlink::{Changes, Rtnetlink};
 use crate::sysctl::Sysctl;
 use crate::tcp::TcpSockets;
+use crate::users;
 use crate::wireguard::Wireguard;
 
 /// `f_type` of a namespace file (statfs(2), linux/magic.h).
@@ -46,7 +47,8 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes a namespace with the loopback up, runs `setup` inside, and then keeps it at `path`, where an empty file
-    /// may lie already. When anything fails, nothing is left of the namespace.
+    /// may lie already. When anything fails, nothing is left of the namespace. Where a user namespace is kept beside it
+    /// ([`users::USERS`](crate::users::USERS)), it belongs to that one.
     ///
     /// # Errors
     /// Also when there is a namespace at `path` already. `setup`'s own errors are returned as they are.
@@ -73,7 +75,8 @@ impl Namespace {
             );
         }
         let made = on_a_thread(|| {
-            let inside = Inside::begin()?;
+            let owner = path.with_file_name(users::USERS);
+            let inside = Inside::begin(Self::is_at(&owner).then_some(owner.as_path()))?;
             let value = setup(&inside)?;
             mount(Some(HERE), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .map_err(NetlinkError::errno_of(format!("bind a network namespace to {shown}")))?;
@@ -92,7 +95,7 @@ impl Namespace {
         E: From<NetlinkError> + Send,
     {
         on_a_thread(|| {
-            let inside = Inside::begin()?;
+            let inside = Inside::begin(None)?;
             let value = setup(&inside)?;
             Ok((inside.namespace, value))
         })
@@ -194,9 +197,13 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// Moves this thread into a new namespace with the loopback up.
-    fn begin() -> Result<Self, NetlinkError> {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(NetlinkError::errno_of("make a network namespace"))?;
+    /// Moves this thread into a new namespace with the loopback up, which belongs to the user namespace at `owner`.
+    fn begin(owner: Option<&Path>) -> Result<Self, NetlinkError> {
+        match owner {
+            Some(owner) => setns(users::network_of(owner)?, CloneFlags::CLONE_NEWNET)
+                .map_err(NetlinkError::errno_of("enter a network namespace"))?,
+            None => unshare(CloneFlags::CLONE_NEWNET).map_err(NetlinkError::errno_of("make a network namespace"))?,
+        }
         let file = File::open(HERE).map_err(NetlinkError::io("open a new network namespace"))?;
         let inside = Self { namespace: Namespace { file: file.into(), host: false }, here: PhantomData };
         let mut changes = Changes::new();

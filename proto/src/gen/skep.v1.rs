@@ -626,6 +626,24 @@ pub struct ContainerSpec {
     /// Health check. Absent: the image's, if it has one.
     #[prost(message, optional, tag = "28")]
     pub health_check: ::core::option::Option<HealthCheck>,
+    /// What confines it beyond capabilities. Absent: the defaults of its node.
+    #[prost(message, optional, tag = "41")]
+    pub confinement: ::core::option::Option<Confinement>,
+}
+/// What confines a container beyond its capabilities (`--security-opt`, `--userns`).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Confinement {
+    /// Which system calls it may make: `unconfined` (all), or a profile in Docker's JSON form. Empty: Docker's default profile.
+    /// At most 262144 bytes.
+    #[prost(string, tag = "1")]
+    pub seccomp: ::prost::alloc::string::String,
+    /// Name of an AppArmor profile that is loaded on its node, or `unconfined`. Empty: `skep-default` where the kernel has
+    /// AppArmor, none elsewhere. With a name, a node without AppArmor refuses the task.
+    #[prost(string, tag = "2")]
+    pub apparmor: ::prost::alloc::string::String,
+    /// Whose user and group ids it has.
+    #[prost(enumeration = "UserNamespaceMode", tag = "3")]
+    pub user_namespace: i32,
 }
 /// A command that tells whether a container works. Zero durations mean the image's value, else the default.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1046,6 +1064,39 @@ impl NetworkMode {
             "NETWORK_MODE_DEFAULT" => Some(Self::Default),
             "NETWORK_MODE_HOST" => Some(Self::Host),
             "NETWORK_MODE_NONE" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+/// The user namespace of a task's containers; all of one task have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum UserNamespaceMode {
+    /// One of the task's own on nodes that remap ids (`skep daemon --userns-remap`), the host's elsewhere.
+    Default = 0,
+    /// The host's on every node.
+    Host = 1,
+    /// One of its own; a node that does not remap ids refuses the task.
+    Private = 2,
+}
+impl UserNamespaceMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Default => "USER_NAMESPACE_MODE_DEFAULT",
+            Self::Host => "USER_NAMESPACE_MODE_HOST",
+            Self::Private => "USER_NAMESPACE_MODE_PRIVATE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "USER_NAMESPACE_MODE_DEFAULT" => Some(Self::Default),
+            "USER_NAMESPACE_MODE_HOST" => Some(Self::Host),
+            "USER_NAMESPACE_MODE_PRIVATE" => Some(Self::Private),
             _ => None,
         }
     }
@@ -12469,6 +12520,10 @@ pub struct InfoResponse {
     /// End of the node's certificate. 0: none.
     #[prost(int64, tag = "16")]
     pub cert_expires_at_ms: i64,
+    /// What confines containers besides capabilities: "seccomp: docker-default", "apparmor: skep-default",
+    /// "userns: 100000:100000:65536", or why one is not there.
+    #[prost(string, repeated, tag = "20")]
+    pub security_options: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SwarmInitRequest {

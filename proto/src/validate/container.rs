@@ -1,7 +1,7 @@
 //! One container of a template.
 
 use super::{Invalid, duplicate, files, health, labels, mount, not_negative, placeholders};
-use crate::v1::{ContainerSpec, ResourceSpec};
+use crate::v1::{Confinement, ContainerSpec, ResourceSpec, UserNamespaceMode};
 
 /// Smallest memory limit and reservation: less does not start a process.
 const MIN_MEMORY_BYTES: i64 = 4 << 20;
@@ -153,6 +153,9 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
             return Err(Invalid::new(field, format!("there is no capability {unknown:?}")));
         }
     }
+    if let Some(held) = &spec.confinement {
+        confinement(held).map_err(|invalid| invalid.under("confinement"))?;
+    }
     if let Some(check) = &spec.health_check {
         health::health_check(check).map_err(|invalid| invalid.under("health_check"))?;
     }
@@ -160,6 +163,28 @@ pub(super) fn container(spec: &ContainerSpec) -> Result<(), Invalid> {
         return Err(Invalid::new("oom_score_adj", format!("must be -1000 to 1000, not {}", spec.oom_score_adj)));
     }
     files::files(spec)
+}
+
+/// Longest seccomp profile; Docker's own has some 14,000 bytes.
+const MAX_PROFILE_BYTES: usize = 256 << 10;
+
+fn confinement(held: &Confinement) -> Result<(), Invalid> {
+    if held.seccomp.len() > MAX_PROFILE_BYTES {
+        let bytes = held.seccomp.len();
+        return Err(Invalid::new("seccomp", format!("a profile has at most {MAX_PROFILE_BYTES} bytes, not {bytes}")));
+    }
+    if !held.seccomp.is_empty() && held.seccomp != "unconfined" && !held.seccomp.starts_with('{') {
+        return Err(Invalid::new("seccomp", "must be \"unconfined\" or a profile in Docker's JSON form"));
+    }
+    // It becomes part of what is written to the kernel.
+    let odd = |c: char| c.is_whitespace() || c.is_control();
+    if held.apparmor.len() > 255 || held.apparmor.contains(odd) {
+        return Err(Invalid::new("apparmor", format!("{:?} is not a profile's name", held.apparmor)));
+    }
+    if UserNamespaceMode::try_from(held.user_namespace).is_err() {
+        return Err(Invalid::new("user_namespace", format!("{} is not a mode", held.user_namespace)));
+    }
+    Ok(())
 }
 
 fn container_name(name: &str) -> Result<(), Invalid> {
@@ -233,6 +258,24 @@ mod tests {
         let mut spec = valid();
         change(&mut spec);
         container(&spec).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn confinement_is_one_of_what_there_is() {
+        let with = |held: Confinement| ContainerSpec { confinement: Some(held), ..valid() };
+        let profile = "{\"defaultAction\":\"SCMP_ACT_ALLOW\"}".to_owned();
+        for seccomp in ["", "unconfined", &profile] {
+            assert_eq!(container(&with(Confinement { seccomp: seccomp.into(), ..Confinement::default() })), Ok(()));
+        }
+        let refused = |held: Confinement| refused(|spec| spec.confinement = Some(held));
+        let seccomp = |text: String| Confinement { seccomp: text, ..Confinement::default() };
+        assert!(refused(seccomp("profile.json".into())).contains("confinement.seccomp"));
+        assert!(refused(seccomp(format!("{{{}", " ".repeat(MAX_PROFILE_BYTES)))).contains("262144"));
+        for name in ["a b", "a\nexec unconfined", "x\0"] {
+            let held = Confinement { apparmor: name.into(), ..Confinement::default() };
+            assert!(refused(held).contains("apparmor"), "{name:?}");
+        }
+        assert!(refused(Confinement { user_namespace: 9, ..Confinement::default() }).contains("9"));
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Starts containers of a busybox root file system and prints what it costs: `start [count] [at once]`, as root. With
-//! EXECS=n in the environment, runs n commands in each, too; with SECRETS=n, each has n secrets of 1 KiB. RUNTIME names an external runtime. GROUP names a v1 cgroup
+//! EXECS=n in the environment, runs n commands in each, too; with SECRETS=n, each has n secrets of 1 KiB; with USERNS, ids that are nobody's. RUNTIME names an external runtime. GROUP names a v1 cgroup
 //! that this program is in: then only the CPU of that is counted, whatever else the machine does.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use skep_runtime::{
-    ContainerSpec, DEFAULT_CAPABILITIES, Files, MemoryFile, MemoryPlace, Mount, MountKind, OciRuntime, Runtime,
-    RuntimeConfig,
+    ContainerSpec, DEFAULT_CAPABILITIES, Files, IdRange, MemoryFile, MemoryPlace, Mount, MountKind, NetworkNamespace,
+    OciRuntime, Runtime, RuntimeConfig, Seccomp, UserNamespace,
 };
 
 /// What SECRETS asks for.
@@ -20,6 +21,25 @@ fn secrets() -> Option<Files> {
         MemoryFile { place, uid: 0, gid: 0, mode: 0o444, data: data.clone() }
     };
     (count > 0).then(|| Files { version: 1, files: (0..count).map(file).collect() })
+}
+
+/// What USERNS asks for: a namespace that a waiting process holds, with a network of its own.
+fn users() -> Option<(Child, UserNamespace, NetworkNamespace)> {
+    std::env::var_os("USERNS")?;
+    let mut holder = Command::new("unshare")
+        .args(["--user", "--net", "sh", "-c", "echo; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(&mut holder.stdout.take().unwrap(), &mut [0]).unwrap();
+    let file = |name: &str| PathBuf::from(format!("/proc/{}/{name}", holder.id()));
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(file(map), "0 300000 65536\n").unwrap();
+    }
+    let range = vec![IdRange { inside: 0, outside: 300_000, count: 65_536 }];
+    let namespace = UserNamespace { path: file("ns/user"), uids: range.clone(), gids: range };
+    let network = NetworkNamespace::Path(file("ns/net"));
+    Some((holder, namespace, network))
 }
 
 #[tokio::main]
@@ -44,9 +64,13 @@ async fn main() {
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
     let mut starting = tokio::task::JoinSet::new();
     let files = secrets();
+    let mut users = users();
     for number in 0..count {
         let (runtime, mut spec, slots) = (runtime.clone(), spec(dir.path(), number), slots.clone());
         let files = files.clone();
+        if let Some((_, namespace, network)) = &users {
+            (spec.users, spec.network) = (Some(namespace.clone()), network.clone());
+        }
         if let Some(file) = files.as_ref().and_then(|files| files.files.first()) {
             let kind = MountKind::Memory { path: file.place.mounted() };
             spec.mounts.push(Mount { target: "/run/secrets".to_owned(), read_only: true, kind });
@@ -92,6 +116,9 @@ async fn main() {
         container.remove().await.unwrap();
     }
     println!("removed one by one in {:?}", begun.elapsed());
+    if let Some((holder, ..)) = &mut users {
+        holder.kill().and_then(|()| holder.wait()).unwrap();
+    }
     let cgroups = skep_runtime::cgroup::Cgroups::detect().unwrap().unwrap();
     // Monitors leave their group a moment after their last word.
     for _ in 0..200 {
@@ -112,7 +139,7 @@ fn spec(dir: &Path, number: usize) -> ContainerSpec {
         cwd: "/".to_owned(),
         hostname: format!("bench{number}"),
         capabilities: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
-        seccomp_unconfined: std::env::var_os("UNCONFINED").is_some(),
+        seccomp: if std::env::var_os("UNCONFINED").is_some() { Seccomp::Unconfined } else { Seccomp::Default },
         mounts: (std::env::var_os("NO_CGROUPS").is_some()).then(no_cgroups).into_iter().collect(),
         log_dir: dir.join("logs").join(number.to_string()),
         ..ContainerSpec::default()

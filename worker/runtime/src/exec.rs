@@ -62,6 +62,7 @@ pub struct Exec {
 /// Everything about the command but its seccomp filter. Looks into the container's own files, so it may block.
 pub(crate) fn entry(
     spec: &ContainerSpec,
+    apparmor: String,
     args: Vec<String>,
     target: Target,
     cgroups: &Cgroups,
@@ -91,6 +92,7 @@ pub(crate) fn entry(
         groups: user.groups,
         capabilities: caps::mask(&spec.capabilities),
         no_new_privileges: !spec.allow_new_privileges,
+        apparmor,
         oom_score_adj: spec.oom_score_adj,
         rlimits: plan::rlimits(spec, defaults).map_err(refused)?,
         cwd: if spec.cwd.is_empty() { "/".to_owned() } else { spec.cwd.clone() },

@@ -4,6 +4,7 @@
 //! The worker's executor calls [`Runtime`]. A container is planned here and made by its monitor (`worker/shim`). This crate
 //! never decides whether something is to run.
 
+mod apparmor;
 mod caps;
 pub mod cgroup;
 pub mod command;
@@ -20,6 +21,7 @@ mod shim;
 mod spec;
 mod user;
 
+pub use apparmor::confinement;
 pub use caps::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use command::{ImageCommand, resolve_command};
 pub use container::{Container, ExitStatus, State, Stats};
@@ -27,6 +29,9 @@ pub use error::RuntimeError;
 pub use exec::{Exec, ExecEnd};
 pub use files::{Files, MemoryFile, MemoryPlace};
 pub use runtime::{Recovered, Runtime, RuntimeConfig};
+pub use seccomp::docker::kernel;
+pub use skep_shim::ids::IdRange;
 pub use spec::{
-    ContainerSpec, LogLimits, Mount, MountKind, NetworkNamespace, OciRuntime, Propagation, ResourceLimits, Ulimit,
+    AppArmor, ContainerSpec, LogLimits, Mount, MountKind, NetworkNamespace, OciRuntime, Propagation, ResourceLimits,
+    Seccomp, Ulimit, UserNamespace,
 };

@@ -25,21 +25,23 @@ pub(crate) struct Place<'a> {
     pub(crate) shim: &'a str,
     /// Limits that a container gets where nobody says otherwise.
     pub(crate) ulimits: &'a [Ulimit],
+    /// Its AppArmor profile; empty: none.
+    pub(crate) apparmor: &'a str,
 }
 
 /// The parts of `config.json`.
-pub(crate) fn external(spec: &ContainerSpec, place: &Place<'_>) -> External {
+pub(crate) fn external(spec: &ContainerSpec, place: &Place<'_>) -> Result<External, String> {
     let names: Vec<String> = spec.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
-    External {
+    Ok(External {
         program: place.program.to_owned(),
         id: spec.id.clone(),
-        config: config(spec, place).to_string(),
+        config: config(spec, place)?.to_string(),
         process: process(spec, place).to_string(),
         capabilities: json!(names).to_string(),
-    }
+    })
 }
 
-fn config(spec: &ContainerSpec, place: &Place<'_>) -> Value {
+fn config(spec: &ContainerSpec, place: &Place<'_>) -> Result<Value, String> {
     let mut config = json!({
         "ociVersion": "1.0.2",
         "root": { "path": "rootfs", "readonly": spec.read_only_root },
@@ -51,13 +53,13 @@ fn config(spec: &ContainerSpec, place: &Place<'_>) -> Value {
             "maskedPaths": MASKED,
             "readonlyPaths": read_only(spec, place),
             "sysctl": spec.sysctls,
-            "seccomp": if spec.seccomp_unconfined { Value::Null } else { seccomp::default_profile(&spec.capabilities) },
+            "seccomp": seccomp::profile_of(spec)?,
         },
     });
     if !spec.hostname.is_empty() {
         config["hostname"] = json!(spec.hostname);
     }
-    config
+    Ok(config)
 }
 
 /// What is remounted read-only, v1 hierarchies too: not every runtime heeds the options of the cgroup mount, and a
@@ -75,14 +77,18 @@ fn process(spec: &ContainerSpec, place: &Place<'_>) -> Value {
     if spec.init {
         args.splice(0..0, [INIT_PATH, "init", "--"].map(str::to_owned));
     }
-    json!({
+    let mut process = json!({
         "terminal": false,
         "args": args,
         "cwd": if spec.cwd.is_empty() { "/" } else { &spec.cwd },
         "rlimits": rlimits(spec, place.ulimits),
         "oomScoreAdj": spec.oom_score_adj,
         "noNewPrivileges": !spec.allow_new_privileges,
-    })
+    });
+    if !place.apparmor.is_empty() {
+        process["apparmorProfile"] = json!(place.apparmor);
+    }
+    process
 }
 
 fn rlimits(spec: &ContainerSpec, defaults: &[Ulimit]) -> Vec<Value> {
@@ -200,8 +206,10 @@ mod tests {
                 v1_mounts: &["/sys/fs/cgroup/memory".to_owned(), "/mnt/elsewhere".to_owned()],
                 shim: "/shim",
                 ulimits: &[Ulimit { name: "nofile".to_owned(), soft: 1000, hard: 1000 }],
+                apparmor: "skep-default",
             },
-        );
+        )
+        .unwrap();
         assert_eq!(external.capabilities, "[\"CAP_KILL\"]");
         (serde_json::from_str(&external.config).unwrap(), serde_json::from_str(&external.process).unwrap())
     }
@@ -209,8 +217,8 @@ mod tests {
     #[test]
     fn safe_by_default() {
         let (config, process) = made(|_| {});
-        assert_eq!(process["noNewPrivileges"], true);
-        assert_eq!(config["linux"]["maskedPaths"][2], "/proc/kcore");
+        assert_eq!((&process["noNewPrivileges"], &process["apparmorProfile"]), (&json!(true), &json!("skep-default")));
+        assert_eq!(config["linux"]["maskedPaths"][3], "/proc/kcore");
         assert_eq!(config["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
         assert_eq!(process["rlimits"][0]["hard"], 1000);
         assert_eq!(made(|spec| spec.allow_new_privileges = true).1["noNewPrivileges"], false);

@@ -11,9 +11,10 @@ use crate::cgroup::{Cgroups, View, devices};
 use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation, ResourceLimits, Ulimit};
 
 /// Paths that are covered, and paths that are made read-only; moby `oci/defaults.go`.
-pub(crate) const MASKED: [&str; 10] = [
+pub(crate) const MASKED: [&str; 12] = [
     "/proc/asound",
     "/proc/acpi",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
@@ -21,6 +22,7 @@ pub(crate) const MASKED: [&str; 10] = [
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 pub(crate) const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -34,6 +36,9 @@ const OPEN_FILES: u64 = 1_048_576;
 pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Where the tiny init appears in the container.
 pub(crate) const INIT_PATH: &str = "/sbin/docker-init";
+
+/// The group of terminals (Debian's and Docker's number).
+const TTY: u32 = 5;
 
 const READ_ONLY_MOUNT: u64 = libc::MOUNT_ATTR_RDONLY;
 const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -85,10 +90,15 @@ pub(crate) struct Place<'a> {
     pub(crate) ulimits: &'a [Ulimit],
     /// Its seccomp program; `None`: it is not confined.
     pub(crate) filter: Option<&'a [u8]>,
+    /// Its AppArmor profile; empty: none.
+    pub(crate) apparmor: String,
 }
 
 /// Plans a container. The error is a sentence for the user.
 pub(crate) fn plan(spec: &ContainerSpec, place: &Place<'_>) -> Result<Plan, String> {
+    if spec.users.is_some() && spec.network == NetworkNamespace::Host {
+        return Err("a container with a user namespace of its own cannot be on the host's network".to_owned());
+    }
     let (cgroups, group) = (place.cgroups, place.group);
     let unified = cgroups.unified_folder(group);
     let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -110,6 +120,10 @@ pub(crate) fn plan(spec: &ContainerSpec, place: &Place<'_>) -> Result<Plan, Stri
             NetworkNamespace::Host => String::new(),
             NetworkNamespace::Path(path) => text(path),
         },
+        user_namespace: spec.users.as_ref().map(|users| text(&users.path)).unwrap_or_default(),
+        uids: spec.users.as_ref().map(|users| users.uids.clone()).unwrap_or_default(),
+        gids: spec.users.as_ref().map(|users| users.gids.clone()).unwrap_or_default(),
+        apparmor: place.apparmor.clone(),
         hostname: spec.hostname.clone(),
         mounts: mounts(spec, place, &views),
         links,
@@ -165,11 +179,15 @@ fn replaced_by_bind(spec: &ContainerSpec, target: &str) -> bool {
 fn mounts(spec: &ContainerSpec, place: &Place<'_>, views: &[View]) -> Vec<PlanMount> {
     let shm = format!("mode=1777,size={SHM_BYTES}");
     let sealed = NO_SUID | NO_DEV | NO_EXEC;
+    // The group "tty" as the container counts: mounted by the host's root.
+    let tty = spec.users.as_ref().map_or(Some(TTY), |users| skep_shim::ids::outside(&users.gids, TTY));
+    let terminals = tty.map_or(String::new(), |gid| format!(",gid={gid}"));
+    let terminals = format!("ptmxmode=0666,mode=0620{terminals}");
     let mut mounts = vec![
         standard("/proc", "proc", sealed, ""),
         standard("/dev", "tmpfs", NO_SUID | libc::MOUNT_ATTR_STRICTATIME, "mode=755,size=65536k"),
         standard("/sys", "sysfs", sealed | READ_ONLY_MOUNT, ""),
-        standard("/dev/pts", "devpts", NO_SUID | NO_EXEC, "ptmxmode=0666,mode=0620,gid=5"),
+        standard("/dev/pts", "devpts", NO_SUID | NO_EXEC, &terminals),
         standard("/dev/mqueue", "mqueue", sealed, ""),
         standard("/dev/shm", "tmpfs", sealed, &shm),
     ];

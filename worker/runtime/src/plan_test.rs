@@ -25,6 +25,7 @@ fn made_on(machine: &str, change: impl FnOnce(&mut ContainerSpec)) -> Result<Pla
         shim: "/shim",
         ulimits: &[ulimit("core", 5, 7), ulimit("nofile", OPEN_FILES, OPEN_FILES)],
         filter: None,
+        apparmor: String::new(),
     };
     plan(&spec, &place)
 }

@@ -18,8 +18,8 @@ use crate::error::RuntimeError;
 use crate::exec::{self, Exec};
 use crate::files::{Files, Memory};
 use crate::seccomp::{self, filter::Filter};
-use crate::spec::{ContainerSpec, OciRuntime, Ulimit};
-use crate::{oci, plan, shim};
+use crate::spec::{ContainerSpec, OciRuntime, Seccomp, Ulimit};
+use crate::{apparmor, oci, plan, shim};
 
 /// Name of the log file in a container's log directory.
 pub(crate) const LOG_FILE: &str = "container.log";
@@ -32,6 +32,24 @@ const POINTS: &str = "points";
 const CONTAINERS: &str = "containers";
 /// Docker's code for a container that could not be made.
 const FAILED: i32 = 125;
+
+/// Seccomp programs that are kept: one for each set of capabilities and profile that services here have.
+const MAX_FILTERS: usize = 256;
+
+fn refused(sentence: String) -> RuntimeError {
+    RuntimeError::NotStarted { code: FAILED, sentence }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        said.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    said
+}
 
 /// What a runtime is told.
 #[derive(Clone, Debug)]
@@ -72,8 +90,9 @@ struct Inner {
     memory: Memory,
     /// Limits that a container gets where nobody says otherwise.
     ulimits: Vec<Ulimit>,
-    /// Seccomp programs by capabilities.
-    filters: Mutex<HashMap<Vec<String>, Arc<Vec<u8>>>>,
+    /// Seccomp programs by profile and capabilities.
+    filters: Mutex<HashMap<(Seccomp, Vec<String>), Arc<Vec<u8>>>>,
+    apparmor: apparmor::State,
     /// Commands that are being started: a spawn each, so one for each core.
     entering: Semaphore,
 }
@@ -103,7 +122,8 @@ impl Runtime {
         let open_files = plan::grantable_files();
         ulimits.push(Ulimit { name: "nofile".to_owned(), soft: open_files, hard: open_files });
         let memory = Memory::detect();
-        let inner = Inner { config, shim, cgroups, join, program, memory, ulimits, filters, entering };
+        let apparmor = apparmor::load();
+        let inner = Inner { config, shim, cgroups, join, program, memory, ulimits, filters, apparmor, entering };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -166,26 +186,36 @@ impl Runtime {
         // Never closed.
         let _entering = self.inner.entering.acquire().await.ok();
         let spawned = tokio::task::spawn_blocking(move || {
-            let mut entry = exec::entry(&spec, args, target, &this.inner.cgroups, &group, &this.inner.ulimits)?;
-            if !spec.seccomp_unconfined {
-                entry.filter = this.filter(&spec.capabilities)?.to_vec();
-            }
+            let apparmor = this.inner.apparmor.profile_of(&spec).map_err(refused)?;
+            let mut entry =
+                exec::entry(&spec, apparmor, args, target, &this.inner.cgroups, &group, &this.inner.ulimits)?;
+            entry.filter = this.filter(&spec)?.map(|filter| filter.to_vec()).unwrap_or_default();
             exec::spawn(&this.inner.program, &entry).map_err(RuntimeError::io("run", "skep-shim exec"))
         });
         spawned.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
-    fn filter(&self, capabilities: &[String]) -> Result<Arc<Vec<u8>>, RuntimeError> {
+    /// A container's seccomp program; `None`: it is not confined.
+    fn filter(&self, spec: &ContainerSpec) -> Result<Option<Arc<Vec<u8>>>, RuntimeError> {
         let filters = || self.inner.filters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = filters().get(capabilities) {
-            return Ok(Arc::clone(known));
+        let key = (spec.seccomp.clone(), spec.capabilities.clone());
+        if let Some(known) = filters().get(&key) {
+            return Ok(Some(Arc::clone(known)));
         }
-        let copies = self.inner.config.dir.join("bin");
-        let filter = Filter::cached(&copies, &seccomp::default_profile(capabilities));
-        let filter = filter.map_err(|error| RuntimeError::Confine(error.into()))?;
+        let Some(profile) = seccomp::profile_of(spec).map_err(refused)? else { return Ok(None) };
+        let filter = match &spec.seccomp {
+            // A user's own is not kept on the disk under a name that another could be made to have.
+            Seccomp::Profile(_) => Filter::compile(&profile).map_err(|error| refused(chain(&error)))?,
+            _ => Filter::cached(&self.inner.config.dir.join("bin"), &profile)
+                .map_err(|error| RuntimeError::Confine(error.into()))?,
+        };
         let program = Arc::new(filter.program().to_vec());
-        filters().insert(capabilities.to_vec(), Arc::clone(&program));
-        Ok(program)
+        let mut filters = filters();
+        if filters.len() >= MAX_FILTERS {
+            filters.clear();
+        }
+        filters.insert(key, Arc::clone(&program));
+        Ok(Some(program))
     }
 
     fn launch(
@@ -250,7 +280,7 @@ impl Runtime {
             plan: self.plan(spec, group)?,
             external: match runtime {
                 OciRuntime::BuiltIn => External::default(),
-                OciRuntime::External(program) => self.external(spec, group, program),
+                OciRuntime::External(program) => self.external(spec, group, program)?,
             },
             memory: String::new(),
             memory_options: String::new(),
@@ -258,11 +288,10 @@ impl Runtime {
     }
 
     fn plan(&self, spec: &ContainerSpec, group: &Path) -> Result<Plan, RuntimeError> {
-        let refused = |sentence: String| RuntimeError::NotStarted { code: FAILED, sentence };
         if spec.args.is_empty() {
             return Err(refused("no command is specified, and the image names none".to_owned()));
         }
-        let filter = if spec.seccomp_unconfined { None } else { Some(self.filter(&spec.capabilities)?) };
+        let filter = self.filter(spec)?;
         let place = plan::Place {
             cgroups: &self.inner.cgroups,
             containers: &self.inner.config.cgroup_parent.join(CONTAINERS),
@@ -270,11 +299,16 @@ impl Runtime {
             shim: &self.inner.shim.to_string_lossy(),
             ulimits: &self.inner.ulimits,
             filter: filter.as_ref().map(|filter| filter.as_slice()),
+            apparmor: self.inner.apparmor.profile_of(spec).map_err(refused)?,
         };
         plan::plan(spec, &place).map_err(refused)
     }
 
-    fn external(&self, spec: &ContainerSpec, group: &Path, program: &Path) -> External {
+    fn external(&self, spec: &ContainerSpec, group: &Path, program: &Path) -> Result<External, RuntimeError> {
+        if spec.users.is_some() {
+            let sentence = "a user namespace of its own is there with the built-in runtime only";
+            return Err(refused(sentence.to_owned()));
+        }
         let bundle = self.inner.config.dir.join(MOUNT_POINT);
         let place = oci::Place {
             program: &program.to_string_lossy(),
@@ -284,8 +318,9 @@ impl Runtime {
             v1_mounts: &self.inner.cgroups.v1_mounts(),
             shim: &self.inner.shim.to_string_lossy(),
             ulimits: &self.inner.ulimits,
+            apparmor: &self.inner.apparmor.profile_of(spec).map_err(refused)?,
         };
-        oci::external(spec, &place)
+        oci::external(spec, &place).map_err(refused)
     }
 
     /// Finds the containers that earlier agents left: running ones are followed again, for ended ones their record is

@@ -1,9 +1,12 @@
 //! Docker's default seccomp profile (moby `profiles/seccomp/default_linux.go`), as rules of the OCI runtime
 //! specification: what is not named is refused with EPERM. Some calls depend on capabilities, as there.
 
+pub(crate) mod docker;
 pub(crate) mod filter;
 
 use serde_json::{Value, json};
+
+use crate::spec::{ContainerSpec, Seccomp};
 
 /// Calls that every container may make.
 const ALLOWED: &str = "accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown chown32 \
@@ -87,6 +90,20 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 const AF_VSOCK: u64 = 40;
 /// Every CLONE_NEW… flag but CLONE_NEWTIME, which clone(2) does not take.
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
+
+/// The profile of a container; `None`: it is not confined. The error is a sentence for the user.
+pub(crate) fn profile_of(spec: &ContainerSpec) -> Result<Option<Value>, String> {
+    match &spec.seccomp {
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::Default => Ok(Some(default_profile(&spec.capabilities))),
+        Seccomp::Profile(text) => {
+            let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+            let kernel = docker::kernel(&release).unwrap_or_default();
+            let here = docker::Here { capabilities: &spec.capabilities, kernel };
+            docker::rules(text, here).map(Some).map_err(|error| error.to_string())
+        }
+    }
+}
 
 /// The profile for a container with these capabilities (without `CAP_`).
 pub(crate) fn default_profile(capabilities: &[String]) -> Value {

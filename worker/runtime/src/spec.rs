@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use skep_shim::ids::{self, IdRange};
 
 /// One container, with every default already filled in by the caller.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,8 +31,10 @@ pub struct ContainerSpec {
     pub ulimits: Vec<Ulimit>,
     /// Capabilities without `CAP_`, exactly those it gets.
     pub capabilities: Vec<String>,
-    /// Whether Docker's default seccomp profile is off.
-    pub seccomp_unconfined: bool,
+    pub seccomp: Seccomp,
+    pub apparmor: AppArmor,
+    /// A user namespace of its own. `None`: the host's.
+    pub users: Option<UserNamespace>,
     /// Whether set-uid programs may gain privileges.
     pub allow_new_privileges: bool,
     /// A tiny init as process 1.
@@ -41,6 +46,47 @@ pub struct ContainerSpec {
     pub log: LogLimits,
     /// Where the log files go; outlives the container's directory.
     pub log_dir: PathBuf,
+}
+
+/// Which system calls a container may make.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Seccomp {
+    /// Docker's default profile.
+    #[default]
+    Default,
+    /// All.
+    Unconfined,
+    /// A profile in Docker's JSON form.
+    Profile(Arc<str>),
+}
+
+/// The AppArmor profile of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AppArmor {
+    /// `skep-default` where the kernel has AppArmor, none elsewhere.
+    #[default]
+    Default,
+    /// None.
+    Unconfined,
+    /// One that is loaded on the host.
+    Profile(String),
+}
+
+/// A user namespace, and the ids in it. Files of the image belong to the container's ids; those of binds stay the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserNamespace {
+    /// Where it is bound. It must own the network namespace.
+    pub path: PathBuf,
+    /// As its `uid_map` and `gid_map` have them; at least one range each.
+    pub uids: Vec<IdRange>,
+    pub gids: Vec<IdRange>,
+}
+
+impl UserNamespace {
+    /// The host's ids of a user and a group of the container's. `None`: one of them has none.
+    pub fn outside(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        Some((ids::outside(&self.uids, uid)?, ids::outside(&self.gids, gid)?))
+    }
 }
 
 /// The network that a container is in.

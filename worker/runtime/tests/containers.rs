@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use skep_runtime::{
-    ContainerSpec, LogLimits, Mount, MountKind, NetworkNamespace, Propagation, RuntimeError, State, Ulimit,
+    ContainerSpec, LogLimits, Mount, MountKind, NetworkNamespace, Propagation, RuntimeError, Seccomp, State, Ulimit,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +143,7 @@ async fn new_privileges_are_allowed_only_when_asked_and_the_filter_stays() {
     assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("0", "2"), "{out}{err}");
     assert!(out.ends_with("REFUSED\n"), "{out}{err}");
     let mut spec = world.spec("unconfined", "grep Seccomp: /proc/self/status");
-    spec.seccomp_unconfined = true;
+    spec.seccomp = Seccomp::Unconfined;
     assert_eq!(world.run(spec).await.1, "Seccomp:\t0\n");
 }
 

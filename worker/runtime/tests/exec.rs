@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::*;
-use skep_runtime::{Container, ContainerSpec, ExecEnd, RuntimeError, Ulimit};
+use skep_runtime::{Container, ContainerSpec, ExecEnd, RuntimeError, Seccomp, Ulimit};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -118,7 +118,7 @@ async fn its_rights_are_the_containers() {
         ("web", |spec| spec.user = "web".to_owned()),
         ("gains", |spec| spec.allow_new_privileges = true),
         ("few", |spec| spec.capabilities = vec!["KILL".to_owned()]),
-        ("free", |spec| spec.seccomp_unconfined = true),
+        ("free", |spec| spec.seccomp = Seccomp::Unconfined),
     ] {
         let of = idle(&world, id, change).await;
         let (_, said) = exec(&world, &of, &["sh", "-c", script], LONG).await;

@@ -12,7 +12,7 @@ use crate::fields::Fields;
 use crate::plan::Plan;
 
 /// Version of the start message. A monitor refuses any other.
-pub const CONFIG_VERSION: u32 = 4;
+pub const CONFIG_VERSION: u32 = 5;
 
 /// Longest part of a start message, in bytes: more than execve(2) takes of arguments and environment by default.
 const MAX_BYTES: u32 = 16 << 20;
@@ -276,7 +276,7 @@ mod tests {
     fn refuses_other_versions_unknown_keys_and_holes() {
         assert_eq!(ShimConfig::decode(b"version=1\0"), Err(ConfigError::Version));
         assert_eq!(ShimConfig::decode(b""), Err(ConfigError::Version));
-        assert_eq!(ShimConfig::decode(b"version=4\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
+        assert_eq!(ShimConfig::decode(b"version=5\0colour=red\0"), Err(ConfigError::Line("colour=red".into())));
         let mut no_layers = example();
         no_layers.lower.clear();
         assert_eq!(ShimConfig::decode(no_layers.encode().unwrap().as_bytes()), Err(ConfigError::Missing("lower")));

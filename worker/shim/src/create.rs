@@ -18,6 +18,7 @@ mod mounts;
 mod namespaces;
 mod proc;
 mod rootfs;
+mod users;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -30,6 +31,7 @@ use skep_shim::user::{self, User};
 use crate::program::{Command, FAILED, Refusal};
 use crate::rights::{self, Rights};
 use crate::sys;
+use users::Users;
 
 /// Said right before the command's program takes over.
 const READY: &str = "ready";
@@ -173,10 +175,14 @@ fn build(
 ) -> Result<i32, Failure> {
     let plan = &config.plan;
     namespaces::guard();
-    let user = assemble(config, memory, in_group, output)?;
+    let (user, users) = assemble(config, memory, in_group, output)?;
+    // Raising a limit is the host's root's right.
+    rights::limit(&plan.rlimits)?;
+    if let Some(users) = users {
+        users.enter(plan)?;
+    }
     // From here on nothing of the host's is within reach: no descriptor, no mount.
     report.stay_alone().map_err(at("cannot close files"))?;
-    rights::limit(&plan.rlimits)?;
     let mut env = plan.env.clone();
     user::add_home(&mut env, &user.home);
     let command = Command::new(&plan.args, &env)?;
@@ -202,19 +208,31 @@ fn cwd(plan: &Plan) -> &str {
     if plan.cwd.is_empty() { "/" } else { &plan.cwd }
 }
 
-/// Puts the container together and enters it. All descriptors that it opens are closed when it returns.
-fn assemble(config: &ShimConfig, memory: Option<&OwnedFd>, in_group: bool, output: [File; 2]) -> Result<User, Failure> {
+/// Puts the container together and enters it. All descriptors that it opens are closed when it returns,
+/// but that of a user namespace.
+fn assemble(
+    config: &ShimConfig,
+    memory: Option<&OwnedFd>,
+    in_group: bool,
+    output: [File; 2],
+) -> Result<(User, Option<Users>), Failure> {
     let plan = &config.plan;
     cgroups::join(plan, in_group)?;
     let mut sources = mounts::open_sources(plan)?;
     let host_null = devices::host_null()?;
+    let users = users::open(plan)?;
+    sys::choose_profile(&plan.apparmor).map_err(at(format!("cannot apply the AppArmor profile {}", plan.apparmor)))?;
     namespaces::enter(plan)?;
     rootfs::leave_propagation()?;
     if let Some(memory) = memory {
         sources.add(memory, config)?;
     }
-    let root = rootfs::mount(config)?;
+    let root = rootfs::mount(config, users.as_ref())?;
     let user = identity::look_up(&root, plan)?;
+    let owner = users::outside(plan, &user)?;
+    if let Some(users) = &users {
+        users.make_as_root()?;
+    }
     let mounted = mounts::mount_all(&root, plan, sources)?;
     devices::make(&root, plan)?;
     mounts::link_all(&root, plan)?;
@@ -227,7 +245,7 @@ fn assemble(config: &ShimConfig, memory: Option<&OwnedFd>, in_group: bool, outpu
     if plan.read_only_root {
         rootfs::make_read_only(&root)?;
     }
-    identity::connect(&root, &user, output, &host_null)?;
+    identity::connect(&root, owner, output, &host_null)?;
     rootfs::change_to(&root)?;
-    Ok(user)
+    Ok((user, users))
 }

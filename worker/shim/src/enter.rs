@@ -17,17 +17,17 @@ use crate::{exec, sys};
 const NAMESPACES: libc::c_int =
     libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
 
-/// Becomes the command, or says on `report` why not: `<exit code> <sentence>`.
-pub(crate) fn run(entry: &Entry, container: &OwnedFd, mut report: File) -> ! {
-    let (code, sentence) = become_command(entry, container);
+/// Becomes the command (`own_users`: the container has a user namespace of its own), or says on `report` why not: `<exit code> <sentence>`.
+pub(crate) fn run(entry: &Entry, container: &OwnedFd, own_users: bool, mut report: File) -> ! {
+    let (code, sentence) = become_command(entry, container, own_users);
     let _ = report.write_all(format!("{code} {sentence}").as_bytes());
     // SAFETY: ends this process without running anything of the parent's.
     unsafe { libc::_exit(code) }
 }
 
 /// Returns only with why it did not.
-fn become_command(entry: &Entry, container: &OwnedFd) -> Refusal {
-    match prepare(entry, container).and_then(|()| rights::confine(&rights_of(entry))) {
+fn become_command(entry: &Entry, container: &OwnedFd, own_users: bool) -> Refusal {
+    match prepare(entry, container, own_users).and_then(|()| rights::confine(&rights_of(entry))) {
         Ok(()) => Command::new(&entry.args, &entry.env).map_or_else(|refusal| refusal, |command| command.run()),
         Err((what, error)) => (FAILED, format!("{what}: {}", sys::words(&error))),
     }
@@ -45,7 +45,7 @@ fn rights_of(entry: &Entry) -> Rights<'_> {
     }
 }
 
-fn prepare(entry: &Entry, container: &OwnedFd) -> Result<(), Failure> {
+fn prepare(entry: &Entry, container: &OwnedFd, own_users: bool) -> Result<(), Failure> {
     let because = |what: &'static str| move |error: io::Error| (what, error);
     for file in &entry.join {
         match fs::write(file, "0") {
@@ -56,11 +56,16 @@ fn prepare(entry: &Entry, container: &OwnedFd) -> Result<(), Failure> {
     }
     fs::write("/proc/self/oom_score_adj", entry.oom_score_adj.to_string())
         .map_err(because("cannot set the OOM score"))?;
+    sys::choose_profile(&entry.apparmor).map_err(because("cannot apply the AppArmor profile"))?;
     let stdin = exec::null().map_err(because("cannot open /dev/null"))?;
     sys::duplicate(&stdin, 0).map_err(because("cannot set the input"))?;
     sys::close_on_exec().map_err(because("cannot close files"))?;
     rights::limit(&entry.rlimits)?;
     sys::enter_namespaces(container, NAMESPACES).map_err(because("cannot enter the container"))?;
+    if own_users {
+        // Last: the others are entered with the host's rights.
+        sys::enter_namespaces(container, libc::CLONE_NEWUSER).map_err(because("cannot enter the user namespace"))?;
+    }
     // SAFETY: plain numbers; this process has one thread.
     unsafe {
         libc::setsid();

@@ -52,6 +52,8 @@ pub struct Entry {
     pub capabilities: u64,
     /// Whether set-uid programs gain nothing (PR_SET_NO_NEW_PRIVS).
     pub no_new_privileges: bool,
+    /// The AppArmor profile that the command runs under; empty: the helper's.
+    pub apparmor: String,
     /// -1000 to 1000.
     pub oom_score_adj: i32,
     /// Limits of each process.
@@ -108,6 +110,7 @@ impl Entry {
         out.put("gid", self.gid);
         out.put("capabilities", self.capabilities);
         out.put("no-new-privileges", u8::from(self.no_new_privileges));
+        out.put("apparmor", &self.apparmor);
         out.put("oom", self.oom_score_adj);
         out.put("cwd", &self.cwd);
         for group in &self.groups {
@@ -139,6 +142,7 @@ impl Entry {
                 "gid" => entry.gid = value.parse().ok()?,
                 "capabilities" => entry.capabilities = value.parse().ok()?,
                 "no-new-privileges" => entry.no_new_privileges = value == "1",
+                "apparmor" => entry.apparmor = text,
                 "oom" => entry.oom_score_adj = value.parse().ok()?,
                 "cwd" => entry.cwd = text,
                 "further" => entry.groups.push(value.parse().ok()?),
@@ -180,6 +184,7 @@ mod tests {
             groups: vec![1, 2],
             capabilities: 1 << 40 | 3,
             no_new_privileges: true,
+            apparmor: "skep-default".into(),
             oom_score_adj: -5,
             rlimits: vec![Rlimit { resource: 7, soft: 1, hard: u64::MAX }],
             cwd: "/srv".into(),

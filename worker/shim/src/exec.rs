@@ -50,8 +50,10 @@ fn serve(entry: &Entry, agent: &UnixStream) -> Result<Option<i32>, (i32, String)
         libc::prctl(libc::PR_SET_NAME, c"skep-exec".as_ptr());
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
     }
+    sys::no_core_files();
     let children = sys::child_signal_fd().map_err(words("cannot watch children"))?;
     let container = open_container(entry).map_err(words("the container does not run"))?;
+    let own_users = has_own_users(entry.pid).map_err(words("the container does not run"))?;
     make_group(entry).map_err(words("cannot make a cgroup"))?;
     let (mut report, report_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
     // Only for children: this process stays where it is.
@@ -60,7 +62,7 @@ fn serve(entry: &Entry, agent: &UnixStream) -> Result<Option<i32>, (i32, String)
     let child = unsafe { libc::fork() };
     match child {
         -1 => return Err(words("cannot make a process")(io::Error::last_os_error())),
-        0 => enter::run(entry, &container, report_write),
+        0 => enter::run(entry, &container, own_users, report_write),
         _ => drop(report_write),
     }
     drop(container);
@@ -83,6 +85,12 @@ fn open_container(entry: &Entry) -> io::Result<OwnedFd> {
         Some(ticks) if ticks == entry.start_ticks => Ok(container),
         _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
     }
+}
+
+/// Whether it has a user namespace of its own; one cannot enter where one is already (setns(2)).
+fn has_own_users(pid: i32) -> io::Result<bool> {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/user"));
+    Ok(namespace(&pid.to_string())? != namespace("self")?)
 }
 
 /// The group may be there from an earlier command; what that left running ends now.

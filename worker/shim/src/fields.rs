@@ -32,7 +32,7 @@ impl Fields {
     }
 
     /// Adds a field for each value.
-    pub(crate) fn put_all(&mut self, key: &str, values: &[String]) {
+    pub(crate) fn put_all(&mut self, key: &str, values: &[impl Display]) {
         values.iter().for_each(|value| self.put(key, value));
     }
 

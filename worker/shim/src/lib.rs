@@ -9,6 +9,7 @@ pub mod entry;
 pub mod exit;
 mod fields;
 pub mod files;
+pub mod ids;
 pub mod logline;
 pub mod plan;
 pub mod protocol;

@@ -67,8 +67,9 @@ pub(crate) fn run(dir: &CStr) -> i32 {
         libc::setsid();
         // It was started by a descriptor's number.
         libc::prctl(libc::PR_SET_NAME, c"skep-shim".as_ptr());
-        // No core file and no other user's debugger: secrets pass through here.
+        // No core file and no other user's debugger: secrets pass through here. The limit's hard half stays, for containers.
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        sys::no_core_files();
         UnixStream::from_raw_fd(0)
     };
     let config = ShimConfig::receive(&mut agent).and_then(|config| Ok((receive_files(&config, &agent)?, config)));

@@ -6,6 +6,7 @@
 
 use crate::entry::Rlimit;
 use crate::fields::Fields;
+use crate::ids::IdRange;
 
 /// What a container is made of. Paths of the container are absolute and name its own tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +23,12 @@ pub struct Plan {
     pub namespaces: u32,
     /// The network namespace that it joins; empty: its monitor's.
     pub network: String,
+    /// The user namespace that it joins, which owns `network`; empty: the host's. With it come the ids that it has.
+    pub user_namespace: String,
+    /// Its user ids; empty: the host's.
+    pub uids: Vec<IdRange>,
+    /// Its group ids; empty: the host's.
+    pub gids: Vec<IdRange>,
     /// Host name in a namespace of its own; empty: the monitor's.
     pub hostname: String,
     /// Mounted in this order.
@@ -46,6 +53,8 @@ pub struct Plan {
     pub capabilities: u64,
     /// Whether set-uid programs gain nothing (PR_SET_NO_NEW_PRIVS).
     pub no_new_privileges: bool,
+    /// The AppArmor profile that its command runs under; empty: its monitor's.
+    pub apparmor: String,
     /// -1000 to 1000.
     pub oom_score_adj: i32,
     /// Limits of each process.
@@ -138,7 +147,11 @@ impl Plan {
         out.put("unified", &self.unified);
         out.put("namespaces", self.namespaces);
         out.put("network", &self.network);
+        out.put("user-namespace", &self.user_namespace);
+        out.put_all("uids", &self.uids);
+        out.put_all("gids", &self.gids);
         out.put("hostname", &self.hostname);
+        out.put("apparmor", &self.apparmor);
         for mount in &self.mounts {
             mount.encode(out);
         }
@@ -184,7 +197,11 @@ impl Plan {
             "unified" => self.unified = text(),
             "namespaces" => self.namespaces = value.parse().ok()?,
             "network" => self.network = text(),
+            "user-namespace" => self.user_namespace = text(),
+            "uids" => self.uids.push(IdRange::parse(value)?),
+            "gids" => self.gids.push(IdRange::parse(value)?),
             "hostname" => self.hostname = text(),
+            "apparmor" => self.apparmor = text(),
             "mount" => self.mounts.push(Mount { target: text(), ..Mount::default() }),
             "link" => self.links.push((text(), String::new())),
             "link-to" => self.links.last_mut()?.1 = text(),
@@ -275,7 +292,11 @@ pub(crate) mod tests {
             device_filter: vec![0, 9, 0],
             namespaces: 0x0800_0000,
             network: text("/run/net=x"),
+            user_namespace: text("/run/user=x"),
+            uids: vec![IdRange { inside: 0, outside: 100_000, count: 9 }, IdRange { inside: 9, outside: 1, count: 1 }],
+            gids: vec![IdRange { inside: 0, outside: 200_000, count: 9 }],
             hostname: text("web"),
+            apparmor: text("skep-default"),
             mounts: vec![
                 Mount {
                     target: text("/proc"),

@@ -7,6 +7,18 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+/// Sets the soft limit of core files to nothing (setrlimit(2)): what a crash would write may hold secrets.
+pub(crate) fn no_core_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives through both calls. Lowering a soft limit cannot fail.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit) == 0 {
+            limit.rlim_cur = 0;
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
+        }
+    }
+}
+
 /// Turns a C result into an `io::Result`.
 pub(crate) fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -224,6 +236,20 @@ pub(crate) fn leave_keyring() -> io::Result<()> {
     match check(joined as c_int) {
         Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Has the next program run under an AppArmor profile, which the kernel must have (apparmor(7), aa_change_onexec(2)); empty:
+/// nothing changes. `/proc` must be the host's.
+pub(crate) fn choose_profile(profile: &str) -> io::Result<()> {
+    if profile.is_empty() {
+        return Ok(());
+    }
+    let text = format!("exec {profile}");
+    match std::fs::write("/proc/self/attr/apparmor/exec", &text) {
+        // Before Linux 5.8 there was one security module with such files.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::write("/proc/self/attr/exec", &text),
+        other => other,
     }
 }
 

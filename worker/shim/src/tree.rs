@@ -96,32 +96,45 @@ pub(crate) fn set(mount: &OwnedFd, attributes: u64, propagation: u64, recursive:
     if attributes == 0 && propagation == 0 {
         return Ok(true);
     }
-    // linux/mount.h, struct mount_attr
-    #[repr(C)]
-    struct Attributes {
-        set: u64,
-        clear: u64,
-        propagation: u64,
-        user_namespace: u64,
-    }
     // A kind of access time replaces the one that was.
     let clear = if attributes & libc::MOUNT_ATTR__ATIME == 0 { 0 } else { libc::MOUNT_ATTR__ATIME };
     let wanted = Attributes { set: attributes, clear, propagation, user_namespace: 0 };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: an open descriptor, a C string, a struct with the kernel's layout and its size.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            EMPTY.as_ptr(),
-            flags,
-            &raw const wanted,
-            size_of::<Attributes>(),
-        )
-    };
-    match check(done as i32) {
+    match wanted.apply(mount, if recursive { libc::AT_RECURSIVE } else { 0 }) {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(false),
-        other => other.map(|_| true),
+        other => other.map(|()| true),
+    }
+}
+
+/// Lets the files of a mount that is attached nowhere yet belong to what a user namespace has for their owners (Linux 5.12).
+pub(crate) fn map_ids(mount: &OwnedFd, user_namespace: RawFd) -> io::Result<()> {
+    let set = libc::MOUNT_ATTR_IDMAP;
+    Attributes { set, clear: 0, propagation: 0, user_namespace: user_namespace as u64 }.apply(mount, 0)
+}
+
+/// linux/mount.h, struct mount_attr
+#[repr(C)]
+struct Attributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+impl Attributes {
+    /// mount_setattr(2).
+    fn apply(&self, mount: &OwnedFd, flags: libc::c_int) -> io::Result<()> {
+        // SAFETY: an open descriptor, a C string, a struct with the kernel's layout and its size.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                mount.as_raw_fd(),
+                EMPTY.as_ptr(),
+                libc::AT_EMPTY_PATH | flags,
+                std::ptr::from_ref(self),
+                size_of::<Self>(),
+            )
+        };
+        check(done as i32).map(drop)
     }
 }
 

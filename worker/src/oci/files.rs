@@ -52,8 +52,8 @@ impl Files {
         Self { hosts: dir.join("hosts"), hostname: dir.join("hostname"), resolv_conf: dir.join("resolv.conf") }
     }
 
-    /// Writes all three; their folder is there. Blocks.
-    pub(super) fn write(&self, sandbox: &Sandbox<'_>) -> Result<(), FileError> {
+    /// Writes all three; their folder is there. `owner`: whose they are, if not root's. Blocks.
+    pub(super) fn write(&self, sandbox: &Sandbox<'_>, owner: Option<(u32, u32)>) -> Result<(), FileError> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -66,6 +66,9 @@ impl Files {
         ];
         for (path, content) in contents {
             std::fs::write(path, content).map_err(failed(path))?;
+            if let Some((uid, gid)) = owner {
+                std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed(path))?;
+            }
         }
         Ok(())
     }

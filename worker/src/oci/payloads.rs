@@ -10,9 +10,10 @@ use skep_proto::v1::{ContainerSpec, FileTarget};
 use skep_proto::validate::files::{
     DEFAULT_MODE, MAX_CONFIG_BYTES, MAX_SECRET_BYTES, SECRETS_DIR, config_path, secret_path,
 };
-use skep_runtime::{Files, MemoryFile, MemoryPlace, Mount, MountKind};
+use skep_runtime::{Files, MemoryFile, MemoryPlace, Mount, MountKind, UserNamespace};
 use zeroize::Zeroizing;
 
+use super::spec::SpecError;
 use crate::payload::{PayloadId, PayloadOwner, Payloads};
 
 /// What of a container's secrets and configs cannot be.
@@ -110,6 +111,15 @@ fn use_of(
     };
     let mode = if wanted.mode == 0 { DEFAULT_MODE } else { wanted.mode };
     Ok(Use { id, title, target: target.to_owned(), path, place, uid, gid, mode })
+}
+
+/// Makes the owners of files those that the host has for them.
+pub(super) fn remap(files: &mut Files, users: &UserNamespace) -> Result<(), SpecError> {
+    for file in &mut files.files {
+        let owner = users.outside(file.uid, file.gid);
+        (file.uid, file.gid) = owner.ok_or_else(|| SpecError::Owner(format!("{:?}", file.place)))?;
+    }
+    Ok(())
 }
 
 /// What is mounted for them.

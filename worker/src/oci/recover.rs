@@ -96,7 +96,7 @@ impl Inner {
             entry.stop_signals.insert(name.to_owned(), signal);
         }
         let files = Files::in_dir(&self.layout.sandbox(job.id));
-        let planned = Shared::of(job, &self.facts)
+        let planned = Shared::of(job, &self.facts, self.config.users.as_ref(), &self.layout)
             .and_then(|shared| spec::plan(job, container, &image, &shared, &files, &self.layout));
         match planned {
             Ok(plan) => {

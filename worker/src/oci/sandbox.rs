@@ -12,8 +12,10 @@ use skep_proto::id::TaskId;
 use skep_proto::v1::{AttachRequest, AttachResponse, NetworkMode, SandboxEndpoint};
 
 use super::files::{Files, Sandbox};
+use super::spec::Shared;
 use super::{Inner, blocking, connections, failed};
 use crate::executor::{ExecError, Supplies, TaskJob};
+use crate::remap::Remap;
 
 /// What netd is to attach. `None`: the task has no networks of its own.
 pub(super) fn attach_request(job: &TaskJob) -> Option<AttachRequest> {
@@ -37,7 +39,7 @@ impl Inner {
     pub(super) async fn make_shared(
         &self,
         job: &Arc<TaskJob>,
-        hostname: String,
+        shared: &Shared,
         files: Files,
         binds: Vec<PathBuf>,
         supplies: &Arc<dyn Supplies>,
@@ -45,11 +47,19 @@ impl Inner {
         let sandboxes = self.host()?.sandboxes.clone();
         let making = self.making(job.id).lock_owned().await;
         let (name, alone) = (job.id.to_string(), job.template().network_mode() == NetworkMode::None);
+        let maps = shared.users.as_ref().and(self.config.users.as_ref()).map(Remap::maps);
+        // The owner of the files is the container's root, who may change them as elsewhere.
+        let owner = shared.users.as_ref().and_then(|users| users.outside(0, 0));
+        let hostname = shared.hostname.clone();
         let making = blocking(move || {
             if let Some(missing) = binds.iter().find(|path| !path.exists()) {
                 return Err(ExecError::new(format!("bind source path does not exist: {}", missing.display())));
             }
             sandboxes.make(&name).map_err(|error| failed("make the task's sandbox", error))?;
+            if let Some((uids, gids)) = maps {
+                let made = sandboxes.make_users(&name, &uids, &gids);
+                made.map_err(|error| failed("make the task's user namespace", error))?;
+            }
             if alone {
                 let made = sandboxes.make_net(&name);
                 made.map_err(|error| failed("make the task's network namespace", error))?;
@@ -60,9 +70,17 @@ impl Inner {
         .await?;
         let attached = self.attach(job, supplies).await?;
         self.tasks().entry(job.id).or_default().published = connections::published(job, &attached);
-        let job = Arc::clone(job);
+        let (job, with_users, sandboxes) = (Arc::clone(job), shared.users.is_some(), self.host()?.sandboxes.clone());
         blocking(move || {
             let _making = making;
+            if with_users {
+                let own = sandboxes.users_own_net(&job.id.to_string());
+                if !own.map_err(|error| failed("look at the task's network namespace", error))? {
+                    let problem =
+                        "the host's netd is of a version that cannot remap ids: end it, and the daemon starts another";
+                    return Err(ExecError::new(problem));
+                }
+            }
             let template = job.template();
             let addresses: Vec<IpAddr> = attached.addresses.iter().filter_map(|wire| address_from_wire(wire)).collect();
             let sandbox = Sandbox {
@@ -73,7 +91,7 @@ impl Inner {
                 extra_hosts: &template.hosts,
                 dns: template.dns.as_ref(),
             };
-            files.write(&sandbox).map_err(|error| ExecError::new(crate::executor::chain(&error)))
+            files.write(&sandbox, owner).map_err(|error| ExecError::new(crate::executor::chain(&error)))
         })
         .await
     }

@@ -7,20 +7,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use skep_image::ResolvedImage;
+use skep_overlay::USERS;
 use skep_proto::template::{Facts, TemplateError, render};
 use skep_proto::v1::{ContainerSpec, MountSpec, MountType, NetworkMode, TaskTemplate};
 use skep_runtime::{
     ContainerSpec as RuntimeSpec, DEFAULT_CAPABILITIES, ImageCommand, LogLimits, Mount, MountKind, NetworkNamespace,
-    Propagation, ResourceLimits, Ulimit, resolve_command,
+    Propagation, ResourceLimits, Ulimit, UserNamespace, resolve_command,
 };
 
 use super::capabilities;
 use super::files::Files;
 use super::layout::Layout;
 use super::payloads::{self, PayloadError, Use};
-use super::signal;
+use super::{signal, users};
 use crate::executor::{NodeFacts, TaskJob};
 use crate::health::{Check, CheckError};
+use crate::remap::Remap;
 
 /// Docker's, where an image sets none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -67,6 +69,18 @@ pub(super) enum SpecError {
     /// A kernel parameter that is the whole host's.
     #[error("kernel parameter {0:?} cannot be set: it is not the container's own but the whole host's")]
     Sysctl(String),
+    /// A user namespace where the node has none to give.
+    #[error("this node does not remap user ids: start its daemon with --userns-remap, or use --userns host")]
+    NoRemap,
+    /// Remapped ids on the host's network.
+    #[error("the host's network cannot be used on a node that remaps user ids, unless with --userns host")]
+    HostNetwork,
+    /// Containers of one task that differ.
+    #[error("all containers of a task have the same user namespace")]
+    Users,
+    /// An id without one of the host's.
+    #[error("{0} has an owner that is none of the ids that this node remaps")]
+    Owner(String),
     /// A number that makes no sense.
     #[error("{what} cannot be negative")]
     Negative {
@@ -101,11 +115,18 @@ pub(super) struct Plan {
 pub(super) struct Shared {
     pub(super) facts: Facts,
     pub(super) hostname: String,
+    /// `None`: they have the host's user and group ids.
+    pub(super) users: Option<UserNamespace>,
 }
 
 impl Shared {
     /// Fills in what belongs to the sandbox.
-    pub(super) fn of(job: &TaskJob, node: &NodeFacts) -> Result<Self, SpecError> {
+    pub(super) fn of(
+        job: &TaskJob,
+        node: &NodeFacts,
+        remap: Option<&Remap>,
+        layout: &Layout,
+    ) -> Result<Self, SpecError> {
         let node_id = node.id.map(|id| id.to_string()).unwrap_or_default();
         let slot = if job.slot == 0 { node_id.clone() } else { job.slot.to_string() };
         let service_name = job.revision.service_name.clone();
@@ -127,7 +148,8 @@ impl Shared {
             "" => job.id.short(),
             text => fill(text, &facts, || "the hostname".to_owned())?,
         };
-        Ok(Self { facts, hostname })
+        let users = users::namespace(job.template(), remap, layout.sandbox(job.id).join(USERS))?;
+        Ok(Self { facts, hostname, users })
     }
 }
 
@@ -174,7 +196,9 @@ pub(super) fn plan(
         ulimits: ulimits(container)?,
         capabilities: capabilities::resolve(defaults, &container.cap_add, &container.cap_drop)
             .map_err(SpecError::Capability)?,
-        seccomp_unconfined: false,
+        seccomp: users::seccomp(container),
+        apparmor: users::apparmor(container),
+        users: shared.users.clone(),
         allow_new_privileges: container.allow_new_privileges,
         init: container.init,
         read_only_root: container.read_only,

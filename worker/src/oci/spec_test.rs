@@ -53,8 +53,8 @@ fn node() -> NodeFacts {
 
 fn plan_of(template: TaskTemplate, container: &ContainerSpec, run: RunConfig) -> Result<Plan, SpecError> {
     let job = job(template);
-    let shared = Shared::of(&job, &node())?;
     let layout = Layout::new(Path::new("/data"));
+    let shared = Shared::of(&job, &node(), None, &layout)?;
     let files = Files::in_dir(&layout.sandbox(job.id));
     plan(&job, container, &image(run), &shared, &files, &layout)
 }
@@ -80,7 +80,8 @@ fn defaults() {
     assert_eq!(spec.network, NetworkNamespace::Path(format!("/data/sandboxes/{task}/net").into()));
     assert_eq!(spec.capabilities.len(), DEFAULT_CAPABILITIES.len());
     assert_eq!(spec.log_dir, Path::new(&format!("/data/tasks/{task}/main")));
-    assert!(!spec.seccomp_unconfined && !spec.allow_new_privileges && !spec.read_only_root);
+    assert_eq!((&spec.seccomp, &spec.apparmor, &spec.users), (&Default::default(), &Default::default(), &None));
+    assert!(!spec.allow_new_privileges && !spec.read_only_root);
     let targets: Vec<_> = spec.mounts.iter().map(|mount| mount.target.as_str()).collect();
     assert_eq!(targets, ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]);
 }
@@ -225,7 +226,9 @@ fn mistakes_are_named() {
 #[test]
 fn on_the_hosts_network_it_is_called_as_the_host_is() {
     let host = || TaskTemplate { network_mode: NetworkMode::Host.into(), ..TaskTemplate::default() };
-    let hostname = |template: TaskTemplate| Shared::of(&job(template), &node()).unwrap().hostname;
+    let hostname = |template: TaskTemplate| {
+        Shared::of(&job(template), &node(), None, &Layout::new(Path::new("/data"))).unwrap().hostname
+    };
     assert_eq!(hostname(host()), node().hostname);
     assert_eq!(hostname(TaskTemplate { hostname: "own".to_owned(), ..host() }), "own");
     assert_ne!(hostname(TaskTemplate { network_mode: NetworkMode::None.into(), ..host() }), node().hostname);

@@ -47,7 +47,7 @@ pub(super) fn check(change: &Change, caller: &Caller<'_>) -> Result<(), Failure>
 /// Changes the spec.
 pub(super) fn edit(mut spec: ServiceSpec, change: &Change, caller: &Caller<'_>) -> Result<Edited, Failure> {
     let mut lists = Lists::default();
-    change.settings.apply(&mut spec)?;
+    change.settings.apply(&mut spec, caller)?;
     change.service.apply(&mut spec, &mut lists)?;
     change.network.apply(&mut spec, &mut lists)?;
     let template = spec.template.get_or_insert_default();

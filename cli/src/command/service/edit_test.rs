@@ -181,6 +181,24 @@ fn capabilities_have_three_states() {
 }
 
 #[test]
+fn confinement_is_set_kept_and_set_back() {
+    let reads = Caller { read: &|_| Ok("{ \"defaultAction\": \"SCMP_ACT_ALLOW\" }".to_owned()), ..caller() };
+    let of = |spec: &ServiceSpec| spec.template.as_ref().unwrap().containers[0].clone();
+    let line = "--security-opt no-new-privileges=false --security-opt seccomp=p.json --security-opt apparmor=web --userns host";
+    let first = edit(stored(), &change(line), &reads).unwrap().spec;
+    let held = of(&first).confinement.unwrap();
+    assert!(of(&first).allow_new_privileges);
+    assert_eq!((held.seccomp.as_str(), held.apparmor.as_str()), ("{\"defaultAction\":\"SCMP_ACT_ALLOW\"}", "web"));
+    assert_eq!(held.user_namespace(), skep_proto::v1::UserNamespaceMode::Host);
+    let second = edit(first, &change("--security-opt seccomp=unconfined"), &reads).unwrap().spec;
+    assert_eq!(of(&second).confinement.unwrap().apparmor, "web", "what is not given stays");
+    let line = "--security-opt no-new-privileges --security-opt seccomp=builtin --security-opt apparmor=default --userns default";
+    assert_eq!(edit(second, &change(line), &reads).unwrap().spec, stored());
+    let error = edit(stored(), &change("--security-opt seccomp=gone.json"), &caller()).unwrap_err();
+    assert!(error.to_string().contains("gone.json"), "{error}");
+}
+
+#[test]
 fn settings_keep_what_is_not_given() {
     let spec = edited("--replicas 5 --limit-cpu 2 --update-parallelism 3 --update-delay 10s").spec;
     let again = edit(spec, &change("--limit-memory 64m --update-order start-first"), &caller()).unwrap().spec;

@@ -37,6 +37,17 @@ pub(crate) enum Order {
     StopFirst,
 }
 
+/// Whose user and group ids a container has.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Userns {
+    /// As its node does.
+    Default,
+    /// The host's.
+    Host,
+    /// Its own.
+    Private,
+}
+
 /// What a service's name resolves to.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
@@ -125,6 +136,14 @@ pub(crate) struct ContainerSettings {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse::boolean,
           value_name = "BOOL")]
     pub(crate) allow_new_privileges: Option<bool>,
+    /// How it is confined: no-new-privileges[:BOOL], seccomp=unconfined|default|FILE (a profile in Docker's form),
+    /// apparmor=unconfined|default|PROFILE (one that is loaded on its nodes).
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+    /// Its user namespace on nodes that remap ids (`skep daemon --userns-remap`): `host` (the host's ids), `private` (its
+    /// own, or it does not run), or `default` (as the node does).
+    #[arg(long, value_name = "MODE")]
+    pub(crate) userns: Option<Userns>,
     /// Log driver: json-file.
     #[arg(long, value_name = "DRIVER")]
     pub(crate) log_driver: Option<String>,

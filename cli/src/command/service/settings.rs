@@ -1,19 +1,22 @@
 //! Puts the flags of `flags.rs` into a service's spec. Pure. `create` starts from an empty spec, `update` from the stored
 //! one; what is not given stays.
 
+use std::path::Path;
 use std::time::Duration;
 
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    ContainerSpec, EndpointMode, FailureAction, HealthCheck, ReplicatedMode, Resources, RestartCondition, ServiceSpec,
-    TaskTemplate, UpdateOrder, UpdatePolicy,
+    Confinement, ContainerSpec, EndpointMode, FailureAction, HealthCheck, ReplicatedMode, Resources, RestartCondition,
+    ServiceSpec, TaskTemplate, UpdateOrder, UpdatePolicy, UserNamespaceMode,
 };
 
 use super::flags::{
     Condition, ContainerSettings, Endpoint, HealthFlags, Order, PolicyFlags, ResourceFlags, RollbackFailure,
-    ServiceSettings, Settings, UpdateFailure,
+    ServiceSettings, Settings, UpdateFailure, Userns,
 };
+use super::spec::{Caller, each};
 use crate::failure::Failure;
+use crate::parse::security_opt::{self, Seccomp, SecurityOpt};
 use crate::parse::{duration, log_opt, shell};
 
 /// Name of the only container of a service that the command line makes.
@@ -21,11 +24,11 @@ pub(super) const CONTAINER_NAME: &str = "main";
 
 impl Settings {
     /// Changes the spec; what is wrong in itself is refused, contradictions are left to `skep_proto::validate`.
-    pub(super) fn apply(&self, spec: &mut ServiceSpec) -> Result<(), Failure> {
+    pub(super) fn apply(&self, spec: &mut ServiceSpec, caller: &Caller<'_>) -> Result<(), Failure> {
         self.service.apply(spec)?;
         self.policy.apply(spec);
         let template = spec.template.get_or_insert_default();
-        self.container.apply(template)?;
+        self.container.apply(template, caller)?;
         let container = main_container(template);
         self.health.apply(container)?;
         self.resources.apply(container);
@@ -91,7 +94,7 @@ impl ServiceSettings {
 }
 
 impl ContainerSettings {
-    fn apply(&self, template: &mut TaskTemplate) -> Result<(), Failure> {
+    fn apply(&self, template: &mut TaskTemplate, caller: &Caller<'_>) -> Result<(), Failure> {
         set(&mut template.hostname, self.hostname.clone());
         if let Some(driver) = &self.log_driver {
             log_opt::driver(driver).map_err(|error| error.of("--log-driver"))?;
@@ -112,8 +115,46 @@ impl ContainerSettings {
         set(&mut container.stop_signal, self.stop_signal.clone());
         set(&mut container.stop_grace_period_ms, self.stop_grace_period.map(duration::millis_or_none));
         set(&mut container.allow_new_privileges, self.allow_new_privileges);
+        self.confine(container, caller)
+    }
+}
+
+impl ContainerSettings {
+    /// `--security-opt` and `--userns`.
+    fn confine(&self, container: &mut ContainerSpec, caller: &Caller<'_>) -> Result<(), Failure> {
+        for option in each(&self.security_opt, "--security-opt", security_opt::parse)? {
+            match option {
+                SecurityOpt::NoNewPrivileges(none) => container.allow_new_privileges = !none,
+                SecurityOpt::AppArmor(name) => within(&mut container.confinement, |held| held.apparmor = name),
+                SecurityOpt::Seccomp(given) => {
+                    let text = match given {
+                        None => String::new(),
+                        Some(Seccomp::Unconfined) => "unconfined".to_owned(),
+                        Some(Seccomp::File(path)) => profile(&path, caller)?,
+                    };
+                    within(&mut container.confinement, |held| held.seccomp = text);
+                }
+            }
+        }
+        if let Some(mode) = self.userns {
+            within(&mut container.confinement, |held| {
+                held.set_user_namespace(match mode {
+                    Userns::Default => UserNamespaceMode::Default,
+                    Userns::Host => UserNamespaceMode::Host,
+                    Userns::Private => UserNamespaceMode::Private,
+                });
+            });
+        }
+        // What was set back to the defaults leaves the spec as it was.
+        container.confinement.take_if(|held| *held == Confinement::default());
         Ok(())
     }
+}
+
+fn profile(path: &str, caller: &Caller<'_>) -> Result<String, Failure> {
+    let unread = |error| Failure::Usage(format!("--security-opt seccomp: cannot read {path}: {error}"));
+    let text = (caller.read)(Path::new(path)).map_err(unread)?;
+    security_opt::profile(&text).map_err(|error| error.of("--security-opt"))
 }
 
 impl HealthFlags {

@@ -60,7 +60,7 @@ pub(crate) fn build(args: &CreateArgs, caller: &Caller<'_>) -> Result<ServiceSpe
         endpoint: Some(EndpointSpec { ports, ..EndpointSpec::default() }),
         ..ServiceSpec::default()
     };
-    args.settings.apply(&mut spec)?;
+    args.settings.apply(&mut spec, caller)?;
     Ok(spec)
 }
 

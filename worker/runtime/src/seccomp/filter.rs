@@ -82,7 +82,8 @@ impl Filter {
         Ok(filter)
     }
 
-    fn compile(profile: &Value) -> Result<Self, FilterError> {
+    /// The program of a profile.
+    pub(crate) fn compile(profile: &Value) -> Result<Self, FilterError> {
         let profile = Profile::deserialize(profile)?;
         let default = ScmpAction::from_str(&profile.default_action, Some(profile.default_errno_ret))?;
         let mut context = ScmpFilterContext::new(default)?;
@@ -142,6 +143,10 @@ fn comparison(arg: &Comparison) -> Result<ScmpArgCompare, FilterError> {
     let (op, value) = match arg.op.as_str() {
         "SCMP_CMP_EQ" => (ScmpCompareOp::Equal, arg.value),
         "SCMP_CMP_NE" => (ScmpCompareOp::NotEqual, arg.value),
+        "SCMP_CMP_LT" => (ScmpCompareOp::Less, arg.value),
+        "SCMP_CMP_LE" => (ScmpCompareOp::LessOrEqual, arg.value),
+        "SCMP_CMP_GE" => (ScmpCompareOp::GreaterEqual, arg.value),
+        "SCMP_CMP_GT" => (ScmpCompareOp::Greater, arg.value),
         // In the OCI form `value` is the mask and `valueTwo` what must be left of the argument.
         "SCMP_CMP_MASKED_EQ" => (ScmpCompareOp::MaskedEqual(arg.value), arg.value_two),
         other => return Err(FilterError::Comparison(other.to_owned())),
@@ -190,7 +195,7 @@ mod tests {
         odd["listenerPath"] = Value::from("/x");
         assert!(matches!(Filter::compile(&odd), Err(FilterError::Profile(_))));
         let mut odd = profile(&[]);
-        odd["syscalls"][1]["args"][0]["op"] = Value::from("SCMP_CMP_LT");
+        odd["syscalls"][1]["args"][0]["op"] = Value::from("SCMP_CMP_ABOUT");
         assert!(matches!(Filter::compile(&odd), Err(FilterError::Comparison(_))));
     }
 

@@ -1,6 +1,9 @@
 //! A host of a test's own, and what tests of containers need besides.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+pub mod calls;
+pub mod users;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -101,7 +104,7 @@ fn busybox(root: &Path) {
     for applet in [
         "sh", "cat", "echo", "sleep", "id", "mount", "unshare", "touch", "ls", "grep", "env", "pwd", "dd", "ps",
         "kill", "chmod", "rmdir", "test", "[", "head", "tail", "setsid", "true", "hostname", "chown", "seq", "wc",
-        "stat", "tr",
+        "stat", "tr", "mknod", "cp", "mkdir", "nc", "timeout", "sort",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }

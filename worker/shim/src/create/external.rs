@@ -34,11 +34,11 @@ pub(super) fn run(config: &ShimConfig, memory: Option<&OwnedFd>, output: &[File;
         };
         attach().map_err(at("cannot attach secrets and configs"))?;
     }
-    let root = rootfs::mount(&ShimConfig { mount_point: format!("{bundle}/rootfs"), ..config.clone() })?;
+    let root = rootfs::mount(&ShimConfig { mount_point: format!("{bundle}/rootfs"), ..config.clone() }, None)?;
     let user = identity::look_up(&root, &config.plan)?;
     drop(root);
     fs::write(format!("{bundle}/config.json"), configuration(config, &user)).map_err(at("cannot write config.json"))?;
-    identity::hand_over(output, &user)?;
+    identity::hand_over(output, (user.uid, user.gid))?;
     with_program(&config.external, Path::new(bundle), output)
 }
 

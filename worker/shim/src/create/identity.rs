@@ -33,20 +33,25 @@ fn read(root: &OwnedFd, path: &str) -> String {
     text
 }
 
-/// Makes the user the owner of the output: the command may open /dev/stdout anew, which its owner alone can.
-pub(super) fn hand_over(output: &[File; 2], user: &User) -> Result<(), Failure> {
+/// Makes the user (the host's ids of it) the owner of the output: the command may open /dev/stdout anew, which its owner alone
+/// can.
+pub(super) fn hand_over(output: &[File; 2], (uid, gid): (u32, u32)) -> Result<(), Failure> {
     for output in output {
         // SAFETY: the descriptor is open; plain numbers.
-        check(unsafe { libc::fchown(output.as_raw_fd(), user.uid, user.gid) })
-            .map_err(at("cannot hand over the output"))?;
+        check(unsafe { libc::fchown(output.as_raw_fd(), uid, gid) }).map_err(at("cannot hand over the output"))?;
     }
     Ok(())
 }
 
 /// Connects input, output and errors. The input is the container's own `/dev/null`: what a process has open it can change
 /// the owner and mode of.
-pub(super) fn connect(root: &OwnedFd, user: &User, output: [File; 2], host_null: &OwnedFd) -> Result<(), Failure> {
-    hand_over(&output, user)?;
+pub(super) fn connect(
+    root: &OwnedFd,
+    owner: (u32, u32),
+    output: [File; 2],
+    host_null: &OwnedFd,
+) -> Result<(), Failure> {
+    hand_over(&output, owner)?;
     let input = match devices::own_null(root, libc::O_RDONLY) {
         Some(null) => null,
         None => {

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use skep_shim::config::ShimConfig;
 
+use super::users::{self, Users};
 use super::{Failure, at};
 use crate::sys::{c_string, check, mount as mount_at};
 use crate::tree;
@@ -20,8 +21,18 @@ pub(super) fn leave_propagation() -> Result<(), Failure> {
     mount_at("", c"/", "", libc::MS_REC | libc::MS_SLAVE, "").map_err(at("cannot leave the host's mounts"))
 }
 
-/// Mounts the overlay on its mount point and opens its root. The current directory is the container's.
-pub(super) fn mount(config: &ShimConfig) -> Result<OwnedFd, Failure> {
+/// Mounts the overlay on its mount point and opens its root. The current directory is the container's. With a user namespace
+/// its layers belong to the container's ids.
+pub(super) fn mount(config: &ShimConfig, users: Option<&Users>) -> Result<OwnedFd, Failure> {
+    if let Some(users) = users {
+        config
+            .lower
+            .iter()
+            .chain([&config.points])
+            .filter(|layer| !layer.is_empty())
+            .try_for_each(|layer| users.show(layer))?;
+        users::give(users, &config.upper)?;
+    }
     mount_overlay(config).map_err(at("cannot mount the root file system"))?;
     let open = || tree::open_path(&c_string(&config.mount_point)?);
     open().map_err(at("cannot open the root file system"))
