@@ -13,7 +13,7 @@ BENCH_PACKAGES := iperf3 wrk
 SEEDS   ?= 200
 FROM    ?= 0
 
-.PHONY: help setup setup-test build demo test verify fix unit sim sim-test e2e test-vm bench bench-net clean
+.PHONY: help setup setup-test build demo test verify fix unit sim sim-test fuzz e2e test-vm bench bench-net clean
 
 help:
 	@echo "make setup    install the Debian packages that building and the demo need"
@@ -22,6 +22,7 @@ help:
 	@echo "make verify   format, lints and licences only; writes nothing"
 	@echo "make fix      format, and let clippy mend what it can"
 	@echo "make sim      managers in simulated time under faults: SEEDS=n for more, SEED=n for one with its trace"
+	@echo "make fuzz     every parser of outside bytes, FUZZ_SECONDS=60 each, two at a time"
 	@echo "make test-vm  kernel WireGuard, cgroup v2 and systemd, in a virtual machine (as root, by hand)"
 	@echo "make bench    figures next to the peers' (as root, release build)"
 	@echo "make bench-net  the same of networks (iperf3, wrk, a lab)"
@@ -46,6 +47,7 @@ verify:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	cd tests/sim && $(CARGO) fmt --check && $(CARGO) clippy --locked --all-targets -- -D warnings
+	cd tests/fuzz && $(CARGO) fmt --check
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; else echo "cargo-deny is not installed: licences and sources are not checked"; fi
 
 fix:
@@ -65,6 +67,11 @@ sim:
 
 sim-test:
 	cd tests/sim && $(CARGO) test --locked
+
+# FUZZ_SECONDS, FUZZ_TARGETS and FUZZ_SANITIZER: see tests/fuzz/README.md.
+fuzz:
+	@deploy/setup.sh $(BUILD_PACKAGES) g++
+	@tests/fuzz/run.sh
 
 e2e: build target/whoami.tar
 	SKEP_BIN=$(CURDIR)/$(BIN) $(CARGO) nextest run --locked -p skep-tests

@@ -1,25 +1,7 @@
-//! `skep`: the one binary. This file only decides who gets the process: a lab's hidden program, or the command line.
-//!
-//! Start reading at `command/mod.rs` for the commands, `client.rs` for how they reach a daemon, `output/` for what they
-//! print, `exit.rs` for how they end.
-
-mod client;
-mod command;
-mod exit;
-mod failure;
-mod output;
-mod parse;
-mod registry;
-mod remote;
-mod retry;
-mod view;
+//! `skep`: the one binary. All of it is in the library beside it.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything else: it must run single-threaded, with nothing opened and nothing parsed.
-    if let Some(code) = skep_lab::internal_main() {
-        return code;
-    }
-    command::main()
+    skep_cli::main()
 }

@@ -8,6 +8,8 @@
 
 pub mod check;
 pub mod endpoint;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod mesh;
 pub mod netd;

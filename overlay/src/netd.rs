@@ -9,7 +9,7 @@ mod attach;
 mod check;
 mod define;
 mod drain;
-mod keep;
+pub(crate) mod keep;
 mod process;
 mod recover;
 mod restore;

@@ -13,6 +13,8 @@ pub mod assignments;
 mod checks;
 pub mod description;
 pub mod executor;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gc;
 pub mod health;
 mod logs;

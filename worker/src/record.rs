@@ -355,35 +355,41 @@ fn read(db: &sled::Db) -> Result<Recorded, RecordError> {
     let mut recorded = Recorded::default();
     for entry in pieces::whole(db) {
         let (key, value) = entry.map_err(|source| RecordError::Write(Arc::new(source)))?;
-        let bad = || damaged(&key);
-        match key.split_first() {
-            Some((b'm', name)) => read_fact(&mut recorded, name, &value).ok_or_else(bad)??,
-            Some((b't', id)) => {
-                let id = TaskId::from_wire(id).map_err(|_| bad())?;
-                recorded.tasks.insert(id, Task::decode(&*value).map_err(|_| bad())?);
-            }
-            Some((b's', id)) => {
-                let id = TaskId::from_wire(id).map_err(|_| bad())?;
-                let (acknowledged, status) = value.split_first().ok_or_else(bad)?;
-                let status = TaskStatus::decode(status).map_err(|_| bad())?;
-                recorded.statuses.insert(id, (status, *acknowledged == 1));
-            }
-            Some((b'a', id)) => {
-                let id = TaskId::from_wire(id).map_err(|_| bad())?;
-                let revision = value.as_slice().try_into().map_err(|_| bad())?;
-                recorded.applied.insert(id, u64::from_be_bytes(revision));
-            }
-            Some((b'r', rest)) => {
-                let (service, number) = rest.split_at_checked(16).ok_or_else(bad)?;
-                let service = ServiceId::from_wire(service).map_err(|_| bad())?;
-                let number = u64::from_be_bytes(number.try_into().map_err(|_| bad())?);
-                let revision = Revision::decode(&*value).map_err(|_| bad())?;
-                recorded.revisions.insert((service, number), Arc::new(revision));
-            }
-            _ => return Err(bad()),
-        }
+        read_entry(&mut recorded, &key, &value)?;
     }
     Ok(recorded)
+}
+
+/// Reads one key with its whole value.
+pub(crate) fn read_entry(recorded: &mut Recorded, key: &[u8], value: &[u8]) -> Result<(), RecordError> {
+    let bad = || damaged(key);
+    match key.split_first() {
+        Some((b'm', name)) => read_fact(recorded, name, value).ok_or_else(bad)??,
+        Some((b't', id)) => {
+            let id = TaskId::from_wire(id).map_err(|_| bad())?;
+            recorded.tasks.insert(id, Task::decode(value).map_err(|_| bad())?);
+        }
+        Some((b's', id)) => {
+            let id = TaskId::from_wire(id).map_err(|_| bad())?;
+            let (acknowledged, status) = value.split_first().ok_or_else(bad)?;
+            let status = TaskStatus::decode(status).map_err(|_| bad())?;
+            recorded.statuses.insert(id, (status, *acknowledged == 1));
+        }
+        Some((b'a', id)) => {
+            let id = TaskId::from_wire(id).map_err(|_| bad())?;
+            let revision = value.try_into().map_err(|_| bad())?;
+            recorded.applied.insert(id, u64::from_be_bytes(revision));
+        }
+        Some((b'r', rest)) => {
+            let (service, number) = rest.split_at_checked(16).ok_or_else(bad)?;
+            let service = ServiceId::from_wire(service).map_err(|_| bad())?;
+            let number = u64::from_be_bytes(number.try_into().map_err(|_| bad())?);
+            let revision = Revision::decode(value).map_err(|_| bad())?;
+            recorded.revisions.insert((service, number), Arc::new(revision));
+        }
+        _ => return Err(bad()),
+    }
+    Ok(())
 }
 
 /// Reads one of the agent's own facts. `None`: damaged.

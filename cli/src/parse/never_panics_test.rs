@@ -1,7 +1,6 @@
 //! No parser panics, whatever a user types.
 
 use proptest::prelude::*;
-use skep_proto::v1::NetworkMode;
 
 use super::*;
 
@@ -18,30 +17,7 @@ fn plausible() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn parsers_never_panic(text in plausible(), now: i64) {
-        let list = [text.clone()];
-        let _ = duration::parse(&text).map(|span| (duration::millis(span), duration::millis_or_none(span)));
-        let _ = size::bytes(&text);
-        let _ = size::nano_cpus(&text);
-        let _ = mount::parse(&text);
-        let _ = publish::parse(&text, NetworkMode::Host);
-        let _ = network::Networks::parse(&list);
-        let _ = driver_opt::options(&list);
-        let _ = ulimit::parse(&text);
-        let _ = pair::labels(&list);
-        let _ = pair::sysctls(&list);
-        let _ = pair::host(&text);
-        let _ = env::variable(&text, |_| None);
-        let _ = env::file(&text, |_| Some(String::new()));
-        let _ = shell::words(&text);
-        let _ = since::parse_ns(&text, now);
-        let _ = since::tail(&text);
-        let _ = platform::parse(&text);
-        let _ = log_opt::options(&list);
-        let _ = log_opt::driver(&text);
-        let _ = filter::Filters::parse(&list, &["name"], &[]);
-        let _ = security_opt::parse(&text);
-        let _ = security_opt::profile(&text);
-        let _ = boolean(&text);
+        crate::fuzzing::value(&text, now);
     }
 
     #[test]

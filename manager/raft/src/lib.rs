@@ -16,6 +16,8 @@ mod disk;
 mod election;
 mod engine;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handover;
 mod inbound;
 mod keys;

@@ -65,6 +65,8 @@
 //! `answer` (what a question is answered with), `zone` (the names of a network), `sandbox` (the loops), `upstream`.
 
 mod answer;
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 mod name;
 mod pool;

@@ -105,6 +105,11 @@ fn reply(message: &Message) -> Parsed {
 }
 
 impl Request {
+    /// What the client takes, in octets.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub(crate) fn question(&self) -> Question<'_> {
         let opt = if self.edns.is_some() { OPT } else { 0 };
         let left = self.limit.saturating_sub(HEADER + self.question_length() + opt);

@@ -7,6 +7,8 @@
 //!
 //! `examples/figures.rs` makes a container's endpoint from nothing, and measures it.
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod kernel;
 
 pub mod address;

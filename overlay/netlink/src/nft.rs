@@ -276,7 +276,7 @@ fn family(fixed: &[u8]) -> Option<Family> {
 }
 
 /// Reads an `NFT_MSG_NEWCHAIN`; `None` for any other message and family, and for chains that only rules lead to.
-fn parse_chain(message: Message<'_>) -> Result<Option<FoundChain>, crate::message::Malformed> {
+pub(crate) fn parse_chain(message: Message<'_>) -> Result<Option<FoundChain>, crate::message::Malformed> {
     if message.kind != kind(NFT_MSG_NEWCHAIN) {
         return Ok(None);
     }

@@ -143,7 +143,7 @@ impl Wireguard {
     }
 }
 
-fn parse_family(message: Message<'_>) -> Result<Option<u16>, Malformed> {
+pub(crate) fn parse_family(message: Message<'_>) -> Result<Option<u16>, Malformed> {
     for attribute in message.split(4)?.1 {
         let attribute = attribute?;
         if attribute.kind == CTRL_ATTR_FAMILY_ID {
@@ -257,7 +257,7 @@ fn decode_endpoint(bytes: &[u8]) -> Result<SocketAddr, Malformed> {
 }
 
 /// Reads one message of a device's dump. A peer with many addresses is spread over several, under the same key.
-fn parse_device(device: &mut Device, message: Message<'_>) -> Result<(), Malformed> {
+pub(crate) fn parse_device(device: &mut Device, message: Message<'_>) -> Result<(), Malformed> {
     for attribute in message.split(4)?.1 {
         let attribute = attribute?;
         match attribute.kind {

@@ -23,7 +23,7 @@ const APPENDED: u64 = 64 << 10;
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeptError {
+pub(crate) enum KeptError {
     /// It cannot be read.
     #[error("cannot read it")]
     File(#[from] io::Error),
@@ -42,7 +42,7 @@ pub(super) enum KeptError {
 }
 
 /// A record as it is written.
-fn record(message: &impl Message) -> Vec<u8> {
+pub(crate) fn record(message: &impl Message) -> Vec<u8> {
     let mut bytes = vec![0; HEADER];
     message.encode_raw(&mut bytes);
     let length = u32::try_from(bytes.len() - HEADER).unwrap_or(u32::MAX);
@@ -92,9 +92,13 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
 
 /// Reads a file of one record. `None`: there is none.
 pub(super) fn read<M: Message + Default>(path: &Path) -> Result<Option<M>, KeptError> {
-    let Some(bytes) = bytes(path)? else { return Ok(None) };
-    match records(&bytes)?.0.as_slice() {
-        [one] => Ok(Some(M::decode(*one)?)),
+    bytes(path)?.map(|bytes| one(&bytes)).transpose()
+}
+
+/// The message of such a file.
+pub(crate) fn one<M: Message + Default>(bytes: &[u8]) -> Result<M, KeptError> {
+    match records(bytes)?.0.as_slice() {
+        [one] => Ok(M::decode(*one)?),
         other => Err(KeptError::Count(other.len())),
     }
 }
@@ -109,14 +113,14 @@ fn bytes(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 /// A table as it was kept.
 #[derive(Debug, Default)]
-pub(super) struct KeptTable {
-    pub(super) followed: FollowedTable,
+pub(crate) struct KeptTable {
+    pub(crate) followed: FollowedTable,
     /// No task here needs it, said its last message.
     pub(super) dropped: bool,
 }
 
 /// A table from the bytes of its file.
-fn table(network: NetworkId, bytes: &[u8]) -> Result<KeptTable, KeptError> {
+pub(crate) fn table(network: NetworkId, bytes: &[u8]) -> Result<KeptTable, KeptError> {
     let mut kept = KeptTable::default();
     for record in records(bytes)?.0 {
         let message = v1::NetworkTable::decode(record)?;

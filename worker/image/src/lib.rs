@@ -8,6 +8,8 @@ pub mod change;
 pub mod config;
 pub mod digest;
 mod flight;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gc;
 mod images;
 pub mod import;

@@ -5,9 +5,9 @@
 //! Which scheme: HTTPS with the system's certificates; for registries on the insecure list and on loopback, as in Docker,
 //! HTTPS without verification and then plain HTTP.
 
-mod auth;
+pub(crate) mod auth;
 mod insecure;
-mod session;
+pub(crate) mod session;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

@@ -12,6 +12,8 @@ mod container;
 mod error;
 mod exec;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod logs;
 mod oci;
 mod plan;

@@ -192,7 +192,7 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Se
 }
 
 /// Reads one JSON line; `None` for one that a crash or a full disk cut.
-fn parse(line: &[u8]) -> Option<LogLine> {
+pub(crate) fn parse(line: &[u8]) -> Option<LogLine> {
     let record: Record = serde_json::from_slice(line).ok()?;
     let time_ns = parse_time(&record.time)?;
     Some(LogLine { time_ns, stderr: record.stream == "stderr", data: record.log.into_bytes() })
@@ -207,7 +207,10 @@ fn parse_time(text: &str) -> Option<i64> {
     let mut time = time.splitn(3, ':').map(str::parse::<i64>);
     let (hour, minute, second) = (time.next()?.ok()?, time.next()?.ok()?, time.next()?.ok()?);
     let nanos: i64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    if !(1..=12).contains(&month) {
+    let is_date = (0..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    // The 60th second is a leap second.
+    let is_time = (0..24).contains(&hour) && (0..60).contains(&minute) && (0..=60).contains(&second);
+    if !is_date || !is_time || !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
     }
     // Days from civil (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms").
@@ -259,6 +262,22 @@ mod tests {
         assert_eq!(parse_time("2000-02-29T12:00:00.5Z"), Some(951_825_600_500_000_000));
         assert_eq!(parse_time("2000-13-01T00:00:00Z"), None);
         assert_eq!(parse_time("nonsense"), None);
+    }
+
+    /// Of a damaged file: they were numbers out of range for the arithmetic.
+    #[test]
+    fn times_that_cannot_be_are_none() {
+        for text in [
+            "9223372036854775807-12-31T00:00:00Z",
+            "-9223372036854775808-01-01T00:00:00Z",
+            "2026-01-9223372036854775807T00:00:00Z",
+            "2026-01-02T9223372036854775807:00:00Z",
+            "2026-01-02T00:00:61Z",
+            "2026-01-02T00:00:00.-1Z",
+            "9999-01-01T00:00:00Z",
+        ] {
+            assert_eq!(parse_time(text), None, "{text}");
+        }
     }
 
     #[tokio::test]

@@ -148,7 +148,7 @@ impl Content {
     }
 
     /// Takes a message that says that something is there or is to be, or is to go.
-    fn take(&mut self, message: Message<'_>) -> Result<(), Malformed> {
+    pub(crate) fn take(&mut self, message: Message<'_>) -> Result<(), Malformed> {
         const SUBSYSTEM: u16 = NFNL_SUBSYS_NFTABLES << 8;
         if message.kind & 0xff00 != SUBSYSTEM {
             return Ok(());

@@ -110,7 +110,7 @@ impl fmt::Debug for RegistryAuth {
 
 /// What a registry wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(crate) enum Challenge {
     /// Name and password.
     Basic,
     /// A token from elsewhere.
@@ -125,7 +125,7 @@ pub(super) enum Challenge {
 }
 
 /// Reads the value of one `WWW-Authenticate` header, which may hold several challenges: a bearer challenge wins.
-pub(super) fn parse_challenge(header: &str) -> Option<Challenge> {
+pub(crate) fn parse_challenge(header: &str) -> Option<Challenge> {
     let mut found = None;
     let mut rest = header;
     while let Some((scheme, parameters, behind)) = next_challenge(rest) {

@@ -214,11 +214,6 @@ impl Session {
         auth: &RegistryAuth,
         scheme: Scheme,
     ) -> Result<String, FetchError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
         let mut url = Url::parse(realm).map_err(|_| self.malformed("a token server that is not a URL"))?;
         if scheme == Scheme::Https && url.scheme() != "https" {
             return Err(self.malformed("a token server without https"));
@@ -261,8 +256,7 @@ impl Session {
         let idle = self.registry.config.timeouts.idle;
         let body = timeout(idle, small_body(response)).await.map_err(|_| self.silent(idle))?;
         let body = body.map_err(|error| self.broken(&error))?;
-        let answer: Option<Answer> = body.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let token = answer.and_then(|answer| answer.token.or(answer.access_token)).filter(|token| !token.is_empty());
+        let token = body.and_then(|bytes| token_in(&bytes));
         token.ok_or_else(|| self.malformed("no token from its token server"))
     }
 
@@ -321,14 +315,35 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     inner.to_string()
 }
 
-/// The start of `Content-Range: bytes 100-199/200`.
 fn content_range_start(response: &Response) -> Option<u64> {
-    let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    range_start(response.headers().get(CONTENT_RANGE)?.to_str().ok()?)
+}
+
+/// The start of `bytes 100-199/200`.
+pub(crate) fn range_start(value: &str) -> Option<u64> {
     value.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }
 
-/// `: message` of the registry's error envelope, shortened; empty if there is none.
+/// The token in a token server's answer.
+pub(crate) fn token_in(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Answer {
+        token: Option<String>,
+        access_token: Option<String>,
+    }
+    let answer: Answer = serde_json::from_slice(body).ok()?;
+    answer.token.or(answer.access_token).filter(|token| !token.is_empty())
+}
+
+/// `: message` of the registry's error envelope; empty if there is none.
 async fn error_message(response: Response) -> String {
+    let body = timeout(Duration::from_secs(5), small_body(response)).map(Result::ok).await;
+    let message = body.and_then(Result::ok).flatten().and_then(|bytes| refusal_in(&bytes));
+    message.map_or_else(String::new, |message| format!(": {message}"))
+}
+
+/// The first message of a registry's error envelope, shortened.
+pub(crate) fn refusal_in(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Envelope {
         errors: Vec<Entry>,
@@ -338,12 +353,7 @@ async fn error_message(response: Response) -> String {
         #[serde(default)]
         message: String,
     }
-    let body = timeout(Duration::from_secs(5), small_body(response)).map(Result::ok).await;
-    let envelope =
-        body.and_then(Result::ok).flatten().and_then(|bytes| serde_json::from_slice::<Envelope>(&bytes).ok());
-    let message = envelope.and_then(|envelope| envelope.errors.into_iter().next()).map(|entry| entry.message);
-    match message {
-        Some(message) if !message.is_empty() => format!(": {}", message.chars().take(200).collect::<String>()),
-        _ => String::new(),
-    }
+    let envelope: Envelope = serde_json::from_slice(body).ok()?;
+    let message = envelope.errors.into_iter().next()?.message;
+    (!message.is_empty()).then(|| message.chars().take(200).collect())
 }

@@ -1,0 +1,21 @@
+//! Doors to private parsers for `tests/fuzz`, and for nobody else: no part of the interface.
+
+use skep_proto::id::NetworkId;
+use skep_proto::v1;
+
+use crate::netd::keep;
+
+/// The kept file of a network's table. Gives the version that it holds.
+pub fn kept_table(network: NetworkId, bytes: &[u8]) -> Option<u64> {
+    keep::table(network, bytes).ok().map(|kept| kept.followed.current().version)
+}
+
+/// A message as it is kept.
+pub fn keep(message: &impl prost::Message) -> Vec<u8> {
+    keep::record(message)
+}
+
+/// A kept file of one message: who the host is, or how a sandbox was attached. Whether either could be read.
+pub fn kept_message(bytes: &[u8]) -> bool {
+    keep::one::<v1::ConfigureRequest>(bytes).is_ok() | keep::one::<v1::AttachRequest>(bytes).is_ok()
+}
