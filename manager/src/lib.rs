@@ -6,6 +6,8 @@ mod callers;
 mod clock;
 mod control;
 pub mod dispatch;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod images;
 mod keys;
 mod leader;
@@ -15,7 +17,6 @@ mod machine;
 mod manager;
 pub mod peers;
 mod roles;
-#[cfg(test)]
 mod scripted;
 mod sequencer;
 #[cfg(feature = "sim")]

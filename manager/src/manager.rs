@@ -186,20 +186,7 @@ impl Manager {
             Control::new(store.clone(), config.registries, config.node, raft.status()).with_nodes(dispatcher.clone());
         let authority = CertificateAuthority::new(store.clone(), config.deny);
         let control = control.with_keys(Arc::clone(&board)).with_authority(authority.clone());
-        let routes = Routes::new(ClustersServer::new(control.clone()))
-            .add_service(NodesServer::new(control.clone()))
-            .add_service(ServicesServer::new(control.clone()))
-            .add_service(TasksServer::new(control.clone()))
-            .add_service(ImageNamesServer::new(control.clone()))
-            .add_service(NetworksServer::new(control.clone()))
-            .add_service(SecretsServer::new(control.clone()))
-            .add_service(ConfigsServer::new(control.clone()))
-            .add_service(ClientsServer::new(control.clone()))
-            .add_service(WatchServer::new(control))
-            .add_service(dispatcher.service())
-            .add_service(dispatcher.relay_service())
-            .add_service(LogBroker::new(&dispatcher).service())
-            .add_service(authority.service())
+        let routes = services(control, &dispatcher, &LogBroker::new(&dispatcher), &authority)
             .add_service(QuorumService::new(Arc::clone(&raft), store.clone(), board).service());
         let routes = callers::guard(routes, &store);
         let addr = config.advertise_addr.clone();
@@ -294,6 +281,29 @@ impl Manager {
         self.background.shutdown().await;
         self.raft.shutdown().await;
     }
+}
+
+/// What people and nodes ask a manager.
+pub(crate) fn services(
+    control: Control,
+    dispatcher: &Dispatcher,
+    logs: &LogBroker,
+    authority: &CertificateAuthority,
+) -> Routes {
+    Routes::new(ClustersServer::new(control.clone()))
+        .add_service(NodesServer::new(control.clone()))
+        .add_service(ServicesServer::new(control.clone()))
+        .add_service(TasksServer::new(control.clone()))
+        .add_service(ImageNamesServer::new(control.clone()))
+        .add_service(NetworksServer::new(control.clone()))
+        .add_service(SecretsServer::new(control.clone()))
+        .add_service(ConfigsServer::new(control.clone()))
+        .add_service(ClientsServer::new(control.clone()))
+        .add_service(WatchServer::new(control))
+        .add_service(dispatcher.service())
+        .add_service(dispatcher.relay_service())
+        .add_service(logs.service())
+        .add_service(authority.service())
 }
 
 /// Returns when the manager with this status has ended by itself.

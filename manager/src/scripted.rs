@@ -1,5 +1,5 @@
-//! Raft by a script, for tests of what asks it: its status, the fates of its entries and its barriers are the test's. For
-//! what the real one of one voter cannot be brought to.
+//! Raft by a script, for tests of what asks it (and for `fuzzing`): its status, the fates of its entries and its barriers are
+//! the test's. For what the real one of one voter cannot be brought to. No manager runs on it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -41,11 +41,13 @@ impl Scripted {
     }
 
     /// Says whether barriers pass.
+    #[cfg(test)]
     pub(crate) fn passing(self, passes: bool) -> Self {
         Self { passes, ..self }
     }
 
     /// How many barriers it was asked for.
+    #[cfg(test)]
     pub(crate) fn barriers(&self) -> usize {
         self.barriers.load(Ordering::SeqCst)
     }

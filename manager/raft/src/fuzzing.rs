@@ -92,8 +92,8 @@ pub fn samples() -> [Vec<Vec<u8>>; 3] {
         written(&|out| wire::put_pre_vote(out, Some(id))),
         written(&|out| wire::put_vote_request(out, &VoteRequest::new(vote, Some(id)))),
     ];
-    let records = [normal, blank, voters].iter().map(|entry| written(&|out| codec::put_entry(out, entry)));
-    let mut records: Vec<_> = records.collect();
+    let entries = [normal, blank, voters];
+    let mut records: Vec<_> = entries.iter().map(|entry| written(&|out| codec::put_entry(out, entry))).collect();
     records.push(written(&|out| codec::put_vote(out, &vote)));
     let ring = KeyRing::new(1, vec![(1, Cipher::new(&[0; 32]))]).map(Arc::new);
     let file = ring.and_then(|ring| {

@@ -14,17 +14,18 @@ use skep_core::{codec, doctor, orchestrate};
 use skep_proto::cidr::Cidr;
 use skep_proto::constraint::{Constraint, parse_spread};
 use skep_proto::id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId};
+use skep_proto::template;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{
     self, ClusterSpec, CreateConfigRequest, CreateNetworkRequest, CreateSecretRequest, CreateServiceRequest,
     NodeDescription, NodeRole, NodeSpec, NodeState, ServiceSpec, Severity, UpdateClusterRequest, UpdateNodeRequest,
     UpdateServiceRequest,
 };
-use skep_proto::{template, validate};
+use skep_proto::validate::{self, files};
 
 use crate::{choose, text};
 
-const NOW: UnixMs = UnixMs(1_700_000_000_000);
+pub(crate) const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
 /// One of the requests that carry a spec.
 pub fn api_requests(data: &[u8]) {
@@ -43,10 +44,15 @@ pub fn api_requests(data: &[u8]) {
 
 /// What the store holds after `service create`, and what the loops make of it.
 fn service(spec: &ServiceSpec) {
-    if validate::service_spec(spec).is_err() {
-        return;
+    if validate::service_spec(spec).is_ok() {
+        let mut state = swarm();
+        service_in(&mut state, spec);
+        check(&state);
     }
-    let mut state = swarm();
+}
+
+/// Makes a valid service, whose tasks are placed then. False where the networks or ports that it asks for are not to be had.
+pub(crate) fn service_in(state: &mut State, spec: &ServiceSpec) -> bool {
     let mut spec = spec.clone();
     // A million slots are made in a moment, but not 10,000 times a second.
     if let Some(v1::service_spec::Mode::Replicated(mode)) = &mut spec.mode {
@@ -62,37 +68,36 @@ fn service(spec: &ServiceSpec) {
             (one.config_id, one.version) = (ConfigId::new(1).to_vec(), 1);
         }
     }
-    let Ok(Endpoint { ports, virtual_addresses }) = network::endpoint::resolve(&state, &spec, &template, None, 7)
-    else {
-        return;
+    let Ok(Endpoint { ports, virtual_addresses }) = network::endpoint::resolve(state, &spec, &template, None, 7) else {
+        return false;
     };
     let service_name = spec.name.as_str().into();
     let (id, meta) = (ServiceId::new(5), Meta::default());
     let service = Service { id, meta, spec: Arc::new(spec), revision: 1, ports, update: None, virtual_addresses };
     let (key, template) = (service.current(), Arc::new(template));
     let revision = Revision { key, template, created_at: NOW, copied_from: None, service_name, live: None };
-    store(&mut state, [Op::PutService(service), Op::PutRevision(revision)].map(Change::create).into());
+    store(state, [Op::PutService(service), Op::PutRevision(revision)].map(Change::create).into());
     let mut ids = Ids::new(1);
     let mut cursors = Cursors::default();
     for _ in 0..2 {
-        let plan = orchestrate::plan(&state, id, NOW, &mut ids);
-        carry_out(&mut state, plan);
-        let plan = schedule::plan(&state, &Ledger::of(&state), &mut cursors, NOW, 3);
-        carry_out(&mut state, plan);
+        let plan = orchestrate::plan(state, id, NOW, &mut ids);
+        carry_out(state, plan);
+        let plan = schedule::plan(state, &Ledger::of(state), &mut cursors, NOW, 3);
+        carry_out(state, plan);
     }
-    assert_eq!(orchestrate::plan(&state, id, NOW, &mut ids).groups, [], "a plan that was carried out is done");
-    check(&state);
+    assert_eq!(orchestrate::plan(state, id, NOW, &mut ids).groups, [], "a plan that was carried out is done");
+    true
 }
 
 fn secret(spec: v1::SecretSpec, data: Vec<u8>) {
-    if validate::secret_spec(&spec).is_ok() && validate::secret_size(data.len()).is_ok() {
+    if validate::secret_spec(&spec).is_ok() && files::secret_size(data.len()).is_ok() {
         let v1::SecretSpec { name, labels, templated } = spec;
         parcel(ParcelId::Secret(SecretId::new(2)), ParcelSpec { name, labels, templated }, data);
     }
 }
 
 fn config(spec: v1::ConfigSpec, data: Vec<u8>) {
-    if validate::config_spec(&spec).is_ok() && validate::config_size(data.len()).is_ok() {
+    if validate::config_spec(&spec).is_ok() && files::config_size(data.len()).is_ok() {
         let v1::ConfigSpec { name, labels, templated } = spec;
         parcel(ParcelId::Config(ConfigId::new(2)), ParcelSpec { name, labels, templated }, data);
     }
@@ -181,7 +186,7 @@ pub(crate) fn swarm() -> State {
     state
 }
 
-fn made(number: u128) -> Node {
+pub(crate) fn made(number: u128) -> Node {
     let description = NodeDescription { hostname: format!("host{number}"), ..NodeDescription::default() };
     Node {
         id: NodeId::new(number),
@@ -197,7 +202,7 @@ fn made(number: u128) -> Node {
 }
 
 /// What the API has checked, the store takes.
-fn store(state: &mut State, changes: Vec<Change>) {
+pub(crate) fn store(state: &mut State, changes: Vec<Change>) {
     let transaction = Transaction { at: NOW, groups: vec![Group(changes)], ..Transaction::default() };
     // As it travels in the log.
     let entry = codec::encode_entry(std::slice::from_ref(&transaction));
@@ -214,7 +219,7 @@ fn carry_out(state: &mut State, plan: Plan) {
     assert!(refused.is_empty(), "{refused:?}");
 }
 
-fn check(state: &State) {
+pub(crate) fn check(state: &State) {
     let found = doctor::check(state);
     let wrong: Vec<_> = found.into_iter().filter(|finding| finding.severity == Severity::Error).collect();
     assert!(wrong.is_empty(), "{wrong:?}");

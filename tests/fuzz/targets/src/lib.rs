@@ -3,6 +3,7 @@
 //! its seed corpus in the ordinary test run.
 
 mod api;
+mod calls;
 mod command_line;
 mod identity;
 mod images;
@@ -32,6 +33,7 @@ macro_rules! targets {
 
 targets! {
     api: api_requests constraint placeholders addresses;
+    calls: manager_calls;
     command_line: cli_values cli_format;
     identity: join_token certificates signing_request image_ticket;
     images: image_reference image_manifest image_config layer_tar image_archive registry_answer registry_login;

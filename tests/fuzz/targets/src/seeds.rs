@@ -126,6 +126,7 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     networks(&mut add);
     worker(&mut add);
     requests(&mut add);
+    calls(&mut add);
     all
 }
 
@@ -597,7 +598,8 @@ fn shim_config() -> Vec<Vec<u8>> {
     messages.map(|(message, lengths)| parts(&[&message[lengths..], &[6, 0, 0, 0, 0, 0, 0xff, 0x7f], b"devices"])).into()
 }
 
-fn requests(add: &mut Add<'_>) {
+/// A service with something of everything.
+pub(crate) fn service(name: &str) -> v1::ServiceSpec {
     let target = v1::FileTarget { path: "/etc/web.conf".to_owned(), ..v1::FileTarget::default() };
     let container = v1::ContainerSpec {
         name: "main".to_owned(),
@@ -628,13 +630,17 @@ fn requests(add: &mut Add<'_>) {
         ..v1::TaskTemplate::default()
     };
     let port = v1::PortSpec { target_port: 80, published_port: 8080, ..v1::PortSpec::default() };
-    let spec = v1::ServiceSpec {
-        name: "web".to_owned(),
+    v1::ServiceSpec {
+        name: name.to_owned(),
         mode: Some(v1::service_spec::Mode::Replicated(v1::ReplicatedMode { replicas: 3 })),
         template: Some(template),
         endpoint: Some(v1::EndpointSpec { ports: vec![port], ..v1::EndpointSpec::default() }),
         ..v1::ServiceSpec::default()
-    };
+    }
+}
+
+fn requests(add: &mut Add<'_>) {
+    let spec = service("web");
     let global = v1::ServiceSpec { mode: Some(v1::service_spec::Mode::Global(v1::GlobalMode {})), ..spec.clone() };
     let create = v1::CreateServiceRequest { spec: Some(spec), ..v1::CreateServiceRequest::default() };
     let update = v1::UpdateServiceRequest { spec: Some(global), ..v1::UpdateServiceRequest::default() };
@@ -675,4 +681,101 @@ fn requests(add: &mut Add<'_>) {
             chosen(6, config.encode_to_vec()),
         ],
     );
+}
+
+/// A call of every method of the manager, and a few that follow each other.
+fn calls(add: &mut Add<'_>) {
+    let text = |text: &str| text.to_owned();
+    let call = |caller: u8, method: &str, messages: &[Vec<u8>]| {
+        [&[caller][..], &parts(&[method.as_bytes(), &framed(messages), b""])].concat()
+    };
+    let one = |method: &str, message: Vec<u8>| call(0, method, &[message]);
+    let service = v1::CreateServiceRequest { spec: Some(service("api")), ..v1::CreateServiceRequest::default() };
+    let update = v1::UpdateServiceRequest { reference: text("web"), spec: service.spec.clone(), ..Default::default() };
+    let network = v1::NetworkSpec { name: text("back"), ..v1::NetworkSpec::default() };
+    let secret = v1::SecretSpec { name: text("key2"), ..v1::SecretSpec::default() };
+    let config = v1::ConfigSpec { name: text("site"), ..v1::ConfigSpec::default() };
+    let rotate = v1::RotateRequest { reference: text("key"), data: b"newer".to_vec(), ..v1::RotateRequest::default() };
+    let back = v1::RollbackPayloadRequest { reference: text("key"), ..v1::RollbackPayloadRequest::default() };
+    let gone = v1::RemovePayloadsRequest { reference: text("db"), ..v1::RemovePayloadsRequest::default() };
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let name = v1::PutImageNameRequest { name: text("web:1"), digest: digest.clone(), ..Default::default() };
+    let role = v1::JoinTokenRequest { role: v1::NodeRole::Worker.into(), rotate: true, ..Default::default() };
+    let node = v1::NodeSpec { labels: BTreeMap::from([(text("zone"), text("a"))]), ..v1::NodeSpec::default() };
+    let node = v1::UpdateNodeRequest { reference: text("host1"), spec: Some(node), ..Default::default() };
+    let service_id = ServiceId::new(5).to_vec();
+    let logs = v1::ReadLogsRequest { service_id: service_id.clone(), ..v1::ReadLogsRequest::default() };
+    let issue =
+        v1::IssueRequest { csr_pem: text("-----BEGIN"), token: text("SWMTKN-1-"), ..v1::IssueRequest::default() };
+    macro_rules! referring {
+        ($($method:literal $message:ident $reference:literal;)+) => {[$(
+            one($method, v1::$message { reference: text($reference), ..v1::$message::default() }.encode_to_vec()),
+        )+]};
+    }
+    let by_reference = referring! {
+        "Nodes/Get" GetNodeRequest "self"; "Nodes/Remove" RemoveNodeRequest "host2";
+        "Services/Get" GetServiceRequest "web"; "Services/Rollback" RollbackServiceRequest "web";
+        "Services/History" ServiceHistoryRequest "web"; "Services/Scale" ScaleServiceRequest "web";
+        "Services/Remove" RemoveServiceRequest "web"; "Tasks/Get" GetTaskRequest "web.1";
+        "Networks/Get" GetNetworkRequest "front"; "Networks/Remove" RemoveNetworkRequest "front";
+        "Networks/Doctor" NetworkDoctorRequest "front"; "Secrets/Get" GetSecretRequest "db";
+        "Configs/Get" GetConfigRequest "key";
+    };
+    let lists = ["Clusters/Get", "Clusters/Doctor", "Nodes/List", "Services/List", "Tasks/List", "Networks/List"];
+    let lists = lists.into_iter().chain(["Networks/Mesh", "Secrets/List", "Configs/List", "ImageNames/List"]);
+    let mut seeds: Vec<Vec<u8>> = lists.map(|method| one(method, Vec::new())).chain(by_reference).collect();
+    seeds.extend([
+        one("Clusters/JoinToken", role.encode_to_vec()),
+        one("Nodes/Update", node.encode_to_vec()),
+        one("Services/Create", service.encode_to_vec()),
+        one("Services/Update", update.encode_to_vec()),
+        one("Networks/Create", v1::CreateNetworkRequest { spec: Some(network), ..Default::default() }.encode_to_vec()),
+        one("ImageNames/Put", name.encode_to_vec()),
+        one(
+            "ImageNames/Remove",
+            v1::RemoveImageNameRequest { name: text("web:1"), ..Default::default() }.encode_to_vec(),
+        ),
+        one("Watch/Watch", v1::WatchRequest { service_id, nodes: true, services: true }.encode_to_vec()),
+        one("Logs/Read", logs.encode_to_vec()),
+        call(5, "CertificateAuthority/GetRoot", &[Vec::new()]),
+        call(5, "CertificateAuthority/Issue", &[issue.encode_to_vec()]),
+        call(1, "CertificateAuthority/Renew", &[Vec::new()]),
+        call(1, "Dispatch/ImageSources", &[v1::ImageSourcesRequest { digest: digest.clone() }.encode_to_vec()]),
+        call(1, "Dispatch/PublishNetworkCheck", &[Vec::new()]),
+        call(1, "Dispatch/PublishLogs", &[Vec::new(), Vec::new()]),
+        call(1, "Dispatch/Session", &session()),
+        call(4, "Relay/Holders", &[v1::HoldersRequest { digest }.encode_to_vec()]),
+        call(4, "Relay/Link", &[v1::RelayUp { complete: true, ..v1::RelayUp::default() }.encode_to_vec()]),
+    ]);
+    let secret = v1::CreateSecretRequest { spec: Some(secret), data: b"x".to_vec(), ..Default::default() };
+    let config = v1::CreateConfigRequest { spec: Some(config), data: b"x".to_vec(), ..Default::default() };
+    let follow = [
+        one("Secrets/Create", secret.encode_to_vec()),
+        one("Configs/Create", config.encode_to_vec()),
+        one("Secrets/Rotate", rotate.encode_to_vec()),
+        one("Configs/Rotate", rotate.encode_to_vec()),
+        one("Secrets/Rollback", back.encode_to_vec()),
+        one("Configs/Rollback", back.encode_to_vec()),
+        one("Secrets/Remove", gone.encode_to_vec()),
+    ];
+    seeds.extend([follow[..4].concat(), follow[4..].concat(), follow[0].clone(), follow[2].clone()]);
+    add("manager_calls", seeds);
+}
+
+/// What a node says: itself, that it lives, how its task is, and that it goes.
+fn session() -> Vec<Vec<u8>> {
+    use v1::session_up::Message;
+    let description = v1::NodeDescription { hostname: "host1".to_owned(), ..v1::NodeDescription::default() };
+    let status = v1::TaskStatus { state: v1::TaskState::Running.into(), ..v1::TaskStatus::default() };
+    let observed =
+        v1::TaskObserved { task_id: TaskId::new(1).to_vec(), node_id: NodeId::new(1).to_vec(), status: Some(status) };
+    let said = [
+        Message::Register(v1::Register { description: Some(description.clone()), ..v1::Register::default() }),
+        Message::Heartbeat(v1::Heartbeat::default()),
+        Message::Statuses(v1::StatusBatch { batch: 1, statuses: vec![observed] }),
+        Message::Description(description),
+        Message::Images(v1::HeldImages::default()),
+        Message::Goodbye(v1::Goodbye::default()),
+    ];
+    said.map(|message| v1::SessionUp { message: Some(message) }.encode_to_vec()).into()
 }
