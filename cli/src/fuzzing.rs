@@ -2,11 +2,13 @@
 
 use skep_proto::v1::NetworkMode;
 
+use crate::client::Host;
 use crate::output::format::Format;
 use crate::parse::{
-    boolean, driver_opt, duration, env, filter, log_opt, mount, network, pair, platform, publish, security_opt, shell,
-    since, size, ulimit,
+    boolean, driver_opt, duration, env, file, filter, log_opt, mount, network, pair, platform, publish, security_opt,
+    shell, since, size, ulimit,
 };
+use crate::registry;
 
 /// A value of a flag, given to the parser of every flag that takes one.
 pub fn value(text: &str, now_ns: i64) {
@@ -15,6 +17,8 @@ pub fn value(text: &str, now_ns: i64) {
     let _ = size::bytes(text);
     let _ = size::nano_cpus(text);
     let _ = mount::parse(text);
+    let _ = (file::secret(text), file::config(text));
+    let _ = text.parse::<Host>().map(|host| host.to_string());
     let _ = publish::parse(text, NetworkMode::Host);
     let _ = publish::parse(text, NetworkMode::Default);
     let _ = network::Networks::parse(&list);
@@ -45,4 +49,9 @@ pub fn format(text: &str, data: &serde_json::Value) -> Result<String, String> {
         }
         Format::Table(None) | Format::Json | Format::Quiet => Ok(String::new()),
     }
+}
+
+/// `~/.docker/config.json`, asked for the credential of an image's registry. Whether there is one.
+pub fn docker_config(json: &[u8], image: &str) -> bool {
+    registry::from_config(json, image, "config.json".as_ref()).is_ok_and(|found| found.is_some())
 }

@@ -55,7 +55,7 @@ fn config_path() -> Option<PathBuf> {
     Some(directory.join("config.json"))
 }
 
-fn from_config(bytes: &[u8], image: &str, path: &Path) -> Result<Option<RegistryAuth>, Failure> {
+pub(crate) fn from_config(bytes: &[u8], image: &str, path: &Path) -> Result<Option<RegistryAuth>, Failure> {
     let config: ConfigFile = serde_json::from_slice(bytes)
         .map_err(|error| Failure::Usage(format!("{} is not a Docker configuration: {error}", path.display())))?;
     let registry = registry_of(image);

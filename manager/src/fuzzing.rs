@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures::FutureExt as _;
+use prost::Message as _;
 use skep_core::store::State;
 use skep_identity::{DenyList, LiveCredentials};
+use skep_proto::v1;
 use skep_raft::{Committed, Consensus, Member, Membership, ProposeError, Role, StateMachine as _, Status};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -20,7 +22,7 @@ use crate::images::Registries;
 use crate::logs::LogBroker;
 use crate::machine::{FeedSlot, Machine};
 use crate::manager::{FIRST_RAFT_ID, SUBMISSIONS, services};
-use crate::peers::{Leader, Peers};
+use crate::peers::{Leader, Peers, wire};
 use crate::scripted::Scripted;
 use crate::sequencer;
 use crate::store::{Applied, Store};
@@ -91,4 +93,10 @@ fn leading() -> Status {
         membership: Arc::new(membership),
         ..Status::initial(FIRST_RAFT_ID)
     }
+}
+
+/// A refusal as another manager tells it; `None` if it is none. Gives it as this one would tell it on.
+pub fn refusal(message: &[u8]) -> Option<Vec<u8>> {
+    let told = v1::RefusedGroup::decode(message).ok()?;
+    Some(wire::refused_to_wire(&wire::refused_from_wire(told)).encode_to_vec())
 }

@@ -3,6 +3,7 @@
 use skep_proto::id::NetworkId;
 use skep_proto::v1;
 
+use crate::check::probe;
 use crate::netd::keep;
 
 /// The kept file of a network's table. Gives the version that it holds.
@@ -18,4 +19,9 @@ pub fn keep(message: &impl prost::Message) -> Vec<u8> {
 /// A kept file of one message: who the host is, or how a sandbox was attached. Whether either could be read.
 pub fn kept_message(bytes: &[u8]) -> bool {
     keep::one::<v1::ConfigureRequest>(bytes).is_ok() | keep::one::<v1::AttachRequest>(bytes).is_ok()
+}
+
+/// What came back to an ICMP socket that sent requests as `id`. Gives the number of the request that it answers, and its size.
+pub fn probe_answer(packet: &[u8], ipv6: bool, id: u16) -> Option<(usize, u32)> {
+    probe::answer(packet, ipv6, id)
 }

@@ -15,7 +15,6 @@ mod peers;
 mod progress;
 mod recover;
 mod sandbox;
-mod signal;
 mod spec;
 mod users;
 
@@ -29,6 +28,7 @@ use skep_image::{Images, Pin};
 use skep_overlay::Sandboxes;
 use skep_proto::id::{NodeId, TaskId};
 use skep_proto::v1::{LogLine, LogOptions};
+use skep_proto::validate;
 use skep_runtime::{
     Container, ContainerSpec as RuntimeSpec, ExecEnd as RuntimeEnd, Files as MemoryFiles, OciRuntime, Runtime,
     RuntimeConfig, RuntimeError, State, Ulimit,
@@ -392,7 +392,7 @@ impl Inner {
         let signal = match job.revision.live.as_ref().map_or("", |live| live.signal.as_str()) {
             "" => None,
             text => {
-                let parsed = signal::parse(text);
+                let parsed = validate::signal_number(text);
                 Some(parsed.ok_or_else(|| ExecError::new(format!("{text:?} is not a signal")).for_good())?)
             }
         };

@@ -16,7 +16,7 @@ use crate::{codec, wire};
 /// Gives a message of another manager to every reader of questions and answers. How many made something of it.
 pub fn message(bytes: &[u8]) -> usize {
     let bytes = Bytes::copy_from_slice(bytes);
-    stays(&bytes, |from| wire::get_append(from.clone()).ok(), |out, append| wire::put_append(out, append));
+    stays(&bytes, |from| wire::get_append(from.clone()).ok(), wire::put_append);
     let read = [
         wire::open(bytes.clone()).is_ok(),
         wire::open_answer(bytes.clone()).is_ok(),

@@ -31,7 +31,7 @@ pub(crate) mod service;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transport;
-mod wire;
+pub(crate) mod wire;
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;

@@ -46,13 +46,13 @@ fn word(text: &str) -> &'static str {
 }
 
 /// A refused group as the leader tells it.
-pub(super) fn refused_to_wire((index, refused): &(usize, Refused)) -> RefusedGroup {
+pub(crate) fn refused_to_wire((index, refused): &(usize, Refused)) -> RefusedGroup {
     let index = u32::try_from(*index).unwrap_or(u32::MAX);
     RefusedGroup { index, refusal: Some(refusal_to_wire(refused)) }
 }
 
 /// A refused group as a follower reads it.
-pub(super) fn refused_from_wire(wire: RefusedGroup) -> (usize, Refused) {
+pub(crate) fn refused_from_wire(wire: RefusedGroup) -> (usize, Refused) {
     (usize::try_from(wire.index).unwrap_or(usize::MAX), refusal_from_wire(wire.refusal.unwrap_or_default()))
 }
 

@@ -1,7 +1,10 @@
 //! Doors to private parsers for `tests/fuzz`, and for nobody else: no part of the interface.
 
+use std::net::SocketAddr;
+
 use crate::answer::{Decision, decide};
 use crate::message::{Parsed, Transport, parse};
+use crate::resolv;
 use crate::view::View;
 
 /// A query of a sandbox, by UDP and by TCP, and what a name server says to it. Gives every answer that the sandbox would
@@ -28,4 +31,9 @@ pub fn exchange(view: &View, query: &[u8], said: &[u8]) -> Vec<(Vec<u8>, usize)>
         }
     }
     answers
+}
+
+/// The host's resolv.conf. Gives its name servers.
+pub fn name_servers(text: &str) -> Vec<SocketAddr> {
+    resolv::parse(text, |interface| interface.parse().ok())
 }

@@ -77,7 +77,7 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
 }
 
 /// The name servers of a resolv.conf, the first three. `scope` turns the name of an interface into its index.
-fn parse(text: &str, scope: impl Fn(&str) -> Option<u32>) -> Vec<SocketAddr> {
+pub(crate) fn parse(text: &str, scope: impl Fn(&str) -> Option<u32>) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();

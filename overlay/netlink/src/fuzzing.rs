@@ -1,7 +1,7 @@
 //! Doors to private parsers for `tests/fuzz`, and for nobody else: no part of the interface.
 
 use crate::message::Message;
-use crate::{address, conntrack, link, neighbour, nft, route, rule, wireguard};
+use crate::{address, conntrack, link, neighbour, nft, route, rule, tcp, wireguard};
 
 /// Gives a message to every reader of answers. How many made something of it.
 pub fn answer(message: Message<'_>) -> usize {
@@ -15,6 +15,7 @@ pub fn answer(message: Message<'_>) -> usize {
         nft::parse_table(message).map(|found| found.is_some()),
         nft::parse_chain(message).map(|found| found.is_some()),
         wireguard::parse_family(message).map(|found| found.is_some()),
+        tcp::parse(&message).map(|found| found.and_then(tcp::address).is_some()),
     ];
     found.into_iter().filter(|found| *found == Ok(true)).count()
 }

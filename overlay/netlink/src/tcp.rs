@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::NetlinkError;
 use crate::kernel::*;
-use crate::message::{Batch, Malformed};
+use crate::message::{Batch, Malformed, Message};
 use crate::socket::{Protocol, Socket, SocketError};
 
 /// `struct inet_diag_msg`, without attributes.
@@ -82,10 +82,7 @@ impl TcpSockets {
         let mut request = Batch::new();
         request.message(SOCK_DIAG_BY_FAMILY, 0, |message| message.raw(&wanted(family, state)));
         let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let dumped = socket.dump(&request, |(): &mut (), message| match message.kind {
-            SOCK_DIAG_BY_FAMILY => each(message.payload.first_chunk().ok_or(Malformed("a socket is too short"))?),
-            _ => Ok(()),
-        });
+        let dumped = socket.dump(&request, |(): &mut (), message| parse(&message)?.map_or(Ok(()), &mut each));
         match dumped {
             Ok(()) => Ok(true),
             // A kernel without inet_diag.
@@ -95,8 +92,14 @@ impl TcpSockets {
     }
 }
 
+/// The socket that an answer is about.
+pub(crate) fn parse<'a>(message: &Message<'a>) -> Result<Option<&'a [u8; ANSWER]>, Malformed> {
+    let of_socket = (message.kind == SOCK_DIAG_BY_FAMILY).then_some(message.payload);
+    of_socket.map(|payload| payload.first_chunk().ok_or(Malformed("a socket is too short"))).transpose()
+}
+
 /// The socket's own address.
-fn address(answer: &[u8; ANSWER]) -> Option<IpAddr> {
+pub(crate) fn address(answer: &[u8; ANSWER]) -> Option<IpAddr> {
     let bytes: [u8; 16] = answer[ADDRESS].try_into().ok()?;
     match answer[0] {
         AF_INET => Some(IpAddr::from(*bytes.first_chunk::<4>()?)),

@@ -350,7 +350,7 @@ fn sender(from: &libc::sockaddr_storage) -> Option<IpAddr> {
 
 /// The number of the request that a packet answers, and the answer's size, IP header included. An IPv4 one begins with its
 /// IP header, an IPv6 one does not (raw(7), RFC 3542 section 3).
-fn answer(packet: &[u8], ipv6: bool, id: u16) -> Option<(usize, u32)> {
+pub(crate) fn answer(packet: &[u8], ipv6: bool, id: u16) -> Option<(usize, u32)> {
     let (header, kind) = match ipv6 {
         true => (0, 129),
         false => (usize::from(packet.first()? & 0xf) * 4, 0),

@@ -107,7 +107,11 @@ pub fn signal_number(text: &str) -> Option<i32> {
         (_, Some(offset)) => (RT_MAX, offset),
         (None, None) => return None,
     };
-    let offset = if offset.is_empty() { 0 } else { offset.parse::<i32>().ok()? };
+    let offset = match offset {
+        "" => 0,
+        signed if signed.starts_with(['+', '-']) => signed.parse::<i32>().ok()?,
+        _ => return None,
+    };
     let number = base.checked_add(offset)?;
     (RT_MIN..=RT_MAX).contains(&number).then_some(number)
 }
@@ -286,7 +290,12 @@ mod tests {
         assert_eq!(signal_number("RTMIN+3"), Some(37));
         assert_eq!(signal_number("RTMAX-1"), Some(63));
         assert_eq!(signal_number("SIGNOPE"), None);
-        assert_eq!(signal_number("65"), None);
+        assert_eq!(signal_number("RTMAX"), Some(64));
+        assert_eq!(signal_number("SIGRTMIN"), Some(34));
+        for text in ["", "0", "65", "-1", "RTMIN+31", "RTMIN-1", "RTMAX-x", "RTMIN+-5", "RTMIN5", "RTMIN+2147483647"] {
+            assert_eq!(signal_number(text), None, "{text}");
+        }
+        assert_eq!(signal_number("RTMAX--2147483648"), None);
         assert_eq!(capability("cap_net_admin"), Some("NET_ADMIN"));
         assert_eq!(capability("all"), Some("ALL"));
         assert_eq!(capability("NOPE"), None);

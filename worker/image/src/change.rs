@@ -46,11 +46,10 @@ pub fn apply(config: &mut RunConfig, line: &str) -> Result<(), ChangeError> {
         }
         "LABEL" => config.labels.extend(pairs(rest).map_err(|problem| invalid(&problem))?),
         "EXPOSE" => {
-            for port in rest.split_whitespace() {
-                let ports =
-                    ports(port).ok_or_else(|| invalid("a port is 1 to 65535, or a range, with /tcp, /udp or /sctp"))?;
-                config.exposed_ports.extend(ports.into_iter().map(|port| (port, Empty {})));
-            }
+            // All of them or none.
+            let read = rest.split_whitespace().map(ports).collect::<Option<Vec<_>>>();
+            let read = read.ok_or_else(|| invalid("a port is 1 to 65535, or a range, with /tcp, /udp or /sctp"))?;
+            config.exposed_ports.extend(read.into_iter().flatten().map(|port| (port, Empty {})));
         }
         "USER" => config.user = rest.to_owned(),
         "WORKDIR" if rest.starts_with('/') => config.working_dir = rest.to_owned(),
@@ -213,6 +212,13 @@ mod tests {
             apply(&mut config, line).unwrap();
         }
         config
+    }
+
+    #[test]
+    fn what_is_refused_changes_nothing() {
+        let mut config = RunConfig::default();
+        apply(&mut config, "EXPOSE 80 nonsense").unwrap_err();
+        assert_eq!(config, RunConfig::default());
     }
 
     #[test]

@@ -16,7 +16,7 @@
 mod blobs;
 mod find;
 mod layers;
-mod records;
+pub(crate) mod records;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};

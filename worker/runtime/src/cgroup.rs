@@ -73,7 +73,7 @@ impl Cgroups {
         self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2).map(|v2| v2.mount.clone())
     }
 
-    #[cfg(test)]
+    /// Of a mountinfo(5).
     pub(crate) fn parse(mountinfo: &str) -> Self {
         Self { hierarchies: mountinfo::parse(mountinfo) }
     }

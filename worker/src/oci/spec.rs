@@ -10,6 +10,7 @@ use skep_image::ResolvedImage;
 use skep_overlay::USERS;
 use skep_proto::template::{Facts, TemplateError, render};
 use skep_proto::v1::{ContainerSpec, MountSpec, MountType, NetworkMode, TaskTemplate};
+use skep_proto::validate;
 use skep_runtime::{
     ContainerSpec as RuntimeSpec, DEFAULT_CAPABILITIES, ImageCommand, LogLimits, Mount, MountKind, NetworkNamespace,
     Propagation, ResourceLimits, Ulimit, UserNamespace, resolve_command,
@@ -19,7 +20,7 @@ use super::capabilities;
 use super::files::Files;
 use super::layout::Layout;
 use super::payloads::{self, PayloadError, Use};
-use super::{signal, users};
+use super::users;
 use crate::executor::{NodeFacts, TaskJob};
 use crate::health::{Check, CheckError};
 use crate::remap::Remap;
@@ -216,7 +217,7 @@ pub(super) fn stop_signal(container: &ContainerSpec, image: &ResolvedImage) -> R
     let of_image = image.config.config.stop_signal.as_deref().unwrap_or_default();
     match first_of(&container.stop_signal, of_image).as_str() {
         "" => Ok(libc::SIGTERM),
-        text => signal::parse(text).ok_or_else(|| SpecError::Signal(text.to_owned())),
+        text => validate::signal_number(text).ok_or_else(|| SpecError::Signal(text.to_owned())),
     }
 }
 

@@ -13,7 +13,7 @@ use skep_core::store::State;
 use skep_core::{codec, doctor, orchestrate};
 use skep_proto::cidr::Cidr;
 use skep_proto::constraint::{Constraint, parse_spread};
-use skep_proto::id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId};
+use skep_proto::id::{self, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId};
 use skep_proto::template;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{
@@ -289,4 +289,22 @@ pub fn addresses(data: &[u8]) {
     if let Some(next) = one.next() {
         assert!(!next.overlaps(&one) && next.first() > one.last());
     }
+}
+
+/// Ids of everything, as text and on the wire, and the names of signals.
+pub fn identifiers(data: &[u8]) {
+    macro_rules! same {
+        ($($id:ident),+) => {$(
+            if let Ok(id) = text(data).parse::<id::$id>() {
+                assert_eq!(id.to_string().parse(), Ok(id));
+            }
+            if let Ok(id) = id::$id::from_wire(data) {
+                assert_eq!(id.to_vec(), data);
+            }
+        )+};
+    }
+    same!(ClusterId, NodeId, ServiceId, TaskId, NetworkId, SecretId, ConfigId, RequestId);
+    let signal = validate::signal_number(text(data));
+    assert!(signal.is_none_or(|number| (1..=64).contains(&number)));
+    let _ = validate::capability(text(data));
 }

@@ -63,6 +63,15 @@ pub fn manager_calls(data: &[u8]) {
     });
 }
 
+/// Why another manager refused a part of a write, and what this one would tell its caller.
+pub fn refusals(data: &[u8]) {
+    // One of a later version becomes a sentence, and then a sentence of its own: from then on it stays.
+    let told_on = |told: Vec<u8>| skep_manager::fuzzing::refusal(&told).unwrap_or_default();
+    if let Some(told) = skep_manager::fuzzing::refusal(data).map(told_on) {
+        assert_eq!(told_on(told.clone()), told, "a refusal is told on as it was");
+    }
+}
+
 /// One call, and its answer as far as it comes.
 async fn make(manager: &Alone, caller: u8, method: &str, messages: Vec<Vec<u8>>) {
     let Ok(path) = PathAndQuery::try_from(format!("/skep.v1.{method}")) else { return };

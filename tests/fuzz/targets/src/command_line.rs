@@ -18,3 +18,9 @@ pub fn cli_format(data: &[u8]) {
     });
     let _ = skep_cli::fuzzing::format(text(template), &row);
 }
+
+/// `~/.docker/config.json`, and the image whose registry's credential is looked for.
+pub fn docker_config(data: &[u8]) {
+    let (image, json) = halves(data);
+    skep_cli::fuzzing::docker_config(json, text(image));
+}

@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use skep_image::change;
+use skep_image::config::RunConfig;
 use skep_image::layer::unpack::{Limits, unpack};
 use skep_image::manifest::{self, Document};
-use skep_image::registry::{RegistryAuth, RegistryConfig};
+use skep_image::registry::{InsecureEntry, RegistryAuth, RegistryConfig};
 use skep_image::{ImageConfig, Images, Platform, Progress, Reference, Registry, Store, StoreOptions};
 
 use crate::text;
@@ -39,6 +41,22 @@ pub fn image_config(data: &[u8]) {
     }
 }
 
+/// `image import --change`: one instruction on each line.
+pub fn image_change(data: &[u8]) {
+    let mut config = RunConfig::default();
+    for line in text(data).lines() {
+        let before = config.clone();
+        if change::apply(&mut config, line).is_err() {
+            assert_eq!(config, before, "what is refused changes nothing");
+        }
+    }
+}
+
+/// The file of an image store that says what it holds.
+pub fn image_records(data: &[u8]) {
+    let _ = skep_image::fuzzing::records(data);
+}
+
 /// A layer, unpacked next to a folder that is none of its business.
 pub fn layer_tar(data: &[u8]) {
     let place = Place::new();
@@ -65,9 +83,12 @@ pub fn image_archive(data: &[u8]) {
     place.check();
 }
 
-/// Headers and bodies of a registry's answers.
+/// Headers and bodies of a registry's answers, and the registries that need no verified TLS.
 pub fn registry_answer(data: &[u8]) {
     skep_image::fuzzing::registry_answer(text(data));
+    if let Ok(entry) = text(data).parse::<InsecureEntry>() {
+        assert_eq!(entry.to_string().parse(), Ok(entry));
+    }
 }
 
 /// What the command line takes out of `~/.docker/config.json`, and what a request carries.

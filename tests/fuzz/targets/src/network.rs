@@ -5,15 +5,18 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use prost::Message as _;
-use skep_dns::{Endpoint, EndpointId, Network, Service, ServiceId, Upstream, View};
+use skep_dns::{Endpoint, EndpointId, Network, Service, ServiceId, Upstream, View, Zone};
 use skep_fabric::coalesce::Coalescer;
 use skep_fabric::virtio::{VIRTIO_HEADER, VirtioHeader};
 use skep_fabric::{neighbour, segment, vxlan};
 use skep_netlink::message::{Message, Messages};
 use skep_noise::x25519::{PublicKey, StaticSecret};
 use skep_noise::{Packet, RateLimiter, TimerSettings, Tunn, TunnResult};
-use skep_overlay::table::FollowedTable;
-use skep_proto::id::NetworkId;
+use skep_overlay::plan;
+use skep_overlay::plan::balance::{Balance, Kind};
+use skep_overlay::plan::forwarding::{Forwarding, Way};
+use skep_overlay::table::{FollowedTable, Table};
+use skep_proto::id::{NetworkId, NodeId};
 use skep_proto::v1::NetworkTable;
 
 use crate::{choose, halves};
@@ -218,10 +221,12 @@ pub fn netlink(data: &[u8]) {
     skep_netlink::fuzzing::dump(messages.iter().copied());
 }
 
-/// Tables of a network from a manager, one message after the other.
+/// Tables of a network from a manager, one message after the other, and what they mean for this host: what follows the
+/// changes has what is made from the whole at once.
 pub fn network_table(data: &[u8]) {
     let network = NetworkId::new(7);
     let mut followed = FollowedTable::default();
+    let mut plans = Plans::new();
     let mut rest = data;
     while !rest.is_empty() {
         let (message, behind) = halves(rest);
@@ -229,9 +234,11 @@ pub fn network_table(data: &[u8]) {
             break;
         }
         if let Ok(message) = NetworkTable::decode(message) {
-            let before = followed.current().version;
-            if followed.take(network, &message).is_err() {
-                assert_eq!(followed.current().version, before, "what cannot be read changes nothing");
+            let before = followed.current().clone();
+            match followed.take(network, &message) {
+                Ok(true) => plans.follow(&before, followed.current()),
+                Ok(false) => {}
+                Err(_) => assert_eq!(followed.current(), &before, "what cannot be read changes nothing"),
             }
         }
         rest = behind;
@@ -245,8 +252,58 @@ pub fn network_table(data: &[u8]) {
     }
 }
 
+/// What a host makes of a table.
+struct Plans {
+    names: Zone,
+    balances: [Balance; 2],
+    forwarding: [Forwarding; 2],
+}
+
+impl Plans {
+    fn new() -> Self {
+        let own = NodeId::new(1);
+        let balances = [Balance::new(Kind::Addresses, "skep", false), Balance::new(Kind::Ports, "skep", true)];
+        let forwarding = [Forwarding::new(own, Way::Underlay), Forwarding::new(own, Way::Mesh)];
+        Self { names: Zone::default(), balances, forwarding }
+    }
+
+    fn follow(&mut self, before: &Table, table: &Table) {
+        let change = table.since(before);
+        plan::names::change(&mut self.names, &change);
+        let _ = plan::drain::ended(table, &change);
+        let own = Some(NodeId::new(1));
+        let peers = plan::mesh::TablePeers::of(table);
+        let _ = plan::mesh::peers(NodeId::new(1), std::iter::once(&peers));
+        for balance in &mut self.balances {
+            balance.change(table, &change);
+            let mut whole = balance.afresh();
+            whole.change(table, &table.all());
+            let has = |one: &Balance, other: &Balance| {
+                other.served().all(|frontend| {
+                    let backends = one.backends_of(frontend).map(<[_]>::len);
+                    backends == other.backends_of(frontend).map(<[_]>::len)
+                })
+            };
+            assert!(has(balance, &whole) && has(&whole, balance));
+        }
+        let [underlay, mesh] = &mut self.forwarding;
+        underlay.change(table, &change, 3);
+        mesh.change_forwards(table, &change);
+        let _ = plan::local::table(table, own);
+    }
+}
+
 /// The files that a netd keeps for the next one.
 pub fn netd_kept(data: &[u8]) {
     let _ = skep_overlay::fuzzing::kept_table(NetworkId::new(7), data);
     skep_overlay::fuzzing::kept_message(data);
+}
+
+/// What comes back to a probe of another host: whatever that one, or one in between, sends.
+pub fn probe_answer(data: &[u8]) {
+    let (kind, packet) = choose(data);
+    let ipv6 = kind & 1 == 1;
+    if let Some((number, size)) = skep_overlay::fuzzing::probe_answer(packet, ipv6, 7) {
+        assert!(number <= usize::from(u16::MAX) && size as usize >= packet.len());
+    }
 }

@@ -76,8 +76,37 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
             "sh -c 'a \"b\" \\c'",
             "net.ipv4.ip_forward=1",
             "[\"a\",\"b\"]",
+            "source=db@2,target=/etc/db,uid=33,gid=34,mode=0440",
+            "unix:///run/skep/skep.sock",
         ]),
     );
+    add("identifiers", lines(&["q8xnzk5r2v7c1m4t9w3e6y0a7", "SIGRTMIN+3", "CAP_NET_ADMIN", "0123456789abcdef"]));
+    add(
+        "docker_config",
+        lines(&[
+            "{\"auths\":{\"registry.example\":{\"auth\":\"dTpw\"}},\"credHelpers\":{\"x.example\":\"y\"}}",
+            "{\"auths\":{\"https://registry.example/v1/\":{\"identitytoken\":\"t\"}},\"credsStore\":\"z\"}",
+        ])
+        .into_iter()
+        .map(|text| parts(&[b"registry.example/a:1", &text]))
+        .collect(),
+    );
+    add(
+        "image_change",
+        lines(&[
+            "CMD [\"/bin/sh\"]\nENTRYPOINT sh -c x\nENV A=1 B=\"two words\"\nENV a b\nLABEL a=b\nUSER 1:2",
+            "EXPOSE 80 53/udp 8000-8002/tcp\nWORKDIR /a\nWORKDIR b\nVOLUME [\"/x\"]\nSTOPSIGNAL SIGTERM",
+            "HEALTHCHECK --interval=5s --retries=3 CMD curl -f x\nHEALTHCHECK NONE\nONBUILD RUN x",
+        ]),
+    );
+    add(
+        "host_files",
+        lines(&[
+            "\0search a b\nnameserver 127.0.0.53\nnameserver\t::1 # local\nnameserver fe80::1%7\n",
+            "\x0136 35 98:0 / /sys/fs/cgroup\\040x rw shared:1 - cgroup2 cgroup2 rw\n37 35 0:5 / /c rw - cgroup cgroup rw,memory\n",
+        ]),
+    );
+    add("container_log", lines(&["\x05one line\nand \"another\"\tno end", "\x01\u{e9}\u{20ac}\u{1f600}\r\n\n"]));
     add(
         "cli_format",
         lines(&[
@@ -127,6 +156,7 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     worker(&mut add);
     requests(&mut add);
     calls(&mut add);
+    refusals(&mut add);
     all
 }
 
@@ -255,6 +285,11 @@ fn images(add: &mut Add<'_>) {
         "{{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":[{}]}}",
         descriptor("application/vnd.oci.image.manifest.v1+json", &manifest).replace('}', ",\"platform\":{\"architecture\":\"amd64\",\"os\":\"linux\",\"variant\":\"v2\"},\"annotations\":{\"org.opencontainers.image.ref.name\":\"web:1\"}}"),
     ).into_bytes();
+    let records = format!(
+        "{{\"format\":1,\"images\":[{{\"digest\":\"{0}\",\"manifest\":\"{0}\",\"config\":\"{0}\",\"platform\":{{\"os\":\"linux\",\"architecture\":\"amd64\"}},\"names\":[\"docker.io/library/web:1\"],\"layers\":[],\"held_since\":1,\"last_used\":1}}]}}",
+        Digest::of(&manifest),
+    );
+    add("image_records", vec![records.into_bytes()]);
     add("image_config", vec![config.clone()]);
     add("image_manifest", vec![manifest.clone(), index.clone()]);
     let blob = |content: &[u8]| format!("blobs/sha256/{}", Digest::of(content).hex());
@@ -374,6 +409,9 @@ fn networks(add: &mut Add<'_>) {
     add("tap_frame", vec![whole, cut, [&[0; 10][..], &question].concat()]);
     let frames = framed(&[frame(1, &[b'x'; 100]), frame(101, &[b'y'; 100]), frame(201, b"end")]);
     add("coalesce", vec![[&[1][..], &frames].concat()]);
+    let reply = [0, 0, 0, 0, 0, 7, 0, 9, 1, 2, 3, 4];
+    let header = [0x45, 0, 0, 32, 0, 0, 0, 0, 64, 1, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+    add("probe_answer", vec![[&[0][..], &header, &reply].concat(), [&[1, 129][..], &reply[1..]].concat()]);
     add("netlink", netlink());
     let table = v1::NetworkTable {
         network_id: NetworkId::new(7).to_vec(),
@@ -778,4 +816,25 @@ fn session() -> Vec<Vec<u8>> {
         Message::Goodbye(v1::Goodbye::default()),
     ];
     said.map(|message| v1::SessionUp { message: Some(message) }.encode_to_vec()).into()
+}
+
+/// What another manager refuses, and why.
+fn refusals(add: &mut Add<'_>) {
+    use v1::group_refusal::Kind;
+    let kinds = [Kind::Exists, Kind::OutOfSequence, Kind::NameTaken, Kind::PortTaken, Kind::Taken, Kind::Overlaps];
+    let told = kinds.map(|kind| {
+        let refusal = v1::GroupRefusal {
+            kind: kind.into(),
+            object: "service web".to_owned(),
+            part: "tcp".to_owned(),
+            id: vec![1; 16],
+            other_id: vec![2; 16],
+            from: "10.1.0.0/24".to_owned(),
+            to: "10.1.0.0/16".to_owned(),
+            stored: 80,
+            ..v1::GroupRefusal::default()
+        };
+        v1::RefusedGroup { index: 1, refusal: Some(refusal) }.encode_to_vec()
+    });
+    add("refusals", told.into());
 }

@@ -5,6 +5,7 @@ use skep_proto::v1::{Assignments, SessionDown};
 use skep_shim::config::ShimConfig;
 use skep_shim::entry::Entry;
 use skep_shim::files::Manifest;
+use skep_shim::logline::{MAX_PART, Splitter, Stream};
 use skep_shim::protocol;
 use skep_worker::assignments::AssignmentSet;
 use skep_worker::record::Recorded;
@@ -119,5 +120,43 @@ pub fn assignments(data: &[u8]) {
             return;
         }
         rest = behind;
+    }
+}
+
+/// A container's output, in pieces: what its monitor writes down, the agent reads again.
+pub fn container_log(data: &[u8]) {
+    let (piece, output) = choose(data);
+    let (mut splitter, mut file, mut lines) = (Splitter::new(Stream::Stdout), Vec::new(), 0);
+    let mut now = || 1_700_000_000_123_456_789;
+    for part in output.chunks(usize::from(piece).max(1)) {
+        lines += splitter.push(part, &mut file, &mut now);
+    }
+    lines += splitter.finish(&mut file, &mut now);
+    let mut read = Vec::new();
+    let mut count = 0;
+    for line in file.split_inclusive(|byte| *byte == b'\n') {
+        match skep_runtime::fuzzing::log_line(line) {
+            Some((at, text)) => {
+                assert_eq!(u64::try_from(at), Ok(now()));
+                read.extend(text);
+            }
+            None => panic!("a line that was written is not read: {}", line.escape_ascii()),
+        }
+        count += 1;
+    }
+    assert_eq!(count, lines);
+    // Longer lines are cut, and what is no text in them may be replaced otherwise.
+    if output.len() < MAX_PART {
+        assert_eq!(String::from_utf8_lossy(&read), String::from_utf8_lossy(output));
+    }
+}
+
+/// Files of the host, which name things that anybody on it may have named.
+pub fn host_files(data: &[u8]) {
+    let (kind, rest) = choose(data);
+    if kind & 1 == 0 {
+        assert!(skep_dns::fuzzing::name_servers(text(rest)).len() <= 3);
+    } else {
+        let _ = skep_runtime::fuzzing::mountinfo(text(rest));
     }
 }

@@ -171,12 +171,8 @@ impl Store {
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
         let damaged = |detail: String| StoreError::Damaged { path: path.clone(), detail };
-        let file: RecordsFile = serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
-        if file.format != FORMAT {
-            return Err(damaged(format!("its format is {}, this program knows {FORMAT}", file.format)));
-        }
         let mut records = Records::new();
-        for record in file.images {
+        for record in parse(&json).map_err(damaged)? {
             let missing = record.blobs().find(|blob| !self.inner.blob_path(blob).is_file());
             let unpacked = record.layers.iter().all(|layer| self.inner.layer_path(&layer.diff_id).join("fs").is_dir());
             if missing.is_some() || !unpacked {
@@ -213,6 +209,15 @@ impl Store {
         let root = &self.inner.root;
         let dir = File::open(root).map_err(StoreError::io("open", root))?;
         nix::unistd::syncfs(&dir).map_err(|errno| StoreError::io("sync", root)(errno.into()))
+    }
+}
+
+/// Reads the records' file. The error says what is wrong with it.
+pub(crate) fn parse(json: &[u8]) -> Result<Vec<ImageRecord>, String> {
+    let file: RecordsFile = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    match file.format {
+        FORMAT => Ok(file.images),
+        other => Err(format!("its format is {other}, this program knows {FORMAT}")),
     }
 }
 
