@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::ca::CertificateAuthority;
+use crate::callers;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::dispatch::{Dispatcher, DispatcherLead};
@@ -63,12 +64,14 @@ impl Alone {
         tasks.spawn(dispatcher.clone().run());
         let lead = dispatcher.lead()?;
         let control = Control::new(store.clone(), registries, node, raft.status()).with_nodes(dispatcher.clone());
-        let authority = CertificateAuthority::new(store, deny);
+        let authority = CertificateAuthority::new(store.clone(), deny);
+        let control = control.with_authority(authority.clone());
         let routes = services(control, &dispatcher, &LogBroker::new(&dispatcher), &authority);
+        let routes = callers::guard(routes, &store);
         Ok(Self { applied, routes, _lead: lead, _tasks: tasks })
     }
 
-    /// What it serves; every handler checks its caller.
+    /// What it serves, behind the gate that checks callers.
     pub fn routes(&self) -> Routes {
         self.routes.clone()
     }

@@ -77,6 +77,9 @@ pub struct Runtime {
     inner: Arc<Inner>,
 }
 
+/// Seccomp programs, by profile and capabilities.
+type Filters = HashMap<(Seccomp, Vec<String>), Arc<Vec<u8>>>;
+
 struct Inner {
     config: RuntimeConfig,
     /// The monitor's program as a file.
@@ -90,8 +93,8 @@ struct Inner {
     memory: Memory,
     /// Limits that a container gets where nobody says otherwise.
     ulimits: Vec<Ulimit>,
-    /// Seccomp programs by profile and capabilities.
-    filters: Mutex<HashMap<(Seccomp, Vec<String>), Arc<Vec<u8>>>>,
+    /// Each is made once.
+    filters: Mutex<Filters>,
     apparmor: apparmor::State,
     /// Commands that are being started: a spawn each, so one for each core.
     entering: Semaphore,

@@ -166,6 +166,8 @@ pub(crate) fn swarm() -> State {
         feature_level: network::FEATURE_LEVEL,
         last_raft_id: 1,
         recovery_epoch: 0,
+        unlock_key: None,
+        data_key_epoch: 0,
     });
     for number in 1..=2 {
         state.put(made(number));
