@@ -1,11 +1,16 @@
 //! The certificate authority's service: how a host becomes a node, and how a node renews its certificate. Every manager
 //! has the root and signs; what it signs for is written by the leader.
 //!
-//! Anyone can reach it, so it decides by the token and by the caller's certificate alone; nothing that a request says of
-//! itself counts. Keys and token secrets never reach a log.
+//! `signing.rs` has what it signs with, `rotation.rs` changes the root, `returning.rs` says which nodes may come back after
+//! their certificate ran out. Anyone can reach the service, so it decides by the token and by the caller's certificate alone;
+//! nothing that a request says of itself counts. Keys and token secrets never reach a log.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+mod returning;
+pub(crate) mod rotation;
+pub(crate) mod signing;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use rand::RngCore as _;
 use rand::rngs::OsRng;
@@ -16,22 +21,23 @@ use skep_core::roles;
 use skep_core::store::State;
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, MIN_NODE_VALIDITY};
 use skep_identity::{
-    CaError, Caller, ClientGrant, DenyList, IssuedCertificate, JoinToken, NodeGrant, PeerIdentity, Role, RootCa,
-    TokenSecret,
+    CaError, Caller, ClientGrant, DenyList, IssuedCertificate, JoinToken, NodeGrant, PeerIdentity, Role, TokenSecret,
+    verify_return,
 };
 use skep_proto::id::{NodeId, RequestId};
 use skep_proto::v1::certificate_authority_server::{
     CertificateAuthority as AuthorityService, CertificateAuthorityServer,
 };
 use skep_proto::v1::{
-    Availability, GetRootRequest, GetRootResponse, IssueRequest, IssueResponse, NodeDescription, NodeRole, NodeSpec,
-    NodeState, RenewRequest,
+    Availability, GetRootRequest, GetRootResponse, IssueRequest, IssueResponse, NodeCertificate, NodeDescription,
+    NodeRole, NodeSpec, NodeState, RenewRequest, ReturningNode,
 };
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use crate::store::{Store, WriteError};
+use signing::{Signing, SigningCache};
 
 /// A refused token is answered this late …
 const REFUSAL_DELAY: Duration = Duration::from_millis(500);
@@ -48,13 +54,9 @@ const TOKEN_BYTES: usize = 256;
 pub(crate) struct CertificateAuthority {
     store: Store,
     deny: DenyList,
-    /// The authority as last read.
-    root: Arc<Mutex<CachedRoot>>,
+    signing: SigningCache,
     refusals: Arc<Semaphore>,
 }
-
-/// PEM of the certificate that it was read from, and the authority. `None`: not read yet.
-type CachedRoot = Option<(String, Arc<RootCa>)>;
 
 /// What a token lets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,25 +71,12 @@ enum Admission {
 impl CertificateAuthority {
     /// `deny` names the nodes whose certificates are not renewed.
     pub(crate) fn new(store: Store, deny: DenyList) -> Self {
-        Self { store, deny, root: Arc::default(), refusals: Arc::new(Semaphore::new(REFUSALS)) }
+        Self { store, deny, signing: SigningCache::default(), refusals: Arc::new(Semaphore::new(REFUSALS)) }
     }
 
     /// The gRPC service, for the managers' port, where anonymous callers are let in.
     pub(crate) fn service(&self) -> CertificateAuthorityServer<Self> {
         CertificateAuthorityServer::new(self.clone())
-    }
-
-    /// The swarm's authority; read again when it changes.
-    fn authority(&self, cluster: &Cluster) -> Result<Arc<RootCa>, CaError> {
-        let mut cached = self.root.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*cached {
-            Some((pem, root)) if *pem == cluster.root_cert_pem => Ok(Arc::clone(root)),
-            _ => {
-                let root = Arc::new(RootCa::from_pem(&cluster.root_cert_pem, &cluster.root_key_pem)?);
-                *cached = Some((cluster.root_cert_pem.clone(), Arc::clone(&root)));
-                Ok(root)
-            }
-        }
     }
 
     /// Signs a request, which was checked by nobody yet.
@@ -97,7 +86,7 @@ impl CertificateAuthority {
             return Err(Status::invalid_argument("the certificate request is too long"));
         }
         let grant = NodeGrant { node_id, role, validity: validity(cluster) };
-        let signed = self.authority(cluster).and_then(|root| root.issue(csr_pem.as_bytes(), &grant, SystemTime::now()));
+        let signed = self.signing.get(cluster).and_then(|signing| signing.issue(csr_pem.as_bytes(), &grant));
         signed.map_err(sign_status)
     }
 
@@ -112,8 +101,8 @@ impl CertificateAuthority {
         if csr_pem.len() > REQUEST_BYTES {
             return Err(Status::invalid_argument("the certificate request is too long"));
         }
-        let root = self.authority(cluster).map_err(sign_status)?;
-        root.issue_client(csr_pem.as_bytes(), grant, SystemTime::now()).map_err(sign_status)
+        let signing = self.signing.get(cluster).map_err(sign_status)?;
+        signing.issue_client(csr_pem.as_bytes(), grant).map_err(sign_status)
     }
 
     /// The node that an earlier request of this id made.
@@ -147,7 +136,10 @@ impl AuthorityService for CertificateAuthority {
         let request = request.into_inner();
         let token = parse_token(&request.token)?;
         let (state, role) = self.admit(&caller, &token).await?;
-        let cluster = Arc::clone(cluster(&state)?);
+        if let Some(returning) = request.returning {
+            return self.readmit(role, &request.csr_pem, &returning).await.map(Response::new);
+        }
+        let mut cluster = Arc::clone(cluster(&state)?);
         let request_id = RequestId::from_wire_opt(&request.request_id)
             .map_err(|error| Status::invalid_argument(format!("the request id: {error}")))?;
         let availability = Availability::try_from(request.availability)
@@ -159,20 +151,22 @@ impl AuthorityService for CertificateAuthority {
         let fresh = known.map_or_else(random_node, |node| node.id);
         // Signed first: a request that cannot be signed makes no node.
         let mut signed = self.sign(&cluster, &request.csr_pem, fresh, role)?;
-        let node = joining_node(fresh, role, availability, request.hostname.clone());
+        let node = joining_node(fresh, role, availability, request.hostname.clone(), signed.facts.clone());
         let id = self.make_node(request_id, node).await?;
         let state = self.store.state();
         let Some(node) = state.node(id).cloned() else {
             return Err(Status::invalid_argument("the request id was used for something else"));
         };
-        if self.admission(self::cluster(&state)?, &token)? != Admission::Role(role) {
+        let before = std::mem::replace(&mut cluster, Arc::clone(self::cluster(&state)?));
+        if self.admission(&cluster, &token)? != Admission::Role(role) {
             // Rotated on another manager, unseen by this one until its write came after it.
             if id == fresh {
                 self.take_back(&node).await;
             }
             return Err(token_status(Admission::WrongSecret));
         }
-        if id != fresh {
+        // The change of the root began, unseen by this one as well.
+        if id != fresh || before.trusted_roots_pem() != cluster.trusted_roots_pem() {
             signed = self.sign(&cluster, &request.csr_pem, id, role)?;
         }
         info!(node = %id, %role, hostname = request.hostname, "a node has joined");
@@ -214,14 +208,54 @@ impl CertificateAuthority {
         Err(token_status(refused))
     }
 
+    #[allow(clippy::result_large_err)]
+    fn read(&self, cluster: &Cluster) -> Result<Arc<Signing>, Status> {
+        self.signing.get(cluster).map_err(|error| {
+            warn!(%error, "the swarm's authority cannot be read");
+            Status::internal("the swarm's authority cannot be read: see the manager's log")
+        })
+    }
+
+    /// A new certificate for the only manager's own node.
+    #[allow(clippy::result_large_err)]
+    pub(crate) fn renew_own(&self, id: NodeId, csr_pem: &str) -> Result<IssueResponse, Status> {
+        let state = self.store.state();
+        let cluster = cluster(&state)?;
+        let node = state.node(id).filter(|_| !state.is_denied(id)).ok_or_else(gone)?;
+        let role = identity_role(roles::certificate_role(node));
+        let signed = self.sign(cluster, csr_pem, id, role)?;
+        Ok(answer(cluster, id, role, signed))
+    }
+
+    /// A new certificate for a node whose last one ran out, or is of a root that is not trusted any more. `role` is the
+    /// token's.
+    async fn readmit(&self, role: Role, csr_pem: &str, proof: &ReturningNode) -> Result<IssueResponse, Status> {
+        if proof.cert_chain_pem.len() > REQUEST_BYTES || csr_pem.len() > REQUEST_BYTES {
+            return Err(Status::invalid_argument("the node's former certificate or its request is too long"));
+        }
+        // Whether it was removed, the newest state knows.
+        let state = self.store.fresh().await.map_err(write_status)?;
+        let cluster = Arc::clone(cluster(&state)?);
+        let trusted = self.read(&cluster)?.trusted().clone();
+        let returned = verify_return(csr_pem, &proof.cert_chain_pem, &proof.signature, &trusted)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let id = returned.identity.node_id;
+        if self.deny.is_denied(id) || state.is_denied(id) || returned.identity.cluster_id != cluster.id {
+            return Err(gone());
+        }
+        let node = state.node(id).ok_or_else(gone)?;
+        returning::check(node, &returned, crate::dispatch::stored_role(role))
+            .map_err(|error| Status::permission_denied(error.to_string()))?;
+        let signed = self.sign(&cluster, csr_pem, id, role)?;
+        self.note_role(&state, id, role).await?;
+        info!(node = %id, %role, "a node whose certificate was of no use any more has come back");
+        Ok(answer(&cluster, id, role, signed))
+    }
+
     /// What a token lets in. Takes the same time for every secret.
     #[allow(clippy::result_large_err)]
     fn admission(&self, cluster: &Cluster, token: &JoinToken) -> Result<Admission, Status> {
-        let root = self.authority(cluster).map_err(|error| {
-            warn!(%error, "the swarm's authority cannot be read");
-            Status::internal("the swarm's authority cannot be read: see the manager's log")
-        })?;
-        let digest = root.cert().digest();
+        let digest = self.read(cluster)?.token_root();
         let matches = |secret| JoinToken::new(digest, TokenSecret::new(secret)).matches(token);
         let worker = matches(cluster.worker_token_secret);
         let manager = matches(cluster.manager_token_secret);
@@ -237,15 +271,11 @@ impl CertificateAuthority {
     /// of Raft.
     #[allow(clippy::result_large_err)]
     fn renewable(&self, state: &State, peer: &PeerIdentity) -> Result<Role, Status> {
-        let gone = || Status::permission_denied("this node was removed from the swarm: it has to join again");
         if self.deny.is_denied(peer.node_id) || state.is_denied(peer.node_id) {
             return Err(gone());
         }
         let node = state.node(peer.node_id).ok_or_else(gone)?;
-        Ok(match roles::certificate_role(node) {
-            NodeRole::Worker => Role::Worker,
-            NodeRole::Manager => Role::Manager,
-        })
+        Ok(identity_role(roles::certificate_role(node)))
     }
 
     /// Writes down the role that a node's new certificate gives it.
@@ -267,6 +297,12 @@ impl CertificateAuthority {
             warn!(node = %node.id, %error, "a node that never joined could not be removed: remove it with `skep node rm`");
         }
     }
+}
+
+fn gone() -> Status {
+    Status::permission_denied(
+        "this node was removed from the swarm: it has to leave (`skep swarm leave --force`) and join again",
+    )
 }
 
 #[allow(clippy::result_large_err)]
@@ -316,10 +352,16 @@ fn write_status(error: WriteError) -> Status {
 }
 
 /// A node as it is before its first session.
-fn joining_node(id: NodeId, role: Role, availability: Availability, hostname: String) -> Node {
+fn joining_node(
+    id: NodeId,
+    role: Role,
+    availability: Availability,
+    hostname: String,
+    certificate: NodeCertificate,
+) -> Node {
     let role = crate::dispatch::stored_role(role);
     let spec = NodeSpec { role: role.into(), availability: availability.into(), ..NodeSpec::default() };
-    let description = NodeDescription { hostname, ..NodeDescription::default() };
+    let description = NodeDescription { hostname, certificate: Some(certificate), ..NodeDescription::default() };
     Node {
         id,
         meta: Meta::default(),
@@ -343,15 +385,22 @@ fn answer(cluster: &Cluster, node: NodeId, role: Role, signed: IssuedCertificate
         cluster_id: cluster.id.to_vec(),
         role: crate::dispatch::stored_role(role).into(),
         cert_chain_pem: signed.chain_pem,
-        root_cert_pem: cluster.root_cert_pem.clone(),
+        root_cert_pem: cluster.trusted_roots_pem(),
     }
 }
 
 /// Life of a node's certificate.
-fn validity(cluster: &Cluster) -> Duration {
+pub(crate) fn validity(cluster: &Cluster) -> Duration {
     match u64::try_from(cluster.spec.node_cert_expiry_ms) {
         Ok(0) | Err(_) => DEFAULT_NODE_VALIDITY,
         Ok(ms) => Duration::from_millis(ms).max(MIN_NODE_VALIDITY),
+    }
+}
+
+fn identity_role(role: NodeRole) -> Role {
+    match role {
+        NodeRole::Worker => Role::Worker,
+        NodeRole::Manager => Role::Manager,
     }
 }
 

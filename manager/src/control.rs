@@ -11,6 +11,7 @@ mod networks;
 mod nodes;
 mod parcels;
 pub(crate) mod read;
+mod roots;
 mod secrets;
 mod services;
 mod summary;

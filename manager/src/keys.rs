@@ -289,6 +289,7 @@ mod tests {
             recovery_epoch: 0,
             unlock_key: None,
             data_key_epoch: 4,
+            root_rotation: None,
         };
         assert_eq!(switched(cluster.clone(), &fresh), cluster);
         cluster.spec.autolock = true;

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::ca::rotation;
 use crate::dispatch::{Dispatcher, DispatcherLead};
 use crate::loops;
 use crate::machine::{FeedSlot, Machine};
@@ -183,6 +184,7 @@ fn start(parts: &Parts, store: &Store, work: &Work) -> anyhow::Result<Leadership
     let loops = LoopsThread::start(store.clone(), dispatcher.clone(), Arc::clone(feed))?;
     let mut duties = JoinSet::new();
     duties.spawn(level::keep(store.clone()));
+    duties.spawn(rotation::drive(store.clone(), dispatcher.clone()));
     let roles = RoleManager::start(Arc::clone(&parts.raft), store.clone(), dispatcher.clone());
     let dispatcher = dispatcher.lead().context("cannot start the dispatcher")?;
     Ok(Leadership { _dispatcher: dispatcher, _roles: roles, _duties: duties, _loops: loops })

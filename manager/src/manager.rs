@@ -23,7 +23,7 @@ use skep_proto::v1::secrets_server::SecretsServer;
 use skep_proto::v1::services_server::ServicesServer;
 use skep_proto::v1::tasks_server::TasksServer;
 use skep_proto::v1::watch_server::WatchServer;
-use skep_proto::v1::{ClusterSpec, NodeDescription, NodeRole, NodeSpec};
+use skep_proto::v1::{ClusterSpec, IssueResponse, NodeDescription, NodeRole, NodeSpec};
 use skep_raft::{Consensus, RaftId, RaftNode, Role, Start, StartError, Status, StopCause, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -141,6 +141,7 @@ pub struct Manager {
     node: NodeId,
     store: Store,
     routes: Routes,
+    authority: CertificateAuthority,
     /// Holds the leadership.
     follower: JoinSet<()>,
     background: JoinSet<()>,
@@ -194,7 +195,7 @@ impl Manager {
         let lead = leader::Parts { raft: Arc::clone(&raft), store: store.clone(), work, node: config.node, addr };
         let mut follower = JoinSet::new();
         follower.spawn(leader::follow(lead));
-        let manager = Self { raft, node: config.node, store, routes, follower, background };
+        let manager = Self { raft, node: config.node, store, routes, authority, follower, background };
         match manager.begin(bootstrap, &config.advertise_addr).await {
             Ok(()) => Ok(manager),
             Err(error) => {
@@ -258,6 +259,15 @@ impl Manager {
     /// The state, for the daemon's own questions.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// A new certificate for this manager's own node from its own state, where it is the only manager: its last one may have
+    /// ended, and then nobody is left who would let it in. `csr_pem` is as in a renewal.
+    pub fn renew_own(&self, csr_pem: &str) -> anyhow::Result<IssueResponse> {
+        if !self.raft.status().borrow().is_sole_voter() {
+            bail!("there are other managers to ask");
+        }
+        self.authority.renew_own(self.node, csr_pem).map_err(|status| anyhow::anyhow!("{}", status.message()))
     }
 
     /// Raft's status, for the daemon's own questions.
@@ -382,6 +392,7 @@ pub(crate) async fn make_swarm(store: &Store, node: NodeId, addr: &str, bootstra
         recovery_epoch: 0,
         unlock_key: bootstrap.unlock_key,
         data_key_epoch: 0,
+        root_rotation: None,
     };
     let description = NodeDescription { hostname: bootstrap.hostname, ..NodeDescription::default() };
     let first = Node {

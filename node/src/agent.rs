@@ -1,11 +1,13 @@
 //! This host's agent: started with what the host has, and its events turned into what the daemon acts on.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
 use skep_identity::PeerIdentity;
-use skep_worker::{Agent, AgentConfig, AgentEvent, AgentHandle, Networks, SessionState, SessionTiming};
+use skep_identity::transport::Refusal;
+use skep_worker::{
+    Agent, AgentConfig, AgentEvent, AgentHandle, DescriptionConfig, Networks, SessionState, SessionTiming,
+};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
@@ -29,14 +31,14 @@ impl MemberAgent {
         links: Arc<Links>,
         contacts: Contacts,
         record: RecordFile,
-        address: IpAddr,
+        description: DescriptionConfig,
     ) -> anyhow::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
         let networks = Networks::new(host.netd.channel());
         let config = AgentConfig {
             node_id: identity.node_id,
             data_dir: host.config.data_dir.clone(),
-            description: host.description_config(Some(address)),
+            description,
             executor: host.executor(identity.node_id, links.clone(), networks.clone()),
             networks,
             connector: links,
@@ -55,6 +57,13 @@ impl MemberAgent {
         let accepted = |state: &SessionState| matches!(state, SessionState::Connected { .. });
         // An error: the agent has ended, and nobody waits any more.
         let _ = self.handle.session().wait_for(accepted).await;
+    }
+
+    /// Whether the last manager that was asked did not believe this node's certificate, or this node its.
+    pub(crate) fn is_refused(&self) -> bool {
+        let stranger = Refusal::OtherCluster.to_string();
+        matches!(&*self.handle.session().borrow(), SessionState::Connecting { error: Some(error) }
+            if error.contains(&stranger) || error.contains("it belongs to another cluster"))
     }
 
     /// Why there is no session right now, in words. Empty: there is one, or nothing is known yet.

@@ -90,8 +90,9 @@ impl Host {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.boot_id.clone(),
             peer_addr: peer_addr.unwrap_or_default(),
-            // Told when netd runs.
+            // Told when netd runs, and by who has the credentials.
             fabric: None,
+            certificate: None,
         }
     }
 

@@ -7,6 +7,7 @@ mod backoff;
 mod config;
 mod contacts;
 mod daemon;
+mod describe;
 mod hardening;
 mod host;
 mod links;

@@ -15,6 +15,7 @@ use skep_identity::{Anonymous, Caller, ClientTls, DenyList, Expected, LiveCreden
 use skep_proto::id::NodeId;
 use skep_proto::v1::peer_server::PeerServer;
 use skep_worker::{ConnectError, Connector, TicketCheck};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic::transport::Channel;
@@ -28,11 +29,18 @@ use crate::host::Host;
 pub(crate) struct Links {
     live: LiveCredentials,
     deny: DenyList,
+    /// The swarm's roots as a manager said last, PEM. Empty: nothing was said yet.
+    roots: watch::Sender<String>,
 }
 
 impl Links {
     pub(crate) fn new(live: &LiveCredentials, deny: &DenyList) -> Arc<Self> {
-        Arc::new(Self { live: live.clone(), deny: deny.clone() })
+        Arc::new(Self { live: live.clone(), deny: deny.clone(), roots: watch::Sender::default() })
+    }
+
+    /// Follows what managers say of the swarm's roots.
+    pub(crate) fn trusted(&self) -> watch::Receiver<String> {
+        self.roots.subscribe()
     }
 
     async fn open(&self, addr: &str, expected: Expected) -> Result<Channel, ConnectError> {
@@ -61,6 +69,10 @@ impl Connector for Links {
                 self.deny.deny(*node);
             }),
         }
+    }
+
+    fn roots(&self, certs_pem: &str) {
+        self.roots.send_replace(certs_pem.to_owned());
     }
 
     fn is_removal(&self, error: &(dyn Error + 'static)) -> bool {

@@ -20,7 +20,7 @@ use skep_identity::{
 };
 use skep_manager::Bootstrap;
 use skep_proto::id::{ClusterId, NodeId};
-use skep_proto::v1::{ClusterSpec, NodeRole, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState};
+use skep_proto::v1::{Availability, ClusterSpec, NodeRole, NodeSpec, SwarmInitRequest, SwarmJoinRequest, SwarmState};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tracing::{info, warn};
 
@@ -104,6 +104,11 @@ impl Membership {
     /// Why there is no session right now, in words. Empty: there is one, or no swarm.
     pub(crate) fn trouble(&self) -> String {
         self.view().map(|view| view.agent.trouble()).unwrap_or_default()
+    }
+
+    /// What to do about a certificate that ran out, in words. `None`: nothing.
+    pub(crate) fn way_back(&self) -> Option<String> {
+        crate::renewal::way_back(&self.view()?.credentials.current(), SystemTime::now())
     }
 
     /// End of this node's certificate. `None`: it has none.
@@ -300,13 +305,14 @@ impl Membership {
     }
 
     /// Joins a swarm; returns when the agent has its session, and a manager hears the leader.
-    pub(crate) async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<(NodeId, Role)> {
+    pub(crate) async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<Joined> {
         let mut member = self.transition().await?;
+        if member.as_ref().is_some_and(Member::is_cut_off) {
+            return self.come_back(member, request).await;
+        }
         self.refuse_if_member(&member)?;
         self.refuse_leftovers()?;
-        let token: JoinToken = request.token.parse()?;
-        let managers = request.remote_addrs.iter().map(|text| Ok(address::parse(text, MANAGER_PORT)?.to_string()));
-        let managers = managers.collect::<anyhow::Result<Vec<_>>>()?;
+        let (token, managers) = target(&request)?;
         let mut record = self.record(&request.listen_addr, &request.advertise_addr)?;
         let before = self.unfinished_join(|known| known.take());
         let mut attempt = joining::attempt(before, token, managers)?;
@@ -335,7 +341,36 @@ impl Membership {
             bail!("this host left the swarm again before it had a session");
         }
         info!(%node, ?role, "joined the swarm");
-        Ok((node, role))
+        Ok(Joined { node, role, returned: false })
+    }
+
+    /// A member whose certificate is of no use any more gets another one, as the node that it is. Nothing is stopped: what
+    /// runs goes on, and agent and manager connect again by themselves.
+    async fn come_back(&self, member: MemberGuard, request: SwarmJoinRequest) -> anyhow::Result<Joined> {
+        let Some(running) = member.as_ref() else { bail!("this node is not part of a swarm") };
+        let SwarmJoinRequest { listen_addr, advertise_addr, availability, .. } = &request;
+        if !listen_addr.is_empty() || !advertise_addr.is_empty() || *availability != i32::from(Availability::Active) {
+            bail!(
+                "this node comes back as it was: --listen-addr, --advertise-addr and --availability cannot be changed with it"
+            )
+        }
+        let (token, managers) = target(&request)?;
+        let was = running.live.current();
+        let mut attempt = JoinAttempt::back(token, managers, was);
+        let mut stopping = self.stopping.subscribe();
+        let fresh = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => bail!("this daemon is stopping: try again when it is back"),
+            fresh = attempt.ask(&self.host.hostname, request.availability) => fresh?,
+        };
+        let (node, role) = (fresh.node_id(), fresh.role());
+        running.keeper.install(fresh).await?;
+        running.record.update(|record| record.learn(&attempt.managers)).await?;
+        let (agent, seat) = (running.agent.clone(), running.seat.state());
+        drop(member);
+        wait_joined(&agent, seat).await?;
+        info!(%node, %role, "this node is back in its swarm");
+        Ok(Joined { node, role, returned: true })
     }
 
     fn unfinished_join<T>(&self, with: impl FnOnce(&mut Option<JoinAttempt>) -> T) -> T {
@@ -571,6 +606,20 @@ async fn wait_joined(agent: &MemberAgent, mut seat: watch::Receiver<SeatState>) 
              see `skep info` and the daemon's log"
         ),
     }
+}
+
+/// Where a joining host wants to go.
+fn target(request: &SwarmJoinRequest) -> anyhow::Result<(JoinToken, Vec<String>)> {
+    let managers = request.remote_addrs.iter().map(|text| Ok(address::parse(text, MANAGER_PORT)?.to_string()));
+    Ok((request.token.parse()?, managers.collect::<anyhow::Result<Vec<_>>>()?))
+}
+
+/// What became of a join.
+pub(crate) struct Joined {
+    pub(crate) node: NodeId,
+    pub(crate) role: Role,
+    /// It was this node before.
+    pub(crate) returned: bool,
 }
 
 /// A swarm that was made, or made anew with this manager alone.

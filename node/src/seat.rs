@@ -21,6 +21,7 @@ use std::time::Duration;
 use anyhow::Context;
 use skep_identity::{DenyList, JoinToken, LiveCredentials, PeerIdentity};
 use skep_manager::Bootstrap;
+use skep_proto::v1::IssueResponse;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::error;
@@ -83,6 +84,21 @@ pub(crate) enum First {
 enum Order {
     /// Make this manager, whose quorum is lost, the only one.
     Recover { addrs: Option<(SocketAddr, SocketAddr)>, answer: oneshot::Sender<anyhow::Result<JoinToken>> },
+    /// Sign this host's own request, where this manager is the only one.
+    Renew { csr_pem: String, answer: oneshot::Sender<anyhow::Result<IssueResponse>> },
+}
+
+/// This host's manager as an authority for this host itself.
+#[derive(Clone)]
+pub(crate) struct OwnAuthority(mpsc::Sender<Order>);
+
+impl OwnAuthority {
+    /// A certificate for a request (PEM); an error if there is no manager here, or it is not the only one.
+    pub(crate) async fn renew(&self, csr_pem: String) -> anyhow::Result<IssueResponse> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Order::Renew { csr_pem, answer }).await.ok().context("this daemon is stopping")?;
+        answered.await.context("this daemon is stopping")?
+    }
 }
 
 /// The seat's task.
@@ -103,6 +119,11 @@ impl Seat {
         let runner = run::Runner::new(parts, publish, received, stopped, outcome);
         let task = tokio::spawn(runner.run(first));
         (Self { orders, state, stop, task }, first_outcome)
+    }
+
+    /// For a certificate of this host that nobody else renews.
+    pub(crate) fn authority(&self) -> OwnAuthority {
+        OwnAuthority(self.orders.clone())
     }
 
     /// How it stands, now and later.

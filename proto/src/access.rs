@@ -84,6 +84,7 @@ const TABLE: &[(&str, Methods)] = &[
             ("JoinToken", ADMINISTER),
             ("Update", ADMINISTER),
             ("UnlockKey", ADMINISTER),
+            ("RotateRoot", ADMINISTER),
             ("DataKey", ADMINISTER),
             ("Doctor", LOOK),
         ],

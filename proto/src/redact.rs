@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::v1::{
     Cluster, ConfigureRequest, CreateConfigRequest, CreateSecretRequest, EnterResponse, GetConfigResponse,
-    IssueRequest, JoinTokenResponse, Payload, RegistryAuth, RotateRequest, SwarmInitResponse, SwarmJoinRequest,
-    UnlockKeyResponse, UnlockRequest,
+    IssueRequest, JoinTokenResponse, Payload, RegistryAuth, RootRotation, RotateRequest, RotateRootRequest,
+    SwarmInitResponse, SwarmJoinRequest, UnlockKeyResponse, UnlockRequest,
 };
 
 /// Says whether a secret is there, never what it is.
@@ -103,6 +103,7 @@ impl fmt::Debug for IssueRequest {
             .field("hostname", &self.hostname)
             .field("availability", &self.availability())
             .field("request_id", &self.request_id)
+            .field("returning", &self.returning)
             .finish()
     }
 }
@@ -164,6 +165,29 @@ impl fmt::Debug for JoinTokenResponse {
     }
 }
 
+impl fmt::Debug for RootRotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RootRotation")
+            .field("root_cert_pem", &String::from_utf8_lossy(&self.root_cert_pem))
+            .field("root_key_pem", &Hidden::new(&self.root_key_pem))
+            .field("cross_signed_pem", &String::from_utf8_lossy(&self.cross_signed_pem))
+            .field("digest", &self.digest)
+            .field("started_at_ms", &self.started_at_ms)
+            .finish()
+    }
+}
+
+impl fmt::Debug for RotateRootRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RotateRootRequest")
+            .field("root_cert_pem", &self.root_cert_pem)
+            .field("root_key_pem", &Hidden::new(self.root_key_pem.as_bytes()))
+            .field("node_cert_expiry_ms", &self.node_cert_expiry_ms)
+            .field("write", &self.write)
+            .finish()
+    }
+}
+
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster")
@@ -179,6 +203,7 @@ impl fmt::Debug for Cluster {
             .field("recovery_epoch", &self.recovery_epoch)
             .field("unlock_key", &Hidden::new(&self.unlock_key))
             .field("data_key_epoch", &self.data_key_epoch)
+            .field("root_rotation", &self.root_rotation)
             .finish()
     }
 }
@@ -209,6 +234,8 @@ mod tests {
                 }
             ),
             format!("{:?}", JoinTokenResponse { token: secret(), ..JoinTokenResponse::default() }),
+            format!("{:?}", RootRotation { root_key_pem: secret().into_bytes(), ..RootRotation::default() }),
+            format!("{:?}", RotateRootRequest { root_key_pem: secret(), ..RotateRootRequest::default() }),
             format!("{:?}", SwarmInitResponse { unlock_key: secret(), ..SwarmInitResponse::default() }),
             format!("{:?}", UnlockKeyResponse { unlock_key: secret(), ..UnlockKeyResponse::default() }),
             format!("{:?}", UnlockRequest { unlock_key: secret() }),

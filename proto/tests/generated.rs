@@ -22,13 +22,15 @@ const FILES: [&str; 14] = [
 ];
 
 /// Messages with passwords, tokens or keys: `src/redact.rs` has their `Debug`.
-const SECRET: [&str; 15] = [
+const SECRET: [&str; 17] = [
     ".skep.v1.RegistryAuth",
     ".skep.v1.IssueRequest",
     ".skep.v1.SwarmJoinRequest",
     ".skep.v1.SwarmInitResponse",
     ".skep.v1.JoinTokenResponse",
     ".skep.v1.Cluster",
+    ".skep.v1.RootRotation",
+    ".skep.v1.RotateRootRequest",
     ".skep.v1.ConfigureRequest",
     ".skep.v1.Payload",
     ".skep.v1.CreateSecretRequest",

@@ -157,8 +157,14 @@ impl Lab {
     /// Starts a host's daemon on a clock of its own, which [`Self::step_clock`] steps. Monotonic time stays true.
     #[track_caller]
     pub fn start_on_own_clock(&self, host: u32) {
+        self.start_on_clock(host, "+0");
+    }
+
+    /// The same on a clock that is off by `offset` from the start.
+    #[track_caller]
+    pub fn start_on_clock(&self, host: u32, offset: &str) {
         let library = FAKETIME.iter().find(|path| Path::new(path).exists()).expect("faketime is installed");
-        self.step_clock(host, "+0");
+        self.step_clock(host, offset);
         let mut start = self.lab_command();
         start.args(["start", &host.to_string()]).env("LD_PRELOAD", library);
         start.env("FAKETIME_TIMESTAMP_FILE", self.clock_file(host)).env("FAKETIME_NO_CACHE", "1");

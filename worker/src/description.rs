@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use skep_proto::v1::{FabricEndpoint, NodeDescription, Platform, Resources};
+use skep_proto::v1::{FabricEndpoint, NodeCertificate, NodeDescription, Platform, Resources};
 
 /// What the daemon knows and the kernel does not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct DescriptionConfig {
     pub peer_addr: String,
     /// How other hosts reach its networks. `None`: it has no overlays.
     pub fabric: Option<FabricEndpoint>,
+    /// The certificate that the daemon uses. `None`: in no swarm.
+    pub certificate: Option<NodeCertificate>,
 }
 
 /// Gathers the description. What cannot be read is left empty: a node without it is still of use.
@@ -40,6 +42,7 @@ pub fn describe(config: &DescriptionConfig) -> NodeDescription {
         peer_addr: config.peer_addr.clone(),
         kernel: kernel.trim().to_owned(),
         fabric: config.fabric.clone(),
+        certificate: config.certificate.clone(),
     }
 }
 

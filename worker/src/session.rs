@@ -46,6 +46,11 @@ pub trait Connector: Send + Sync + 'static {
     fn denied(&self, nodes: &BTreeSet<NodeId>) {
         let _ = nodes;
     }
+    /// Takes the swarm's root certificates (PEM), at the beginning of each session and when they change: others are not trusted
+    /// any more. Called on the session's thread; it must not block.
+    fn roots(&self, certs_pem: &str) {
+        let _ = certs_pem;
+    }
     /// Whether a manager closed the connection because this node was removed from the swarm.
     fn is_removal(&self, error: &(dyn Error + 'static)) -> bool {
         let _ = error;

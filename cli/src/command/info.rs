@@ -82,6 +82,9 @@ fn swarm_lines(swarm: &SwarmView) -> Vec<(&'static str, String)> {
     }
     if let Some(cluster) = &swarm.cluster {
         lines.push((" ClusterID", cluster.id.clone()));
+        if let Some(rotation) = &cluster.root_rotation {
+            lines.push((" Root Rotation", format!("{}/{} nodes", rotation.nodes_done, rotation.nodes)));
+        }
     }
     if let (Some(managers), Some(nodes)) = (swarm.managers, swarm.nodes) {
         lines.push((" Managers", managers.to_string()));

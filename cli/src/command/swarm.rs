@@ -1,5 +1,6 @@
-//! `skep swarm init|join|leave|update|join-token|doctor`; `keys.rs` has `unlock-key|unlock|data-key`.
+//! `skep swarm init|join|leave|update|join-token|doctor`; `keys.rs` has `unlock-key|unlock|data-key`, `ca.rs` has `ca`.
 
+mod ca;
 mod keys;
 
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub(crate) enum SwarmCommand {
     Update(UpdateArgs),
     /// Show the command that joins a worker or a manager.
     JoinToken(JoinTokenArgs),
+    /// Show the root certificate, or change it.
+    Ca(ca::CaArgs),
     /// Show the key that unlocks managers after a restart.
     UnlockKey(keys::UnlockKeyArgs),
     /// Unlock this host's manager; the key is asked for, or read from standard input.
@@ -208,6 +211,7 @@ impl SwarmCommand {
             Self::Leave(args) => leave(context, args).await,
             Self::Update(args) => update(context, args).await,
             Self::JoinToken(args) => join_token(context, args).await,
+            Self::Ca(args) => ca::run(context, args).await,
             Self::UnlockKey(args) => keys::unlock_key(context, args).await,
             Self::Unlock => keys::unlock(context).await,
             Self::DataKey(args) => keys::data_key(context, args).await,
@@ -267,7 +271,8 @@ async fn join(context: &Context, args: &JoinArgs) -> Result<(), Failure> {
         availability: v1::Availability::from(args.addresses.availability).into(),
     };
     let answer = client.daemon().swarm_join(request).await?.into_inner();
-    output::data(format!("This node joined a swarm as a {}.\n", state::role(answer.role())))
+    let what = if answer.returned { "is back in its swarm" } else { "joined a swarm" };
+    output::data(format!("This node {what} as a {}.\n", state::role(answer.role())))
 }
 
 /// Adds the port where it is missing.

@@ -13,7 +13,6 @@ use crate::failure::Failure;
 /// Verbs, by noun; the empty noun is `skep` itself.
 const VERBS: &[(&str, &[&str])] = &[
     ("", &["container", "events", "exec", "login", "logout", "plugin", "stack", "system", "volume"]),
-    ("swarm", &["ca"]),
     ("network", &["connect", "disconnect"]),
     ("image", &["build", "history", "push", "save"]),
 ];
@@ -51,6 +50,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("network create", &["--config-from", "--config-only", "--ipam-driver", "--ipam-opt", "--scope"]),
     ("secret create", &["--driver", "-d"]),
     ("swarm join", &["--data-path-addr"]),
+    ("swarm ca", &["--external-ca"]),
     ("swarm update", &["--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("image ls", &["--all", "-a", "--tree"]),
     ("image pull", &["--all-tags", "-a", "--disable-content-trust"]),
@@ -130,7 +130,7 @@ mod tests {
             ("skep swarm update --max-snapshots 3", "--max-snapshots"),
             ("skep -H unix:///x volume ls", "volume"),
             ("skep swarm init --external-ca x", "--external-ca"),
-            ("skep swarm ca", "swarm ca"),
+            ("skep swarm ca --external-ca x", "--external-ca"),
             ("skep network connect a b", "network connect"),
             ("skep network create --scope swarm x", "--scope"),
         ] {

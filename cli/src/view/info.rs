@@ -62,6 +62,36 @@ pub(crate) struct ClusterView {
     pub(crate) id: String,
     #[serde(flatten)]
     meta: MetaView,
+    /// Whether the root certificate is being changed.
+    root_rotation_in_progress: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) root_rotation: Option<RotationView>,
+}
+
+/// How far a change of the root certificate is.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct RotationView {
+    /// SHA-256 of the new root, in hex.
+    digest: String,
+    started_at: String,
+    pub(crate) nodes_done: u32,
+    pub(crate) nodes: u32,
+    /// Hostname and reason of those that have no certificate of the new root, at most 100.
+    waiting: Vec<String>,
+}
+
+impl From<v1::RootRotationStatus> for RotationView {
+    fn from(status: v1::RootRotationStatus) -> Self {
+        let waiting = status.waiting.iter().map(|wait| format!("{} {}", wait.hostname, wait.reason));
+        Self {
+            digest: super::hex(&status.digest),
+            started_at: time::rfc3339_ms(status.started_at_ms),
+            nodes_done: status.done,
+            nodes: status.total,
+            waiting: waiting.collect(),
+        }
+    }
 }
 
 impl SwarmView {
@@ -105,9 +135,15 @@ impl InfoView {
                 nodes: counts.map(|(nodes, _)| nodes),
                 managers: counts.map(|(_, managers)| managers),
                 certificate_expires_at: time::rfc3339_ms(info.cert_expires_at_ms),
-                cluster: cluster
-                    .and_then(|answer| answer.cluster)
-                    .map(|cluster| ClusterView { id: super::id(&cluster.id), meta: cluster.meta.as_ref().into() }),
+                cluster: cluster.and_then(|answer| {
+                    let (cluster, rotation) = (answer.cluster?, answer.root_rotation);
+                    Some(ClusterView {
+                        id: super::id(&cluster.id),
+                        meta: cluster.meta.as_ref().into(),
+                        root_rotation_in_progress: rotation.is_some(),
+                        root_rotation: rotation.map(RotationView::from),
+                    })
+                }),
             },
         }
     }

@@ -59,8 +59,13 @@ pub(crate) fn id(bytes: &[u8]) -> String {
         Ok(Some(id)) => id.to_string(),
         Ok(None) => String::new(),
         // Not ours to refuse: show what came.
-        Err(_) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        Err(_) => hex(bytes),
     }
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The first 12 digits of an id, for tables.

@@ -1,13 +1,14 @@
 //! A node as `node inspect` prints it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use skep_proto::v1;
 
 use super::mesh::{FabricView, MeshView};
 use super::{MetaView, state};
-use crate::output::time;
+use crate::output::{human, time};
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -19,6 +20,9 @@ pub(crate) struct NodeView {
     spec: Spec,
     description: Description,
     status: Status,
+    /// The certificate that it says it uses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<CertificateView>,
     /// Role of its certificate; `Spec.Role` is the wanted one.
     role: &'static str,
     /// Managers only.
@@ -110,6 +114,32 @@ struct Manager {
     raft_id: u64,
 }
 
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct CertificateView {
+    /// SHA-256 of the root that signed it, in hex. Empty: a root that is not trusted any more.
+    pub(crate) issuer_digest: String,
+    pub(crate) not_before: String,
+    pub(crate) not_after: String,
+    /// What is left of its life, in words.
+    pub(crate) remaining: String,
+}
+
+impl CertificateView {
+    fn new(certificate: &v1::NodeCertificate, now_ms: i64) -> Self {
+        let left = certificate.not_after_ms.saturating_sub(now_ms);
+        Self {
+            issuer_digest: super::hex(&certificate.issuer),
+            not_before: time::rfc3339_ms(certificate.not_before_ms),
+            not_after: time::rfc3339_ms(certificate.not_after_ms),
+            remaining: match u64::try_from(left) {
+                Ok(left) => human::duration(Duration::from_millis(left)),
+                Err(_) => "expired".to_owned(),
+            },
+        }
+    }
+}
+
 impl NodeView {
     /// Adds what it says of the mesh.
     pub(crate) fn with_mesh(self, mesh: Option<MeshView>) -> Self {
@@ -132,6 +162,7 @@ impl From<v1::Node> for NodeView {
                 availability: state::availability(spec.availability()),
                 labels: spec.labels,
             },
+            certificate: description.certificate.as_ref().map(|known| CertificateView::new(known, time::now_ms())),
             description: Description {
                 resources: description.resources.as_ref().into(),
                 hostname: description.hostname,

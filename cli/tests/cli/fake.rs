@@ -190,7 +190,7 @@ impl daemon_server::Daemon for Api {
     async fn swarm_join(&self, request: Request<SwarmJoinRequest>) -> Answer<SwarmJoinResponse> {
         let mut script = self.script();
         script.joined = Some(request.into_inner());
-        Ok(Response::new(SwarmJoinResponse { node_id: vec![7; 16], role: script.join_role.into() }))
+        Ok(Response::new(SwarmJoinResponse { node_id: vec![7; 16], role: script.join_role.into(), returned: false }))
     }
 
     async fn swarm_leave(&self, request: Request<SwarmLeaveRequest>) -> Answer<SwarmLeaveResponse> {
@@ -206,7 +206,7 @@ impl daemon_server::Daemon for Api {
 impl clusters_server::Clusters for Api {
     async fn get(&self, _: Request<GetClusterRequest>) -> Answer<GetClusterResponse> {
         let cluster = Some(self.script().cluster.clone());
-        Ok(Response::new(GetClusterResponse { cluster, nodes: 3, managers: 1, version: 1 }))
+        Ok(Response::new(GetClusterResponse { cluster, nodes: 3, managers: 1, version: 1, root_rotation: None }))
     }
 
     async fn update(&self, request: Request<UpdateClusterRequest>) -> Answer<UpdateClusterResponse> {
@@ -224,6 +224,10 @@ impl clusters_server::Clusters for Api {
 
     async fn data_key(&self, _: Request<DataKeyRequest>) -> Answer<DataKeyResponse> {
         Ok(Response::new(DataKeyResponse { epoch: 1, managers: self.script().keys.clone() }))
+    }
+
+    async fn rotate_root(&self, _: Request<RotateRootRequest>) -> Answer<RotateRootResponse> {
+        Err(Status::unimplemented("the fake has no authority"))
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {

@@ -15,16 +15,16 @@ use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
     Availability, ClientRole, ClusterSpec, ConfigRef, ContainerSpec, ContainerState, ContainerStatus, FabricEndpoint,
-    NetworkAttachment, NetworkDriver, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState, PortSpec,
-    PublishMode, RegistryAuth, ReplicatedMode, SecretRef, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
+    NetworkAttachment, NetworkDriver, NetworkSpec, NodeCertificate, NodeDescription, NodeRole, NodeSpec, NodeState,
+    PortSpec, PublishMode, RegistryAuth, ReplicatedMode, SecretRef, ServiceSpec, TaskState, TaskStatus, TaskTemplate,
     WantedState,
 };
 
 use crate::change::{Change, Expect, Group, NodeObserved, Op, TaskObserved, Transaction};
 use crate::object::{
     Client, Cluster, Credential, Data, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node,
-    NodeStatus, Parcel, ParcelId, ParcelSpec, Payload, PayloadKey, PayloadVersion, Revision, RevisionKey, Service,
-    Slot, Subnet, Task,
+    NodeStatus, Parcel, ParcelId, ParcelSpec, Payload, PayloadKey, PayloadVersion, Revision, RevisionKey, RootRotation,
+    Service, Slot, Subnet, Task,
 };
 use crate::store::{ObjectKey, State};
 
@@ -318,6 +318,15 @@ fn cluster(id: u128, limit: i32) -> Cluster {
         recovery_epoch: 0,
         unlock_key: (limit > 0).then_some([3; 32]),
         data_key_epoch: u64::try_from(limit).unwrap_or_default(),
+        root_rotation: (limit % 2 == 0).then(|| {
+            Arc::new(RootRotation {
+                root_cert_pem: "new certificate".into(),
+                root_key_pem: "new key".into(),
+                cross_signed_pem: "cross-signed".into(),
+                digest: [4; 32],
+                started_at: UnixMs(5),
+            })
+        }),
     }
 }
 
@@ -344,10 +353,11 @@ fn description() -> impl Strategy<Value = NodeDescription> {
         let fabric = FabricEndpoint { vxlan_addr: address.into(), ..FabricEndpoint::default() };
         (!address.is_empty()).then_some(fabric)
     });
-    (select(vec!["", "host1", "host2"]), fabric).prop_map(|(hostname, fabric)| NodeDescription {
-        hostname: hostname.into(),
-        fabric,
-        ..NodeDescription::default()
+    let certificate = option::of(select(vec![0, 4])).prop_map(|issuer| {
+        issuer.map(|issuer| NodeCertificate { issuer: vec![issuer; 32], not_after_ms: 1, ..NodeCertificate::default() })
+    });
+    (select(vec!["", "host1", "host2"]), fabric, certificate).prop_map(|(hostname, fabric, certificate)| {
+        NodeDescription { hostname: hostname.into(), fabric, certificate, ..NodeDescription::default() }
     })
 }
 

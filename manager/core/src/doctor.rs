@@ -2,6 +2,7 @@
 //! fresh build. Used by tests, by debug builds and by `skep swarm doctor`. It reads only; what to do about a finding is
 //! said in its message.
 
+mod certificates;
 mod networks;
 mod parcels;
 mod rules;
@@ -11,6 +12,7 @@ mod doctor_test;
 
 use std::collections::BTreeMap;
 
+use skep_proto::time::UnixMs;
 use skep_proto::v1::{self, Severity};
 
 use crate::store::State;
@@ -55,9 +57,12 @@ pub fn networks(state: &State) -> Vec<Finding> {
     findings
 }
 
-/// The answer to `skep swarm doctor`.
-pub fn report(state: &State) -> v1::DoctorResponse {
-    let findings = check(state).into_iter().map(|finding| v1::Finding {
+/// The answer to `skep swarm doctor`: also what time does to certificates.
+pub fn report(state: &State, now: UnixMs) -> v1::DoctorResponse {
+    let mut findings = check(state);
+    certificates::certificates(state, now, &mut findings);
+    certificates::rotation(state, now, &mut findings);
+    let findings = findings.into_iter().map(|finding| v1::Finding {
         severity: finding.severity.into(),
         object: finding.object,
         message: finding.message,

@@ -103,6 +103,7 @@ pub(crate) fn swarm(nodes: u128) -> State {
         recovery_epoch: 0,
         unlock_key: None,
         data_key_epoch: 0,
+        root_rotation: None,
     });
     for number in 1..=nodes {
         state.put(node(number).build());

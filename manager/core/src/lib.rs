@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod assign;
+pub mod ca;
 pub mod change;
 pub mod clients;
 pub mod codec;

@@ -11,7 +11,7 @@ mod service;
 mod task;
 
 pub use client::Client;
-pub use cluster::Cluster;
+pub use cluster::{Cluster, RootRotation};
 pub use image_name::{Credential, ImageName};
 pub use network::{Network, NetworkAddresses, Subnet};
 pub use node::{ManagerStatus, Node, NodeStatus};

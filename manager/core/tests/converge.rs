@@ -269,6 +269,7 @@ fn cluster() -> Cluster {
         recovery_epoch: 0,
         unlock_key: None,
         data_key_epoch: 0,
+        root_rotation: None,
     }
 }
 

@@ -146,7 +146,7 @@ impl Control {
             version,
             cert_not_after_ms: unix_ms(signed.not_after),
             cert_chain_pem: signed.chain_pem,
-            root_cert_pem: cluster.root_cert_pem.clone(),
+            root_cert_pem: cluster.trusted_roots_pem(),
             managers,
         }))
     }

@@ -11,15 +11,15 @@ use skep_proto::id::RequestId;
 use skep_proto::v1::clusters_server::Clusters;
 use skep_proto::v1::{
     DataKeyRequest, DataKeyResponse, DoctorRequest, DoctorResponse, GetClusterRequest, GetClusterResponse,
-    JoinTokenRequest, JoinTokenResponse, ManagerKeys, NodeRole, UnlockKeyRequest, UnlockKeyResponse,
-    UpdateClusterRequest, UpdateClusterResponse,
+    JoinTokenRequest, JoinTokenResponse, ManagerKeys, NodeRole, RotateRootRequest, RotateRootResponse,
+    UnlockKeyRequest, UnlockKeyResponse, UpdateClusterRequest, UpdateClusterResponse,
 };
 use skep_proto::validate;
 use tonic::{Request, Response, Status};
 
 use super::error::IntoStatus;
 use super::services::request_id;
-use super::{ATTEMPTS, Control, read};
+use super::{ATTEMPTS, Control, read, roots};
 use crate::keys;
 use crate::store::{WriteError, Written};
 
@@ -28,7 +28,9 @@ impl Clusters for Control {
     async fn get(&self, request: Request<GetClusterRequest>) -> Result<Response<GetClusterResponse>, Status> {
         let state = read::state(&self.store, request.into_inner().read).await?;
         let managers = state.nodes().filter(|node| node.manager.is_some()).count();
+        let root_rotation = roots::status(&state, self.store.now());
         Ok(Response::new(GetClusterResponse {
+            root_rotation,
             cluster: state.cluster().map(|cluster| codec::cluster_to_api(cluster)),
             version: state.version(),
             nodes: u32::try_from(state.node_count()).unwrap_or(u32::MAX),
@@ -115,10 +117,14 @@ impl Clusters for Control {
         Ok(Response::new(DataKeyResponse { epoch, managers }))
     }
 
+    async fn rotate_root(&self, request: Request<RotateRootRequest>) -> Result<Response<RotateRootResponse>, Status> {
+        self.change_root(request.into_inner()).await.map(Response::new)
+    }
+
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
-        let state = self.store.state();
+        let (state, now) = (self.store.state(), self.store.now());
         // It looks at everything: not on a thread that serves others.
-        let report = tokio::task::spawn_blocking(move || doctor::report(&state)).await;
+        let report = tokio::task::spawn_blocking(move || doctor::report(&state, now)).await;
         report.map(Response::new).map_err(|error| Status::internal(format!("the validator failed: {error}")))
     }
 }
@@ -174,7 +180,7 @@ impl Control {
 }
 
 #[allow(clippy::result_large_err)]
-fn known_everywhere(cluster: &Cluster) -> Result<(), Status> {
+pub(super) fn known_everywhere(cluster: &Cluster) -> Result<(), Status> {
     if keys::is_known(cluster) {
         return Ok(());
     }
@@ -195,6 +201,6 @@ pub(crate) fn token(cluster: &Cluster, role: NodeRole) -> Result<JoinToken, Stat
     Ok(JoinToken::new(root.digest(), TokenSecret::new(secret)))
 }
 
-fn no_cluster() -> Status {
+pub(super) fn no_cluster() -> Status {
     Status::unavailable("the swarm's state is not loaded yet: try again in a moment")
 }

@@ -21,13 +21,21 @@ pub(crate) struct ClusterView {
     pub(crate) managers: Managers,
     /// Nodes that were removed and whose certificates have not ended.
     pub(crate) denied: Arc<BTreeSet<NodeId>>,
+    /// Certificates whose signature is trusted, PEM.
+    pub(crate) roots: Arc<str>,
 }
 
 impl ClusterView {
     /// Looks at every node.
     pub(crate) fn of(state: &State) -> Self {
         let denied = state.denied().map(|(node, _)| node).collect();
-        Self { period: heartbeat_period(state), managers: managers(state), denied: Arc::new(denied) }
+        let roots = state.cluster().map(|cluster| cluster.trusted_roots_pem()).unwrap_or_default();
+        Self {
+            period: heartbeat_period(state),
+            managers: managers(state),
+            denied: Arc::new(denied),
+            roots: roots.into(),
+        }
     }
 
     /// Silence after which a node is lost.

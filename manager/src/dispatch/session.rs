@@ -22,7 +22,7 @@ use skep_proto::v1::session_down::Message as DownMessage;
 use skep_proto::v1::session_up::Message as UpMessage;
 use skep_proto::v1::{
     Assignments, Denied, Heartbeat, HeartbeatAck, HeldImages, NodeDescription, NodeState, Register, Removed,
-    SessionDown, SessionUp, StatusAck, StatusBatch,
+    SessionDown, SessionUp, StatusAck, StatusBatch, TrustedRoots,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -421,6 +421,9 @@ impl Session {
         if let Err(over) = self.tell(DownMessage::Denied(all)).await {
             return over;
         }
+        if let Err(over) = self.tell(roots(&told)).await {
+            return over;
+        }
         loop {
             let looked = Instant::now();
             let state = store.state();
@@ -479,6 +482,9 @@ impl Session {
         if told.denied != now.denied {
             self.tell(DownMessage::Denied(denied(false, &told.denied, &now.denied))).await?;
         }
+        if told.roots != now.roots {
+            self.tell(roots(now)).await?;
+        }
         Ok(())
     }
 
@@ -513,6 +519,11 @@ async fn first(up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin +
 fn denied(complete: bool, told: &BTreeSet<NodeId>, now: &BTreeSet<NodeId>) -> Denied {
     let ids = |nodes: std::collections::btree_set::Difference<'_, NodeId>| nodes.map(|node| node.to_vec()).collect();
     Denied { complete, added: ids(now.difference(told)), removed: ids(told.difference(now)) }
+}
+
+/// Whom the node is to trust.
+fn roots(view: &ClusterView) -> DownMessage {
+    DownMessage::Roots(TrustedRoots { root_certs_pem: view.roots.to_string() })
 }
 
 fn end_status(why: End) -> Status {

@@ -108,6 +108,7 @@ mod tests {
             recovery_epoch: 0,
             unlock_key: None,
             data_key_epoch: 0,
+            root_rotation: None,
         });
         state
     }

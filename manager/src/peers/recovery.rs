@@ -75,6 +75,7 @@ mod tests {
             recovery_epoch: 0,
             unlock_key: None,
             data_key_epoch: 0,
+            root_rotation: None,
         };
         let changes = vec![
             Change::create(Op::PutCluster(cluster)),

@@ -14,6 +14,7 @@ mod images;
 mod logs;
 mod networks;
 mod operator;
+mod rotation;
 mod sessions;
 mod swarm;
 mod tables;

@@ -44,7 +44,7 @@ pub(crate) struct Swarm {
     pub(crate) deny: DenyList,
     manager: Option<Manager>,
     store: Store,
-    credentials: LiveCredentials,
+    pub(crate) credentials: LiveCredentials,
     server: JoinHandle<()>,
     _dir: tempfile::TempDir,
 }
@@ -53,7 +53,7 @@ pub(crate) struct Swarm {
 pub(crate) struct Member {
     pub(crate) id: NodeId,
     pub(crate) channel: Channel,
-    credentials: LiveCredentials,
+    pub(crate) credentials: LiveCredentials,
 }
 
 impl Member {
@@ -102,6 +102,10 @@ impl Swarm {
     pub(crate) async fn stop(mut self) {
         self.server.abort();
         self.manager.take().unwrap().shutdown().await;
+    }
+
+    pub(crate) fn manager(&self) -> &Manager {
+        self.manager.as_ref().unwrap()
     }
 
     pub(crate) fn state(&self) -> State {

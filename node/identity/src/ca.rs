@@ -1,8 +1,7 @@
 //! The cluster's certificate authority: a root made at `swarm init` that signs the nodes' requests.
 //!
 //! Used by the manager's CA service. Time is passed in. The key is replicated by the managers (encrypted at rest there)
-//! and never printed. Rotation will hold two authorities and cross-sign the new root by the old; every chain here may
-//! already hold intermediates, and every bundle several roots.
+//! and never printed. `rotation.rs` makes the next root.
 
 mod client;
 
@@ -18,11 +17,13 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use skep_proto::id::{ClusterId, NodeId};
+use skep_proto::v1::NodeCertificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::OID_SIG_ECDSA_WITH_SHA256;
 use x509_parser::prelude::FromDer as _;
 
 use crate::key::{KeyError, NodeKey};
+use crate::returning::key_digest;
 use crate::roots::{RootBundle, RootCert, RootError};
 use crate::{Role, peer};
 
@@ -55,6 +56,9 @@ pub enum CaError {
     /// The root itself has ended or ends within the hour.
     #[error("the root certificate has expired: it cannot sign any more")]
     RootExpired,
+    /// The subject of a root is of a form that cannot be written again.
+    #[error("the root's subject is of an unusual form: write it in UTF8String or PrintableString, each attribute once")]
+    Subject,
     /// The clock is before 1970 or beyond the calendar.
     #[error("the clock is out of range")]
     Clock,
@@ -90,6 +94,8 @@ pub struct IssuedCertificate {
     pub chain_pem: String,
     /// Its end.
     pub not_after: SystemTime,
+    /// What its node would say of it.
+    pub facts: NodeCertificate,
 }
 
 /// The root certificate with its key.
@@ -105,7 +111,8 @@ impl RootCa {
         let key = NodeKey::generate().map_err(CaError::Key)?;
         let mut params = base_params(now.checked_sub(BACKDATE).ok_or(CaError::Clock)?, now + ROOT_VALIDITY)?;
         params.distinguished_name.push(DnType::OrganizationName, cluster_id.to_string());
-        params.distinguished_name.push(DnType::CommonName, "skep-root");
+        // Another name than any other root's, so that a chain leads to one of them.
+        params.distinguished_name.push(DnType::CommonName, format!("skep-root-{:08x}", OsRng.next_u32()));
         // One intermediate may stand between: the next root, cross-signed by this one.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -149,6 +156,14 @@ impl RootCa {
         self.cert.cluster_id()
     }
 
+    pub(crate) fn key(&self) -> &NodeKey {
+        &self.key
+    }
+
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
     /// The private key as PEM, to store it encrypted. Never log it.
     pub fn key_pem(&self) -> String {
         self.key.to_pem(None).as_str().to_owned()
@@ -178,7 +193,14 @@ impl RootCa {
         params.use_authority_key_identifier_extension = true;
         let issuer = Issuer::from_ca_cert_der(self.cert.der(), self.key.pair()).map_err(CaError::Build)?;
         let cert = params.signed_by(&key, &issuer).map_err(CaError::Build)?;
-        Ok(IssuedCertificate { chain_pem: cert.pem(), not_after: whole_seconds(not_after)? })
+        let not_after = whole_seconds(not_after)?;
+        let facts = NodeCertificate {
+            issuer: self.cert.digest().as_bytes().to_vec(),
+            not_before_ms: unix_ms(now - BACKDATE),
+            not_after_ms: unix_ms(not_after),
+            key: key_digest(&key.0).to_vec(),
+        };
+        Ok(IssuedCertificate { chain_pem: cert.pem(), not_after, facts })
     }
 }
 
@@ -233,7 +255,7 @@ impl PublicKeyData for RequestKey {
 }
 
 /// Validity and a random serial number (RFC 5280 section 4.1.2.2: at most 20 octets, positive).
-fn base_params(not_before: SystemTime, not_after: SystemTime) -> Result<CertificateParams, CaError> {
+pub(crate) fn base_params(not_before: SystemTime, not_after: SystemTime) -> Result<CertificateParams, CaError> {
     let mut serial = [0u8; 16];
     OsRng.fill_bytes(&mut serial);
     serial[0] = serial[0] & 0x7f | 0x40;
@@ -253,6 +275,12 @@ fn since_epoch(time: SystemTime) -> Result<Duration, CaError> {
         Ok(since) if since.as_secs() < YEAR_9000_SECONDS => Ok(Duration::from_secs(since.as_secs())),
         _ => Err(CaError::Clock),
     }
+}
+
+/// Milliseconds since 1970, in whole seconds, as certificates hold it; 0 before it.
+pub(crate) fn unix_ms(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX / 1_000).saturating_mul(1_000)
 }
 
 fn whole_seconds(time: SystemTime) -> Result<SystemTime, CaError> {

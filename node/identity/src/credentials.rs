@@ -9,12 +9,16 @@ use std::time::SystemTime;
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use skep_proto::id::{ClusterId, NodeId};
+use skep_proto::v1::NodeCertificate;
 use tokio::sync::watch;
 
+use crate::ca::unix_ms;
 use crate::chain::{self, CLOCK_TOLERANCE};
-use crate::key::NodeKey;
+use crate::key::{KeyError, NodeKey};
 use crate::peer::{CertificateFacts, PeerIdentity};
+use crate::returning::key_digest;
 use crate::roots::{RootBundle, RootError};
+use crate::rotation::issuer_of;
 use crate::{Role, pem};
 
 /// A node renews no sooner than this share of its certificate's lifetime.
@@ -40,6 +44,9 @@ pub enum CredentialsError {
     /// The certificate is for another key.
     #[error("the node key does not belong to the node certificate")]
     KeyMismatch,
+    /// The key cannot be read again.
+    #[error("the node key cannot be used")]
+    Duplicate(#[source] KeyError),
     /// The TLS library refuses the key.
     #[error("the node key cannot be used for TLS")]
     Key(#[source] rustls::Error),
@@ -127,6 +134,23 @@ impl Credentials {
     /// The roots this node trusts.
     pub fn roots(&self) -> &RootBundle {
         &self.roots
+    }
+
+    /// What this node says of its certificate.
+    pub fn facts(&self) -> NodeCertificate {
+        let issuer = issuer_of(&self.roots, &self.chain[0], self.not_after());
+        NodeCertificate {
+            issuer: issuer.map(|root| root.digest().as_bytes().to_vec()).unwrap_or_default(),
+            not_before_ms: unix_ms(self.not_before),
+            not_after_ms: unix_ms(self.not_after()),
+            key: key_digest(self.key.public_point()).to_vec(),
+        }
+    }
+
+    /// The same credentials with other trusted roots; an error if the certificate does not lead to one of them.
+    pub fn with_roots(&self, roots: RootBundle) -> Result<Self, CredentialsError> {
+        let key = self.key.duplicate().map_err(CredentialsError::Duplicate)?;
+        Self::from_parts(key, self.chain.clone(), roots)
     }
 
     /// The chain as PEM, the node's certificate first.

@@ -55,6 +55,11 @@ impl NodeKey {
         Ok(Self(pair))
     }
 
+    /// The same key once more: for credentials that change all else.
+    pub(crate) fn duplicate(&self) -> Result<Self, KeyError> {
+        Self::from_pkcs8_der(self.0.serialized_der())
+    }
+
     /// A certificate signing request (PKCS#10, DER) that proves possession of the key. Its subject is a placeholder:
     /// the authority decides who the node is.
     pub fn signing_request(&self) -> Result<Vec<u8>, KeyError> {

@@ -15,8 +15,10 @@ mod key;
 mod mesh;
 mod peer;
 mod pem;
+mod returning;
 mod role;
 mod roots;
+mod rotation;
 mod seal;
 mod store;
 pub mod ticket;
@@ -30,6 +32,8 @@ mod verify;
 mod ca_test;
 #[cfg(test)]
 mod chain_test;
+#[cfg(test)]
+mod rotation_test;
 #[cfg(test)]
 mod seal_test;
 #[cfg(test)]
@@ -48,8 +52,10 @@ pub use join::{JoinError, join_channel};
 pub use key::{KeyError, NodeKey};
 pub use mesh::{MESH_KEY_FILE, MeshKey};
 pub use peer::{PeerError, PeerIdentity};
+pub use returning::{ReturnError, Returned, verify_return};
 pub use role::{Role, RoleError};
 pub use roots::{RootBundle, RootCert, RootError};
+pub use rotation::{GivenError, NextRoot};
 pub use seal::{PAIR_FILE, other_keys, reseal, settle};
 pub use store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError};
 pub use tls::{Anonymous, ClientTls, Expected, ServerTls};

@@ -1,5 +1,6 @@
 //! How a host asks the managers to let it in: fetch the root, compare it with the token, send a certificate request.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -7,7 +8,7 @@ use skep_identity::transport::ChannelOptions;
 use skep_identity::{Credentials, JoinError, JoinToken, NodeKey, RootBundle, join_channel};
 use skep_proto::id::RequestId;
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
-use skep_proto::v1::{GetRootRequest, IssueRequest};
+use skep_proto::v1::{GetRootRequest, IssueRequest, ReturningNode};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -26,6 +27,8 @@ pub(super) struct JoinAttempt {
     token: JoinToken,
     pub(super) managers: Vec<String>,
     request: RequestId,
+    /// Who this host was, and wants to be again.
+    returning: Option<Arc<Credentials>>,
 }
 
 /// Why one try gave no certificate.
@@ -39,7 +42,12 @@ enum AskError {
 
 impl JoinAttempt {
     pub(super) fn new(token: JoinToken, managers: Vec<String>) -> Self {
-        Self { token, managers, request: RequestId::new(rand::random()) }
+        Self { token, managers, request: RequestId::new(rand::random()), returning: None }
+    }
+
+    /// The way back of a node whose certificate is of no use any more.
+    pub(super) fn back(token: JoinToken, managers: Vec<String>, was: Arc<Credentials>) -> Self {
+        Self { returning: Some(was), ..Self::new(token, managers) }
     }
 
     /// The same attempt with the addresses of a repeated command, if that wants into the same swarm in the same role.
@@ -84,8 +92,12 @@ impl JoinAttempt {
         })?;
         let refused = |error: anyhow::Error| AskError::Refused(error);
         let key = NodeKey::generate().map_err(|error| refused(error.into()))?;
+        let csr_pem = key.signing_request_pem().map_err(|error| refused(error.into()))?;
+        let proof = self.returning.as_ref().map(|was| was.prove_return(&csr_pem)).transpose();
+        let proof = proof.map_err(|error| refused(error.into()))?;
         let issue = IssueRequest {
-            csr_pem: key.signing_request_pem().map_err(|error| refused(error.into()))?,
+            returning: proof.map(|(cert_chain_pem, signature)| ReturningNode { cert_chain_pem, signature }),
+            csr_pem,
             token: self.token.to_string(),
             hostname: hostname.to_owned(),
             availability,

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use skep_identity::{Credentials, DenyList, LiveCredentials, Role};
-use skep_worker::DescriptionConfig;
+use skep_identity::{Credentials, DenyList, LiveCredentials, Role, Validity};
 use tokio::task::JoinSet;
 use tracing::info;
 
 use super::{Board, Record, RecordFile};
 use crate::agent::MemberAgent;
 use crate::contacts::Contacts;
+use crate::describe::{Describer, with_certificate};
 use crate::host::Host;
 use crate::links::{Links, serve_peers};
 use crate::netd::{Netd, Place};
-use crate::renewal;
+use crate::renewal::{self, Keeper, Renewal};
 use crate::sealing::Sealing;
 use crate::seat::{First, Seat, SeatParts};
 
@@ -28,6 +28,7 @@ pub(crate) struct Member {
     pub(super) record: RecordFile,
     pub(super) contacts: Contacts,
     pub(super) live: LiveCredentials,
+    pub(super) keeper: Keeper,
     deny: DenyList,
     /// The image port.
     listeners: JoinSet<()>,
@@ -73,6 +74,7 @@ impl Member {
             board: board.clone(),
             sealing: sealing.clone(),
         };
+        let description = with_certificate(host.description_config(Some(address)), &live.current());
         let founding = matches!(first, First::Found(_));
         let (seat, outcome) = Seat::start(parts, first);
         let begun = async {
@@ -81,7 +83,8 @@ impl Member {
             }
             // Late is no error: the agent asks again, and other managers too.
             let _ = tokio::time::timeout(MANAGER_FIRST, seat.settled()).await;
-            MemberAgent::start(host, &identity, Arc::clone(&links), contacts.clone(), record.clone(), address).await
+            let links = Arc::clone(&links);
+            MemberAgent::start(host, &identity, links, contacts.clone(), record.clone(), description.clone()).await
         };
         let agent = match begun.await {
             Ok(agent) => agent,
@@ -94,17 +97,27 @@ impl Member {
         // Not before its containers are in hand: until then it is pending.
         board.member(identity.node_id, identity.cluster_id, live.current().role(), address.to_string());
         let mut background = JoinSet::new();
-        background.spawn(renewal::run(live.clone(), links, contacts.clone(), sealing.clone()));
+        let keeper = Keeper::new(live.clone(), sealing.clone(), links.trusted());
+        background.spawn(renewal::trust(keeper.clone()));
+        let (own, asked) = (seat.authority(), contacts.clone());
+        background.spawn(Renewal { keeper: keeper.clone(), links, contacts: asked, own }.run());
         background.spawn(close_expired(deny.clone()));
         // After the agent, which has opened the sandboxes: netd finds them there.
         let mut networks = JoinSet::new();
         let place = Place { node: identity.node_id, address, sealing };
-        let (handle, description) = (agent.handle.clone(), host.description_config(Some(address)));
+        let describer = Describer::new(agent.handle.clone(), description);
+        background.spawn(describer.clone().follow(live.clone()));
         networks.spawn(host.netd.clone().keep(place, move |fabric| {
-            handle.redescribe(DescriptionConfig { fabric: Some(fabric), ..description.clone() });
+            describer.change(|config| config.fabric = Some(fabric));
         }));
         let netd = host.netd.clone();
-        Ok(Self { seat, agent, record, contacts, live, deny, listeners, background, networks, netd })
+        Ok(Self { seat, agent, record, contacts, live, keeper, deny, listeners, background, networks, netd })
+    }
+
+    /// No manager lets this node in, and none will: its certificate has ended, or is of a root that they trust no more.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let ended = self.live.current().validity(SystemTime::now()) == Validity::Expired;
+        ended || self.agent.is_refused()
     }
 
     /// The daemon stops: containers go on.

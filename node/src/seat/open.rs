@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use skep_identity::{Anonymous, JoinToken, RootBundle, ServerTls, TokenSecret};
 use skep_manager::peers::{self, Entered, Serving};
 use skep_manager::{Bootstrap, Ended, FIRST_RAFT_ID, KeysAtStart, ManagerConfig, ManagerStart};
+use skep_proto::v1::IssueResponse;
 use skep_worker::Connector;
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -223,6 +224,11 @@ impl Manager {
     pub(super) async fn close(self) {
         self.manager.shutdown().await;
         self.port.close().await;
+    }
+
+    /// A certificate for this host, where this is the only manager.
+    pub(super) fn renew_own(&self, csr_pem: &str) -> anyhow::Result<IssueResponse> {
+        self.manager.renew_own(csr_pem)
     }
 
     /// What a worker joins with.

@@ -110,6 +110,15 @@ impl Runner {
                     let _ = answer.send(outcome);
                     now
                 }
+                (Event::Order(Order::Renew { csr_pem, answer }), now) => {
+                    let signed = match &now {
+                        Now::Running(held) => held.manager.renew_own(&csr_pem),
+                        Now::Idle(_) => Err(anyhow::anyhow!("it does not run")),
+                    };
+                    // As above.
+                    let _ = answer.send(signed);
+                    now
+                }
                 (Event::Ended(why), Now::Running(held)) => self.ended(held, why).await,
                 (Event::Ready(Ok(())), Now::Running(held)) => Now::Running(self.announce(held, true)),
                 (Event::Ready(Err(error)), Now::Running(held)) => Now::Running(self.refuse(held, &error)),

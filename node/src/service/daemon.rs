@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
 use crate::host::Host;
-use crate::membership::Membership;
+use crate::membership::{Joined, Membership};
 
 /// Serves `skep.v1.Daemon`.
 pub(crate) struct DaemonService {
@@ -31,7 +31,11 @@ impl Daemon for DaemonService {
         Ok(Response::new(InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: standing.state.into(),
-            error: if standing.error.is_empty() { self.membership.trouble() } else { standing.error },
+            error: match self.membership.way_back() {
+                Some(way_back) => way_back,
+                None if standing.error.is_empty() => self.membership.trouble(),
+                None => standing.error,
+            },
             node_id: standing.node.map(|node| node.to_vec()).unwrap_or_default(),
             cluster_id: standing.cluster.map(|cluster| cluster.to_vec()).unwrap_or_default(),
             role: wire_role(role).into(),
@@ -63,8 +67,8 @@ impl Daemon for DaemonService {
 
     async fn swarm_join(&self, request: Request<SwarmJoinRequest>) -> Result<Response<SwarmJoinResponse>, Status> {
         let (membership, request) = (Arc::clone(&self.membership), request.into_inner());
-        let (node, role) = to_its_end(async move { membership.join(request).await }).await?;
-        Ok(Response::new(SwarmJoinResponse { node_id: node.to_vec(), role: wire_role(role).into() }))
+        let Joined { node, role, returned } = to_its_end(async move { membership.join(request).await }).await?;
+        Ok(Response::new(SwarmJoinResponse { node_id: node.to_vec(), role: wire_role(role).into(), returned }))
     }
 
     async fn swarm_leave(&self, request: Request<SwarmLeaveRequest>) -> Result<Response<SwarmLeaveResponse>, Status> {

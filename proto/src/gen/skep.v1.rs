@@ -1197,12 +1197,35 @@ pub struct Cluster {
     /// Raised by every recovery from a lost quorum.
     #[prost(uint64, tag = "10")]
     pub recovery_epoch: u64,
+    /// The change to another root that is under way. Absent: none.
+    #[prost(message, optional, tag = "11")]
+    pub root_rotation: ::core::option::Option<RootRotation>,
     /// With autolock: the key (32 bytes) that seals managers' keys on their disks. Never in answers about the cluster.
     #[prost(bytes = "vec", tag = "12")]
     pub unlock_key: ::prost::alloc::vec::Vec<u8>,
     /// Raised when every manager is to replace its data key, which seals its log and snapshots.
     #[prost(uint64, tag = "13")]
     pub data_key_epoch: u64,
+}
+/// A change of the swarm's root certificate. Both roots are trusted until every node has a certificate of the new one.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct RootRotation {
+    /// The new root certificate, PEM.
+    #[prost(bytes = "vec", tag = "1")]
+    pub root_cert_pem: ::prost::alloc::vec::Vec<u8>,
+    /// Its key, PEM. Never leaves the managers; empty in every API answer.
+    #[prost(bytes = "vec", tag = "2")]
+    pub root_key_pem: ::prost::alloc::vec::Vec<u8>,
+    /// The new root's key and name, signed by the root that is in force, PEM: shown by nodes with their new certificates, so
+    /// that hosts that know the old root alone believe them.
+    #[prost(bytes = "vec", tag = "3")]
+    pub cross_signed_pem: ::prost::alloc::vec::Vec<u8>,
+    /// SHA-256 of the new root certificate's DER form, 32 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(int64, tag = "5")]
+    pub started_at_ms: i64,
 }
 /// A host in the swarm.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1264,6 +1287,24 @@ pub struct NodeDescription {
     /// How other hosts reach its networks. Absent: it has no overlays.
     #[prost(message, optional, tag = "11")]
     pub fabric: ::core::option::Option<FabricEndpoint>,
+    /// The certificate that it uses. Absent: it does not say.
+    #[prost(message, optional, tag = "12")]
+    pub certificate: ::core::option::Option<NodeCertificate>,
+}
+/// What a node says of its own certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeCertificate {
+    /// SHA-256 of the root certificate that signed it, 32 bytes. Empty: none that the node trusts itself.
+    #[prost(bytes = "vec", tag = "1")]
+    pub issuer: ::prost::alloc::vec::Vec<u8>,
+    /// Its life.
+    #[prost(int64, tag = "2")]
+    pub not_before_ms: i64,
+    #[prost(int64, tag = "3")]
+    pub not_after_ms: i64,
+    /// SHA-256 of its public key (the uncompressed point), 32 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
 }
 /// A host's end of the mesh.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2635,7 +2676,7 @@ pub struct Goodbye {
 pub struct SessionDown {
     #[prost(
         oneof = "session_down::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub message: ::core::option::Option<session_down::Message>,
 }
@@ -2674,6 +2715,9 @@ pub mod session_down {
         Network(::prost::bytes::Bytes),
         #[prost(message, tag = "12")]
         NetworkCheck(super::NetworkCheckRequest),
+        /// The swarm's roots: sent at the beginning of a session, and when they change.
+        #[prost(message, tag = "13")]
+        Roots(super::TrustedRoots),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2715,6 +2759,12 @@ pub struct StatusAck {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewCertificate {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustedRoots {
+    /// PEM of all certificates whose signature is trusted; replaces those of before.
+    #[prost(string, tag = "1")]
+    pub root_certs_pem: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Removed {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3562,6 +3612,59 @@ pub struct GetClusterResponse {
     pub nodes: u32,
     #[prost(uint32, tag = "4")]
     pub managers: u32,
+    /// Absent: none is under way.
+    #[prost(message, optional, tag = "5")]
+    pub root_rotation: ::core::option::Option<RootRotationStatus>,
+}
+/// How far a change of the root certificate is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RootRotationStatus {
+    /// SHA-256 of the new root certificate's DER form.
+    #[prost(bytes = "vec", tag = "1")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(int64, tag = "2")]
+    pub started_at_ms: i64,
+    /// Nodes that have a certificate of the new root, and all that count.
+    #[prost(uint32, tag = "3")]
+    pub done: u32,
+    #[prost(uint32, tag = "4")]
+    pub total: u32,
+    /// The others, at most 100 of them.
+    #[prost(message, repeated, tag = "5")]
+    pub waiting: ::prost::alloc::vec::Vec<RootRotationWait>,
+}
+/// A node that a change of the root waits for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RootRotationWait {
+    #[prost(bytes = "vec", tag = "1")]
+    pub node_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// Why it has none yet, for a person.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct RotateRootRequest {
+    /// PEM of one certificate and of its key. Both empty: a new root is made.
+    #[prost(string, tag = "1")]
+    pub root_cert_pem: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub root_key_pem: ::prost::alloc::string::String,
+    /// Life of node certificates from now on. 0: as it is.
+    #[prost(int64, tag = "3")]
+    pub node_cert_expiry_ms: i64,
+    #[prost(message, optional, tag = "4")]
+    pub write: ::core::option::Option<WriteOptions>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateRootResponse {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// SHA-256 of the new root certificate's DER form.
+    #[prost(bytes = "vec", tag = "2")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinTokenRequest {
@@ -4700,6 +4803,32 @@ pub mod clusters_client {
                 .insert(GrpcMethod::new("skep.v1.Clusters", "UnlockKey"));
             self.inner.unary(req, path, codec).await
         }
+        /// Replaces the swarm's root certificate: all nodes get new certificates, then the old root is trusted no more. A rotation
+        /// that is under way is replaced.
+        pub async fn rotate_root(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateRootRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateRootResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Clusters/RotateRoot",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Clusters", "RotateRoot"));
+            self.inner.unary(req, path, codec).await
+        }
         /// How managers seal what they have on disk; every manager replaces its data key first where asked.
         pub async fn data_key(
             &mut self,
@@ -4786,6 +4915,15 @@ pub mod clusters_server {
             request: tonic::Request<super::UnlockKeyRequest>,
         ) -> std::result::Result<
             tonic::Response<super::UnlockKeyResponse>,
+            tonic::Status,
+        >;
+        /// Replaces the swarm's root certificate: all nodes get new certificates, then the old root is trusted no more. A rotation
+        /// that is under way is replaced.
+        async fn rotate_root(
+            &self,
+            request: tonic::Request<super::RotateRootRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateRootResponse>,
             tonic::Status,
         >;
         /// How managers seal what they have on disk; every manager replaces its data key first where asked.
@@ -5041,6 +5179,51 @@ pub mod clusters_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UnlockKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clusters/RotateRoot" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateRootSvc<T: Clusters>(pub Arc<T>);
+                    impl<
+                        T: Clusters,
+                    > tonic::server::UnaryService<super::RotateRootRequest>
+                    for RotateRootSvc<T> {
+                        type Response = super::RotateRootResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateRootRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clusters>::rotate_root(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateRootSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -10236,6 +10419,20 @@ pub struct IssueRequest {
     /// Same id, same node: a retry does not make a second one.
     #[prost(bytes = "vec", tag = "5")]
     pub request_id: ::prost::alloc::vec::Vec<u8>,
+    /// The caller is a node whose certificate ran out, and wants to be that node again. The token has to be of its role.
+    #[prost(message, optional, tag = "6")]
+    pub returning: ::core::option::Option<ReturningNode>,
+}
+/// Proof of who a node was.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReturningNode {
+    /// Its last certificate with what came with it, leaf first, PEM. It may have ended.
+    #[prost(string, tag = "1")]
+    pub cert_chain_pem: ::prost::alloc::string::String,
+    /// ECDSA P-256 with SHA-256 (ASN.1) by the key of that certificate, over "skep returning node 1\n" and the DER form of the
+    /// request's certificate request.
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IssueResponse {
@@ -12594,6 +12791,9 @@ pub struct SwarmJoinResponse {
     pub node_id: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "NodeRole", tag = "2")]
     pub role: i32,
+    /// It was a member whose certificate was of no use any more, and is that node again.
+    #[prost(bool, tag = "3")]
+    pub returned: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SwarmLeaveRequest {
@@ -12912,7 +13112,8 @@ pub mod daemon_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Daemon", "SwarmInit"));
             self.inner.unary(req, path, codec).await
         }
-        /// Joins a swarm; returns when the certificate is there and the agent's session is open.
+        /// Joins a swarm; returns when the certificate is there and the agent's session is open. A member whose certificate ran out
+        /// comes back this way as the node that it was.
         pub async fn swarm_join(
             &mut self,
             request: impl tonic::IntoRequest<super::SwarmJoinRequest>,
@@ -13004,7 +13205,8 @@ pub mod daemon_server {
             tonic::Response<super::SwarmInitResponse>,
             tonic::Status,
         >;
-        /// Joins a swarm; returns when the certificate is there and the agent's session is open.
+        /// Joins a swarm; returns when the certificate is there and the agent's session is open. A member whose certificate ran out
+        /// comes back this way as the node that it was.
         async fn swarm_join(
             &self,
             request: tonic::Request<super::SwarmJoinRequest>,

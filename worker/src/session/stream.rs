@@ -276,6 +276,7 @@ impl Runner {
             Down::RenewCertificate(_) => forward(FromManager::RenewCertificate),
             Down::Removed(_) => return Some(self.removed()),
             Down::Denied(denied) => self.deny(open, &denied),
+            Down::Roots(roots) => self.config.connector.roots(&roots.root_certs_pem),
             Down::Network(bytes) => match NetworkTable::decode(&*bytes) {
                 Ok(table) => {
                     let message = TableMessage { generation: open.generation, table };

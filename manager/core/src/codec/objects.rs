@@ -11,7 +11,7 @@ use skep_proto::v1;
 use super::error::DecodeError;
 use crate::object::{
     Client, Cluster, Credential, ImageName, LiveChange, ManagerStatus, Meta, Network, NetworkAddresses, Node,
-    NodeStatus, Revision, RevisionKey, Service, Slot, Subnet, Task,
+    NodeStatus, Revision, RevisionKey, RootRotation, Service, Slot, Subnet, Task,
 };
 
 pub(super) fn meta_to_wire(meta: Meta) -> Option<v1::Meta> {
@@ -39,11 +39,25 @@ pub fn cluster_to_wire(cluster: &Cluster) -> v1::Cluster {
         worker_token_secret: cluster.worker_token_secret.to_vec(),
         manager_token_secret: cluster.manager_token_secret.to_vec(),
         unlock_key: cluster.unlock_key.map(Vec::from).unwrap_or_default(),
+        root_rotation: cluster.root_rotation.as_ref().map(|rotation| v1::RootRotation {
+            root_key_pem: rotation.root_key_pem.clone().into_bytes(),
+            ..rotation_to_api(rotation)
+        }),
         ..cluster_to_api(cluster)
     }
 }
 
-/// Without root key, token secrets and unlock key.
+fn rotation_to_api(rotation: &RootRotation) -> v1::RootRotation {
+    v1::RootRotation {
+        root_cert_pem: rotation.root_cert_pem.clone().into_bytes(),
+        cross_signed_pem: rotation.cross_signed_pem.clone().into_bytes(),
+        digest: rotation.digest.to_vec(),
+        started_at_ms: rotation.started_at.0,
+        ..v1::RootRotation::default()
+    }
+}
+
+/// Without root keys, token secrets and unlock key.
 pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
     v1::Cluster {
         id: cluster.id.to_vec(),
@@ -54,6 +68,7 @@ pub fn cluster_to_api(cluster: &Cluster) -> v1::Cluster {
         last_raft_id: cluster.last_raft_id,
         recovery_epoch: cluster.recovery_epoch,
         data_key_epoch: cluster.data_key_epoch,
+        root_rotation: cluster.root_rotation.as_ref().map(|rotation| rotation_to_api(rotation)),
         ..v1::Cluster::default()
     }
 }
@@ -70,6 +85,16 @@ pub fn cluster_from_wire(wire: v1::Cluster) -> Result<Cluster, DecodeError> {
     };
     // PEM is text (RFC 7468).
     let pem = |bytes, field| String::from_utf8(bytes).map_err(|_| DecodeError::Missing { what: WHAT, field });
+    let rotation = |wire: v1::RootRotation| {
+        let digest = wire.digest.try_into();
+        Ok(Arc::new(RootRotation {
+            root_cert_pem: pem(wire.root_cert_pem, "new root certificate")?,
+            root_key_pem: pem(wire.root_key_pem, "new root key")?,
+            cross_signed_pem: pem(wire.cross_signed_pem, "cross-signed certificate")?,
+            digest: digest.map_err(|_| DecodeError::Missing { what: WHAT, field: "new root's digest" })?,
+            started_at: UnixMs(wire.started_at_ms),
+        }))
+    };
     Ok(Cluster {
         id: ClusterId::from_wire(&wire.id).map_err(bad_id(WHAT, "id"))?,
         meta: meta_from_wire(wire.meta),
@@ -83,6 +108,7 @@ pub fn cluster_from_wire(wire: v1::Cluster) -> Result<Cluster, DecodeError> {
         recovery_epoch: wire.recovery_epoch,
         unlock_key,
         data_key_epoch: wire.data_key_epoch,
+        root_rotation: wire.root_rotation.map(rotation).transpose()?,
     })
 }
 

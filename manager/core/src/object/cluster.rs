@@ -1,8 +1,10 @@
 //! The swarm itself.
 
 use std::fmt;
+use std::sync::Arc;
 
 use skep_proto::id::ClusterId;
+use skep_proto::time::UnixMs;
 use skep_proto::v1::ClusterSpec;
 
 use super::Meta;
@@ -30,6 +32,37 @@ pub struct Cluster {
     pub unlock_key: Option<[u8; 32]>,
     /// Raised when every manager is to replace its data key.
     pub data_key_epoch: u64,
+    /// The change to another root that is under way.
+    pub root_rotation: Option<Arc<RootRotation>>,
+}
+
+/// A change of the root certificate; see `ca.rs`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RootRotation {
+    /// The new root certificate, PEM.
+    pub root_cert_pem: String,
+    /// Its key, PEM; never leaves the managers.
+    pub root_key_pem: String,
+    /// The new root as the one in force signed it, PEM.
+    pub cross_signed_pem: String,
+    /// SHA-256 of the new root certificate's DER form.
+    pub digest: [u8; 32],
+    pub started_at: UnixMs,
+}
+
+impl Cluster {
+    /// All certificates whose signature is trusted, PEM: the root in force first.
+    pub fn trusted_roots_pem(&self) -> String {
+        let next = self.root_rotation.as_ref().map_or("", |rotation| &rotation.root_cert_pem);
+        format!("{}{next}", self.root_cert_pem)
+    }
+}
+
+impl fmt::Debug for RootRotation {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RootRotation").field("started_at", &self.started_at).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Cluster {

@@ -158,6 +158,7 @@ impl World {
             recovery_epoch: 0,
             unlock_key: None,
             data_key_epoch: 0,
+            root_rotation: None,
         };
         let mut ops = vec![Op::PutCluster(cluster)];
         ops.extend([1, 2, INGRESS].into_iter().map(|id| Op::PutNetwork(network(id, 0))));

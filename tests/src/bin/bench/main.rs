@@ -20,6 +20,7 @@ mod load;
 mod metric;
 mod net;
 mod report;
+mod rotation;
 mod run;
 mod samples;
 mod scheduler;
@@ -69,6 +70,9 @@ fn measure(run: &Run, selection: &Selection) -> Result<bool> {
     let mut report = Report::open()?;
     if selection.has(&metric::SCHEDULER_100K) {
         scheduler::measure(&mut report)?;
+    }
+    if selection.has(&metric::CA_ROTATE_1000) {
+        rotation::measure(&mut report)?;
     }
     let mut complete = true;
     if selection.has_any(metric::CONTAINERS) {

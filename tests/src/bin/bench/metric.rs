@@ -54,6 +54,9 @@ pub(crate) const MEMORY_IDLE: Metric = metric("memory.daemon_idle_mb", "MB");
 pub(crate) const SECRET_CREATE: Metric = more("secret.create.16_writers.per_s", "1/s");
 /// One pass of the scheduler over 100,000 pending tasks of one service and 1,000 nodes.
 pub(crate) const SCHEDULER_100K: Metric = metric("scheduler.1k_nodes_100k_tasks.seconds", "s");
+/// From `swarm ca --rotate` until the old root is not trusted any more, in a swarm of one manager and 1,000 simulated nodes:
+/// real keys, connections and sessions.
+pub(crate) const CA_ROTATE_1000: Metric = metric("ca.rotate_1000.s", "s");
 /// Five hosts, three managers, default settings: from the kill of the leader until the next write is acknowledged; median.
 pub(crate) const LEADER_KILLED: Metric = metric("failover.leader_killed.write_gap.seconds", "s");
 /// From the leader's loss of power until its tasks run elsewhere.
@@ -153,6 +156,7 @@ pub(crate) const CONTAINERS: &[&Metric] = &[
 /// Those of `make bench`, in the order of printing.
 const OWN: &[&Metric] = &[
     &SCHEDULER_100K,
+    &CA_ROTATE_1000,
     &START_1,
     &START_10,
     &START_50,
