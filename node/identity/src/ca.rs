@@ -94,7 +94,7 @@ pub struct IssuedCertificate {
     pub chain_pem: String,
     /// Its end.
     pub not_after: SystemTime,
-    /// What its node would say of it.
+    /// What its holder would say of it.
     pub facts: NodeCertificate,
 }
 
@@ -193,6 +193,16 @@ impl RootCa {
         params.use_authority_key_identifier_extension = true;
         let issuer = Issuer::from_ca_cert_der(self.cert.der(), self.key.pair()).map_err(CaError::Build)?;
         let cert = params.signed_by(&key, &issuer).map_err(CaError::Build)?;
+        self.issued(&cert, &key, now, not_after)
+    }
+
+    fn issued(
+        &self,
+        cert: &rcgen::Certificate,
+        key: &RequestKey,
+        now: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<IssuedCertificate, CaError> {
         let not_after = whole_seconds(not_after)?;
         let facts = NodeCertificate {
             issuer: self.cert.digest().as_bytes().to_vec(),

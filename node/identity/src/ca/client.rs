@@ -39,6 +39,6 @@ impl RootCa {
         params.use_authority_key_identifier_extension = true;
         let issuer = Issuer::from_ca_cert_der(self.cert.der(), self.key.pair()).map_err(CaError::Build)?;
         let cert = params.signed_by(&key, &issuer).map_err(CaError::Build)?;
-        Ok(IssuedCertificate { chain_pem: cert.pem(), not_after: whole_seconds(not_after)? })
+        self.issued(&cert, &key, now, not_after)
     }
 }
