@@ -168,6 +168,7 @@ pub(crate) fn swarm() -> State {
         recovery_epoch: 0,
         unlock_key: None,
         data_key_epoch: 0,
+        root_rotation: None,
     });
     for number in 1..=2 {
         state.put(made(number));
