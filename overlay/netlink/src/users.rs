@@ -5,12 +5,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, clone};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -95,6 +96,27 @@ pub(crate) fn network_of(owner: &Path) -> Result<File, NetlinkError> {
     File::open(visitor.proc("ns/net")).map_err(NetlinkError::io(step()))
 }
 
+/// What it does, and where it says how that went.
+struct Job<'a> {
+    work: &'a mut dyn FnMut() -> i32,
+    tell: RawFd,
+}
+
+/// All that it does.
+extern "C" fn visit(job: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: its maker's, who does not touch it before the word is there.
+    let job = unsafe { &mut *job.cast::<Job<'_>>() };
+    let errno = (job.work)().to_ne_bytes();
+    // SAFETY: an open descriptor and bytes that live through the call; then a wait for nothing but SIGKILL. The calls
+    // themselves: the C library's note something in the thread whose memory this is.
+    unsafe {
+        libc::syscall(libc::SYS_write, job.tell, errno.as_ptr(), errno.len());
+        loop {
+            libc::syscall(libc::SYS_ppoll, 0, 0, 0, 0, 0);
+        }
+    }
+}
+
 /// A process of one thread that has done what it was made for, and waits. Ends when dropped.
 struct Visitor {
     pid: Pid,
@@ -107,26 +129,20 @@ impl Visitor {
     /// errno, 0 for success.
     fn begin(flags: CloneFlags, mut work: impl FnMut() -> i32) -> Result<Self, NetlinkError> {
         let (mut told, tell) = io::pipe().map_err(NetlinkError::io("make a pipe"))?;
-        let mut stack = vec![0; STACK];
-        let tell_fd = tell.as_raw_fd();
-        let child = Box::new(|| {
-            let errno = work().to_ne_bytes();
-            // SAFETY: an open descriptor and bytes that live through the call; then a wait for nothing but SIGKILL. The calls
-            // themselves: the C library's note something in the thread whose memory this is.
-            unsafe {
-                libc::syscall(libc::SYS_write, tell_fd, errno.as_ptr(), errno.len());
-                loop {
-                    libc::syscall(libc::SYS_ppoll, 0, 0, 0, 0, 0);
-                }
-            }
-        });
+        let mut stack = vec![0u8; STACK];
+        let mut job = Job { work: &mut work, tell: tell.as_raw_fd() };
         // Its signals would run this process' handlers on its own small stack: it gets none but SIGKILL.
         let mut before = SigSet::empty();
         let blocked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before));
-        // SAFETY: it shares the memory, but nothing of it is touched by both: this thread waits for its word, and it makes
-        // system calls only. Its stack lives as long as it does.
-        let made = blocked
-            .and_then(|()| unsafe { clone(child, &mut stack, CloneFlags::CLONE_VM | flags, Some(libc::SIGCHLD)) });
+        // SAFETY: it shares the memory, but nothing of it is touched by both: this thread waits for its word, and after that it
+        // does nothing. Its stack, of which the end is told (aligned as the ABI wants it), lives as long as it does; the job
+        // until its word.
+        let made = blocked.and_then(|()| unsafe {
+            let end = stack.as_mut_ptr().add(STACK);
+            let end = end.sub(end as usize % 16);
+            let flags = CloneFlags::CLONE_VM.bits() | flags.bits() | libc::SIGCHLD;
+            Errno::result(libc::clone(visit, end.cast(), flags, (&raw mut job).cast())).map(Pid::from_raw)
+        });
         let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
         let visitor =
             Self { pid: made.map_err(NetlinkError::errno_of("make a process in a namespace"))?, _stack: stack };
