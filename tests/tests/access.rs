@@ -355,7 +355,8 @@ fn an_expired_client_is_told_so() {
     lab.step_clock(3, "+3h");
     until("its certificate to be refused", SOON, || {
         let looked = laptop.skep(&["--context", "guest", "node", "ls"]);
-        looked.code == 1 && looked.stderr.contains("certificate has expired")
+        // Whether it shows while connecting or at the first call is a matter of luck.
+        [1, 69].contains(&looked.code) && looked.stderr.contains("certificate has expired")
     });
 }
 
