@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -353,77 +353,6 @@ fn a_stolen_disk_of_a_locked_manager_gives_nothing_away() {
     lab.skep(THIEF, &["swarm", "join-token", "-q", "manager"]).fails(1, LOCKED);
     unlock(&lab, THIEF, WRONG).fails(1, "invalid key");
     assert_eq!(swarm_state(&lab, THIEF), "locked");
-}
-
-/// A small disk of its own, mounted.
-struct Disk {
-    dir: tempfile::TempDir,
-}
-
-impl Disk {
-    /// None: this machine cannot mount one.
-    fn new() -> Option<Self> {
-        let disk = Self { dir: tempfile::tempdir().unwrap() };
-        fs::File::create(disk.image()).unwrap().set_len(512 << 20).unwrap();
-        fs::create_dir(disk.mounted()).unwrap();
-        let run = |program: &str, args: &[&str], of: &Path| {
-            let ran = Command::new(program).args(args).arg(disk.image()).arg(of).stderr(Stdio::null()).status();
-            ran.is_ok_and(|status| status.success())
-        };
-        let is_made =
-            run("mkfs.ext4", &["-q", "-F"], Path::new("512M")) && run("mount", &["-o", "loop"], &disk.mounted());
-        is_made.then_some(disk)
-    }
-
-    fn image(&self) -> PathBuf {
-        self.dir.path().join("disk")
-    }
-
-    fn mounted(&self) -> PathBuf {
-        self.dir.path().join("mounted")
-    }
-
-    /// Whether a text is in any of its blocks, of files or of none.
-    fn holds(&self, text: &str) -> bool {
-        assert!(Command::new("sync").arg("-f").arg(self.mounted()).status().unwrap().success());
-        // Ended by NUL instead of a line's end, no line is too long.
-        Command::new("grep").args(["-zaqF", "-e", text]).arg(self.image()).status().unwrap().success()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // It was never mounted, or what is left says so.
-        let _ = Command::new("umount").arg(self.mounted()).stderr(Stdio::null()).status();
-    }
-}
-
-#[test]
-fn the_blocks_of_the_disk_hold_nothing_that_was_open_before() {
-    let Some(disk) = Disk::new() else {
-        println!("skipped: needs mkfs.ext4 and loop devices");
-        return;
-    };
-    let lab = Lab::at(&format!("blocks{}", std::process::id()), disk.mounted().join("lab"), 1, &["--managers", "1"]);
-    // As the files have them.
-    let own_keys = || -> Vec<String> {
-        let pem = read(&lab, 1, "identity/node.key");
-        let lines = pem.lines().filter(|line| !line.starts_with("-----"));
-        lines.map(str::to_owned).chain([read(&lab, 1, "identity/wireguard.key").trim().to_owned()]).collect()
-    };
-    let data_key = || -> Vec<String> {
-        let kek = raft_files(&lab, 1, "kek").pop().unwrap();
-        let kek = read(&lab, 1, &format!("raft/{kek}")).lines().nth(1).unwrap().to_owned();
-        vec![kek, wrapped(&lab, 1)]
-    };
-    let (own, first) = (own_keys(), data_key());
-    assert!(own.iter().chain(&first).all(|text| disk.holds(text)), "the search finds what is there");
-    lab.run(&["swarm", "data-key", "--rotate"]).ok();
-    assert!(!first.iter().any(|text| disk.holds(text)), "a data key that was replaced is still on the disk");
-    let second = data_key();
-    assert!(second.iter().all(|text| disk.holds(text)));
-    autolock(&lab);
-    assert!(!own.iter().chain(&second).any(|text| disk.holds(text)), "a key that was open is still on the disk");
 }
 
 #[test]
