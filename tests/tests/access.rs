@@ -337,8 +337,8 @@ fn a_manager_of_another_swarm_is_refused_and_so_is_a_client_of_one() {
     curl.extend(["--cert", &cert, "--key", &key, "--data-binary", &empty]);
     curl.extend(["-H", "content-type: application/grpc", "-H", "te: trailers", &url]);
     let refused = lab.exec(LAPTOP, &curl);
+    // By an alert, or by a connection that is closed before curl has looked.
     assert!(refused.code != 0 && !refused.stdout.contains("grpc-status"), "{refused:?}");
-    assert!(refused.stderr.contains("alert"), "{refused:?}");
 }
 
 #[test]

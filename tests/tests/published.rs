@@ -115,14 +115,15 @@ fn a_task_that_listens_late_runs_when_it_does() {
         let head = ["service", "create", "--detach", "--name", name, "--publish", port];
         lab.run(&[&head[..], &["box:1", "sh", "-c", script]].concat()).ok();
     };
-    create("late", "80:8080", "sleep 3; exec nc -lk -p 8080 -e echo hello");
+    create("late", "80:8080", "sleep 3; exec httpd -f -p 8080 -h /etc");
     lab.running("late", 1, SOON);
     // At the first try, on either host.
     for host in [1, 2] {
-        let said = lab.exec(host, &["socat", "-u", &format!("TCP4:10.90.0.{}:80", 3 - host), "STDOUT"]);
-        assert_eq!(said.stdout, "hello\n", "{said:?}");
+        let page = format!("http://10.90.0.{}/passwd", 3 - host);
+        let said = lab.exec(host, &["curl", "-sS", "--max-time", "3", &page]);
+        assert!(said.stdout.starts_with("root:"), "{said:?}");
     }
-    create("deaf", "81:8081", "exec nc -lk -s 127.0.0.1 -p 8081 -e echo hello");
+    create("deaf", "81:8081", "exec httpd -f -p 127.0.0.1:8081 -h /etc");
     let task = &lab.running("deaf", 1, SOON)[0];
     let told = &lab.task(&task.id)["Status"]["Message"];
     assert_eq!(told, "started; nothing in it listens on TCP port 8081, which is published");
