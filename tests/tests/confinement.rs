@@ -75,7 +75,7 @@ fn tasks_of_remapped_hosts_have_networks_secrets_and_ids_of_nobody() {
     // Out of it, where a service says so; and what cannot be is said.
     lab.create("hosts", &["--userns", "host", "--network", "host"], &["sleep", "1000"]);
     assert_eq!(host_uid(&lab, &lab.running("hosts", 1, SOON)[0]), 0);
-    lab.create("both", &["--detach", "--network", "host"], &["sleep", "1000"]);
+    lab.create("both", &["--network", "host"], &["sleep", "1000"]);
     refusal(&lab, "both", "the host's network cannot be used on a node that remaps user ids");
     for service in ["store", "client", "hosts", "both"] {
         lab.run(&["service", "rm", service]).ok();
