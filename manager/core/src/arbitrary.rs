@@ -252,7 +252,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => (parcel_id(), 0..4u64).prop_map(|(id, version)| Op::PutPayload(payload(id, version))),
         1 => parcel_id().prop_map(Op::RemoveParcel),
         1 => (parcel_id(), 1..4u64).prop_map(|(owner, version)| Op::RemovePayload(PayloadKey { owner, version })),
-        14 => (task_id(), node_id(), status()).prop_map(|(task, node, status)| {
+        20 => (task_id(), node_id(), status()).prop_map(|(task, node, status)| {
             Op::ObserveTask(TaskObserved { task, node, status: Arc::new(status) })
         }),
         3 => node_observed().prop_map(Op::ObserveNode),

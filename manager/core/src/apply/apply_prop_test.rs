@@ -136,7 +136,7 @@ fn random_histories_reach_everything() {
     let mut runner = TestRunner::deterministic();
     let mut reasons = BTreeSet::new();
     let mut states = BTreeSet::new();
-    for _ in 0..4_000 {
+    for _ in 0..3_000 {
         let plans = arbitrary::history(60).new_tree(&mut runner).unwrap().current();
         let mut state = State::default();
         for plan in &plans {

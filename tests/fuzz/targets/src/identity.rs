@@ -12,7 +12,8 @@ use crate::text;
 /// `skep swarm join --token`.
 pub fn join_token(data: &[u8]) {
     if let Ok(token) = text(data).parse::<JoinToken>() {
-        assert_eq!(token.to_string(), text(data));
+        // White space around it is allowed.
+        assert_eq!(token.to_string(), text(data).trim());
         let _ = token.check_root(text(data));
     }
 }
