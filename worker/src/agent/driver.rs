@@ -64,72 +64,59 @@ struct Move {
 /// An operation under way; `None`: its outcome comes another way.
 type Operation = BoxFuture<'static, Option<Event>>;
 
+/// What is under way.
+#[derive(Default)]
+struct Pending {
+    preparation: Option<BoxFuture<'static, Event>>,
+    operations: FuturesUnordered<Operation>,
+    /// Health checks by container, each one of the operations.
+    checks: HashMap<usize, AbortHandle>,
+    /// Starts among the operations.
+    starting: usize,
+    moving: Option<Move>,
+}
+
+impl Pending {
+    fn begin(&mut self, operation: Operation) {
+        self.operations.push(operation);
+    }
+
+    /// Begins one that can be given up.
+    fn begin_abortable(&mut self, operation: Operation) -> AbortHandle {
+        let (operation, abort) = futures::future::abortable(operation);
+        self.begin(Box::pin(async { operation.await.ok().flatten() }));
+        abort
+    }
+
+    /// What happens next of it; waits for ever where nothing is under way.
+    async fn next(&mut self) -> Option<Event> {
+        tokio::select! {
+            event = outcome(&mut self.preparation) => {
+                self.preparation = None;
+                Some(event)
+            }
+            Some(event) = self.operations.next() => event,
+        }
+    }
+}
+
 impl Driver {
     /// Runs the task to its end, or until the agent quits. Returns whether the life is over.
     pub(super) async fn run(mut self) -> (TaskId, bool) {
-        let mut preparation: Option<BoxFuture<'static, Event>> = None;
-        let mut operations: FuturesUnordered<Operation> = FuturesUnordered::new();
-        let mut checks: HashMap<usize, AbortHandle> = HashMap::new();
-        let mut starting = 0usize;
-        let mut moving: Option<Move> = None;
+        let mut pending = Pending::default();
         loop {
             // Without an agent there is nobody to act for, either.
             let quitting = *self.quit.borrow() || self.quit.has_changed().is_err();
             if !quitting {
-                let Told { wanted, job } = self.told.borrow_and_update().clone();
-                self.drained |= wanted == WantedState::Draining;
-                let known = moving.as_ref().map_or(self.applied, |moving| moving.revision);
-                if job.revision.number != known {
-                    match self.life.can_move() {
-                        Moves::BeforeItStarts => {
-                            preparation = None;
-                            self.moved(job);
-                            self.life.prepare_again();
-                        }
-                        Moves::InPlace if starting == 0 => {
-                            moving.take().inspect(|before| before.abort.abort());
-                            let revision = job.revision.number;
-                            let (replacing, abort) = futures::future::abortable(self.replace_files(job));
-                            moving = Some(Move { revision, abort });
-                            operations.push(Box::pin(async { replacing.await.ok().flatten() }));
-                        }
-                        // Started ones are in a moment; ended ones need nothing.
-                        Moves::InPlace | Moves::Not => {}
-                    }
-                }
-                for action in self.life.step(wanted, now_ms()) {
-                    match action {
-                        Action::Prepare => preparation = Some(self.prepare()),
-                        Action::CancelPrepare => preparation = None,
-                        Action::Start(position) => {
-                            starting += 1;
-                            operations.push(self.start(position));
-                        }
-                        Action::Listen => operations.push(self.listen()),
-                        Action::Watch(position) => operations.push(self.watch(position)),
-                        Action::Check(position) => {
-                            let (check, abort) = futures::future::abortable(self.check(position));
-                            checks.insert(position, abort);
-                            operations.push(Box::pin(async { check.await.ok().flatten() }));
-                        }
-                        Action::Stop(position) => {
-                            checks.remove(&position).inspect(AbortHandle::abort);
-                            operations.push(self.stop(position));
-                        }
-                        Action::Remove => operations.push(self.remove()),
-                    }
-                }
+                let told = self.told.borrow_and_update().clone();
+                self.obey(told, &mut pending);
             }
             self.publish();
-            if self.life.is_over() || (quitting && starting == 0) {
+            if self.life.is_over() || (quitting && pending.starting == 0) {
                 return (self.job.id, self.life.is_over());
             }
             let event = tokio::select! {
-                event = outcome(&mut preparation) => {
-                    preparation = None;
-                    Some(event)
-                }
-                Some(event) = operations.next() => event,
+                event = pending.next() => event,
                 Some(text) = self.progress.recv() => Some(Event::Progress(text)),
                 changed = self.told.changed(), if !quitting => {
                     // An agent that is gone leaves its containers as they are.
@@ -141,20 +128,80 @@ impl Driver {
                 _ = self.quit.changed(), if !quitting => None,
             };
             if let Some(event) = event {
-                match &event {
-                    Event::Started(..) => starting -= 1,
-                    Event::Replaced(revision, Ok(())) => {
-                        moving = None;
-                        let job = Arc::clone(&self.told.borrow().job);
-                        if job.revision.number == *revision {
-                            self.moved(job);
-                        }
-                    }
-                    _ => {}
-                }
-                self.life.on(event, now_ms());
+                self.note(event, &mut pending);
             }
         }
+    }
+
+    /// Begins what leads to what the agent tells.
+    fn obey(&mut self, told: Told, pending: &mut Pending) {
+        let Told { wanted, job } = told;
+        self.drained |= wanted == WantedState::Draining;
+        let known = pending.moving.as_ref().map_or(self.applied, |moving| moving.revision);
+        if job.revision.number != known {
+            self.follow(job, pending);
+        }
+        for action in self.life.step(wanted, now_ms()) {
+            self.act(action, pending);
+        }
+    }
+
+    /// Goes over to a revision of other versions of secrets and configs.
+    fn follow(&mut self, job: Arc<TaskJob>, pending: &mut Pending) {
+        match self.life.can_move() {
+            Moves::BeforeItStarts => {
+                pending.preparation = None;
+                self.moved(job);
+                self.life.prepare_again();
+            }
+            Moves::InPlace if pending.starting == 0 => {
+                pending.moving.take().inspect(|before| before.abort.abort());
+                let revision = job.revision.number;
+                let abort = pending.begin_abortable(self.replace_files(job));
+                pending.moving = Some(Move { revision, abort });
+            }
+            // Started ones are in a moment; ended ones need nothing.
+            Moves::InPlace | Moves::Not => {}
+        }
+    }
+
+    /// Begins an action.
+    fn act(&self, action: Action, pending: &mut Pending) {
+        match action {
+            Action::Prepare => pending.preparation = Some(self.prepare()),
+            Action::CancelPrepare => pending.preparation = None,
+            Action::Start(position) => {
+                pending.starting += 1;
+                pending.begin(self.start(position));
+            }
+            Action::Listen => pending.begin(self.listen()),
+            Action::Watch(position) => pending.begin(self.watch(position)),
+            Action::Check(position) => {
+                let abort = pending.begin_abortable(self.check(position));
+                pending.checks.insert(position, abort);
+            }
+            Action::Stop(position) => {
+                pending.checks.remove(&position).inspect(AbortHandle::abort);
+                pending.begin(self.stop(position));
+            }
+            Action::Remove => pending.begin(self.remove()),
+        }
+    }
+
+    /// Something happened.
+    fn note(&mut self, event: Event, pending: &mut Pending) {
+        match &event {
+            Event::Started(..) => pending.starting -= 1,
+            Event::Replaced(revision, Ok(())) => {
+                pending.moving = None;
+                let job = Arc::clone(&self.told.borrow().job);
+                if job.revision.number == *revision {
+                    self.moved(job);
+                }
+            }
+            _ => {}
+        }
+        self.life.on(event, now_ms());
     }
 
     fn publish(&mut self) {
