@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use skep_netlink::link::LinkChange;
 use skep_netlink::nft::Nft;
@@ -16,6 +17,9 @@ use crate::plan::keep::End;
 
 /// Where a sandbox's name server listens.
 pub const NAME_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)), 53);
+
+/// The kernel makes one device at a time, and who waits for that lock (`rtnl_lock`) spins: here they wait asleep.
+static DEVICES: Mutex<()> = Mutex::new(());
 
 /// Puts a device of a name into a namespace.
 pub type Plug<'a> = Box<dyn Fn(&str, &Namespace) -> Result<(), NetlinkError> + Send + Sync + 'a>;
@@ -86,6 +90,7 @@ fn setup(inside: &Inside, wanted: &[Wanted<'_>], name_server: bool, fresh: bool)
     let mut routed: [Option<usize>; 2] = [None; 2];
     let mut kept = None;
     let mut changes = Changes::new();
+    let turn = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
     for (number, endpoint) in wanted.iter().enumerate() {
         let name = format!("eth{number}");
         let found = links.iter().find(|link| link.name == name);
@@ -128,6 +133,7 @@ fn setup(inside: &Inside, wanted: &[Wanted<'_>], name_server: bool, fresh: bool)
         }
     }
     rtnetlink.apply(&changes)?;
+    drop(turn);
     let nft = inside.nft()?;
     if let Some((number, device, index)) = kept {
         keep(&rtnetlink, &nft, wanted, number, (device, index), routed)?;

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use skep_fabric::tap;
@@ -143,6 +144,8 @@ pub struct LiveNetwork {
     namespace: Namespace,
     rtnetlink: Rtnetlink,
     nft: Arc<Nft>,
+    /// Its bridge forwards to other hosts: it has since it was first seen to.
+    way_forwards: AtomicBool,
 }
 
 /// The name of a network's device in the host's namespace.
@@ -190,7 +193,14 @@ impl LiveNetwork {
                 (namespace, handles, true)
             }
         };
-        let this = Self { dir: dir.to_owned(), wanted: wanted.clone(), namespace, rtnetlink, nft };
+        let this = Self {
+            dir: dir.to_owned(),
+            wanted: wanted.clone(),
+            namespace,
+            rtnetlink,
+            nft,
+            way_forwards: AtomicBool::new(false),
+        };
         match this.complete(host, mesh) {
             Ok(()) => Ok(this),
             Err(error) => {
@@ -413,8 +423,8 @@ impl LiveNetwork {
     /// a moment after both ends are up, and loses frames until then.
     pub fn wait_forwarding(&self, name: &str) -> Result<(), NetlinkError> {
         let deadline = Instant::now() + FORWARDING;
-        let way = (self.wanted.port != OverlayPort::Local).then_some(OVERLAY);
-        for name in [Some(name), way].into_iter().flatten() {
+        let asks = self.wanted.port != OverlayPort::Local && !self.way_forwards.load(Ordering::Relaxed);
+        for name in [Some(name), asks.then_some(OVERLAY)].into_iter().flatten() {
             while !self.rtnetlink.link(name)?.is_some_and(|link| link.forwarding) {
                 if Instant::now() > deadline {
                     let problem = format!("its bridge does not forward after {} s", FORWARDING.as_secs());
@@ -423,6 +433,7 @@ impl LiveNetwork {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+        self.way_forwards.store(true, Ordering::Relaxed);
         Ok(())
     }
 

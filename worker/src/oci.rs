@@ -237,8 +237,11 @@ async fn open_host(config: &OciConfig, layout: &Layout) -> Result<Host, ExecErro
         ulimits: vec![Ulimit { name: "core".to_owned(), soft, hard }],
         runtime: oci_runtime(&config.runtime)?,
     };
-    let sandboxes = layout.sandboxes();
+    let (sandboxes, tasks) = (layout.sandboxes(), layout.tasks());
     blocking(move || {
+        std::fs::create_dir_all(&tasks).map_err(|error| failed("make the folder of the tasks' logs", error))?;
+        // Only a hint.
+        let _ = skep_runtime::disk::spread(&tasks);
         let runtime = Runtime::new(runtime).map_err(|error| failed("open the container runtime", error))?;
         let sandboxes = Sandboxes::open(&sandboxes).map_err(|error| failed("open the sandboxes", error))?;
         Ok(Host { runtime, sandboxes })

@@ -58,6 +58,11 @@ impl<'a> NewLink<'a> {
         message.raw(&header(self.index.unwrap_or(0), up, up));
         message.string(IFLA_IFNAME, &self.name);
         write_option(message, IFLA_MTU, self.mtu);
+        if matches!(self.kind, LinkKind::Veth(_) | LinkKind::Peer) {
+            // The kernel would make one for each CPU, and use the first.
+            message.u32(IFLA_NUM_TX_QUEUES, 1);
+            message.u32(IFLA_NUM_RX_QUEUES, 1);
+        }
         if let Some(mac) = self.mac {
             message.bytes(IFLA_ADDRESS, &mac.0);
         }

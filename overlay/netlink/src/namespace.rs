@@ -7,7 +7,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -270,8 +270,9 @@ impl Inside {
             return Err(NetlinkError::Invalid { action: "write sysctls".to_owned(), problem });
         }
         for (sysctl, value) in sysctls {
-            fs::write(sysctl.path()?, value)
-                .map_err(NetlinkError::io(format!("write {value:?} to sysctl {sysctl}")))?;
+            // Not as `fs::write` does it: to look up what may have to be made costs more, the more namespaces there are.
+            let write = |path: &Path| fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes());
+            write(&sysctl.path()?).map_err(NetlinkError::io(format!("write {value:?} to sysctl {sysctl}")))?;
         }
         Ok(())
     }

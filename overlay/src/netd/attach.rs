@@ -255,7 +255,7 @@ impl Netd {
             (id, None) => return Err(NetdError::NoTable(id)),
         }
         state.holders.insert(task);
-        state.ensure_live(self)?;
+        state.ensure_live_lately(self)?;
         let subnets = define::subnets(&each.definition)?;
         let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
         for address in &each.addresses {

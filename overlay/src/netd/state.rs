@@ -8,6 +8,7 @@ mod ports;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use skep_netlink::NetlinkError;
 use skep_netlink::nft::{Nft, Transaction};
@@ -26,6 +27,10 @@ use crate::plan::{local, names};
 use crate::table::{FollowedTable, Table, TableChange, TableError};
 
 pub(super) use check::{Looked, Trial};
+
+/// How long what was found of a network holds for sandboxes that come to it: the largest packet of the host's device is
+/// what may change by itself.
+const LATELY: Duration = Duration::from_secs(1);
 
 /// A sandbox on the network.
 pub(super) struct Member {
@@ -58,6 +63,8 @@ pub(super) struct NetworkState {
     served: BTreeSet<Published>,
     /// The kernel is not as the plans say.
     dirty: bool,
+    /// When what is wanted was last compared with what there is.
+    ensured: Option<Instant>,
     dropped: bool,
     /// What could not be done, and is tried again.
     pub(super) fault: Option<String>,
@@ -83,6 +90,7 @@ impl NetworkState {
             host_ports: BTreeMap::new(),
             served: BTreeSet::new(),
             dirty: false,
+            ensured: None,
             dropped: false,
             fault: None,
             journal,
@@ -387,6 +395,12 @@ impl NetworkState {
         !self.holders.is_empty() || (!self.dropped && !self.ingress.is_empty() && published())
     }
 
+    /// Does what [`ensure_live`](Self::ensure_live) does, unless that was done a moment ago: for one of many sandboxes.
+    pub(super) fn ensure_live_lately(&mut self, netd: &Netd) -> Result<(), NetdError> {
+        let lately = self.ensured.is_some_and(|when| when.elapsed() < LATELY);
+        if lately && self.live.is_some() && !self.dirty { Ok(()) } else { self.ensure_live(netd) }
+    }
+
     /// Makes the network's namespace, or makes it right, with all that is planned for it.
     pub(super) fn ensure_live(&mut self, netd: &Netd) -> Result<(), NetdError> {
         let Some(definition) = self.definition.clone() else { return Ok(()) };
@@ -416,6 +430,7 @@ impl NetworkState {
                 return Err(error);
             }
         };
+        self.ensured = Some(Instant::now());
         if !self.dirty && self.live.as_ref().is_some_and(|live| *live.wanted() == wanted) {
             return Ok(());
         }

@@ -1,10 +1,11 @@
 //! A check of a host's networks: says nothing where all is well, and finds each fault that is made.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use skep_netlink::link::{Link, LinkChange};
+use skep_netlink::link::LinkChange;
 use skep_netlink::{Changes, Inside, Namespace};
 use skep_proto::v1;
+use skep_proto::v1::CheckArea::{Devices, Mtu, Reachability, Rules, Settings};
 
 use crate::lab::*;
 
@@ -30,27 +31,12 @@ fn one(host: &Host<'_>, area: v1::CheckArea, problem: &str, advice: &str) {
     assert!(found[0].1.contains(problem) && found[0].2.contains(advice), "{found:#?}");
 }
 
-fn address(network: u8, host: u8) -> IpAddr {
-    [10, network, 1, host].into()
-}
-
-/// A network with a task on each host.
-fn table(net: &v1::Network, number: u8) -> v1::NetworkTable {
-    let mut table = whole(net, 1);
-    table.put_services = vec![service(9, "web", Ipv4Addr::new(10, number, 0, 2), Vec::new())];
-    table.put_peers = vec![peer(1), peer(2)];
-    table.put_endpoints = [1, 2]
-        .map(|host: u8| endpoint(host, u128::from(number) * 10 + u128::from(host), 9, address(number, host), true))
-        .to_vec();
-    table
-}
-
+/// Plugs hosts into a network with a task on each.
 fn plug(hosts: &[Host<'_>], net: &v1::Network, number: u8) {
-    for host in hosts {
-        host.follow(&[table(net, number)]);
-        let task = u128::from(number) * 10 + u128::from(host.number);
-        host.attach(&attach_request(task, &[(net, address(number, host.number))]));
-    }
+    let before = u128::from(number) * 10;
+    let mut table = pair(net, number, before);
+    table.put_services = vec![service(9, "web", Ipv4Addr::new(10, number, 0, 2), Vec::new())];
+    attach_pair(hosts, (net, number, before), &table, &[]);
 }
 
 /// The namespace of a network on a host.
@@ -96,18 +82,22 @@ fn faults_of_a_host_are_found_each_by_itself() {
     assert!(path.round_trip_us > 0, "{path:?}");
 
     let (host, place) = (&hosts[0], inside(&hosts[0], &net));
-    let task = || -> Link {
-        let links = place.enter(Inside::rtnetlink).unwrap().links().unwrap();
-        links.into_iter().find(|link| link.name.starts_with("v-")).unwrap()
-    };
-    use v1::CheckArea::{Devices, Mtu, Reachability, Rules, Settings};
+    rules(host, &place);
+    settings(host, &place);
+    devices(host, &place);
+    underlay(host);
+    balancing(host, &net);
+    // Last, as `nft` would not write the rules as netd does; the network is a new one since its task was.
+    gone(host, &inside(host, &net));
+}
 
-    // Rules: one that is gone, and a table of somebody else that drops.
-    let rules = run(&place, "nft list chain ip skep in");
-    nft(&place, "nft flush chain ip skep in");
+/// Rules: one that is gone, and a table of somebody else that drops.
+fn rules(host: &Host<'_>, place: &Namespace) {
+    let rules = run(place, "nft list chain ip skep in");
+    nft(place, "nft flush chain ip skep in");
     one(host, Rules, "table ip skep of network net5 on this host has 0 rules in chain in instead of 3", "restart netd");
     std::fs::write(host.dir.join("rules"), &rules.stdout).unwrap();
-    nft(&place, &format!("nft -f {}", host.dir.join("rules").display()));
+    nft(place, &format!("nft -f {}", host.dir.join("rules").display()));
     assert_eq!(faults(host), []);
     // Not iptables' table: there netd lets its own packets pass by itself.
     nft(&host.namespace, "nft add table ip wall");
@@ -118,16 +108,13 @@ fn faults_of_a_host_are_found_each_by_itself() {
     }
     assert_eq!(faults(host), []);
     nft(&host.namespace, "nft delete table ip wall");
+}
 
-    // Settings.
-    nft(&place, "sysctl -qw net.ipv4.conf.all.rp_filter=1");
-    one(
-        host,
-        Settings,
-        "net.ipv4.conf.all.rp_filter of network net5 on this host is 1",
-        "net.ipv4.conf.all.rp_filter=0",
-    );
-    nft(&place, "sysctl -qw net.ipv4.conf.all.rp_filter=0");
+fn settings(host: &Host<'_>, place: &Namespace) {
+    nft(place, "sysctl -qw net.ipv4.conf.all.rp_filter=1");
+    let problem = "net.ipv4.conf.all.rp_filter of network net5 on this host is 1";
+    one(host, Settings, problem, "net.ipv4.conf.all.rp_filter=0");
+    nft(place, "sysctl -qw net.ipv4.conf.all.rp_filter=0");
     // netd turns this one on again by itself every few seconds: again, where it came first.
     let forwarding = (0..5).find_map(|_| {
         nft(&host.namespace, "sysctl -qw net.ipv4.ip_forward=0");
@@ -140,15 +127,17 @@ fn faults_of_a_host_are_found_each_by_itself() {
             && advice.contains("sysctl -w net.ipv4.ip_forward=1")),
         "{forwarding:#?}"
     );
+}
 
-    // Devices.
-    let route = String::from_utf8(run(&place, "ip route show default").stdout).unwrap();
-    up(&place, "out0", false);
+fn devices(host: &Host<'_>, place: &Namespace) {
+    let route = String::from_utf8(run(place, "ip route show default").stdout).unwrap();
+    up(place, "out0", false);
     one(host, Devices, "the way out of network net5 on this host (device out0) is down", "restart netd");
-    up(&place, "out0", true);
-    nft(&place, &format!("ip route add {}", route.trim()));
-    let device = task().name;
-    mtu(&place, &device, 1400);
+    up(place, "out0", true);
+    nft(place, &format!("ip route add {}", route.trim()));
+    let links = place.enter(Inside::rtnetlink).unwrap().links().unwrap();
+    let device = links.into_iter().find(|link| link.name.starts_with("v-")).unwrap().name;
+    mtu(place, &device, 1400);
     // The bridge follows it, and packets to the other host show it too.
     let found = faults(host);
     for text in [
@@ -158,14 +147,16 @@ fn faults_of_a_host_are_found_each_by_itself() {
     ] {
         assert!(found.iter().any(|(area, problem, _)| *area == Mtu && problem.contains(text)), "{text}: {found:#?}");
     }
-    mtu(&place, &device, 1450);
-    mtu(&place, "br0", 1450);
+    mtu(place, &device, 1450);
+    mtu(place, "br0", 1450);
     assert_eq!(faults(host), []);
     nft(&host.namespace, "ip link add sk-old type veth peer name elsewhere");
     one(host, Devices, "devices of networks that are not there: sk-old", "ip link delete");
     nft(&host.namespace, "ip link delete sk-old");
+}
 
-    // The underlay is too small for the network.
+/// The underlay is too small for the network.
+fn underlay(host: &Host<'_>) {
     mtu(&host.namespace, "eth0", 1400);
     let found = faults(host);
     assert!(
@@ -176,33 +167,31 @@ fn faults_of_a_host_are_found_each_by_itself() {
         "{found:#?}"
     );
     mtu(&host.namespace, "eth0", 1500);
+}
 
-    // The balancing in a sandbox, and entries to the other host.
+/// The balancing in a sandbox, and entries to the other host.
+fn balancing(host: &Host<'_>, net: &v1::Network) {
     let sandbox = Namespace::open(&host.dir.join("sandboxes").join(task_id(51).to_string()).join("net")).unwrap();
     nft(&sandbox, &format!("nft flush map ip skep-{} vips", skep_proto::id::NetworkId::from_wire(&net.id).unwrap()));
     one(host, Rules, "lacks 1 elements of vips", "let the task be replaced");
-    let restore = host.lab.runtime.block_on(host.client().state(v1::NetdStateRequest {})).unwrap().into_inner();
-    assert_eq!(restore.networks.len(), 1);
+    assert_eq!(host.state().networks.len(), 1);
     host.detach(task_id(51));
-    host.attach(&attach_request(51, &[(&net, address(5, 1))]));
+    host.attach(&attach_request(51, &[(net, pair_address(5, 1))]));
     assert_eq!(faults(host), []);
-    nft(&place_of(host, &net), "bridge fdb del 02:42:0a:05:01:02 dev overlay");
+    nft(&inside(host, net), "bridge fdb del 02:42:0a:05:01:02 dev overlay");
     let found = faults(host);
     assert!(
         found.iter().any(|(area, problem, _)| *area == Devices && problem.contains("lacks 1 entries")),
         "{found:#?}"
     );
     assert!(found.iter().any(|(area, ..)| *area == Reachability), "{found:#?}");
+}
 
-    // Last, as `nft` would not write the rules as netd does.
-    nft(&place_of(host, &net), "nft delete table ip skep");
+fn gone(host: &Host<'_>, place: &Namespace) {
+    nft(place, "nft delete table ip skep");
     let found = faults(host);
     let text = "table ip skep of network net5 on this host is not there";
     assert!(found.iter().any(|(area, problem, _)| *area == Rules && problem == text), "{found:#?}");
-}
-
-fn place_of(host: &Host<'_>, net: &v1::Network) -> Namespace {
-    inside(host, net)
 }
 
 #[test]
@@ -220,8 +209,6 @@ fn what_lies_between_hosts_is_found_from_both() {
         assert_eq!(faults(host), []);
         assert_eq!(check(host).paths.len(), 2);
     }
-    use v1::CheckArea::{Mtu, Reachability};
-
     // A port that is closed: one way of the two.
     let other = &hosts[1].namespace;
     nft(other, "nft add table inet wall");

@@ -1,7 +1,7 @@
 //! Backends that go: open connections end by themselves while the backend drains, and what is left when it is gone moves on
 //! at once.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use skep_netlink::Namespace;
@@ -53,6 +53,73 @@ fn remove(net: &v1::Network, version: u64, task: u128) -> v1::NetworkTable {
     change
 }
 
+/// The same address of the other family.
+fn six(last: u8) -> IpAddr {
+    IpAddr::from([0xfd05, 0, 0, 0, 0, 0, 1, last.into()])
+}
+
+const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd05, 0, 0, 0, 0, 0, 0, 2));
+
+/// A task's row with addresses of both families.
+fn both(host: u8, last: u8, serving: bool) -> v1::NetworkEndpoint {
+    let mut row = endpoint(host, last.into(), 9, address(last), serving);
+    row.addresses.push(skep_proto::cidr::address_to_wire(six(last)));
+    row
+}
+
+fn attach(host: &Host<'_>, net: &v1::Network, last: u8) -> Namespace {
+    let mut request = attach_request(last.into(), &[(net, address(last))]);
+    request.endpoints[0].addresses.push(skep_proto::cidr::address_to_wire(six(last)));
+    host.attach(&request)
+}
+
+/// What two clients have open to a service of two backends, by both families.
+struct Open {
+    flows: Vec<Flow>,
+    names: Vec<String>,
+    streams: Vec<TcpStream>,
+    before: Vec<String>,
+}
+
+impl Open {
+    fn new(clients: &[Namespace; 2]) -> Self {
+        let targets = [IpAddr::from(VIP), VIP6];
+        let flows: Vec<Flow> = (0..20)
+            .flat_map(|number| targets.map(|vip| Flow::new(&clients[number % 2], SocketAddr::new(vip, 80))))
+            .collect();
+        let names = flows.iter().map(|flow| until(&format!("no answer {flow:?}"), || flow.ask())).collect();
+        let mut streams: Vec<_> = (0..20).map(|_| connect(&clients[0], SocketAddr::from((VIP, 80))).unwrap()).collect();
+        let before = streams.iter_mut().map(|stream| ask(stream).unwrap()).collect();
+        let open = Self { flows, names, streams, before };
+        for name in ["task2", "task3"] {
+            assert!(open.names.iter().any(|found| found == name) && open.before.iter().any(|found| found == name));
+        }
+        open
+    }
+
+    /// All of it goes on as it was.
+    fn goes_on(&mut self) {
+        for (flow, name) in self.flows.iter().zip(&self.names) {
+            assert_eq!(flow.ask().as_deref(), Some(name.as_str()));
+        }
+        for (stream, name) in self.streams.iter_mut().zip(&self.before) {
+            assert_eq!(ask(stream).unwrap(), *name);
+        }
+    }
+
+    /// Connections to all others have ended, datagrams go there.
+    fn moves_to(&mut self, name: &str) {
+        let start = Instant::now();
+        for flow in &self.flows {
+            flow.moves_to(name);
+        }
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        for (stream, before) in self.streams.iter_mut().zip(&self.before) {
+            assert_eq!(ask(stream).is_ok(), before == name, "{before}");
+        }
+    }
+}
+
 #[test]
 fn datagrams_and_connections_move_on_when_their_backend_is_gone() {
     if !root() {
@@ -61,78 +128,37 @@ fn datagrams_and_connections_move_on_when_their_backend_is_gone() {
     let lab = Lab::new();
     let hosts = [lab.host(1), lab.host(2)];
     let net = network(5, |spec| spec.ipv6 = true);
-    let (six, vip6) =
-        (|last: u16| IpAddr::from([0xfd05, 0, 0, 0, 0, 0, 1, last]), "fd05::2".parse::<IpAddr>().unwrap());
     let mut table = whole(&net, 1);
     let mut web = service(9, "web", VIP, Vec::new());
-    web.virtual_addresses.push(skep_proto::cidr::address_to_wire(vip6));
+    web.virtual_addresses.push(skep_proto::cidr::address_to_wire(VIP6));
     table.put_services = vec![web];
     table.put_peers = vec![peer(1), peer(2)];
-    let row = |last: u8, serving| {
-        let mut row = endpoint(2, last.into(), 9, address(last), serving);
-        row.addresses.push(skep_proto::cidr::address_to_wire(six(last.into())));
-        row
-    };
-    let client = |last| v1::NetworkEndpoint { node_id: hosts[0].node().to_vec(), ..row(last, false) };
-    table.put_endpoints = vec![row(2, true), row(3, true), client(1), client(11)];
-    for host in &hosts {
-        host.follow(&[table.clone()]);
-    }
-    let attach = |host: &Host<'_>, last: u8| {
-        let mut request = attach_request(last.into(), &[(&net, address(last))]);
-        request.endpoints[0].addresses.push(skep_proto::cidr::address_to_wire(six(last.into())));
-        host.attach(&request)
-    };
+    table.put_endpoints = vec![both(2, 2, true), both(2, 3, true), both(1, 1, false), both(1, 11, false)];
+    let follow = |table: &v1::NetworkTable| hosts.iter().for_each(|host| host.follow(std::slice::from_ref(table)));
+    follow(&table);
     // Sent to before it is a virtual address: goes nowhere, and must not stay there.
-    let clients = [attach(&hosts[0], 1), attach(&hosts[0], 11)];
+    let clients = [attach(&hosts[0], &net, 1), attach(&hosts[0], &net, 11)];
     let early = Flow::new(&clients[0], SocketAddr::from(([10, 5, 0, 3], 80)));
     assert_eq!(early.ask(), None);
     for last in [2, 3] {
-        let sandbox = attach(&hosts[1], last);
+        let sandbox = attach(&hosts[1], &net, last);
         serve(&sandbox, 80, &format!("task{last}"));
         serve6(&sandbox, 80, &format!("task{last}"));
     }
-    let targets = [IpAddr::from(VIP), vip6];
-    let flows: Vec<Flow> = (0..20)
-        .flat_map(|number| targets.map(|vip| Flow::new(&clients[number % 2], SocketAddr::new(vip, 80))))
-        .collect();
-    let names: Vec<String> = flows.iter().map(|flow| until(&format!("no answer {flow:?}"), || flow.ask())).collect();
-    let mut open: Vec<_> = (0..20).map(|_| connect(&clients[0], SocketAddr::from((VIP, 80))).unwrap()).collect();
-    let before: Vec<String> = open.iter_mut().map(|stream| ask(stream).unwrap()).collect();
-    for name in ["task2", "task3"] {
-        assert!(names.iter().any(|found| found == name) && before.iter().any(|found| found == name));
-    }
-
+    let mut open = Open::new(&clients);
     // It drains: what is open goes on.
     let mut change = difference(&net, 2);
-    change.put_endpoints = vec![row(2, false)];
-    let mut other = service(8, "early", Ipv4Addr::new(10, 5, 0, 3), Vec::new());
-    change.put_services = vec![std::mem::take(&mut other)];
-    for host in &hosts {
-        host.follow(&[change.clone()]);
-    }
-    for (flow, name) in flows.iter().zip(&names) {
-        assert_eq!(flow.ask().as_deref(), Some(name.as_str()));
-    }
-    for (stream, name) in open.iter_mut().zip(&before) {
-        assert_eq!(ask(stream).unwrap(), *name);
-    }
+    change.put_endpoints = vec![both(2, 2, false)];
+    change.put_services = vec![service(8, "early", Ipv4Addr::new(10, 5, 0, 3), Vec::new())];
+    follow(&change);
+    open.goes_on();
     // It is gone, though it goes on to answer: connections end, datagrams go to the other one; the rest stays.
-    for host in &hosts {
-        host.follow(&[remove(&net, 3, 2)]);
-    }
-    let start = Instant::now();
-    for flow in &flows {
-        flow.moves_to("task3");
-    }
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
-    for (stream, name) in open.iter_mut().zip(&before) {
-        assert_eq!(ask(stream).is_ok(), name == "task3", "{name}");
-    }
+    follow(&remove(&net, 3, 2));
+    open.moves_to("task3");
     // The service that came has a backend now.
     let mut change = difference(&net, 4);
     change.put_endpoints =
-        vec![v1::NetworkEndpoint { service_id: skep_proto::id::ServiceId::new(8).to_vec(), ..row(3, true) }];
+        vec![v1::NetworkEndpoint { service_id: skep_proto::id::ServiceId::new(8).to_vec(), ..both(2, 3, true) }];
     hosts[0].follow(&[change]);
     early.moves_to("task3");
 }

@@ -410,6 +410,34 @@ pub(crate) fn whole(network: &v1::Network, version: u64) -> v1::NetworkTable {
     }
 }
 
+/// A whole table of the network of a number, on which hosts 1 and 2 have a task each that serves, with their numbers as ids
+/// after `before`.
+pub(crate) fn pair(network: &v1::Network, number: u8, before: u128) -> v1::NetworkTable {
+    let row = |host: u8| endpoint(host, before + u128::from(host), 9, pair_address(number, host), true);
+    v1::NetworkTable { put_peers: vec![peer(1), peer(2)], put_endpoints: [1, 2].map(row).to_vec(), ..whole(network, 1) }
+}
+
+/// The address that a pair's task has.
+pub(crate) fn pair_address(number: u8, host: u8) -> IpAddr {
+    [10, number, 1, host].into()
+}
+
+/// Gives hosts the table of a pair, and attaches their tasks with these ports.
+pub(crate) fn attach_pair(
+    hosts: &[Host<'_>],
+    (network, number, before): (&v1::Network, u8, u128),
+    table: &v1::NetworkTable,
+    host_ports: &[v1::PortSpec],
+) -> Vec<Namespace> {
+    let attach = |host: &Host<'_>| {
+        host.follow(std::slice::from_ref(table));
+        let address = pair_address(number, host.number);
+        let request = attach_request(before + u128::from(host.number), &[(network, address)]);
+        host.attach(&v1::AttachRequest { host_ports: host_ports.to_vec(), ..request })
+    };
+    hosts.iter().map(attach).collect()
+}
+
 /// A difference to the version before.
 pub(crate) fn difference(network: &v1::Network, version: u64) -> v1::NetworkTable {
     v1::NetworkTable {

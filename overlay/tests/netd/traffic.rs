@@ -20,17 +20,12 @@ fn tasks_on_two_hosts_talk_by_name_and_are_balanced() {
     let lab = Lab::new();
     let hosts = [lab.host(1), lab.host(2)];
     let net = network(5, |_| {});
-    let mut table = whole(&net, 1);
     let vip = Ipv4Addr::new(10, 5, 0, 2);
+    let mut table = pair(&net, 5, 0);
     table.put_services = vec![service(9, "web", vip, Vec::new())];
-    table.put_peers = vec![peer(1), peer(2)];
-    let addresses = [ip("10.5.1.1"), ip("10.5.1.2")];
-    table.put_endpoints = vec![endpoint(1, 1, 9, addresses[0], true), endpoint(2, 2, 9, addresses[1], true)];
-    for host in &hosts {
-        host.follow(&[table.clone()]);
-    }
-    let one = hosts[0].attach(&attach_request(1, &[(&net, addresses[0])]));
-    let two = hosts[1].attach(&attach_request(2, &[(&net, addresses[1])]));
+    let addresses = [1, 2].map(|host| pair_address(5, host));
+    let mut sandboxes = attach_pair(&hosts, (&net, 5, 0), &table, &[]).into_iter();
+    let (one, two) = (sandboxes.next().unwrap(), sandboxes.next().unwrap());
     for (number, sandbox) in [&one, &two].into_iter().enumerate() {
         serve(sandbox, 80, &format!("task{}", number + 1));
     }
@@ -73,15 +68,8 @@ fn plain_overlays_use_the_port_of_their_table() {
     let lab = Lab::new();
     let hosts = [lab.host(1), lab.host(2)];
     let net = network(5, |_| {});
-    let mut table = whole(&net, 1);
-    table.data_path_port = 5000;
-    table.put_peers = vec![peer(1), peer(2)];
-    let addresses = [ip("10.5.1.1"), ip("10.5.1.2")];
-    table.put_endpoints = vec![endpoint(1, 1, 9, addresses[0], true), endpoint(2, 2, 9, addresses[1], true)];
-    let sandboxes = [0, 1].map(|number: usize| {
-        hosts[number].follow(&[table.clone()]);
-        hosts[number].attach(&attach_request(number as u128 + 1, &[(&net, addresses[number])]))
-    });
+    let table = skep_proto::v1::NetworkTable { data_path_port: 5000, ..pair(&net, 5, 0) };
+    let sandboxes = attach_pair(&hosts, (&net, 5, 0), &table, &[]);
     assert!(ping(&sandboxes[0], "10.5.1.2"));
     let port = |host: &Host<'_>| {
         let path = host.dir.join("networks").join(NetworkId::from_wire(&net.id).unwrap().to_string()).join("net");

@@ -207,18 +207,9 @@ fn the_underlay_may_be_ipv6() {
                 spec.options.clear()
             }
         });
-        let address = |last: u8| IpAddr::from([10, number, 1, last]);
-        let mut table = whole(&net, 1);
-        table.put_peers = vec![six(1), six(2)];
-        table.put_endpoints =
-            [1, 2].map(|host| endpoint(host, u128::from(10 * number + host), 9, address(host), true)).to_vec();
-        let sandboxes: Vec<Namespace> = hosts
-            .iter()
-            .map(|host| {
-                host.follow(&[table.clone()]);
-                host.attach(&attach_request((10 * number + host.number).into(), &[(&net, address(host.number))]))
-            })
-            .collect();
+        let (before, address) = (u128::from(number) * 10, |host: u8| pair_address(number, host));
+        let table = v1::NetworkTable { put_peers: vec![six(1), six(2)], ..pair(&net, number, before) };
+        let sandboxes = attach_pair(&hosts, (&net, number, before), &table, &[]);
         assert!(ping(&sandboxes[0], &address(2).to_string()) && ping(&sandboxes[1], &address(1).to_string()));
         let long = |size: u16| format!("-M do -s {size} {}", address(2));
         assert!(ping(&sandboxes[0], &long(largest - 28)), "{number}");
@@ -259,21 +250,9 @@ fn a_large_underlay_carries_large_packets_all_the_way() {
                 spec.options.clear()
             }
         });
-        let address = |last: u8| IpAddr::from([10, number, 1, last]);
-        let mut table = whole(&net, 1);
-        table.put_peers = vec![peer(1), peer(2)];
-        table.put_endpoints =
-            [1, 2].map(|host| endpoint(host, u128::from(10 * number + host), 9, address(host), true)).to_vec();
-        let sandboxes: Vec<Namespace> = hosts
-            .iter()
-            .map(|host| {
-                host.follow(&[table.clone()]);
-                let request = attach_request((10 * number + host.number).into(), &[(&net, address(host.number))]);
-                let published = u32::from(number) * 1000;
-                let host_ports = vec![port(published, false, v1::PublishMode::Host)];
-                host.attach(&v1::AttachRequest { host_ports, ..request })
-            })
-            .collect();
+        let (before, address) = (u128::from(number) * 10, |host: u8| pair_address(number, host));
+        let ports = [port(u32::from(number) * 1000, false, v1::PublishMode::Host)];
+        let sandboxes = attach_pair(&hosts, (&net, number, before), &pair(&net, number, before), &ports);
         let long = |to: &str, size: u32| format!("-M do -s {} {to}", size - 28);
         let there = address(2).to_string();
         assert!(ping(&sandboxes[0], &long(&there, mtu)), "{number}");
@@ -282,7 +261,7 @@ fn a_large_underlay_carries_large_packets_all_the_way() {
         assert!(ping(&sandboxes[0], &long("10.77.0.100", mtu)), "{number}");
         serve(&sandboxes[1], 80, "task2");
         let places: Vec<&Namespace> = sandboxes.iter().chain(hosts.iter().map(|host| &host.namespace)).collect();
-        let before: u64 = places.iter().map(|place| fragments(place)).sum();
+        let fragmented: u64 = places.iter().map(|place| fragments(place)).sum();
         let by_host = SocketAddr::from(([10, 77, 0, 2], u16::from(number) * 1000));
         for (from, to) in [(&sandboxes[0], SocketAddr::new(address(2), 80)), (&lab.outside, by_host)] {
             let mut stream = connect(from, to).unwrap();
@@ -296,7 +275,7 @@ fn a_large_underlay_carries_large_packets_all_the_way() {
             stream.write_all(&vec![b'?'; 100_000]).unwrap();
             assert!(reader.join().unwrap().unwrap().starts_with(b"task2task2"));
         }
-        assert_eq!(places.iter().map(|place| fragments(place)).sum::<u64>(), before, "{number}");
+        assert_eq!(places.iter().map(|place| fragments(place)).sum::<u64>(), fragmented, "{number}");
     }
     // What does not fit is refused, in words.
     let large = network(7, |spec| drop(spec.options.insert("mtu".into(), "8951".into())));

@@ -9,6 +9,7 @@ mod caps;
 pub mod cgroup;
 pub mod command;
 mod container;
+pub mod disk;
 mod error;
 mod exec;
 mod files;

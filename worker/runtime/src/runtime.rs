@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::exec::{self, Exec};
 use crate::files::{Files, Memory};
 use crate::seccomp::{self, filter::Filter};
 use crate::spec::{ContainerSpec, OciRuntime, Seccomp, Ulimit};
-use crate::{apparmor, oci, plan, shim};
+use crate::{apparmor, disk, oci, plan, shim};
 
 /// Name of the log file in a container's log directory.
 pub(crate) const LOG_FILE: &str = "container.log";
@@ -110,7 +110,7 @@ impl Runtime {
         }
         make_points(&config.dir.join(POINTS)).map_err(RuntimeError::io("make", config.dir.join(POINTS)))?;
         // Only a hint: without it starts are slower, on ext4, soon after many removals.
-        let _ = spread(&run);
+        let _ = disk::spread(&run);
         let detected = Cgroups::detect().map_err(RuntimeError::io("read", "/proc/self/mountinfo"))?;
         let cgroups = Arc::new(detected.ok_or(RuntimeError::NoCgroups)?);
         let bin = config.dir.join("bin");
@@ -412,23 +412,6 @@ fn remove_former_creators(bin: &Path) {
     let entries = fs::read_dir(bin).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("skep-creator-")) {
         let _ = fs::remove_file(entry.path());
-    }
-}
-
-/// Asks an ext4 that it places each folder in `dir` by itself, as it does with top-level directories (chattr(1), `T`).
-/// Otherwise all are in one block group, and each new file steps over every inode that was freed there in the last
-/// minutes, for ext4 does not use those again so soon: up to half of the CPU of a start.
-fn spread(dir: &Path) -> nix::Result<()> {
-    // linux/fs.h
-    const FS_TOPDIR_FL: libc::c_long = 0x0002_0000;
-    let folder = File::open(dir).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    // The kernel reads and writes an int, whatever the number of the call says (ioctl_iflags(2)).
-    let mut flags: libc::c_long = 0;
-    // SAFETY: the descriptor is open and `flags` is at least as large as what the kernel writes or reads.
-    unsafe {
-        nix::Error::result(libc::ioctl(folder.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags))?;
-        flags |= FS_TOPDIR_FL;
-        nix::Error::result(libc::ioctl(folder.as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const flags)).map(drop)
     }
 }
 

@@ -186,71 +186,21 @@ impl Expression {
 
     fn write_data(&self, data: &mut Writer<'_>) {
         match self {
-            Self::Payload { header, offset, length, to } => {
-                data.be32(NFTA_PAYLOAD_DREG, to.number());
-                data.be32(NFTA_PAYLOAD_BASE, *header as u32);
-                data.be32(NFTA_PAYLOAD_OFFSET, *offset);
-                data.be32(NFTA_PAYLOAD_LEN, *length);
-            }
-            Self::SetPayload { header, offset, length, from } => {
-                data.be32(NFTA_PAYLOAD_SREG, from.number());
-                data.be32(NFTA_PAYLOAD_BASE, *header as u32);
-                data.be32(NFTA_PAYLOAD_OFFSET, *offset);
-                data.be32(NFTA_PAYLOAD_LEN, *length);
-            }
-            Self::Meta { key, to } => {
-                data.be32(NFTA_META_DREG, to.number());
-                data.be32(NFTA_META_KEY, *key as u32);
-            }
-            Self::SetMark { from } => write_meta(data, Meta::Mark, *from),
-            Self::SetPriority { from } => write_meta(data, Meta::Priority, *from),
-            Self::Ct { key, to } => {
-                data.be32(NFTA_CT_DREG, to.number());
-                data.be32(NFTA_CT_KEY, *key as u32);
-            }
-            Self::SetCtMark { from } => {
-                data.be32(NFTA_CT_KEY, Ct::Mark as u32);
-                data.be32(NFTA_CT_SREG, from.number());
-            }
-            Self::SetOriginalZone { from } => {
-                data.be32(NFTA_CT_KEY, Ct::Zone as u32);
-                data.be32(NFTA_CT_SREG, from.number());
-                data.u8(NFTA_CT_DIRECTION, 0);
-            }
-            Self::DestinationType { to } => {
-                data.be32(NFTA_FIB_DREG, to.number());
-                // NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
-                data.be32(NFTA_FIB_RESULT, 3);
-                data.be32(NFTA_FIB_FLAGS, 2);
-            }
-            Self::Compare { register, comparison, value } => {
-                data.be32(NFTA_CMP_SREG, register.number());
-                data.be32(NFTA_CMP_OP, *comparison as u32);
-                write_value(data, NFTA_CMP_DATA, value);
-            }
-            Self::Mask { register, mask } => {
-                data.be32(NFTA_BITWISE_SREG, register.number());
-                data.be32(NFTA_BITWISE_DREG, register.number());
-                data.be32(NFTA_BITWISE_LEN, u32::try_from(mask.bytes().len()).unwrap_or(0));
-                write_value(data, NFTA_BITWISE_MASK, mask);
-                let zeroes = [0; 64];
-                data.nested(NFTA_BITWISE_XOR, |xor| xor.bytes(NFTA_DATA_VALUE, &zeroes[..mask.bytes().len()]));
-            }
-            Self::Immediate { value, to } => {
-                data.be32(NFTA_IMMEDIATE_DREG, to.number());
-                write_value(data, NFTA_IMMEDIATE_DATA, value);
-            }
+            Self::Payload { .. }
+            | Self::Meta { .. }
+            | Self::Ct { .. }
+            | Self::DestinationType { .. }
+            | Self::Random { .. } => self.write_load(data),
+            Self::SetPayload { .. }
+            | Self::SetMark { .. }
+            | Self::SetPriority { .. }
+            | Self::SetCtMark { .. }
+            | Self::SetOriginalZone { .. } => self.write_store(data),
+            Self::Compare { .. } | Self::Mask { .. } | Self::Immediate { .. } => self.write_constant(data),
+            Self::Lookup { .. } | Self::VerdictMap { .. } => self.write_lookup(data),
             Self::Verdict(verdict) => {
                 data.be32(NFTA_IMMEDIATE_DREG, 0);
                 data.nested(NFTA_IMMEDIATE_DATA, |value| verdict.write(value));
-            }
-            Self::Lookup { .. } | Self::VerdictMap { .. } => self.write_lookup(data),
-            Self::Random { modulus, offset, to } => {
-                data.be32(NFTA_NG_DREG, to.number());
-                data.be32(NFTA_NG_MODULUS, *modulus);
-                // NFT_NG_RANDOM.
-                data.be32(NFTA_NG_TYPE, 1);
-                data.be32(NFTA_NG_OFFSET, *offset);
             }
             Self::DestinationNat { ipv6, address, port } => write_nat(data, 1, *ipv6, *address, *port),
             Self::SourceNat { ipv6, address } => write_nat(data, 0, *ipv6, *address, None),
@@ -269,6 +219,84 @@ impl Expression {
                 data.be32(NFTA_LIMIT_TYPE, 0);
                 data.be32(NFTA_LIMIT_FLAGS, 0);
             }
+        }
+    }
+
+    /// What brings something into a register.
+    fn write_load(&self, data: &mut Writer<'_>) {
+        match self {
+            Self::Payload { header, offset, length, to } => {
+                data.be32(NFTA_PAYLOAD_DREG, to.number());
+                write_place(data, *header as u32, *offset, *length);
+            }
+            Self::Meta { key, to } => {
+                data.be32(NFTA_META_DREG, to.number());
+                data.be32(NFTA_META_KEY, *key as u32);
+            }
+            Self::Ct { key, to } => {
+                data.be32(NFTA_CT_DREG, to.number());
+                data.be32(NFTA_CT_KEY, *key as u32);
+            }
+            Self::DestinationType { to } => {
+                data.be32(NFTA_FIB_DREG, to.number());
+                // NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
+                data.be32(NFTA_FIB_RESULT, 3);
+                data.be32(NFTA_FIB_FLAGS, 2);
+            }
+            Self::Random { modulus, offset, to } => {
+                data.be32(NFTA_NG_DREG, to.number());
+                data.be32(NFTA_NG_MODULUS, *modulus);
+                // NFT_NG_RANDOM.
+                data.be32(NFTA_NG_TYPE, 1);
+                data.be32(NFTA_NG_OFFSET, *offset);
+            }
+            _ => {}
+        }
+    }
+
+    /// What takes something from a register.
+    fn write_store(&self, data: &mut Writer<'_>) {
+        match self {
+            Self::SetPayload { header, offset, length, from } => {
+                data.be32(NFTA_PAYLOAD_SREG, from.number());
+                write_place(data, *header as u32, *offset, *length);
+            }
+            Self::SetMark { from } => write_meta(data, Meta::Mark, *from),
+            Self::SetPriority { from } => write_meta(data, Meta::Priority, *from),
+            Self::SetCtMark { from } => {
+                data.be32(NFTA_CT_KEY, Ct::Mark as u32);
+                data.be32(NFTA_CT_SREG, from.number());
+            }
+            Self::SetOriginalZone { from } => {
+                data.be32(NFTA_CT_KEY, Ct::Zone as u32);
+                data.be32(NFTA_CT_SREG, from.number());
+                data.u8(NFTA_CT_DIRECTION, 0);
+            }
+            _ => {}
+        }
+    }
+
+    /// What has to do with a value that the rule says.
+    fn write_constant(&self, data: &mut Writer<'_>) {
+        match self {
+            Self::Compare { register, comparison, value } => {
+                data.be32(NFTA_CMP_SREG, register.number());
+                data.be32(NFTA_CMP_OP, *comparison as u32);
+                write_value(data, NFTA_CMP_DATA, value);
+            }
+            Self::Mask { register, mask } => {
+                data.be32(NFTA_BITWISE_SREG, register.number());
+                data.be32(NFTA_BITWISE_DREG, register.number());
+                data.be32(NFTA_BITWISE_LEN, u32::try_from(mask.bytes().len()).unwrap_or(0));
+                write_value(data, NFTA_BITWISE_MASK, mask);
+                let zeroes = [0; 64];
+                data.nested(NFTA_BITWISE_XOR, |xor| xor.bytes(NFTA_DATA_VALUE, &zeroes[..mask.bytes().len()]));
+            }
+            Self::Immediate { value, to } => {
+                data.be32(NFTA_IMMEDIATE_DREG, to.number());
+                write_value(data, NFTA_IMMEDIATE_DATA, value);
+            }
+            _ => {}
         }
     }
 
@@ -299,6 +327,13 @@ fn write_reject(data: &mut Writer<'_>, family: Family) {
     };
     data.be32(NFTA_REJECT_TYPE, kind);
     data.u8(NFTA_REJECT_ICMP_CODE, code);
+}
+
+/// Some bytes of a packet.
+fn write_place(data: &mut Writer<'_>, header: u32, offset: u32, length: u32) {
+    data.be32(NFTA_PAYLOAD_BASE, header);
+    data.be32(NFTA_PAYLOAD_OFFSET, offset);
+    data.be32(NFTA_PAYLOAD_LEN, length);
 }
 
 fn write_value(data: &mut Writer<'_>, kind: u16, value: &Value) {
