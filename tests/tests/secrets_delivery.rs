@@ -124,7 +124,95 @@ impl Case {
         self.lab.create(name, &flags, command);
         self.lab.running(name, 1, SOON).remove(0)
     }
+
+    /// Service `web`: its files are there as asked, in its own mount namespace only.
+    fn task_that_was_given_it(&self) -> Running {
+        let secrets = ["--secret", "db", "--secret", "source=db,target=/etc/keys/db,uid=33,gid=44,mode=0400"];
+        let configs =
+            ["--config", "app.conf", "--config", "source=filled.conf,target=/etc/filled", "--env", "MODE=fast"];
+        let task = self.service("web", &[&secrets[..], &configs].concat(), &["sh", "-c", TELLS]);
+        assert_eq!(self.read(&task, "/run/secrets/db"), SECRET);
+        assert_eq!(self.read(&task, "/etc/keys/db"), SECRET);
+        assert_eq!(self.read(&task, "/app.conf"), CONTROL);
+        assert_eq!(self.read(&task, "/etc/filled"), format!("slot 1 of web, fast: {CONTROL}\n"));
+        let owners =
+            self.lab.inside(&task, &["stat", "-L", "-c", "%u:%g %a", "/run/secrets/db", "/etc/keys/db", "/app.conf"]);
+        assert_eq!(owners.ok(), "0:0 444\n33:44 400\n0:0 444");
+        assert!(self.lab.inside(&task, &["sh", "-c", "echo x > /run/secrets/db"]).code != 0, "read-only");
+        let pid = self.lab.pid(&task.id);
+        assert_eq!(mounts_of_secrets(&[pid]), 1);
+        // A search of the host's own namespace, and of the daemon's, finds no such mount.
+        assert_eq!(mounts_of_secrets(&[1, u64::from(std::process::id())]), 0);
+        task
+    }
+
+    /// Service `other` has nothing of it; it is also what each search must find.
+    fn task_that_was_not(&self, capture: &Capture) {
+        let control = self.lab.dir().join("control");
+        fs::create_dir(&control).unwrap();
+        let bind = format!("type=bind,source={},target=/out", control.display());
+        let variable = format!("PLAIN={CONTROL}");
+        let write = format!("cat /app.conf > /out/copy; {}", IDLE[2]);
+        let flags = ["--config", "app.conf", "--mount", &bind, "--env", &variable];
+        let other = self.service("other", &flags, &["sh", "-c", &write]);
+        assert!(self.lab.inside(&other, &["ls", "/run/secrets"]).code != 0);
+        // In the clear over the wire: from the manager's host to the worker's.
+        let shout = format!("echo {CONTROL} > /dev/udp/10.90.0.{WORKER}/9");
+        self.lab.exec(MANAGER, &["bash", "-c", &shout]).ok();
+        until("the capture to see what goes over the wire", SOON, || capture.saw(CONTROL));
+        until("the control to be written", SOON, || control.join("copy").exists());
+        let found = files_with(CONTROL, self.lab.dir());
+        assert!(found.iter().any(|file| file.ends_with("control/copy")), "{found:?}");
+        assert!(!processes_with(CONTROL).is_empty());
+    }
+
+    /// The container has it still, and new tasks get it: service `again`.
+    fn killed_agent(&self, task: &Running) -> Running {
+        let pid = self.lab.pid(&task.id);
+        self.lab.command(&["kill", &WORKER.to_string()]).ok();
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/root/run/secrets/db")).unwrap(), SECRET);
+        self.lab.command(&["start", &WORKER.to_string()]).ok();
+        let again = self.service("again", &["--secret", "db"], &IDLE);
+        assert_eq!(self.read(&again, "/run/secrets/db"), SECRET);
+        assert_eq!(self.lab.pid(&task.id), pid, "undisturbed");
+        again
+    }
+
+    /// In place, with a signal; then by new tasks.
+    fn replaced(&self, again: &Running) {
+        // `web` has it at a place of its own too, where it cannot be replaced.
+        self.lab.run(&["service", "rm", "web"]).ok();
+        let live = self.service("live", &["--secret", "db"], &["sh", "-c", TELLS]);
+        let live_pid = self.lab.pid(&live.id);
+        self.give(&["secret", "rotate", "--live", "--signal", "HUP", "db"], ROTATED);
+        until("the new version in place", SOON, || self.read(&live, "/run/secrets/db") == ROTATED);
+        until("the other service too", SOON, || self.read(again, "/run/secrets/db") == ROTATED);
+        until("the signal", SOON, || self.lab.run(&["service", "logs", "live"]).stdout.contains(ROTATED));
+        assert_eq!(self.lab.pid(&live.id), live_pid);
+        // By new tasks.
+        self.give(&["secret", "rotate", "--detach", "db"], SECRET);
+        until("a task with it", SOON, || {
+            let tasks = self.lab.running("live", 1, SOON);
+            tasks[0].id != live.id && self.read(&tasks[0], "/run/secrets/db") == SECRET
+        });
+    }
+
+    /// Without managers, a restarted agent disturbs nothing.
+    fn no_managers(&self) {
+        let last = self.lab.running("live", 1, SOON).remove(0);
+        let last_pid = self.lab.pid(&last.id);
+        self.lab.command(&["kill", &MANAGER.to_string()]).ok();
+        self.lab.command(&["kill", &WORKER.to_string()]).ok();
+        self.lab.command(&["start", &WORKER.to_string()]).ok();
+        assert_eq!(fs::read_to_string(format!("/proc/{last_pid}/root/run/secrets/db")).unwrap(), SECRET);
+        self.lab.command(&["start", &MANAGER.to_string()]).ok();
+        self.lab.settled(1, SOON);
+        assert_eq!(self.lab.pid(&last.id), last_pid);
+    }
 }
+
+/// Says what it sees whenever it is told.
+const TELLS: &str = "trap 'cat /run/secrets/db; echo' HUP; trap 'exit 0' TERM; while :; do sleep 1 & wait; done";
 
 #[test]
 fn secrets_reach_their_tasks_and_nothing_else() {
@@ -136,82 +224,16 @@ fn secrets_reach_their_tasks_and_nothing_else() {
     let templated = "slot {{.Task.Slot}} of {{.Service.Name}}, {{env \"MODE\"}}: {{config \"app.conf\"}}\n";
     case.give(&["config", "create", "--template-driver", "golang", "filled.conf"], templated);
 
-    // It says what it sees whenever it is told.
-    let script = "trap 'cat /run/secrets/db; echo' HUP; trap 'exit 0' TERM; while :; do sleep 1 & wait; done";
-    let secrets = ["--secret", "db", "--secret", "source=db,target=/etc/keys/db,uid=33,gid=44,mode=0400"];
-    let configs = ["--config", "app.conf", "--config", "source=filled.conf,target=/etc/filled", "--env", "MODE=fast"];
-    let task = case.service("web", &[&secrets[..], &configs].concat(), &["sh", "-c", script]);
-    assert_eq!(case.read(&task, "/run/secrets/db"), SECRET);
-    assert_eq!(case.read(&task, "/etc/keys/db"), SECRET);
-    assert_eq!(case.read(&task, "/app.conf"), CONTROL);
-    assert_eq!(case.read(&task, "/etc/filled"), format!("slot 1 of web, fast: {CONTROL}\n"));
-    let owners = lab.inside(&task, &["stat", "-L", "-c", "%u:%g %a", "/run/secrets/db", "/etc/keys/db", "/app.conf"]);
-    assert_eq!(owners.ok(), "0:0 444\n33:44 400\n0:0 444");
-    assert!(lab.inside(&task, &["sh", "-c", "echo x > /run/secrets/db"]).code != 0, "read-only");
-    let pid = lab.pid(&task.id);
-    assert_eq!(mounts_of_secrets(&[pid]), 1);
-    // A search of the host's own namespace, and of the daemon's, finds no such mount.
-    assert_eq!(mounts_of_secrets(&[1, u64::from(std::process::id())]), 0);
-
-    // Who was not given it has nothing; and the controls of the searches.
-    let control = lab.dir().join("control");
-    fs::create_dir(&control).unwrap();
-    let bind = format!("type=bind,source={},target=/out", control.display());
-    let variable = format!("PLAIN={CONTROL}");
-    let write = format!("cat /app.conf > /out/copy; {}", IDLE[2]);
-    let flags = ["--config", "app.conf", "--mount", &bind, "--env", &variable];
-    let other = case.service("other", &flags, &["sh", "-c", &write]);
-    assert!(lab.inside(&other, &["ls", "/run/secrets"]).code != 0);
-    // In the clear over the wire: from the manager's host to the worker's.
-    let shout = format!("echo {CONTROL} > /dev/udp/10.90.0.{WORKER}/9");
-    lab.exec(MANAGER, &["bash", "-c", &shout]).ok();
-    until("the capture to see what goes over the wire", SOON, || capture.saw(CONTROL));
-    until("the control to be written", SOON, || control.join("copy").exists());
-    let found = files_with(CONTROL, lab.dir());
-    assert!(found.iter().any(|file| file.ends_with("control/copy")), "{found:?}");
-    assert!(!processes_with(CONTROL).is_empty());
-
-    // The search.
+    let task = case.task_that_was_given_it();
+    case.task_that_was_not(&capture);
     assert_eq!(files_with(SECRET, lab.dir()), Vec::<String>::new());
     (1..=WORKER).for_each(|host| assert_eq!(host_files_with(SECRET, lab, host), ""));
     assert_eq!(processes_with(SECRET), Vec::<String>::new());
     assert!(!forms(SECRET).iter().any(|form| capture.saw(form)));
 
-    // A killed agent: the container has it still, new tasks get it.
-    lab.command(&["kill", &WORKER.to_string()]).ok();
-    assert_eq!(fs::read_to_string(format!("/proc/{pid}/root/run/secrets/db")).unwrap(), SECRET);
-    lab.command(&["start", &WORKER.to_string()]).ok();
-    let again = case.service("again", &["--secret", "db"], &IDLE);
-    assert_eq!(case.read(&again, "/run/secrets/db"), SECRET);
-    assert_eq!(lab.pid(&task.id), pid, "undisturbed");
-
-    // In place: `web` has it at a place of its own too, where it cannot be replaced.
-    lab.run(&["service", "rm", "web"]).ok();
-    let live = case.service("live", &["--secret", "db"], &["sh", "-c", script]);
-    let live_pid = lab.pid(&live.id);
-    case.give(&["secret", "rotate", "--live", "--signal", "HUP", "db"], ROTATED);
-    until("the new version in place", SOON, || case.read(&live, "/run/secrets/db") == ROTATED);
-    until("the other service too", SOON, || case.read(&again, "/run/secrets/db") == ROTATED);
-    until("the signal", SOON, || lab.run(&["service", "logs", "live"]).stdout.contains(ROTATED));
-    assert_eq!(lab.pid(&live.id), live_pid);
-    // By new tasks.
-    case.give(&["secret", "rotate", "--detach", "db"], SECRET);
-    until("a task with it", SOON, || {
-        let tasks = lab.running("live", 1, SOON);
-        tasks[0].id != live.id && case.read(&tasks[0], "/run/secrets/db") == SECRET
-    });
-
-    // Without managers, a restarted agent disturbs nothing.
-    let last = lab.running("live", 1, SOON).remove(0);
-    let last_pid = lab.pid(&last.id);
-    lab.command(&["kill", &MANAGER.to_string()]).ok();
-    lab.command(&["kill", &WORKER.to_string()]).ok();
-    lab.command(&["start", &WORKER.to_string()]).ok();
-    assert_eq!(fs::read_to_string(format!("/proc/{last_pid}/root/run/secrets/db")).unwrap(), SECRET);
-    lab.command(&["start", &MANAGER.to_string()]).ok();
-    lab.settled(1, SOON);
-    assert_eq!(lab.pid(&last.id), last_pid);
-
+    let again = case.killed_agent(&task);
+    case.replaced(&again);
+    case.no_managers();
     // Gone with their tasks.
     assert!(!holders(lab).is_empty(), "the search finds what is there");
     lab.run(&["service", "rm", "live", "again"]).ok();

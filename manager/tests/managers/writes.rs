@@ -185,30 +185,3 @@ async fn a_read_waits_for_the_version_that_its_caller_has_seen() {
     assert_eq!(early.code(), Code::Unavailable);
     group.stop().await;
 }
-
-/// A figure, not a check: run with `--ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a benchmark"]
-async fn writes_a_second() {
-    let group = Group::start(3).await;
-    for (place, index) in [("leader", group.leader_index().await), ("follower", group.follower_index().await)] {
-        for writers in [1_usize, 64, 512] {
-            let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-            let mut tasks = tokio::task::JoinSet::new();
-            for writer in 0..writers {
-                let (store, count) = (group.hosts[index].store(), Arc::clone(&count));
-                tasks.spawn(async move {
-                    for number in 0.. {
-                        create(&store, &format!("{place}-{writers}-{writer}-{number}")).await.unwrap();
-                        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    }
-                });
-            }
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            tasks.shutdown().await;
-            let rate = count.load(std::sync::atomic::Ordering::Relaxed) / 3;
-            eprintln!("{writers} writers at the {place}: {rate} writes/s");
-        }
-    }
-    group.stop().await;
-}

@@ -65,6 +65,9 @@ struct Request {
     answer: oneshot::Sender<Result<(), nix::Error>>,
 }
 
+/// How long a monitor may take to end after its last word.
+const MONITOR_GOES: Duration = Duration::from_secs(2);
+
 /// A handle to one container. Cheap to clone.
 #[derive(Clone)]
 pub struct Container {
@@ -262,6 +265,10 @@ impl Container {
             self.kill_all().await?;
             self.wait().await;
         }
+        // The monitor removes the groups too, after its last word: another container of this name must not lose its own.
+        let mut state = self.inner.state.clone();
+        let gone = async { while state.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(MONITOR_GOES, gone).await;
         self.inner.cgroups.remove(&self.inner.cgroup);
         match tokio::fs::remove_dir_all(&self.inner.dir).await {
             Ok(()) => Ok(()),
