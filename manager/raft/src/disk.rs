@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
@@ -47,16 +47,53 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     sync_dir(to.parent().expect("a file of the data directory has a parent"))
 }
 
-/// As [`write_whole`], and the old content is overwritten where it lies.
-pub(crate) fn replace_whole(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    // Held open, it can be written to when it has no name any more.
-    let old = match OpenOptions::new().write(true).open(path) {
-        Ok(old) => Some(old),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(StoreError::io("open", path)(error)),
+/// A file that is about to be replaced, and to be overwritten then. Held open, it can be written to when it has no name any
+/// more; a second name finds it after a crash ([`shred_former`]).
+pub(crate) struct Former {
+    path: PathBuf,
+    file: File,
+}
+
+impl Former {
+    /// The file in use.
+    pub(crate) fn of(path: &Path) -> Result<Self, StoreError> {
+        shred_former(path)?;
+        let file = OpenOptions::new().write(true).open(path).map_err(StoreError::io("open", path))?;
+        // Some file systems have no second names.
+        let _ = fs::hard_link(path, former_path(path));
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Overwrites it. The other one has its place, durably.
+    pub(crate) fn overwrite(&self) -> Result<(), StoreError> {
+        overwrite(&self.file).map_err(StoreError::io("overwrite the former", &self.path))?;
+        remove(&former_path(&self.path))
+    }
+}
+
+fn former_path(path: &Path) -> PathBuf {
+    path.with_extension("old")
+}
+
+/// Overwrites and removes what a replacement of a file that was cut short left of the former one; removes its second name
+/// only where it is still in use. Absent is fine.
+pub(crate) fn shred_former(path: &Path) -> Result<(), StoreError> {
+    let former = former_path(path);
+    let id = |path: &Path| match fs::metadata(path) {
+        Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("inspect", path)(error)),
     };
-    write_whole(path, content)?;
-    old.map_or(Ok(()), |old| overwrite(&old)).map_err(StoreError::io("overwrite the former", path))
+    match (id(&former)?, id(path)?) {
+        // Without the file itself it may be all that there is.
+        (None, _) | (_, None) => Ok(()),
+        (former_id, id) if former_id == id => remove(&former),
+        _ => {
+            // A crash must not bring back the name of what is overwritten here.
+            sync_dir(path.parent().expect("a file of the data directory has a parent"))?;
+            shred(&former)
+        }
+    }
 }
 
 /// Overwrites a file, then removes it durably; absent is fine.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::crypto::{Cipher, KeyEncryptionKey, KeyRing, random_id, random_key};
-use crate::disk;
+use crate::disk::{self, Former};
 use crate::error::StoreError;
 
 /// Newest format that this build reads. The first one, of a directory whose data key was never replaced, is written as
@@ -181,14 +181,14 @@ fn wrap(held: &Held, key: &[u8; 32]) -> Vec<u8> {
 
 /// A keys file that waits beside the one in use.
 pub(crate) struct Staged {
-    /// The one in use; it can be written to when it has no name any more.
-    old: fs::File,
+    /// The one in use.
+    old: Former,
 }
 
 /// Writes the keys file beside the one in use.
 pub(crate) fn stage(dir: &Path, made: &Made) -> Result<Staged, StoreError> {
     let path = dir.join(FILE);
-    let old = fs::OpenOptions::new().write(true).open(&path).map_err(StoreError::io("open", &path))?;
+    let old = Former::of(&path)?;
     disk::write_beside(&path, &made.text)?;
     Ok(Staged { old })
 }
@@ -199,33 +199,43 @@ impl Staged {
         disk::rename(&dir.join(STAGED), &dir.join(FILE))
     }
 
-    /// Overwrites the keys file of before.
-    pub(crate) fn overwrite_old(&self, dir: &Path) -> Result<(), StoreError> {
-        disk::overwrite(&self.old).map_err(StoreError::io("overwrite the former", dir.join(FILE)))
+    /// Overwrites the keys file of before. What fails here, [`clear`] does.
+    pub(crate) fn overwrite_old(&self) -> Result<(), StoreError> {
+        self.old.overwrite()
     }
 }
 
-/// Wraps the data key in use by another key-encryption key: the caller's, or one in a file. What wrapped it before is
-/// gone when this returns, but for a key file, which [`clear`] removes.
-pub(crate) fn rewrap(dir: &Path, held: &Held, kek: Option<&KeyEncryptionKey>, epoch: u64) -> Result<Held, StoreError> {
+/// Wraps the data key in use by another key-encryption key: the caller's, or one in a file. When this returns it is in use,
+/// but not durably: the caller notes that, syncs the directory, then overwrites the former file and calls [`clear`]. After an
+/// error here nothing has changed.
+pub(crate) fn rewrap(
+    dir: &Path,
+    held: &Held,
+    kek: Option<&KeyEncryptionKey>,
+    epoch: u64,
+) -> Result<(Held, Former), StoreError> {
     let path = dir.join(FILE);
     let file = read(&path)?;
     let key = unwrap(&path, &file, &held.kek, "it was replaced while it was in use")?;
     let (source, kek) = source(dir, held.id, kek)?;
     let rewrapped = Held { directory: held.directory.clone(), source, kek, id: held.id, epoch };
-    disk::replace_whole(&path, &wrap(&rewrapped, &key))?;
-    Ok(rewrapped)
+    let former = Former::of(&path)?;
+    let beside = disk::write_beside(&path, &wrap(&rewrapped, &key))?;
+    fs::rename(&beside, &path).map_err(StoreError::io("rename", &beside))?;
+    Ok((rewrapped, former))
 }
 
 /// Removes key files that are not in use; those of before, or of a change that was cut short.
 pub(crate) fn clear(dir: &Path, held: &Held) -> Result<(), StoreError> {
+    disk::shred_former(&dir.join(FILE))?;
     let own = (held.source == KekSource::File).then(|| held.part(KEK));
-    for name in disk::names(dir)? {
-        if (is_part(&name, KEK) && Some(&name) != own.as_ref()) || name == STAGED {
-            disk::shred(&dir.join(name))?;
-        }
+    let mut names = disk::names(dir)?;
+    names.retain(|name| (is_part(name, KEK) && Some(name) != own.as_ref()) || name == STAGED);
+    if !names.is_empty() {
+        // A crash must not bring back a keys file that needs them.
+        disk::sync_dir(dir)?;
     }
-    Ok(())
+    names.iter().try_for_each(|name| disk::shred(&dir.join(name)))
 }
 
 /// Deletes a directory that nobody uses, its keys first, overwritten. Absent is fine.
@@ -401,15 +411,44 @@ mod tests {
         let (first, second) = (KeyEncryptionKey::generate(), KeyEncryptionKey::generate());
         let made = create(dir.path(), Some(&first), 0).unwrap();
         let sealed = made.ring.seal(b"p", b"text");
-        let held = rewrap(dir.path(), &made.held, Some(&second), 1).unwrap();
+        let rewrap = |held: &Held, kek, epoch| {
+            let (held, former) = super::rewrap(dir.path(), held, kek, epoch).unwrap();
+            former.overwrite().unwrap();
+            held
+        };
+        let held = rewrap(&made.held, Some(&second), 1);
         assert!(open(dir.path(), &[&first]).is_err());
         assert_eq!(open(dir.path(), &[&second]).unwrap().ring.open(b"p", &sealed).unwrap(), b"text");
         // Off again: a key file; and on: it goes.
-        let held = rewrap(dir.path(), &held, None, 1).unwrap();
+        let held = rewrap(&held, None, 1);
         assert_eq!(open(dir.path(), &[]).unwrap().ring.open(b"p", &sealed).unwrap(), b"text");
-        let held = rewrap(dir.path(), &held, Some(&first), 2).unwrap();
+        let held = rewrap(&held, Some(&first), 2);
         clear(dir.path(), &held).unwrap();
         assert_eq!(disk::names(dir.path()).unwrap(), ["keys"]);
+    }
+
+    #[test]
+    fn what_a_crash_leaves_of_a_keys_file_is_overwritten_and_the_one_in_use_is_not() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let is_zeroes = |name| fs::read(elsewhere.path().join(name)).unwrap().iter().all(|byte| *byte == 0);
+        let (first, second) = (KeyEncryptionKey::generate(), KeyEncryptionKey::generate());
+        let made = create(dir.path(), Some(&first), 0).unwrap();
+        let text = fs::read(dir.path().join("keys")).unwrap();
+        // Before the rename.
+        let staged = stage(dir.path(), &succeed(dir.path(), &made.held, Some(&first), 1).unwrap()).unwrap();
+        drop(staged);
+        assert!(dir.path().join("keys.old").exists());
+        clear(dir.path(), &made.held).unwrap();
+        assert_eq!(disk::names(dir.path()).unwrap(), ["keys"]);
+        assert_eq!(fs::read(dir.path().join("keys")).unwrap(), text);
+        // After it.
+        fs::hard_link(dir.path().join("keys"), elsewhere.path().join("first")).unwrap();
+        let (held, former) = rewrap(dir.path(), &made.held, Some(&second), 1).unwrap();
+        drop(former);
+        clear(dir.path(), &held).unwrap();
+        assert!(is_zeroes("first"));
+        assert_eq!(disk::names(dir.path()).unwrap(), ["keys"]);
+        open(dir.path(), &[&second]).unwrap();
     }
 
     #[test]
@@ -420,7 +459,7 @@ mod tests {
         assert_eq!(open(dir.path(), &[]).unwrap().held.part("db"), "db");
         let staged = stage(dir.path(), &made).unwrap();
         staged.commit(dir.path()).unwrap();
-        staged.overwrite_old(dir.path()).unwrap();
+        staged.overwrite_old().unwrap();
         let new = open(dir.path(), &[]).unwrap();
         assert_eq!((new.held.part("db").as_str(), new.held.epoch), ("db-2", 1));
         assert!(new.ring.open(b"p", &old.ring.seal(b"p", b"text")).is_err(), "the old key is unknown");

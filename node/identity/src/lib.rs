@@ -57,7 +57,7 @@ pub use role::{Role, RoleError};
 pub use roots::{RootBundle, RootCert, RootError};
 pub use rotation::{GivenError, NextRoot};
 pub use seal::{PAIR_FILE, other_keys, reseal, settle};
-pub use store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError};
+pub use store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError, sweep};
 pub use tls::{Anonymous, ClientTls, Expected, ServerTls};
 pub use token::{JoinToken, RootDigest, RootMismatch, TokenError, TokenSecret};
 pub use transport::Caller;

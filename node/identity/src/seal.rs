@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::mesh::{MESH_KEY_FILE, MeshKey};
 use crate::pem;
-use crate::store::{KEY_FILE, StoreError, overwrite, read_keys, read_secret, replace_secret};
+use crate::store::{KEY_FILE, StoreError, overwrite, read_keys, read_secret, replace_secret, sweep};
 use crate::unlock::UnlockKey;
 
 /// The unlock keys while one takes the place of another.
@@ -77,8 +77,10 @@ fn is_alike(
     }
 }
 
-/// All is sealed with one key again: the file of several goes, overwritten.
+/// All is sealed with one key again: the file of several goes, overwritten, and so does what a change that was cut short
+/// left of keys.
 pub fn settle(dir: &Path) -> Result<(), StoreError> {
+    sweep(dir)?;
     let path = dir.join(PAIR_FILE);
     let removed = match std::fs::OpenOptions::new().write(true).open(&path) {
         Ok(file) => overwrite(&file).and_then(|()| std::fs::remove_file(&path)),

@@ -4,10 +4,12 @@
 //! Each file is replaced whole (temporary file, fsync, rename, fsync of the directory). A renewal that is cut off between
 //! two files loses nothing: while key and certificate change, `node.key` holds the new and the old key, and loading takes
 //! the one that the certificate is for. Roots are written first: a rotation adds the new root before certificates by it.
+//! What a file with a key held before is overwritten where it lies; that it is still to be done is seen by a second name of it
+//! (`.node.key.old`), so that a crash in between leaves nothing that [`sweep`] does not find.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -152,6 +154,7 @@ impl Credentials {
 
     /// Removes the credentials (`swarm leave`), the keys first. Files that are not there are no error.
     pub fn erase(dir: &Path) -> Result<(), StoreError> {
+        sweep(dir)?;
         for name in [KEY_FILE, MESH_KEY_FILE, PAIR_FILE, CERT_FILE, ROOT_FILE] {
             let path = dir.join(name);
             let overwritten = match OpenOptions::new().write(true).open(&path) {
@@ -216,14 +219,67 @@ pub(crate) fn make_dir(dir: &Path) -> io::Result<()> {
 /// Replaces a file of mode 0600 durably, and overwrites the content of before where it lies.
 pub(crate) fn replace_secret(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let path = dir.join(name);
+    let failed = |source| StoreError::Write { path: path.clone(), source };
+    sweep_one(dir, name).map_err(failed)?;
     // Held open, it can be written to when it has no name any more.
     let former = match OpenOptions::new().write(true).open(&path) {
         Ok(former) => Some(former),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(StoreError::Write { path, source }),
+        Err(source) => return Err(failed(source)),
     };
+    if former.is_some() {
+        // For a crash before it is overwritten. Some file systems have no second names.
+        let _ = std::fs::hard_link(&path, dir.join(former_name(name)));
+    }
     replace(dir, name, bytes, 0o600)?;
-    former.map_or(Ok(()), |former| overwrite(&former)).map_err(|source| StoreError::Write { path, source })
+    former.map_or(Ok(()), |former| overwrite(&former)).and_then(|()| sweep_one(dir, name)).map_err(failed)
+}
+
+/// Second name of a file with a key, from before it is replaced until it is overwritten.
+fn former_name(name: &str) -> String {
+    format!(".{name}.old")
+}
+
+/// Name of a file that is to take the place of another.
+fn next_name(name: &str) -> String {
+    format!(".{name}.new")
+}
+
+/// Overwrites and removes what replacements that were cut short left of keys. To be called before anything else is done
+/// with the directory, and again when all keys are sealed. A directory that is not there is fine.
+///
+/// # Errors
+/// [`StoreError::Write`]: something is left. The keys in use are not touched.
+pub fn sweep(dir: &Path) -> Result<(), StoreError> {
+    for name in [KEY_FILE, MESH_KEY_FILE, PAIR_FILE] {
+        sweep_one(dir, name).map_err(|source| StoreError::Write { path: dir.join(name), source })?;
+    }
+    Ok(())
+}
+
+fn sweep_one(dir: &Path, name: &str) -> io::Result<()> {
+    let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let in_use = match std::fs::metadata(dir.join(name)) {
+        Ok(metadata) => Some(id(metadata)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    for leftover in [former_name(name), next_name(name)] {
+        let path = dir.join(leftover);
+        let file = match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        // It is the one in use where the other never took its place.
+        if Some(id(file.metadata()?)) != in_use {
+            // A crash must not bring back the name of what is overwritten here.
+            File::open(dir)?.sync_all()?;
+            overwrite(&file)?;
+        }
+        std::fs::remove_file(&path)?;
+    }
+    Ok(())
 }
 
 /// Zeroes in the place of a file's content, durably. Copies elsewhere (a snapshot of the volume, an SSD's spare blocks) are
@@ -237,7 +293,7 @@ pub(crate) fn overwrite(mut file: &File) -> io::Result<()> {
 /// Replaces a file durably. The temporary name is fixed: one daemon owns the directory, and a leftover is overwritten.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
     let path = dir.join(name);
-    let temporary = dir.join(format!(".{name}.new"));
+    let temporary = dir.join(next_name(name));
     let write = || -> io::Result<()> {
         // A leftover may hold a key.
         match OpenOptions::new().write(true).open(&temporary) {

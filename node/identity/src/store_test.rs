@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::key::NodeKey;
-use crate::store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError};
+use crate::store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError, sweep};
 use crate::testing::{cluster, grant, member, now};
 use crate::{Credentials, CredentialsError, Role};
 
@@ -69,6 +69,54 @@ fn a_leftover_temporary_file_is_no_obstacle() {
     std::fs::write(dir.path().join(format!(".{KEY_FILE}.new")), "half a k").unwrap();
     member(&cluster(1), 1, Role::Worker).save(dir.path(), None, &[]).unwrap();
     Credentials::load(dir.path()).unwrap();
+}
+
+#[test]
+fn what_a_crash_leaves_of_keys_is_overwritten_and_the_key_in_use_is_not() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = |name: String| dir.path().join(name);
+    let (former, next) = (file(format!(".{KEY_FILE}.old")), file(format!(".{KEY_FILE}.new")));
+    let is_zeroes = |path: &Path| std::fs::read(path).unwrap().iter().all(|byte| *byte == 0);
+    sweep(&dir.path().join("missing")).unwrap();
+    let saved = member(&cluster(1), 1, Role::Worker);
+    saved.save(dir.path(), None, &[]).unwrap();
+
+    // Before the new file took the old one's place.
+    std::fs::hard_link(dir.path().join(KEY_FILE), &former).unwrap();
+    std::fs::write(&next, "a key that was never in use").unwrap();
+    std::fs::hard_link(&next, elsewhere.path().join("next")).unwrap();
+    sweep(dir.path()).unwrap();
+    assert_eq!(Credentials::load(dir.path()).unwrap().chain_pem(), saved.chain_pem());
+    assert!(!former.exists() && !next.exists() && is_zeroes(&elsewhere.path().join("next")));
+
+    // After it, and before the old one was overwritten; the next change finds it too.
+    for sweeps in [true, false] {
+        std::fs::write(&former, "a key of before").unwrap();
+        let second = elsewhere.path().join(format!("former-{sweeps}"));
+        std::fs::hard_link(&former, &second).unwrap();
+        match sweeps {
+            true => sweep(dir.path()).unwrap(),
+            false => saved.save(dir.path(), None, &[]).unwrap(),
+        }
+        assert!(!former.exists() && is_zeroes(&second));
+        assert_eq!(Credentials::load(dir.path()).unwrap().chain_pem(), saved.chain_pem());
+    }
+    std::fs::write(&former, "a key of before").unwrap();
+    std::fs::hard_link(&former, elsewhere.path().join("erased")).unwrap();
+    Credentials::erase(dir.path()).unwrap();
+    assert!(is_zeroes(&elsewhere.path().join("erased")));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_key_that_is_replaced_is_overwritten_where_it_lies() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ca = cluster(1);
+    member(&ca, 1, Role::Worker).save(dir.path(), None, &[]).unwrap();
+    let before = elsewhere.path().join("before");
+    std::fs::hard_link(dir.path().join(KEY_FILE), &before).unwrap();
+    renewed(&ca).save(dir.path(), None, &[]).unwrap();
+    assert!(std::fs::read(&before).unwrap().iter().all(|byte| *byte == 0));
 }
 
 #[test]

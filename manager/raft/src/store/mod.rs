@@ -122,9 +122,11 @@ impl Store {
             (false, true) => return Err(StoreError::NotEmpty { dir: dir.to_owned() }),
             (false, false) => {
                 disk::write_whole(&dir.join("initializing"), b"this directory is being made by skep\n")?;
-                let parts = ["keys", "kek", "floor", "db", "snapshots"];
+                let parts = ["floor", "db", "snapshots"];
                 for name in disk::names(dir)? {
-                    if parts.iter().any(|part| keys::is_part(&name, part)) {
+                    if ["keys", "kek"].iter().any(|part| keys::is_part(&name, part)) {
+                        disk::shred(&dir.join(name))?;
+                    } else if parts.iter().any(|part| keys::is_part(&name, part)) {
                         disk::remove(&dir.join(name))?;
                     }
                 }

@@ -148,9 +148,12 @@ pub(super) fn rekey_seen(
         return Ok(Rekeyed { wrapped: !same_key, ..done });
     }
     if !same_key {
-        let next = keys::rewrap(&store.dir, now, wanted.key.as_ref(), epoch)?;
+        let (next, former) = keys::rewrap(&store.dir, now, wanted.key.as_ref(), epoch)?;
+        // In use, whatever becomes of the rest: the next try does that.
         store.show_keys(&next);
         let next = held.insert(next);
+        disk::sync_dir(&store.dir)?;
+        former.overwrite()?;
         keys::clear(&store.dir, next)?;
         return Ok(Rekeyed { wrapped: true, ..Rekeyed::default() });
     }
@@ -201,8 +204,8 @@ fn replace(
     seen(Step::Log);
     let done = change(store, snapshots, &old, next, copied, &staged, seen)?;
     // The new ones count whatever becomes of this.
-    if let Err(error) = staged.overwrite_old(&store.dir) {
-        tracing::warn!(error = error.text(), "the former keys file is removed, but could not be overwritten");
+    if let Err(error) = staged.overwrite_old() {
+        tracing::warn!(error = error.text(), "the former keys file could not be overwritten: it is tried again");
     }
     Ok((old, done))
 }
