@@ -38,7 +38,11 @@ impl Keys {
         // After a change that was cut short each file may have its own.
         let mut from = self.other.clone();
         from.extend(self.key.clone());
-        skep_identity::reseal(&shared.dir, &from, to.as_ref())?;
+        if let Err(error) = skep_identity::reseal(&shared.dir, &from, to.as_ref()) {
+            // Some of the files may have it already: whoever replaces them meanwhile has to read them.
+            self.other.extend(to.filter(|to| !self.other.contains(to)));
+            return Err(error);
+        }
         self.key = to;
         Ok(())
     }
@@ -152,6 +156,29 @@ mod tests {
         let grant = NodeGrant { node_id: NodeId::new(1), role: Role::Manager, validity: Duration::from_secs(3600) };
         let issued = authority.issue(&key.signing_request().unwrap(), &grant, now).unwrap();
         Credentials::new(key, &issued.chain_pem, RootBundle::from(authority.cert().clone())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_renewal_after_a_change_that_failed_half_way_loses_no_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (key, other) = (UnlockKey::generate(), UnlockKey::generate());
+        let sealing = Sealing::new(dir.path().to_owned(), None, Vec::new());
+        sealing.save(&credentials()).unwrap();
+        // The second file is in the way.
+        MeshKey::open(dir.path(), Some(&other), &[]).unwrap();
+        assert!(sealing.for_manager().reseal(Some(key.clone())).await.is_err());
+        assert!(Credentials::unlock(dir.path(), std::slice::from_ref(&key)).is_ok());
+        // Cut short before the certificate is replaced: the old one needs its key.
+        let [crt, roots] = [skep_identity::CERT_FILE, skep_identity::ROOT_FILE].map(|name| dir.path().join(name));
+        let before = [&crt, &roots].map(|path| std::fs::read(path).unwrap());
+        std::fs::remove_file(&crt).unwrap();
+        std::fs::create_dir(&crt).unwrap();
+        assert!(sealing.save(&credentials()).is_err(), "it was to be cut short");
+        std::fs::remove_dir(&crt).unwrap();
+        for (path, content) in [&crt, &roots].into_iter().zip(before) {
+            std::fs::write(path, content).unwrap();
+        }
+        Credentials::load(dir.path()).unwrap();
     }
 
     #[tokio::test]

@@ -1,12 +1,16 @@
-//! A stolen data directory, and whether it gives something away: plain, in base64 or in hex.
+//! A stolen data directory or disk, and whether it gives something away: plain, in base64 or in hex.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// All bytes of a directory's files.
+/// Of a disk image. What was never written is all zeroes, and left out.
+const BLOCK: usize = 4096;
+
+/// All bytes of a directory's files, or of a disk's blocks.
 pub struct Stolen {
     /// A character for each byte, since the standard library searches text fast.
     whole: String,
@@ -19,6 +23,25 @@ impl Stolen {
     pub fn from(dir: &Path) -> Self {
         let mut all = Vec::new();
         collect(dir, &mut all);
+        Self::of(all)
+    }
+
+    /// Reads the image of a disk, whose blocks belong to files or to none.
+    pub fn disk(image: &Path) -> Self {
+        let mut file = fs::File::open(image).expect("the image can be read");
+        let (mut all, mut blocks) = (Vec::new(), vec![0; 256 * BLOCK]);
+        loop {
+            let count = file.read(&mut blocks).expect("the image can be read");
+            if count == 0 {
+                return Self::of(all);
+            }
+            for block in blocks[..count].chunks(BLOCK).filter(|block| block != &[0; BLOCK]) {
+                all.extend(block);
+            }
+        }
+    }
+
+    fn of(mut all: Vec<u8>) -> Self {
         let whole = text(&all);
         all.retain(|byte| !byte.is_ascii_whitespace());
         Self { whole, joined: text(&all) }
@@ -59,6 +82,19 @@ fn collect(dir: &Path, all: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_is_searched_but_for_what_was_never_written() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let (secret, other) = (b"quiet-otter-9321".as_slice(), b"brave-heron-5518".as_slice());
+        image.as_file().set_len(64 << 20).expect("a length");
+        // Over the edge between two blocks that are read apart.
+        let at = (256 * BLOCK - 5) as u64;
+        std::os::unix::fs::FileExt::write_all_at(image.as_file(), secret, at).expect("written");
+        let disk = Stolen::disk(image.path());
+        assert!(disk.gives_away(secret) && !disk.gives_away(other));
+        assert_eq!(disk.whole.len(), 2 * BLOCK);
+    }
 
     #[test]
     fn every_form_is_found_at_every_place() {

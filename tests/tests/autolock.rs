@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -353,6 +353,71 @@ fn a_stolen_disk_of_a_locked_manager_gives_nothing_away() {
     lab.skep(THIEF, &["swarm", "join-token", "-q", "manager"]).fails(1, LOCKED);
     unlock(&lab, THIEF, WRONG).fails(1, "invalid key");
     assert_eq!(swarm_state(&lab, THIEF), "locked");
+}
+
+/// A small disk of its own, mounted.
+struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// None: this machine cannot mount one.
+    fn new() -> Option<Self> {
+        let disk = Self { dir: tempfile::tempdir().unwrap() };
+        fs::File::create(disk.image()).unwrap().set_len(512 << 20).unwrap();
+        fs::create_dir(disk.mounted()).unwrap();
+        let run = |program: &str, args: &[&str], of: &Path| {
+            let ran = Command::new(program).args(args).arg(disk.image()).arg(of).stderr(Stdio::null()).status();
+            ran.is_ok_and(|status| status.success())
+        };
+        let is_made =
+            run("mkfs.ext4", &["-q", "-F"], Path::new("512M")) && run("mount", &["-o", "loop"], &disk.mounted());
+        is_made.then_some(disk)
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    fn mounted(&self) -> PathBuf {
+        self.dir.path().join("mounted")
+    }
+
+    /// Names of those keys that any of its blocks holds, of files or of none.
+    fn holds(&self, keys: &[(&'static str, Vec<u8>)]) -> Vec<&'static str> {
+        assert!(Command::new("sync").arg("-f").arg(self.mounted()).status().unwrap().success());
+        let disk = Stolen::disk(&self.image());
+        keys.iter().filter(|(_, key)| disk.gives_away(key)).map(|(name, _)| *name).collect()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // It was never mounted, or what is left says so.
+        let _ = Command::new("umount").arg(self.mounted()).stderr(Stdio::null()).status();
+    }
+}
+
+#[test]
+fn the_blocks_of_the_disk_hold_no_key_that_was_replaced_or_open_before() {
+    let Some(disk) = Disk::new() else {
+        eprintln!("skipped: needs mkfs.ext4 and loop devices");
+        return;
+    };
+    let lab = Lab::at(&format!("blocks{}", std::process::id()), disk.mounted().join("lab"), 1, &["--managers", "1"]);
+    let names = |keys: &[(&'static str, Vec<u8>)]| keys.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    let [tls, wireguard, data @ ..] = <[_; 4]>::try_from(keys_of(&lab, 1)).unwrap();
+    let first = [vec![tls], data.to_vec()].concat();
+    assert_eq!(disk.holds(&first), names(&first), "the search finds what is there");
+    lab.run(&["swarm", "data-key", "--rotate"]).ok();
+    // The node renews its certificate, with another key.
+    lab.run(&["swarm", "ca", "--rotate", "--quiet"]).ok();
+    assert_eq!(disk.holds(&first), [""; 0], "keys that were replaced are still on the disk");
+    let second = keys_of(&lab, 1);
+    assert!(second.contains(&wireguard) && !second.contains(&first[0]));
+    assert_eq!(disk.holds(&second), names(&second));
+    autolock(&lab);
+    assert_eq!(disk.holds(&second), [""; 0], "keys that were open are still on the disk");
 }
 
 #[test]

@@ -43,17 +43,30 @@ pub fn reseal(dir: &Path, from: &[UnlockKey], to: Option<&UnlockKey>) -> Result<
             each.map(|(with, other)| pem::encode(PAIR_LABEL, &with.seal(PAIR_PLACE, other.expose()))).collect();
         replace_secret(dir, PAIR_FILE, pairs.as_bytes())?;
     }
-    if !is_alike(dir, KEY_FILE, to, |seals| read_keys(&dir.join(KEY_FILE), seals).map(drop)) {
-        let mut text = Zeroizing::new(String::new());
-        for key in read_keys(&dir.join(KEY_FILE), &keys)? {
-            text.push_str(&key.to_pem(to));
-        }
-        replace_secret(dir, KEY_FILE, text.as_bytes())?;
+    // Who finds the node's key sealed asks for the unlock key: as long as anything is sealed, it is.
+    match to {
+        Some(_) => reseal_node(dir, &keys, to).and_then(|()| reseal_mesh(dir, &keys, to)),
+        None => reseal_mesh(dir, &keys, to).and_then(|()| reseal_node(dir, &keys, to)),
     }
+}
+
+fn reseal_node(dir: &Path, keys: &[UnlockKey], to: Option<&UnlockKey>) -> Result<(), StoreError> {
+    let path = dir.join(KEY_FILE);
+    if is_alike(dir, KEY_FILE, to, |seals| read_keys(&path, seals).map(drop)) {
+        return Ok(());
+    }
+    let mut text = Zeroizing::new(String::new());
+    for key in read_keys(&path, keys)? {
+        text.push_str(&key.to_pem(to));
+    }
+    replace_secret(dir, KEY_FILE, text.as_bytes())
+}
+
+fn reseal_mesh(dir: &Path, keys: &[UnlockKey], to: Option<&UnlockKey>) -> Result<(), StoreError> {
     if is_alike(dir, MESH_KEY_FILE, to, |seals| MeshKey::read(dir, seals).map(drop)) {
         return Ok(());
     }
-    match MeshKey::read(dir, &keys) {
+    match MeshKey::read(dir, keys) {
         Ok(key) => key.save(dir, to),
         // It is made when it is needed.
         Err(error) if error.is_absent() => Ok(()),

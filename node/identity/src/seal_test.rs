@@ -84,6 +84,22 @@ fn sealed_keys_open_with_their_key_only_and_nothing_else_is_left() {
 }
 
 #[test]
+fn opening_that_is_cut_off_still_asks_for_the_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let key = UnlockKey::generate();
+    let credentials = member(&cluster(1), 1, Role::Manager);
+    credentials.save(dir, Some(&key), &[]).unwrap();
+    // The WireGuard key cannot be opened: with the node's key open, nobody would ask for what opens it.
+    MeshKey::open(dir, Some(&UnlockKey::generate()), &[]).unwrap();
+    assert!(reseal(dir, only(&key), None).is_err());
+    assert!(matches!(Credentials::load(dir), Err(StoreError::Sealed { .. })));
+    std::fs::remove_file(dir.join(MESH_KEY_FILE)).unwrap();
+    reseal(dir, only(&key), None).unwrap();
+    Credentials::load(dir).unwrap();
+}
+
+#[test]
 fn a_change_of_keys_that_is_cut_off_opens_with_either() {
     let (dir, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let credentials = member(&cluster(1), 1, Role::Manager);
