@@ -1,6 +1,7 @@
 //! This host's agent: started with what the host has, and its events turned into what the daemon acts on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use skep_identity::PeerIdentity;
@@ -20,6 +21,8 @@ use crate::membership::RecordFile;
 #[derive(Clone)]
 pub(crate) struct MemberAgent {
     pub(crate) handle: AgentHandle,
+    /// A manager did not believe this node's certificate, or this node not its one, and none has since.
+    refused: Arc<AtomicBool>,
 }
 
 impl MemberAgent {
@@ -47,9 +50,10 @@ impl MemberAgent {
             timing: SessionTiming::default(),
         };
         let handle = Agent::start(config).await.context("cannot start the agent")?;
-        tokio::spawn(follow_session(handle.session(), contacts.clone()));
+        let refused = Arc::default();
+        tokio::spawn(follow_session(handle.session(), contacts.clone(), Arc::clone(&refused)));
         tokio::spawn(listen(received, contacts, record));
-        Ok(Self { handle })
+        Ok(Self { handle, refused })
     }
 
     /// Returns when a manager has accepted its session.
@@ -59,11 +63,10 @@ impl MemberAgent {
         let _ = self.handle.session().wait_for(accepted).await;
     }
 
-    /// Whether the last manager that was asked did not believe this node's certificate, or this node its.
+    /// Whether, since the last session, a manager did not believe this node's certificate, or this node not its one. Not the
+    /// last try alone: another manager may be away.
     pub(crate) fn is_refused(&self) -> bool {
-        let stranger = Refusal::OtherCluster.to_string();
-        matches!(&*self.handle.session().borrow(), SessionState::Connecting { error: Some(error) }
-            if error.contains(&stranger) || error.contains("it belongs to another cluster"))
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Why there is no session right now, in words. Empty: there is one, or nothing is known yet.
@@ -101,11 +104,42 @@ async fn listen(mut events: mpsc::UnboundedReceiver<AgentEvent>, contacts: Conta
 }
 
 /// Ends with the agent.
-async fn follow_session(mut session: watch::Receiver<SessionState>, contacts: Contacts) {
+async fn follow_session(mut session: watch::Receiver<SessionState>, contacts: Contacts, refused: Arc<AtomicBool>) {
     loop {
-        contacts.session(&session.borrow_and_update().clone());
+        let state = session.borrow_and_update().clone();
+        if let Some(is_refused) = told_of_trust(&state) {
+            refused.store(is_refused, Ordering::Relaxed);
+        }
+        contacts.session(&state);
         if session.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Whether managers and this node do not believe each other's certificates. `None`: this state says nothing about it.
+fn told_of_trust(state: &SessionState) -> Option<bool> {
+    let stranger = Refusal::OtherCluster.to_string();
+    match state {
+        SessionState::Connected { .. } => Some(false),
+        SessionState::Connecting { error: Some(error) } => {
+            (error.contains(&stranger) || error.contains("it belongs to another cluster")).then_some(true)
+        }
+        SessionState::Connecting { error: None } | SessionState::Removed | SessionState::Closed => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_counts_until_a_manager_believes_this_node() {
+        let failed = |error: &str| told_of_trust(&SessionState::Connecting { error: Some(error.to_owned()) });
+        assert_eq!(failed(&format!("a:1: transport error: {}", Refusal::OtherCluster)), Some(true));
+        assert_eq!(failed(&format!("a:1: {}: it belongs to another cluster", Refusal::Peer)), Some(true));
+        assert_eq!(failed("b:1: connection refused"), None);
+        assert_eq!(told_of_trust(&SessionState::Connecting { error: None }), None);
+        assert_eq!(told_of_trust(&SessionState::Connected { addr: "a:1".to_owned() }), Some(false));
     }
 }

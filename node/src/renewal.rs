@@ -11,6 +11,7 @@ use skep_identity::{Credentials, LiveCredentials, NodeKey, Role, RootBundle, Val
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
 use skep_proto::v1::{IssueResponse, RenewRequest};
 use skep_worker::Connector;
+use skep_worker::executor::{chain, status_words};
 use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
@@ -53,6 +54,15 @@ impl Keeper {
         self.put(fresh).await
     }
 
+    /// A renewed certificate of this node. Returns its end. Which roots are trusted, sessions say, in order: the answer that
+    /// this came with may be older or newer than what they said last, so it changes nothing there.
+    async fn renewed(&self, fresh: Credentials) -> anyhow::Result<SystemTime> {
+        ensure!(fresh.node_id() == self.live.current().node_id(), "the certificate is for another node");
+        let _changing = self.changing.lock().await;
+        let trusted = self.live.current().roots().clone();
+        self.put(fresh.with_roots(trusted).context("the new certificate is of no root that this node trusts")?).await
+    }
+
     /// Trusts what a manager said last, and nothing else.
     async fn trust(&self) -> anyhow::Result<()> {
         let pem = self.trusted.borrow().clone();
@@ -86,15 +96,21 @@ impl Keeper {
 pub(crate) async fn trust(mut keeper: Keeper) {
     loop {
         keeper.trusted.borrow_and_update();
-        if let Err(error) = keeper.trust().await {
-            warn!(error = %crate::backoff::words(&error), "the swarm's roots are not taken over: those of before stay");
-        }
+        let failed = keeper.trust().await.inspect_err(|error| {
+            warn!(error = %crate::backoff::words(error), "the swarm's roots are not taken over: those of before stay");
+        });
+        // A disk that was full, mostly. What was taken over is not taken over again: a way back may have brought newer ones.
+        let again = async {
+            match failed {
+                Ok(()) => std::future::pending().await,
+                Err(_) => tokio::time::sleep(TRUST_AGAIN).await,
+            }
+        };
         tokio::select! {
             changed = keeper.trusted.changed() => if changed.is_err() {
                 return;
             },
-            // A disk that was full, mostly.
-            () = tokio::time::sleep(TRUST_AGAIN) => {}
+            () = again => {}
         }
     }
 }
@@ -190,9 +206,9 @@ impl Renewal {
         let key = NodeKey::generate()?;
         let request = RenewRequest { csr_pem: key.signing_request_pem()? };
         let asked = async {
-            let channel = self.links.manager(addr).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+            let channel = self.links.manager(addr).await.map_err(|error| anyhow::anyhow!(chain(&*error)))?;
             let answer = CertificateAuthorityClient::new(channel).renew(request).await;
-            answer.map_err(|status| anyhow::anyhow!("{}", status.message()))
+            answer.map_err(|status| anyhow::anyhow!(status_words(&status)))
         };
         let issued = tokio::time::timeout(DEADLINE, asked).await.context("no answer in time")??.into_inner();
         self.take(key, &issued).await
@@ -206,14 +222,7 @@ impl Renewal {
 
     async fn take(&self, key: NodeKey, issued: &IssueResponse) -> anyhow::Result<SystemTime> {
         let roots = RootBundle::from_pem(&issued.root_cert_pem)?;
-        let renewed = Credentials::new(key, &issued.cert_chain_pem, roots)?;
-        // A manager that is behind may sign with a root that is trusted no more.
-        let trusted = self.keeper.live.current().roots().clone();
-        renewed.with_roots(trusted).context("the new certificate is of no root that this node trusts")?;
-        let end = self.keeper.install(renewed).await?;
-        // What was said while it asked is newer.
-        self.keeper.trust().await?;
-        Ok(end)
+        self.keeper.renewed(Credentials::new(key, &issued.cert_chain_pem, roots)?).await
     }
 }
 
@@ -222,9 +231,19 @@ pub(crate) fn way_back(credentials: &Credentials, now: SystemTime) -> Option<Str
     if credentials.validity(now) != Validity::Expired {
         return None;
     }
-    let role = credentials.role();
-    Some(format!(
-        "this node's certificate has ended, so that no manager lets it in: run `skep swarm join-token {role}` on a manager and \
-         the command that it prints on this host; the node comes back as the one that it was, its tasks go on"
-    ))
+    Some(format!("this node's certificate has ended, so that no manager lets it in: {}", by_token(credentials)))
+}
+
+/// The same for one whose certificate managers do not believe, or who does not believe theirs. `trouble` is how that shows.
+pub(crate) fn way_back_of_refused(credentials: &Credentials, trouble: &str) -> String {
+    let way_back = by_token(credentials);
+    format!("{trouble}. If the swarm's root was changed meanwhile: {way_back}")
+}
+
+fn by_token(credentials: &Credentials) -> String {
+    format!(
+        "run `skep swarm join-token {}` on a manager and the command that it prints on this host; the node comes back as the \
+         one that it was, its tasks go on",
+        credentials.role()
+    )
 }

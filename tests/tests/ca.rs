@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::Value;
-use skep_tests::{IDLE, Lab, until, until_some};
+use skep_tests::{IDLE, Lab, call, channel, credentials, until, until_some};
 
 const SOON: Duration = Duration::from_secs(90);
 /// The worker that is off while the root changes.
@@ -165,7 +166,17 @@ fn a_root_changes_under_load_while_managers_restart_and_a_worker_is_off() {
     until("the node with the old certificate to be down", SOON, || {
         lab.nodes().get(&WORKER).is_some_and(|node| node["Status"] == "Down")
     });
+    until_some("the node to say why, and what is to be done", SOON, || {
+        let info = info(&lab, WORKER);
+        let error = info["Swarm"]["Error"].as_str().unwrap_or_default();
+        let is_told = ["belongs to another cluster", "swarm join-token worker"].iter().all(|part| error.contains(part));
+        if is_told { Ok(()) } else { Err(format!("{info:#}")) }
+    });
     assert_eq!(sessions(), before, "no manager talks to it");
+    // Its key is not the one that it had last: anybody may have it.
+    let token = lab.run(&["swarm", "join-token", "--quiet", "worker"]).ok();
+    let manager = format!("10.90.0.{asked}:2377");
+    lab.skep(WORKER, &["swarm", "join", "--token", &token, &manager]).fails(1, "its key is not the one that node");
     lab.command(&["kill", &WORKER.to_string()]).ok();
     for file in ["node.key", "node.crt", "root.crt"] {
         fs::copy(kept.join(file), identity.join(file)).unwrap();
@@ -173,6 +184,30 @@ fn a_root_changes_under_load_while_managers_restart_and_a_worker_is_off() {
     lab.command(&["start", &WORKER.to_string()]).ok();
     lab.settled(3, SOON);
     assert_eq!(lab.pids(&lab.running("spread", 4, SOON)), processes, "no task was restarted");
+}
+
+#[test]
+fn open_connections_of_the_old_root_end_with_it() {
+    let lab = Lab::with_busybox("caopen", 2);
+    let stolen = credentials(&lab, 2);
+    let mut rotation = lab.on(1, &["skep", "swarm", "ca", "--rotate", "--quiet"]);
+    rotation.stdin(Stdio::null());
+    lab.in_network(2, move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        // It stays open, and calls by it need no other handshake.
+        let thief = runtime.block_on(async { channel("10.90.0.1:2377", &stolen, true) });
+        let calls = || runtime.block_on(call(&thief, "CertificateAuthority.GetRoot", Bytes::new()));
+        calls().unwrap();
+        let rotated = rotation.output().unwrap();
+        assert!(rotated.status.success(), "{}", String::from_utf8_lossy(&rotated.stderr));
+        until("the thief to be nobody", SOON, || calls().is_err());
+    });
+    lab.settled(1, SOON);
+    until("the worker to have come back", SOON, || lab.nodes().get(&2).is_some_and(|node| node["Status"] == "Ready"));
+    for host in [1, 2] {
+        let told = || lab.log(host).contains("a root that is trusted no more are closed");
+        until(&format!("host{host} to have closed what it had"), SOON, told);
+    }
 }
 
 #[test]

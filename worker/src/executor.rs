@@ -134,8 +134,15 @@ impl ExecError {
 
 /// An error and its sources in one line, `a: b: c`.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+    with_causes(error.to_string(), error.source())
+}
+
+/// A status's message and its causes: of a broken connection the message alone is "transport error".
+pub fn status_words(status: &tonic::Status) -> String {
+    with_causes(status.message().to_owned(), status.source())
+}
+
+fn with_causes(mut text: String, mut next: Option<&(dyn Error + 'static)>) -> String {
     while let Some(cause) = next {
         let said = cause.to_string();
         // Some libraries print their source as well: do not say it twice.

@@ -412,7 +412,7 @@ mod tests {
         let made = create(dir.path(), Some(&first), 0).unwrap();
         let sealed = made.ring.seal(b"p", b"text");
         let rewrap = |held: &Held, kek, epoch| {
-            let (held, former) = super::rewrap(dir.path(), held, kek, epoch).unwrap();
+            let (held, former) = rewrap(dir.path(), held, kek, epoch).unwrap();
             former.overwrite().unwrap();
             held
         };

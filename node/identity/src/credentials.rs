@@ -222,7 +222,8 @@ impl LiveCredentials {
         Arc::clone(&self.0.borrow())
     }
 
-    /// Puts renewed credentials in use. Connections made with the old ones live on.
+    /// Puts renewed credentials in use. Connections made with the old ones live on; where roots went, whoever keeps the
+    /// connections closes those that led to them ([`crate::DenyList::untrusted`]).
     pub fn replace(&self, credentials: Credentials) {
         self.0.send_replace(Arc::new(credentials));
     }

@@ -10,9 +10,11 @@ use std::task::Waker;
 use std::time::SystemTime;
 
 use futures::task::AtomicWaker;
+use rustls::pki_types::CertificateDer;
 use skep_proto::id::NodeId;
 
-use crate::chain::CLOCK_TOLERANCE;
+use crate::RootBundle;
+use crate::chain::{self, CLOCK_TOLERANCE};
 use crate::client::ClientIdentity;
 use crate::peer::PeerIdentity;
 
@@ -39,8 +41,14 @@ struct Inner {
 #[derive(Debug)]
 struct Live {
     party: Party,
+    /// What it showed, its own certificate first.
+    shown: Arc<[CertificateDer<'static>]>,
     closer: Arc<Closer>,
 }
+
+/// A live connection, for [`DenyList::close_each`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionId(u64);
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
@@ -65,6 +73,16 @@ impl Party {
             Self::Node(peer) => Some(peer.not_after),
             Self::Client(client) => Some(client.not_after),
         }
+    }
+
+    /// Whether what it showed leads to one of the roots; when it ends is another matter.
+    fn is_trusted(&self, shown: &[CertificateDer<'_>], roots: &RootBundle) -> bool {
+        let verified = |(leaf, others): (&CertificateDer<'_>, &[CertificateDer<'_>])| match self {
+            Self::Anonymous => true,
+            Self::Node(peer) => chain::verify(roots, leaf, others, peer.not_after).is_ok(),
+            Self::Client(client) => chain::verify_client(roots, leaf, others, client.not_after).is_ok(),
+        };
+        matches!(self, Self::Anonymous) || shown.split_first().is_some_and(verified)
     }
 }
 
@@ -110,6 +128,22 @@ impl DenyList {
         self.lock().close(|party| party.not_after().is_some_and(|end| end + CLOCK_TOLERANCE < now))
     }
 
+    /// Connections whose certificate leads to none of these roots: handshakes check that only once, and a root may have gone
+    /// since. Checks a signature for each, and holds up nobody meanwhile.
+    pub fn untrusted(&self, roots: &RootBundle) -> Vec<ConnectionId> {
+        let entry = |(id, live): (&u64, &Live)| (ConnectionId(*id), live.party.clone(), Arc::clone(&live.shown));
+        let all: Vec<_> = self.lock().live.iter().map(entry).collect();
+        let untrusted = all.into_iter().filter(|(_, party, shown)| !party.is_trusted(shown, roots));
+        untrusted.map(|(id, ..)| id).collect()
+    }
+
+    /// Closes these connections, as far as they still live. Says how many were closed.
+    pub fn close_each(&self, connections: &[ConnectionId]) -> usize {
+        let inner = self.lock();
+        let live = connections.iter().filter_map(|connection| inner.live.get(&connection.0));
+        live.filter(|live| live.closer.close()).count()
+    }
+
     /// Closes all connections: the node leaves, or stops. Says how many.
     pub fn close_all(&self) -> usize {
         self.lock().close(|_| true)
@@ -120,8 +154,10 @@ impl DenyList {
         self.lock().live.values().filter(|live| live.party.node() == Some(node)).count()
     }
 
-    /// Registers a connection; the answer belongs into it, and unregisters it when dropped.
-    pub(crate) fn admit(&self, party: Party) -> Result<Admission, Denied> {
+    /// Registers a connection, with the certificates that it showed; the answer belongs into it, and unregisters it when
+    /// dropped.
+    pub(crate) fn admit(&self, party: Party, shown: &[CertificateDer<'_>]) -> Result<Admission, Denied> {
+        let shown = shown.iter().map(|cert| cert.clone().into_owned()).collect();
         let mut inner = self.lock();
         match &party {
             Party::Node(peer) if inner.denied.contains(&peer.node_id) => return Err(Denied(peer.node_id)),
@@ -131,7 +167,7 @@ impl DenyList {
         let id = inner.next;
         inner.next += 1;
         let closer = Arc::new(Closer::default());
-        inner.live.insert(id, Live { party, closer: Arc::clone(&closer) });
+        inner.live.insert(id, Live { party, shown, closer: Arc::clone(&closer) });
         Ok(Admission { list: self.clone(), id, closer })
     }
 
@@ -222,12 +258,12 @@ mod tests {
     #[test]
     fn the_oldest_anonymous_connection_gives_way() {
         let list = DenyList::new();
-        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS).map(|_| list.admit(Party::Anonymous).unwrap()).collect();
+        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS).map(|_| list.admit(Party::Anonymous, &[]).unwrap()).collect();
         assert!(admitted.iter().all(|admission| !admission.closer().is_closed()));
-        let one_more = list.admit(Party::Anonymous).unwrap();
+        let one_more = list.admit(Party::Anonymous, &[]).unwrap();
         assert!(admitted[0].closer().is_closed());
         assert!(admitted[1..].iter().all(|admission| !admission.closer().is_closed()));
-        let another = list.admit(Party::Anonymous).unwrap();
+        let another = list.admit(Party::Anonymous, &[]).unwrap();
         assert!(admitted[1].closer().is_closed());
         assert!(!one_more.closer().is_closed() && !another.closer().is_closed());
     }
@@ -241,11 +277,11 @@ mod tests {
             cluster_id: skep_proto::id::ClusterId::new(1),
             not_after: SystemTime::UNIX_EPOCH,
         };
-        let before = list.admit(Party::Node(peer.clone())).unwrap();
+        let before = list.admit(Party::Node(peer.clone()), &[]).unwrap();
         assert_eq!(list.deny(peer.node_id), 1);
         assert_eq!(list.deny(peer.node_id), 0, "closed once only");
         assert!(before.closer().is_closed());
-        assert_eq!(list.admit(Party::Node(peer.clone())).unwrap_err(), Denied(peer.node_id));
+        assert_eq!(list.admit(Party::Node(peer.clone()), &[]).unwrap_err(), Denied(peer.node_id));
         drop(before);
         assert_eq!(list.connections(peer.node_id), 0);
     }

@@ -47,7 +47,7 @@ pub use ca::{CaError, ClientGrant, IssuedCertificate, NodeGrant, RootCa};
 pub use chain::CLOCK_TOLERANCE;
 pub use client::{ClientCredentials, ClientCredentialsError, ClientIdentity, ClientKey};
 pub use credentials::{Credentials, CredentialsError, LiveCredentials, Validity, renewal_at};
-pub use deny::{Denied, DenyList};
+pub use deny::{ConnectionId, Denied, DenyList};
 pub use join::{JoinError, join_channel};
 pub use key::{KeyError, NodeKey};
 pub use mesh::{MESH_KEY_FILE, MeshKey};

@@ -1,183 +1,132 @@
-//! How a host asks the managers to let it in: fetch the root, compare it with the token, send a certificate request.
+//! This host joins a swarm, or comes back into its own when nobody there believes its certificate any more.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::PoisonError;
 
 use anyhow::bail;
-use skep_identity::transport::ChannelOptions;
-use skep_identity::{Credentials, JoinError, JoinToken, NodeKey, RootBundle, join_channel};
-use skep_proto::id::RequestId;
-use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
-use skep_proto::v1::{GetRootRequest, IssueRequest, ReturningNode};
-use tokio::time::Instant;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
+use skep_identity::{JoinToken, Role};
+use skep_proto::id::NodeId;
+use skep_proto::v1::{Availability, SwarmJoinRequest};
+use tokio::sync::watch;
 use tracing::info;
 
-use crate::backoff::{Backoff, status_may_pass};
+use super::attempt::{self, JoinAttempt};
+use super::member::Member;
+use super::{FIRST_SESSION, MemberGuard, Membership};
+use crate::address;
+use crate::agent::MemberAgent;
+use crate::config::MANAGER_PORT;
+use crate::sealing::Sealing;
+use crate::seat::{First, SeatState};
 
-/// How long one call to the certificate authority may take.
-const CA_DEADLINE: Duration = Duration::from_secs(15);
-/// How long managers that cannot answer now (a leader was just lost) are asked again.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// One host's wish to join. Its retries carry the same request id, so that they make one node.
-#[derive(Clone, Debug)]
-pub(super) struct JoinAttempt {
-    token: JoinToken,
-    pub(super) managers: Vec<String>,
-    request: RequestId,
-    /// Who this host was, and wants to be again.
-    returning: Option<Arc<Credentials>>,
-}
-
-/// Why one try gave no certificate.
-enum AskError {
-    /// Ask again.
-    Passing(anyhow::Error),
-    /// The id names a node that is gone.
-    StaleRequest(anyhow::Error),
-    Refused(anyhow::Error),
-}
-
-impl JoinAttempt {
-    pub(super) fn new(token: JoinToken, managers: Vec<String>) -> Self {
-        Self { token, managers, request: RequestId::new(rand::random()), returning: None }
-    }
-
-    /// The way back of a node whose certificate is of no use any more.
-    pub(super) fn back(token: JoinToken, managers: Vec<String>, was: Arc<Credentials>) -> Self {
-        Self { returning: Some(was), ..Self::new(token, managers) }
-    }
-
-    /// The same attempt with the addresses of a repeated command, if that wants into the same swarm in the same role.
-    pub(super) fn again(self, token: &JoinToken, managers: &[String]) -> Option<Self> {
-        token.matches(&self.token).then(|| Self { managers: managers.to_owned(), ..self })
-    }
-
-    /// Asks until there is a certificate, a manager says no, or the time is up. Writes nothing here.
-    pub(super) async fn ask(&mut self, hostname: &str, availability: i32) -> anyhow::Result<Credentials> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut backoff = Backoff::default();
-        let mut fresh = false;
-        loop {
-            let error = match self.ask_once(hostname, availability).await {
-                Ok(credentials) => return Ok(credentials),
-                Err(AskError::Refused(error)) => return Err(error),
-                Err(AskError::StaleRequest(error)) if fresh => return Err(error),
-                Err(AskError::StaleRequest(_)) => {
-                    (self.request, fresh) = (RequestId::new(rand::random()), true);
-                    continue;
-                }
-                Err(AskError::Passing(error)) => error,
-            };
-            let pause = backoff.pause();
-            if Instant::now() + pause >= deadline {
-                return Err(error);
-            }
-            info!(error = %format!("{error:#}"), "no manager could let this host in; asking again");
-            self.managers.rotate_left(1);
-            tokio::time::sleep(pause).await;
+impl Membership {
+    /// Joins a swarm; returns when the agent has its session, and a manager hears the leader.
+    pub(crate) async fn join(&self, request: SwarmJoinRequest) -> anyhow::Result<Joined> {
+        let mut member = self.transition().await?;
+        if member.as_ref().is_some_and(Member::is_cut_off) {
+            return self.come_back(member, request).await;
         }
-    }
-
-    async fn ask_once(&self, hostname: &str, availability: i32) -> Result<Credentials, AskError> {
-        let joined = join_channel(self.managers.clone(), &self.token, ChannelOptions::NODES, fetch_root).await;
-        let (_, channel) = joined.map_err(|error| match &error {
-            JoinError::Fetch(status) if status_may_pass(status) => AskError::Passing(error.into()),
-            // An address that nobody answers at is more often mistyped than coming up.
-            JoinError::Fetch(_) | JoinError::Unreachable(_) | JoinError::Root(_) | JoinError::Untrusted(_) => {
-                AskError::Refused(error.into())
-            }
-        })?;
-        let refused = |error: anyhow::Error| AskError::Refused(error);
-        let key = NodeKey::generate().map_err(|error| refused(error.into()))?;
-        let csr_pem = key.signing_request_pem().map_err(|error| refused(error.into()))?;
-        let proof = self.returning.as_ref().map(|was| was.prove_return(&csr_pem)).transpose();
-        let proof = proof.map_err(|error| refused(error.into()))?;
-        let issue = IssueRequest {
-            returning: proof.map(|(cert_chain_pem, signature)| ReturningNode { cert_chain_pem, signature }),
-            csr_pem,
-            token: self.token.to_string(),
-            hostname: hostname.to_owned(),
-            availability,
-            request_id: self.request.to_vec(),
+        self.refuse_if_member(&member)?;
+        self.refuse_leftovers()?;
+        let (token, managers) = target(&request)?;
+        let mut record = self.record(&request.listen_addr, &request.advertise_addr)?;
+        let before = self.unfinished_join(|known| known.take());
+        let mut attempt = attempt::attempt(before, token, managers)?;
+        record.learn(&attempt.managers);
+        let mut stopping = self.stopping.subscribe();
+        let asked = tokio::select! {
+            biased;
+            // Nothing was written yet.
+            _ = stopping.wait_for(|stopping| *stopping) => bail!("this daemon is stopping: join again when it is back"),
+            asked = attempt.ask(&self.host.hostname, request.availability) => asked,
         };
-        let answered = tokio::time::timeout(CA_DEADLINE, CertificateAuthorityClient::new(channel).issue(issue)).await;
-        let issued = match answered {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => return Err(no(&status)),
-            Err(_) => {
-                let text = format!("the manager did not answer within {} s", CA_DEADLINE.as_secs());
-                return Err(AskError::Passing(anyhow::anyhow!(text)));
-            }
+        // Until it is a member: whatever fails from here on, its node is made already.
+        self.unfinished_join(|known| *known = Some(attempt));
+        let credentials = asked?;
+        let (node, role) = (credentials.node_id(), credentials.role());
+        let sealing = Sealing::new(self.host.identity_dir(), None, Vec::new());
+        self.enter(&mut member, credentials, record, First::Resume, sealing).await?;
+        self.unfinished_join(|known| *known = None);
+        let joined = member.as_ref().map(|joined| (joined.agent.clone(), joined.seat.state()));
+        // From here on it is a member, which may leave or be stopped while it waits for its session.
+        drop(member);
+        if let Some((agent, seat)) = joined {
+            wait_joined(&agent, seat).await?;
+        }
+        if self.standing().node != Some(node) {
+            bail!("this host left the swarm again before it had a session");
+        }
+        info!(%node, ?role, "joined the swarm");
+        Ok(Joined { node, role, returned: false })
+    }
+
+    /// A member whose certificate is of no use any more gets another one, as the node that it is. Nothing is stopped: what
+    /// runs goes on, and agent and manager connect again by themselves.
+    async fn come_back(&self, member: MemberGuard, request: SwarmJoinRequest) -> anyhow::Result<Joined> {
+        let Some(running) = member.as_ref() else { bail!("this node is not part of a swarm") };
+        let SwarmJoinRequest { listen_addr, advertise_addr, availability, .. } = &request;
+        if !listen_addr.is_empty() || !advertise_addr.is_empty() || *availability != i32::from(Availability::Active) {
+            bail!(
+                "this node comes back as it was: --listen-addr, --advertise-addr and --availability cannot be changed with it"
+            )
+        }
+        let (token, managers) = target(&request)?;
+        let was = running.live.current();
+        let mut attempt = JoinAttempt::back(token, managers, was);
+        let mut stopping = self.stopping.subscribe();
+        let fresh = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => bail!("this daemon is stopping: try again when it is back"),
+            fresh = attempt.ask(&self.host.hostname, request.availability) => fresh?,
         };
-        let credentials = || -> anyhow::Result<Credentials> {
-            let roots = RootBundle::from_pem(&issued.root_cert_pem)?;
-            Ok(Credentials::new(key, &issued.cert_chain_pem, roots)?)
-        };
-        credentials().map_err(refused)
+        let (node, role) = (fresh.node_id(), fresh.role());
+        running.keeper.install(fresh).await?;
+        running.record.update(|record| record.learn(&attempt.managers)).await?;
+        let (agent, seat) = (running.agent.clone(), running.seat.state());
+        drop(member);
+        wait_joined(&agent, seat).await?;
+        info!(%node, %role, "this node is back in its swarm");
+        Ok(Joined { node, role, returned: true })
+    }
+
+    pub(super) fn unfinished_join<T>(&self, with: impl FnOnce(&mut Option<JoinAttempt>) -> T) -> T {
+        with(&mut self.joining.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-fn no(status: &Status) -> AskError {
-    let error = anyhow::anyhow!("{}", status.message());
-    if status_may_pass(status) {
-        AskError::Passing(error)
-    } else if status.code() == Code::InvalidArgument && status.message().contains("request id") {
-        AskError::StaleRequest(error)
-    } else {
-        AskError::Refused(error)
+/// Waits until a new member takes part.
+async fn wait_joined(agent: &MemberAgent, mut seat: watch::Receiver<SeatState>) -> anyhow::Result<()> {
+    let taking_part = async {
+        agent.connected().await;
+        // An error: the seat's task has ended, and the standing says why.
+        let _ = seat.wait_for(|state| matches!(state, SeatState::None | SeatState::Taken { ready: true })).await;
+    };
+    if tokio::time::timeout(FIRST_SESSION, taking_part).await.is_ok() {
+        return Ok(());
+    }
+    let within = FIRST_SESSION.as_secs();
+    match seat.borrow().clone() {
+        SeatState::Empty { reason, .. } => bail!("this host has its certificate, but {reason}"),
+        SeatState::Taking | SeatState::Taken { ready: false } => bail!(
+            "this host has its certificate, but it was not let in as a manager within {within} s; it goes on trying: \
+             see `skep info` and the daemon's log"
+        ),
+        SeatState::None | SeatState::Taken { ready: true } => bail!(
+            "this host has its certificate, but no manager accepted its session within {within} s; it goes on trying: \
+             see `skep info` and the daemon's log"
+        ),
     }
 }
 
-async fn fetch_root(channel: Channel) -> Result<String, Status> {
-    let mut authority = CertificateAuthorityClient::new(channel);
-    match tokio::time::timeout(CA_DEADLINE, authority.get_root(GetRootRequest {})).await {
-        Ok(answer) => Ok(answer?.into_inner().root_cert_pem),
-        Err(_) => Err(Status::deadline_exceeded("the manager did not answer in time")),
-    }
+/// Where a joining host wants to go.
+fn target(request: &SwarmJoinRequest) -> anyhow::Result<(JoinToken, Vec<String>)> {
+    let managers = request.remote_addrs.iter().map(|text| Ok(address::parse(text, MANAGER_PORT)?.to_string()));
+    Ok((request.token.parse()?, managers.collect::<anyhow::Result<Vec<_>>>()?))
 }
 
-/// A repeated command's attempt goes on where the first ended.
-pub(super) fn attempt(
-    before: Option<JoinAttempt>,
-    token: JoinToken,
-    managers: Vec<String>,
-) -> anyhow::Result<JoinAttempt> {
-    if managers.is_empty() {
-        bail!("the address of a manager is needed: skep swarm join --token TOKEN HOST:PORT");
-    }
-    let again = before.and_then(|before| before.again(&token, &managers));
-    Ok(again.unwrap_or_else(|| JoinAttempt::new(token, managers)))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use skep_identity::{RootCa, TokenSecret};
-    use skep_proto::id::ClusterId;
-
-    use super::*;
-
-    #[test]
-    fn a_repeated_command_makes_no_second_node() {
-        let root = RootCa::generate(ClusterId::new(1), std::time::SystemTime::now()).unwrap().cert().digest();
-        let token = |secret| JoinToken::new(root, TokenSecret::new([secret; 16]));
-        let at = |addr: &str| vec![addr.to_owned()];
-        let first = attempt(None, token(1), at("a:1")).unwrap();
-        let again = attempt(Some(first.clone()), token(1), at("b:1")).unwrap();
-        assert_eq!((again.request, again.managers.as_slice()), (first.request, ["b:1".to_owned()].as_slice()));
-        let other = attempt(Some(first.clone()), token(2), at("a:1")).unwrap();
-        assert_ne!(other.request, first.request);
-        assert!(attempt(None, token(1), Vec::new()).is_err());
-    }
-
-    #[test]
-    fn only_managers_that_cannot_answer_are_asked_again() {
-        assert!(matches!(no(&Status::unavailable("no leader")), AskError::Passing(_)));
-        assert!(matches!(no(&Status::permission_denied("token")), AskError::Refused(_)));
-        let stale = Status::invalid_argument("the request id was used for something else");
-        assert!(matches!(no(&stale), AskError::StaleRequest(_)));
-    }
+/// What became of a join.
+pub(crate) struct Joined {
+    pub(crate) node: NodeId,
+    pub(crate) role: Role,
+    /// It was this node before.
+    pub(crate) returned: bool,
 }

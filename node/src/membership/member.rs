@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use skep_identity::{Credentials, DenyList, LiveCredentials, Role, Validity};
+use skep_identity::{Credentials, DenyList, LiveCredentials, Role, RootBundle, Validity};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::info;
 
 use super::{Board, Record, RecordFile};
@@ -20,6 +21,11 @@ use crate::seat::{First, Seat, SeatParts};
 
 /// How long the agent waits for this node's own manager, which it would otherwise find closed and ask later again.
 const MANAGER_FIRST: Duration = Duration::from_secs(2);
+/// Longer than a handshake may take: one that began before the roots changed has ended after it.
+const HANDSHAKES: Duration = Duration::from_secs(10);
+/// Connections that are closed at a time when a root goes, and the pause before the next ones: their nodes come back at once.
+const CLOSED_AT_ONCE: usize = 50;
+const CLOSE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A running member.
 pub(crate) struct Member {
@@ -102,6 +108,7 @@ impl Member {
         let (own, asked) = (seat.authority(), contacts.clone());
         background.spawn(Renewal { keeper: keeper.clone(), links, contacts: asked, own }.run());
         background.spawn(close_expired(deny.clone()));
+        background.spawn(close_untrusted(deny.clone(), live.clone()));
         // After the agent, which has opened the sandboxes: netd finds them there.
         let mut networks = JoinSet::new();
         let place = Place { node: identity.node_id, address, sealing };
@@ -114,7 +121,8 @@ impl Member {
         Ok(Self { seat, agent, record, contacts, live, keeper, deny, listeners, background, networks, netd })
     }
 
-    /// No manager lets this node in, and none will: its certificate has ended, or is of a root that they trust no more.
+    /// No manager lets this node in, and none will: its certificate has ended, or is of a root that they trust no more, or
+    /// they have one that this node does not trust.
     pub(super) fn is_cut_off(&self) -> bool {
         let ended = self.live.current().validity(SystemTime::now()) == Validity::Expired;
         ended || self.agent.is_refused()
@@ -152,5 +160,52 @@ async fn close_expired(deny: DenyList) {
     loop {
         minute.tick().await;
         deny.close_expired(SystemTime::now());
+    }
+}
+
+/// Connections with certificates of a root that is trusted no more are closed when it goes: whoever has a newer certificate
+/// comes back with that, and nobody else does. Handshakes go by the new roots from then on.
+async fn close_untrusted(deny: DenyList, live: LiveCredentials) {
+    let mut changes = live.subscribe();
+    let mut trusted = changes.borrow_and_update().roots().clone();
+    let mut again: Option<Instant> = None;
+    loop {
+        let due = async {
+            match again {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let is_due = tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => return,
+            },
+            () = due => true,
+        };
+        let roots = changes.borrow_and_update().roots().clone();
+        let before = std::mem::replace(&mut trusted, roots.clone());
+        if !before.certs().iter().all(|root| roots.certs().contains(root)) {
+            again = Some(Instant::now() + HANDSHAKES);
+        } else if is_due {
+            again = None;
+        } else {
+            continue;
+        }
+        close(&deny, &roots).await;
+    }
+}
+
+async fn close(deny: &DenyList, roots: &RootBundle) {
+    let (list, roots) = (deny.clone(), roots.clone());
+    // A signature is checked for each.
+    let Ok(untrusted) = tokio::task::spawn_blocking(move || list.untrusted(&roots)).await else { return };
+    let mut closed = 0;
+    for some in untrusted.chunks(CLOSED_AT_ONCE) {
+        closed += deny.close_each(some);
+        tokio::time::sleep(CLOSE_PAUSE).await;
+    }
+    if closed > 0 {
+        info!(connections = closed, "connections with certificates of a root that is trusted no more are closed");
     }
 }

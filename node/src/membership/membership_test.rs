@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use skep_identity::UnlockKey;
+use skep_proto::v1::{SwarmInitRequest, SwarmJoinRequest};
 
 use super::*;
 use crate::config::Config;

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use super::{End, FromManager, ManagerLink, Runner, SessionState, Why, stop_asked};
-use crate::executor::{HeldImages, chain};
+use crate::executor::{HeldImages, chain, status_words};
 use crate::managers::ManagerPicker;
 use crate::networks::TableMessage;
 use crate::outbox::Batch;
@@ -121,7 +121,7 @@ impl Runner {
         let (down, first) = timeout(timing.register, answered)
             .await
             .map_err(|_| End::Refused(format!("no answer to the registration within {:?}", timing.register)))?
-            .map_err(|status| self.refused(&status, status.message().to_owned()))?;
+            .map_err(|status| self.refused(&status, status_words(&status)))?;
         let registered = match first {
             Some(Down::Registered(registered)) => registered,
             Some(Down::Removed(_)) => return Err(self.removed()),
@@ -194,7 +194,7 @@ impl Runner {
                 }
                 Ok(None) => return Some(End::Lost("the manager ended the session".to_owned())),
                 Err(status) if self.config.connector.is_removal(&status) => return Some(self.removed()),
-                Err(status) => return Some(End::Lost(status.message().to_owned())),
+                Err(status) => return Some(End::Lost(status_words(&status))),
             },
             // After the messages: a host that was itself suspended finds the answer waiting.
             () = sleep_until(given_up.unwrap_or(never).into()), if given_up.is_some() => {

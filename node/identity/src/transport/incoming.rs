@@ -173,8 +173,8 @@ async fn accept(
         .map_err(|_| HandshakeError::Timeout { addr, within })?
         .map_err(|source| HandshakeError::Tls { addr, source: explain(source) })?;
     // The verifier accepted this certificate a moment ago; none means that none was asked for in vain.
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let party = match leaf {
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let party = match shown.first() {
         None => Ok(Party::Anonymous),
         Some(leaf) if client::is_client(leaf) => ClientIdentity::read(leaf).map(Party::Client),
         Some(leaf) => PeerIdentity::read(leaf).map(Party::Node),
@@ -185,6 +185,6 @@ async fn accept(
         Party::Node(peer) => Caller::Node(peer),
         Party::Client(client) => Caller::Client(client),
     };
-    let admission = tls.deny.admit(party).map_err(|source| HandshakeError::Denied { addr, source })?;
+    let admission = tls.deny.admit(party, shown).map_err(|source| HandshakeError::Denied { addr, source })?;
     Ok(ServerConnection::new(stream, admission, ConnectionInfo { caller, remote: Some(addr) }))
 }

@@ -144,10 +144,10 @@ async fn handshake(addr: &str, tls: &ClientTls) -> io::Result<ClientConnection> 
     let admission = match &tls.deny {
         None => None,
         Some(deny) => {
-            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let leaf = leaf.ok_or_else(|| io::Error::other("the server showed no certificate"))?;
+            let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let leaf = shown.first().ok_or_else(|| io::Error::other("the server showed no certificate"))?;
             let peer = PeerIdentity::read(leaf).map_err(io::Error::other)?;
-            Some(deny.admit(Party::Node(peer)).map_err(io::Error::other)?)
+            Some(deny.admit(Party::Node(peer), shown).map_err(io::Error::other)?)
         }
     };
     Ok(ClientConnection::new(stream, admission))

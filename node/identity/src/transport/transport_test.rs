@@ -13,11 +13,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::testing::{DAY, HOUR, Host, ask, cluster, live, member, member_since, now, soon, until};
+use crate::testing::{DAY, HOUR, Host, ask, cluster, grant, live, member, member_since, now, soon, until};
 use crate::transport::{AcceptLimits, ChannelOptions, Refusal, channel, connect, connect_stream, refusal};
 use crate::{
     Anonymous, ClientCredentials, ClientGrant, ClientKey, ClientTls, Credentials, DenyList, Expected, JoinError,
-    JoinToken, LiveCredentials, Role, RootBundle, RootCa, RootMismatch, TokenSecret, chain, join_channel,
+    JoinToken, LiveCredentials, NextRoot, NodeKey, Role, RootBundle, RootCa, RootMismatch, TokenSecret, chain,
+    join_channel, pem,
 };
 
 fn call(host: &Host, credentials: &LiveCredentials, expected: Expected) -> Channel {
@@ -182,6 +183,52 @@ async fn connections_end_with_their_certificates() {
     assert_eq!(host.deny.close_expired(end + Duration::from_secs(1)), 1);
     until(|| host.deny.connections(NodeId::new(2)) == 0).await;
     assert_eq!(ask(&channel, "who").await.unwrap(), "worker 2", "it comes back, and is checked again");
+}
+
+#[tokio::test]
+async fn connections_end_with_the_root_that_they_led_to() {
+    let old = cluster(1);
+    let next = NextRoot::generate(&old, now()).unwrap();
+    let (new, intermediate) = (next.root, pem::certificates(&next.cross_signed_pem).unwrap());
+    let both = RootBundle::new([old.cert().clone(), new.cert().clone()]).unwrap();
+    let server = LiveCredentials::new(member(&old, 1, Role::Manager).with_roots(both.clone()).unwrap());
+    let host = Host::start(&server).await;
+    let dial = |credentials: Credentials| {
+        let credentials = LiveCredentials::new(credentials.with_roots(both.clone()).unwrap());
+        call(&host, &credentials, Expected::manager())
+    };
+    // One has not renewed; one has, and shows what both believe; one shows the new certificate alone.
+    let (stale, fresh) = (dial(member(&old, 2, Role::Worker)), dial(member(&new, 4, Role::Worker)));
+    let key = NodeKey::generate().unwrap();
+    let issued = new.issue(&key.signing_request().unwrap(), &grant(3, Role::Worker), now()).unwrap();
+    let chain_pem = issued.chain_pem + &pem::encode_certificates(&intermediate);
+    let crossed = dial(Credentials::new(key, &chain_pem, both.clone()).unwrap());
+    let person = call_as(&host, &person(&old, 9));
+    for channel in [&stale, &fresh, &crossed, &person] {
+        ask(channel, "who").await.unwrap();
+    }
+    let joining = channel(host.addrs(), ClientTls::joining(both.clone()), ChannelOptions::NODES);
+    ask(&joining, "who").await.unwrap();
+    assert_eq!(host.deny.untrusted(&both), []);
+    let held = {
+        let stale = stale.clone();
+        tokio::spawn(async move { ask(&stale, "hold").await })
+    };
+    until(|| host.asked().contains(&"hold".to_owned())).await;
+
+    server.replace(member(&new, 1, Role::Manager));
+    let untrusted = host.deny.untrusted(&new.bundle());
+    assert_eq!(untrusted.len(), 2, "the node and the person of the old root");
+    assert_eq!(host.deny.close_each(&untrusted), 2);
+    assert_eq!(host.deny.close_each(&untrusted), 0, "closed once only");
+    assert!(soon(held).await.unwrap().is_err());
+    until(|| host.deny.connections(NodeId::new(2)) == 0).await;
+    let (why, text) = refused(ask(&stale, "who").await);
+    assert_eq!(why, Some(Refusal::OtherCluster), "{text}");
+    assert!(ask(&person, "who").await.is_err());
+    assert_eq!(ask(&crossed, "who").await.unwrap(), "worker 3");
+    assert_eq!(ask(&fresh, "who").await.unwrap(), "worker 4");
+    assert_eq!([3, 4].map(|node| host.deny.connections(NodeId::new(node))), [1, 1], "they were not touched");
 }
 
 #[tokio::test]
