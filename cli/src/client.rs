@@ -122,9 +122,7 @@ impl Client {
     pub(crate) async fn connect_remote(remote: &Remote) -> Result<Self, Failure> {
         match connect(remote.hosts.clone(), remote.tls.clone(), ChannelOptions::NODES).await {
             Ok(channel) => Ok(Self::over(channel, true)),
-            Err(error) => {
-                Err(Failure::Unreachable { host: hosts::show(&remote.hosts), reason: remote_hint(remote, &error) })
-            }
+            Err(error) => Err(no_connection(remote, &error)),
         }
     }
 
@@ -199,11 +197,18 @@ fn name_flag(status: Status) -> Status {
     }
 }
 
-/// The same for managers that are reached over the network.
-fn remote_hint(remote: &Remote, error: &ConnectError) -> String {
-    if let Some(refusal) = refusal(error) {
-        return refusal_words(refusal, error);
+/// Why none of a context's managers was reached. One that answers and refuses, or is refused, is no matter of reaching it: the
+/// same shows at the first call where the handshake does not tell.
+fn no_connection(remote: &Remote, error: &ConnectError) -> Failure {
+    let host = hosts::show(&remote.hosts);
+    match refusal(error) {
+        Some(refusal) => Failure::Failed(format!("{host}: {}", refusal_words(refusal, error))),
+        None => Failure::Unreachable { host, reason: remote_hint(remote, error) },
     }
+}
+
+/// Why none of them answers.
+fn remote_hint(remote: &Remote, error: &ConnectError) -> String {
     let mut innermost: &dyn std::error::Error = error;
     while let Some(cause) = innermost.source() {
         innermost = cause;
@@ -222,7 +227,7 @@ fn connect_hint(error: &ConnectError) -> String {
                     "is it running? start it with `skep daemon`".to_owned()
                 }
                 std::io::ErrorKind::PermissionDenied => {
-                    "permission denied: the socket belongs to root; run as root".to_owned()
+                    "permission denied: it is root's, and the group's that `skep daemon --group` names".to_owned()
                 }
                 std::io::ErrorKind::TimedOut => "it listens but does not answer; look at its log".to_owned(),
                 _ => io.to_string(),

@@ -122,19 +122,25 @@ pub(crate) fn is_connection_loss(status: &Status) -> bool {
 pub(crate) fn refusal_words(refusal: Refusal, error: &(dyn std::error::Error + 'static)) -> String {
     match refusal {
         Refusal::Expired => {
-            "the context's client certificate has expired, or this host's clock is wrong: an admin makes a \
-                             new one with `skep client create`"
+            "the context's client certificate has expired, or this host's clock is wrong: an admin makes a new \
+                             one with `skep client renew`"
                 .to_owned()
         }
-        Refusal::OtherCluster => "the managers do not believe the context's client certificate: it is one of another \
-                                  swarm, or the swarm has another root certificate since"
-            .to_owned(),
+        Refusal::OtherCluster => {
+            "the managers do not believe the context's client certificate: it is one of another swarm, \
+                                  or the swarm has another root certificate since; then an admin makes a new one with \
+                                  `skep client renew`"
+                .to_owned()
+        }
         Refusal::CertificateRequired => "it speaks to nodes of the swarm alone: is it a manager's port?".to_owned(),
         Refusal::Removed => "the certificate was revoked".to_owned(),
         Refusal::Peer => {
             let why = causes(error);
             let why = why.rsplit(&format!("{}: ", Refusal::Peer)).next().unwrap_or_default().to_owned();
-            format!("it is no manager of the context's swarm, so nothing was said to it: {why}")
+            format!(
+                "it is no manager of the context's swarm, or that has another root certificate since (`skep client renew`), \
+                 so nothing was said to it: {why}"
+            )
         }
     }
 }

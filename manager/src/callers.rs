@@ -62,7 +62,7 @@ impl ByState {
     async fn client(&self, caller: &ClientIdentity) -> Result<Known, Status> {
         if caller.not_after + CLOCK_TOLERANCE < SystemTime::now() {
             return Err(Status::unauthenticated(format!(
-                "the certificate of client {} has expired: an admin makes a new one with `skep client create`",
+                "the certificate of client {} has expired: an admin makes a new one with `skep client renew`",
                 caller.client_id
             )));
         }

@@ -141,7 +141,17 @@ const TABLE: &[(&str, Methods)] = &[
         ],
     ),
     ("ImageNames", &[("List", LOOK), ("Put", OPERATE), ("Remove", OPERATE)]),
-    ("Clients", &[("List", LOOK), ("Get", LOOK), ("Create", ADMINISTER), ("Remove", ADMINISTER)]),
+    (
+        "Clients",
+        &[
+            ("List", LOOK),
+            ("Get", LOOK),
+            ("Create", ADMINISTER),
+            // Not by its holder: whoever has a stolen key would have it for good.
+            ("Renew", ADMINISTER),
+            ("Remove", ADMINISTER),
+        ],
+    ),
     ("Watch", &[("Watch", LOOK)]),
     ("Logs", &[("Read", LOOK)]),
     (

@@ -1,18 +1,16 @@
-//! Calls by hand: any method, with a node's certificate taken from its host's disk, and bytes as messages. What an attacker
-//! with one host has.
+//! Calls by hand: any method, with a node's certificate taken from its host's disk. What an attacker with one host has.
 
 use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
-use bytes::{Buf as _, BufMut as _, Bytes};
 use skep_identity::transport::ChannelOptions;
 use skep_identity::{ClientTls, Credentials, DenyList, Expected, LiveCredentials, NodeKey, RootBundle};
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
+use tonic_prost::ProstCodec;
 
 use crate::lab::Lab;
 
@@ -54,53 +52,15 @@ pub fn channel(addr: &str, of: &LiveCredentials, show: bool) -> Channel {
     skep_identity::transport::channel(vec![addr.to_owned()], tls, ChannelOptions::NODES)
 }
 
-/// Calls `Service.Method` with one message. `Ok`: it was let in, and answers or says nothing.
-pub async fn call(channel: &Channel, method: &str, message: Bytes) -> Result<(), Status> {
+/// Calls `Service.Method` with one empty message. `Ok`: it was let in, and answers or says nothing.
+pub async fn call(channel: &Channel, method: &str) -> Result<(), Status> {
     let path = format!("/skep.v1.{}", method.replace('.', "/"));
     let path = PathAndQuery::try_from(path).expect("a method's name is a path");
     let mut grpc = Grpc::new(channel.clone());
     let asked = async {
         grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-        let request = Request::new(futures::stream::iter([message]));
-        grpc.streaming(request, path, Raw).await?.into_inner().message().await.map(drop)
+        let request = Request::new(futures::stream::iter([()]));
+        grpc.streaming(request, path, ProstCodec::<(), ()>::default()).await?.into_inner().message().await.map(drop)
     };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Ok(()))
-}
-
-/// Messages as they are.
-#[derive(Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }

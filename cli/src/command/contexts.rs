@@ -24,6 +24,8 @@ use crate::view;
 pub(crate) enum ContextCommand {
     /// Make a context, from a file of `skep client create` or from a key, a certificate and a root certificate.
     Create(CreateArgs),
+    /// Give a context another key and certificate, as from `skep client renew`, or other managers.
+    Update(UpdateArgs),
     /// Let commands use this context from now on; `default` is this host's daemon.
     Use(UseArgs),
     /// List the contexts.
@@ -38,13 +40,14 @@ pub(crate) enum ContextCommand {
     Rm(RmArgs),
 }
 
+/// What a context is made of.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct CreateArgs {
-    /// File that `skep client create` wrote; `-` is standard input.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["ca", "cert", "key"], required_unless_present_all = ["ca", "cert", "key"])]
+struct Parts {
+    /// File that `skep client create` or `renew` wrote; `-` is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ca", "cert", "key"])]
     bundle: Option<String>,
     /// Managers, as tcp://HOST[:PORT],…; the next one is asked where one is down [default: those of the bundle].
-    #[arg(id = "managers", long = "host", value_name = "ADDRESSES", required_unless_present = "bundle")]
+    #[arg(id = "managers", long = "host", value_name = "ADDRESSES")]
     hosts: Option<String>,
     /// The swarm's root certificate, PEM.
     #[arg(long, value_name = "FILE", requires_all = ["cert", "key"])]
@@ -55,6 +58,21 @@ pub(crate) struct CreateArgs {
     /// The client's private key, PEM.
     #[arg(long, value_name = "FILE", requires_all = ["ca", "cert"])]
     key: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    parts: Parts,
+    /// Name.
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    parts: Parts,
     /// Name.
     #[arg(value_name = "NAME")]
     name: String,
@@ -129,6 +147,7 @@ impl ContextCommand {
         let store = Store::of_user()?;
         match self {
             Self::Create(args) => create(&store, args),
+            Self::Update(args) => update(&store, args),
             Self::Use(args) => choose_one(&store, args, said),
             Self::Ls(args) => list(&store, args, said),
             Self::Inspect(args) => inspect(&store, args, said),
@@ -147,25 +166,55 @@ fn in_use(store: &Store, said: &Said) -> Result<String, Failure> {
     })
 }
 
+impl Parts {
+    fn hosts(&self) -> Result<Option<Vec<String>>, Failure> {
+        let told = self.hosts.as_deref().map(hosts::parse).transpose();
+        told.map_err(|error| Failure::Usage(format!("invalid value for --host: {error}")))
+    }
+
+    /// The bundle that they make; `before` are the managers of loose files where none are said. `None`: no key and no
+    /// certificate is among them.
+    fn bundle(&self, before: &[String]) -> Result<Option<Bundle>, Failure> {
+        let told = self.hosts()?;
+        Ok(Some(match (&self.bundle, &self.ca, &self.cert, &self.key) {
+            (Some(file), ..) => {
+                let text = read(file)?;
+                let (bundle, _) =
+                    bundle::parse(&text).map_err(|error| Failure::Usage(format!("{file} cannot be used: {error}")))?;
+                Bundle { hosts: told.unwrap_or(bundle.hosts), ..bundle }
+            }
+            (None, Some(ca), Some(cert), Some(key)) => {
+                let hosts = told.unwrap_or_else(|| before.to_vec());
+                let bundle = Bundle::new(hosts, read(ca)?, read(cert)?, read(key)?);
+                bundle.check().map_err(|error| Failure::Usage(error.to_string()))?.0
+            }
+            _ => return Ok(None),
+        }))
+    }
+}
+
 fn create(store: &Store, args: &CreateArgs) -> Result<(), Failure> {
     check_name(&args.name)?;
-    let told = args.hosts.as_deref().map(hosts::parse).transpose();
-    let told = told.map_err(|error| Failure::Usage(format!("invalid value for --host: {error}")))?;
-    let bundle = match (&args.bundle, &args.ca, &args.cert, &args.key) {
-        (Some(file), ..) => {
-            let text = read(file)?;
-            let (bundle, _) =
-                bundle::parse(&text).map_err(|error| Failure::Usage(format!("{file} cannot be used: {error}")))?;
-            Bundle { hosts: told.unwrap_or(bundle.hosts), ..bundle }
-        }
-        (None, Some(ca), Some(cert), Some(key)) => {
-            let bundle = Bundle::new(told.unwrap_or_default(), read(ca)?, read(cert)?, read(key)?);
-            bundle.check().map_err(|error| Failure::Usage(error.to_string()))?.0
-        }
-        _ => return Err(Failure::Usage("give --bundle, or --ca, --cert and --key".to_owned())),
-    };
+    let bundle = args.parts.bundle(&[])?;
+    let bundle =
+        bundle.ok_or_else(|| Failure::Usage("give --bundle, or --host with --ca, --cert and --key".to_owned()))?;
     store.create(&args.name, &bundle)?;
     output::note(format_args!("context {0} is there; `skep context use {0}` chooses it", args.name));
+    output::data(format!("{}\n", args.name))
+}
+
+fn update(store: &Store, args: &UpdateArgs) -> Result<(), Failure> {
+    let (before, _) = store.read(&args.name)?;
+    let bundle = match (args.parts.bundle(&before.hosts)?, args.parts.hosts()?) {
+        (Some(bundle), _) => bundle,
+        (None, Some(hosts)) => Bundle { hosts, ..before },
+        (None, None) => {
+            return Err(Failure::Usage(
+                "nothing to change: give --bundle, or --ca, --cert and --key, or --host".to_owned(),
+            ));
+        }
+    };
+    store.update(&args.name, &bundle)?;
     output::data(format!("{}\n", args.name))
 }
 

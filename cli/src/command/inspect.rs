@@ -41,6 +41,18 @@ impl InspectFlags {
     }
 }
 
+/// What `inspect` takes of objects that have names.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct NamedArgs {
+    /// Name, id, or unique prefix of an id.
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) flags: InspectFlags,
+    #[command(flatten)]
+    pub(crate) read: ReadFlags,
+}
+
 fn wrong(error: TemplateError) -> Failure {
     Failure::Usage(format!("--format: {error}"))
 }
@@ -62,5 +74,22 @@ pub(crate) async fn run<V: Serialize>(
     }
     let values: Vec<_> = found.iter().map(json::value).collect();
     output::data(format::inspect(&values, &json::pretty(&found), flags.format.as_deref())?)?;
+    outcome.finish()
+}
+
+/// Prints each for a person, with an empty line in between.
+pub(crate) async fn pretty(
+    context: &Context,
+    read: ReadFlags,
+    references: &[String],
+    text: impl AsyncFn(&Client, &str) -> Result<String, Failure>,
+) -> Result<(), Failure> {
+    let client = context.connect_to_read(read).await?;
+    let mut outcome = Outcome::default();
+    let mut texts = Vec::new();
+    for reference in references {
+        texts.extend(outcome.take(text(&client, reference).await)?);
+    }
+    output::data(texts.join("\n"))?;
     outcome.finish()
 }

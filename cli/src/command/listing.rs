@@ -4,11 +4,12 @@ use clap::Args;
 use serde_json::{Map, Value};
 use tonic::{Status, Streaming};
 
+use super::context::ReadFlags;
 use crate::failure::Failure;
 use crate::output;
 use crate::output::format::{Format, Listing};
 
-/// `--filter`, `--format`, `--quiet`, `--no-trunc`.
+/// `--filter`, `--format`, `--quiet`.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ListFlags {
     /// Show only what matches, as KEY=VALUE; may be given several times.
@@ -20,9 +21,23 @@ pub(crate) struct ListFlags {
     /// Print ids only.
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// `--no-trunc`, for listings that shorten anything.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct TruncFlag {
     /// Do not shorten ids, images and errors.
     #[arg(long)]
     pub(crate) no_trunc: bool,
+}
+
+/// What a listing takes that is answered by managers and shortens nothing.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LsArgs {
+    #[command(flatten)]
+    pub(crate) flags: ListFlags,
+    #[command(flatten)]
+    pub(crate) read: ReadFlags,
 }
 
 impl ListFlags {

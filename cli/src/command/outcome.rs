@@ -33,3 +33,17 @@ impl Outcome {
         self.first.map_or(Ok(()), |exit| Err(Failure::Reported(exit)))
     }
 }
+
+/// Removes each and prints what was named, as Docker does.
+pub(crate) async fn remove_each(
+    references: &[String],
+    remove: impl AsyncFn(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut outcome = Outcome::default();
+    for reference in references {
+        if outcome.take(remove(reference).await)?.is_some() {
+            output::data(format!("{reference}\n"))?;
+        }
+    }
+    outcome.finish()
+}

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 use skep_proto::v1::{HealthState, ListTasksRequest, Refusal, TaskStatus, TaskSummary};
 
-use super::listing::{self, ListFlags};
+use super::listing::{self, ListFlags, TruncFlag};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::format::{Format, Listing};
@@ -42,6 +42,8 @@ const MAX_ERROR: usize = 30;
 pub(crate) struct TaskFlags {
     #[command(flatten)]
     list: ListFlags,
+    #[command(flatten)]
+    trunc: TruncFlag,
     /// Show ids in place of the names of services and nodes.
     #[arg(long)]
     no_resolve: bool,
@@ -65,7 +67,12 @@ impl TaskFlags {
         // Docker's word for "wanted to run" in old clients.
         desired.push("accepted");
         filters.only("desired-state", &desired)?;
-        Ok(Prepared { format: self.list.format()?, filters, no_resolve: self.no_resolve, no_trunc: self.list.no_trunc })
+        Ok(Prepared {
+            format: self.list.format()?,
+            filters,
+            no_resolve: self.no_resolve,
+            no_trunc: self.trunc.no_trunc,
+        })
     }
 }
 

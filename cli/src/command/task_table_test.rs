@@ -30,8 +30,8 @@ fn prepared(format: Option<&str>, no_trunc: bool, filter: &[&str]) -> Prepared {
             filter: filter.iter().map(|text| (*text).to_owned()).collect(),
             format: format.map(str::to_owned),
             quiet: false,
-            no_trunc,
         },
+        trunc: TruncFlag { no_trunc },
         no_resolve: false,
     };
     flags.prepare(&["id", "name", "node", "desired-state"]).unwrap()

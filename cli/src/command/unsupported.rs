@@ -45,7 +45,6 @@ const FLAGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("service logs", &["--details"]),
-    ("node inspect", &["--pretty"]),
     ("swarm init", &["--data-path-addr", "--external-ca", "--max-snapshots", "--snapshot-interval"]),
     ("network create", &["--config-from", "--config-only", "--ipam-driver", "--ipam-opt", "--scope"]),
     ("secret create", &["--driver", "-d"]),

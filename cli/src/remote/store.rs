@@ -81,8 +81,19 @@ impl Store {
         let path = self.file(name);
         if path.exists() {
             return Err(Failure::Failed(format!(
-                "context {name} exists already: remove it with `skep context rm {name}`"
+                "context {name} exists already: change it with `skep context update {name}`, or remove it with \
+                 `skep context rm {name}`"
             )));
+        }
+        self.replace(&path, bundle.to_text().as_bytes())
+    }
+
+    /// Changes a context.
+    pub(crate) fn update(&self, name: &str, bundle: &Bundle) -> Result<(), Failure> {
+        check_name(name)?;
+        let path = self.file(name);
+        if !path.exists() {
+            return Err(unknown(name));
         }
         self.replace(&path, bundle.to_text().as_bytes())
     }
@@ -179,6 +190,10 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!((mode(&store.file("prod")), mode(&store.0.join("contexts"))), (0o600, 0o700));
         assert!(store.create("prod", &sample(&["a:2377"])).unwrap_err().to_string().contains("exists already"));
+        store.update("prod", &sample(&["c:2377"])).unwrap();
+        assert_eq!(store.read("prod").unwrap().0.hosts, ["c:2377"]);
+        assert_eq!(mode(&store.file("prod")), 0o600);
+        assert!(store.update("gone", &sample(&["c:2377"])).unwrap_err().to_string().contains("no such context"));
         fs::set_permissions(store.file("prod"), fs::Permissions::from_mode(0o640)).unwrap();
         assert!(store.read("prod").unwrap_err().to_string().contains("chmod 600"));
     }

@@ -126,7 +126,7 @@ pub(crate) struct CertificateView {
 }
 
 impl CertificateView {
-    fn new(certificate: &v1::NodeCertificate, now_ms: i64) -> Self {
+    pub(super) fn new(certificate: &v1::NodeCertificate, now_ms: i64) -> Self {
         let left = certificate.not_after_ms.saturating_sub(now_ms);
         Self {
             issuer_digest: super::hex(&certificate.issuer),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use skep_proto::v1::{Meta, PayloadUse, PayloadVersion};
 
 use super::MetaView;
+use super::page::Page;
 use crate::output::{human, time};
 
 /// What both kinds have.
@@ -123,26 +124,19 @@ fn version(version: &PayloadVersion) -> VersionView {
 pub(crate) fn text(details: &Details) -> String {
     let Details { parcel, uses, data } = details;
     let meta = parcel.meta.unwrap_or_default();
-    let mut text = String::new();
-    let mut line = |name: &str, value: &str| {
-        let line = format!("{:18}{value}", format!("{name}:"));
-        text.push_str(line.trim_end());
-        text.push('\n');
-    };
-    line("ID", &super::id(&parcel.id));
-    line("Name", &parcel.name);
-    line("Labels", "");
-    for (name, value) in &parcel.labels {
-        line(&format!(" - {name}={value}"), "");
-    }
+    let mut page = Page::new(18);
+    page.line("ID", &super::id(&parcel.id));
+    page.line("Name", &parcel.name);
+    page.line("Labels", "");
+    parcel.labels.iter().for_each(|(name, value)| page.item(&format!("- {name}={value}")));
     if parcel.templated {
-        line("Template Driver", "golang");
+        page.line("Template Driver", "golang");
     }
-    line("Created at", &time::plain_ms(meta.created_at_ms));
-    line("Updated at", &time::plain_ms(meta.updated_at_ms));
+    page.line("Created at", &time::plain_ms(meta.created_at_ms));
+    page.line("Updated at", &time::plain_ms(meta.updated_at_ms));
     if let Some(newest) = parcel.versions.last() {
-        line("Version", &newest.number.to_string());
-        line("Size", &human::size(i64::try_from(newest.size).unwrap_or(i64::MAX)));
+        page.line("Version", &newest.number.to_string());
+        page.line("Size", &human::size(i64::try_from(newest.size).unwrap_or(i64::MAX)));
     }
     let name = |one: &PayloadUse| match (one.payload_version, one.pinned) {
         (0, _) => format!("{} (tasks of earlier revisions)", one.service_name),
@@ -150,8 +144,9 @@ pub(crate) fn text(details: &Details) -> String {
         (version, false) => format!("{}@{version}", one.service_name),
     };
     if !uses.is_empty() {
-        line("Used by", &uses.iter().map(name).collect::<Vec<_>>().join(", "));
+        page.line("Used by", &uses.iter().map(name).collect::<Vec<_>>().join(", "));
     }
+    let mut text = page.into_text();
     if let Some(data) = data {
         text.push_str("Data:\n");
         text.push_str(&String::from_utf8_lossy(data));
@@ -201,7 +196,9 @@ mod tests {
     #[test]
     fn the_page() {
         let page = text(&details(Some(b"hello")));
-        for line in ["Name:             site", " - a=b", "Version:          2", "Used by:          web@1 (pinned)"] {
+        for line in
+            ["Name:             site", "Labels:\n - a=b\n", "Version:          2", "Used by:          web@1 (pinned)"]
+        {
             assert!(page.contains(line), "{page}");
         }
         assert!(page.ends_with("Data:\nhello\n"), "{page}");

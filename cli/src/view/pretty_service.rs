@@ -9,6 +9,7 @@ use skep_proto::v1::{
 
 use skep_proto::validate::files;
 
+use super::page::Page;
 use super::service::MONITOR_MS;
 use super::template::{RESTART_DELAY_MS, STOP_GRACE_MS};
 use super::{ports, state, template};
@@ -20,7 +21,7 @@ pub(crate) fn text(summary: &ServiceSummary, networks: &[Network], now_ms: i64) 
     let virtual_addresses = super::service::virtual_addresses(&service, networks);
     let spec = service.spec.unwrap_or_default();
     let template = summary.revision.clone().and_then(|revision| revision.template).unwrap_or_default();
-    let mut page = Page::default();
+    let mut page = Page::new(20);
     page.line("ID", &super::id(&service.id));
     page.line("Name", &spec.name);
     page.pairs("Labels", spec.labels.iter().map(|(name, value)| format!("{name}={value}")));
@@ -30,8 +31,8 @@ pub(crate) fn text(summary: &ServiceSummary, networks: &[Network], now_ms: i64) 
         update_status(&mut page, &update, now_ms);
     }
     placement(&mut page, &template);
-    page.policy("UpdateConfig", &spec.update.unwrap_or_default());
-    page.policy("RollbackConfig", &spec.rollback.unwrap_or_default());
+    policy(&mut page, "UpdateConfig", &spec.update.unwrap_or_default());
+    policy(&mut page, "RollbackConfig", &spec.rollback.unwrap_or_default());
     restart(&mut page, &template.restart.unwrap_or_default());
     for container in &template.containers {
         container_lines(&mut page, container, template.containers.len() > 1);
@@ -42,49 +43,19 @@ pub(crate) fn text(summary: &ServiceSummary, networks: &[Network], now_ms: i64) 
     if !service.ports.is_empty() {
         page.line("Ports", &ports::each(&service.ports));
     }
-    page.0
+    page.into_text()
 }
 
-/// Lines of a name and a value, in one column.
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    /// Column of the values.
-    const WIDTH: usize = 20;
-
-    fn line(&mut self, name: &str, value: &str) {
-        let line = format!("{:width$}{value}", format!("{name}:"), width = Self::WIDTH);
-        self.0.push_str(line.trim_end());
-        self.0.push('\n');
-    }
-
-    /// Nothing where there is no value.
-    fn some(&mut self, name: &str, value: &str) {
-        if !value.is_empty() {
-            self.line(name, value);
-        }
-    }
-
-    fn pairs(&mut self, name: &str, pairs: impl Iterator<Item = String>) {
-        let pairs: Vec<String> = pairs.collect();
-        if !pairs.is_empty() {
-            self.line(name, "");
-            self.0.extend(pairs.iter().map(|pair| format!(" {pair}\n")));
-        }
-    }
-
-    fn policy(&mut self, name: &str, policy: &UpdatePolicy) {
-        self.line(name, "");
-        let parallelism = if policy.all { "all".to_owned() } else { policy.parallelism.max(1).to_string() };
-        self.line(" Parallelism", &parallelism);
-        self.line(" Delay", &human::exact_ms(policy.delay_ms));
-        self.line(" On failure", state::failure_action(policy.failure_action()));
-        let monitor_ms = if policy.monitor_ms == 0 { MONITOR_MS } else { policy.monitor_ms };
-        self.line(" Monitoring Period", &human::exact_ms(monitor_ms));
-        self.line(" Max failure ratio", &policy.max_failure_ratio.to_string());
-        self.line(" Update order", state::update_order(policy.order()));
-    }
+fn policy(page: &mut Page, name: &str, policy: &UpdatePolicy) {
+    page.line(name, "");
+    let parallelism = if policy.all { "all".to_owned() } else { policy.parallelism.max(1).to_string() };
+    page.line(" Parallelism", &parallelism);
+    page.line(" Delay", &human::exact_ms(policy.delay_ms));
+    page.line(" On failure", state::failure_action(policy.failure_action()));
+    let monitor_ms = if policy.monitor_ms == 0 { MONITOR_MS } else { policy.monitor_ms };
+    page.line(" Monitoring Period", &human::exact_ms(monitor_ms));
+    page.line(" Max failure ratio", &policy.max_failure_ratio.to_string());
+    page.line(" Update order", state::update_order(policy.order()));
 }
 
 fn mode(page: &mut Page, spec: &ServiceSpec, summary: &ServiceSummary) {

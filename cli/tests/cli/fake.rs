@@ -12,7 +12,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(crate) type Answer<T> = Result<Response<T>, Status>;
 type Stream<T> = ReceiverStream<Result<T, Status>>;
 
 /// What the daemon answers, and what it was asked.
@@ -64,6 +64,8 @@ pub(crate) struct Script {
     pub(crate) doctor: DoctorResponse,
     pub(crate) network_doctor: NetworkDoctorResponse,
     pub(crate) mesh: Vec<NodeMesh>,
+    /// People; `clients.rs` answers for them.
+    pub(crate) clients: Vec<Client>,
 }
 
 /// A running daemon; ends with the test.
@@ -75,7 +77,7 @@ pub(crate) struct Fake {
 }
 
 #[derive(Clone)]
-struct Api(Arc<Mutex<Script>>);
+pub(crate) struct Api(Arc<Mutex<Script>>);
 
 impl Fake {
     /// A manager's daemon.
@@ -99,6 +101,7 @@ impl Fake {
             .add_service(images_server::ImagesServer::new(api.clone()));
         if manager {
             router = router
+                .add_service(clients_server::ClientsServer::new(api.clone()))
                 .add_service(clusters_server::ClustersServer::new(api.clone()))
                 .add_service(networks_server::NetworksServer::new(api.clone()))
                 .add_service(nodes_server::NodesServer::new(api.clone()))
@@ -137,7 +140,7 @@ fn stream<T: Send + 'static>(items: Vec<T>) -> Answer<Stream<T>> {
 }
 
 impl Api {
-    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+    pub(crate) fn script(&self) -> std::sync::MutexGuard<'_, Script> {
         self.0.lock().unwrap()
     }
 

@@ -6,6 +6,7 @@
 mod fake;
 mod run;
 
+mod clients;
 mod failures;
 mod images;
 mod listings;

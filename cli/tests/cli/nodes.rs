@@ -46,6 +46,19 @@ async fn a_change_in_between_is_read_and_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn inspect_can_be_read_by_a_person() {
+    let fake = Fake::manager(nodes());
+    let run = skep(fake.socket(), &["node", "inspect", "--pretty", "host1", "gone", "host2"]).await;
+    assert_eq!((run.code, run.err.as_str()), (Some(1), "error: no such node: gone\n"));
+    for part in
+        ["Labels:\n - zone=a\nHostname:               host1\n", " Raft Status:           Reachable\n", "\n\nID: "]
+    {
+        assert!(run.out.contains(part), "{part:?}: {}", run.out);
+    }
+    assert_eq!(skep(fake.socket(), &["node", "inspect", "--pretty", "-f", "json", "host1"]).await.code, Some(64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn roles_in_dockers_words() {
     let fake = Fake::manager(nodes());
     let run = skep(fake.socket(), &["node", "promote", "host2", "gone", "host1"]).await;

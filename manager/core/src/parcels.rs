@@ -136,6 +136,12 @@ pub fn behind(state: &State, id: ParcelId, version: u64, rollout: &Rollout, now:
         .collect()
 }
 
+/// Services that a version has reached, or that were made with it: whom a rotation to it took along, by id.
+pub fn reached(state: &State, id: ParcelId, version: u64) -> Vec<ServiceId> {
+    let has = |template: &TaskTemplate| !uses_other(template, id, version);
+    followers(state, id).filter(|(_, template)| has(template)).map(|(service, _)| service.id).collect()
+}
+
 /// Services that have a secret or config pinned: a rotation passes them by. Names and versions, in order.
 pub fn pinned(state: &State, id: ParcelId) -> Vec<(String, u64)> {
     let mut pinned = BTreeSet::new();

@@ -3,26 +3,29 @@
 
 use std::time::{Duration, SystemTime};
 
+use skep_core::apply::Refused;
 use skep_core::change::{Change, Op};
 use skep_core::object::{Client, Meta};
 use skep_core::store::State;
 use skep_core::{clients, codec};
 use skep_identity::ca::DEFAULT_NODE_VALIDITY;
 use skep_identity::{ClientGrant, IssuedCertificate};
-use skep_proto::id::{ClientId, RequestId};
+use skep_proto::id::ClientId;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::clients_server::Clients;
 use skep_proto::v1::{
     ClientRole, CreateClientRequest, CreateClientResponse, GetClientRequest, GetClientResponse, ListClientsRequest,
-    ListClientsResponse, RemoveClientRequest, RemoveClientResponse,
+    ListClientsResponse, RemoveClientRequest, RemoveClientResponse, RenewClientRequest,
 };
 use skep_proto::validate;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use super::clusters::no_cluster;
 use super::error::IntoStatus;
 use super::services::request_id;
-use super::{Control, read};
+use super::{ATTEMPTS, Control, read};
+use crate::store::WriteError;
 
 /// The shortest life of a person's certificate, and the longest that is taken for one: it ends with the root anyway.
 const CERT_EXPIRY: std::ops::RangeInclusive<Duration> =
@@ -57,19 +60,50 @@ impl Clients for Control {
             return Err(Status::failed_precondition(message));
         }
         if let Some((id, version)) = read::first_answer(&state, request_id) {
-            return self.made_before(&state, &id, version, &request.csr_pem, validity);
+            return self.certified(&state, &id, version, &request.csr_pem, validity);
         }
         // Signed first: a request that cannot be signed makes no client.
         let id = ClientId::new(rand::random());
-        let signed = self.sign(&state, &request.csr_pem, id, validity)?;
-        let client = Client {
-            id,
-            meta: Meta::default(),
-            name: request.name.clone(),
-            role,
-            cert_not_after: UnixMs(unix_ms(signed.not_after)),
-        };
-        self.store_client(client, request_id, signed, &request.csr_pem, validity).await
+        let cert_not_after = self.sign(&state, &request.csr_pem, id, validity)?.not_after;
+        let (name, cert_not_after) = (request.name, UnixMs(unix_ms(cert_not_after)));
+        let changes =
+            vec![Change::create(Op::PutClient(Client { id, meta: Meta::default(), name, role, cert_not_after }))];
+        let written = self.store.write(request_id, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
+        self.store.applied(written.version).await;
+        let state = self.store.state();
+        if let Some(client) = state.client(id) {
+            info!(client = client.name, %id, role = role.as_str_name(), "a client was made");
+        }
+        // Its id is another one where another try of the same request was first.
+        self.certified(&state, &written.object_id, written.version, &request.csr_pem, validity)
+    }
+
+    async fn renew(&self, request: Request<RenewClientRequest>) -> Result<Response<CreateClientResponse>, Status> {
+        let RenewClientRequest { reference, csr_pem, cert_expiry_ms, write } = request.into_inner();
+        let (validity, request_id) = (validity(cert_expiry_ms)?, request_id(write)?);
+        let mut attempts = 0;
+        loop {
+            let state = read::fresh(&self.store).await?;
+            if let Some((id, version)) = read::first_answer(&state, request_id) {
+                return self.certified(&state, &id, version, &csr_pem, validity);
+            }
+            let client = state.find_client(&reference).map_err(IntoStatus::into_status)?;
+            let cert_not_after = UnixMs(unix_ms(self.sign(&state, &csr_pem, client.id, validity)?.not_after));
+            let renewed = Client { cert_not_after, ..Client::clone(client) };
+            let changes = vec![Change::update(client.meta.version, Op::PutClient(renewed))];
+            attempts += 1;
+            match self.store.write(request_id, client.id.to_vec(), changes).await {
+                Ok(written) => {
+                    self.store.applied(written.version).await;
+                    info!(client = client.name, id = %client.id, "a client has a new certificate");
+                    let state = self.store.state();
+                    return self.certified(&state, &written.object_id, written.version, &csr_pem, validity);
+                }
+                // Another one came between.
+                Err(WriteError::Refused(Refused::OutOfSequence { .. })) if attempts < ATTEMPTS => {}
+                Err(error) => return Err(error.into_status()),
+            }
+        }
     }
 
     async fn remove(&self, request: Request<RemoveClientRequest>) -> Result<Response<RemoveClientResponse>, Status> {
@@ -91,30 +125,10 @@ impl Clients for Control {
 }
 
 impl Control {
-    async fn store_client(
-        &self,
-        client: Client,
-        request: Option<RequestId>,
-        signed: IssuedCertificate,
-        csr_pem: &str,
-        validity: Duration,
-    ) -> Result<Response<CreateClientResponse>, Status> {
-        let (id, name, role) = (client.id, client.name.clone(), client.role);
-        let changes = vec![Change::create(Op::PutClient(client))];
-        let written = self.store.write(request, id.to_vec(), changes).await.map_err(IntoStatus::into_status)?;
-        self.store.applied(written.version).await;
-        let state = self.store.state();
-        if written.object_id != id.to_vec() {
-            // Another try of the same request was first.
-            return self.made_before(&state, &written.object_id, written.version, csr_pem, validity);
-        }
-        info!(client = name, %id, role = role.as_str_name(), "a client was made");
-        self.client_answer(&state, id, written.version, signed)
-    }
-
-    /// The answer for a client that an earlier try made: another certificate, for the same one.
+    /// A certificate for a client that the state has, by the authority of that state: it may be another one than at the
+    /// begin of the call. A retry gets one of its own.
     #[allow(clippy::result_large_err)]
-    fn made_before(
+    fn certified(
         &self,
         state: &State,
         id: &[u8],
@@ -123,19 +137,10 @@ impl Control {
         validity: Duration,
     ) -> Result<Response<CreateClientResponse>, Status> {
         let id = ClientId::from_wire(id).ok().filter(|id| state.client(*id).is_some());
-        let id = id.ok_or_else(|| Status::invalid_argument("the request id was used for something else"))?;
+        let id = id.ok_or_else(|| {
+            Status::invalid_argument("the client was removed since, or the request id was used for something else")
+        })?;
         let signed = self.sign(state, csr_pem, id, validity)?;
-        self.client_answer(state, id, version, signed)
-    }
-
-    #[allow(clippy::result_large_err)]
-    fn client_answer(
-        &self,
-        state: &State,
-        id: ClientId,
-        version: u64,
-        signed: IssuedCertificate,
-    ) -> Result<Response<CreateClientResponse>, Status> {
         let cluster = state.cluster().ok_or_else(no_cluster)?;
         // The manager that answers lives: it comes first.
         let own = state.node(self.node).into_iter();
@@ -183,10 +188,6 @@ fn validity(ms: i64) -> Result<Duration, Status> {
 fn unix_ms(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn no_cluster() -> Status {
-    Status::unavailable("the swarm's state is not loaded yet: try again in a moment")
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use skep_core::apply::{self, Refused};
 use skep_core::change::{Change, Op};
-use skep_core::object::{Data, Parcel, ParcelId, ParcelKind, ParcelSpec};
+use skep_core::object::{Data, Parcel, ParcelId, ParcelKind, ParcelSpec, PayloadVersion};
 use skep_core::parcels::{self, NewVersion, Rollout};
 use skep_core::store::{State, payload_refs};
 use skep_proto::id::{ConfigId, RequestId, SecretId, ServiceId};
@@ -208,7 +208,8 @@ impl Control {
             if let Some(Written { object_id, .. }) = answered(&state, asked.request) {
                 // The first try wrote the version, and maybe not all that follows.
                 let parcel = state.find_parcel(kind, &printed(kind, &object_id)).map_err(IntoStatus::into_status)?;
-                break (parcel.id, parcel.newest().map_or(0, |newest| newest.number), Vec::new());
+                let version = written(&state, parcel, &asked.source);
+                break (parcel.id, version, parcels::reached(&state, parcel.id, version));
             }
             let parcel = state.find_parcel(kind, &asked.reference).map_err(IntoStatus::into_status)?;
             check_version(parcel, asked.expect_version)?;
@@ -305,6 +306,19 @@ fn source(state: &State, parcel: &Parcel, source: &mut Source) -> Result<(Data, 
         Some(payload) => Ok((payload.data.clone(), Some(number))),
         None => Err(Status::not_found(no_version(parcel, number))),
     }
+}
+
+/// The version that the first try of a request wrote: the newest that is as it was asked for.
+fn written(state: &State, parcel: &Parcel, source: &Source) -> u64 {
+    let is_it = |version: &&PayloadVersion| match source {
+        Source::Given(data) => {
+            let payload = state.payload(parcel.payload(version.number));
+            payload.is_some_and(|payload| payload.data == *data)
+        }
+        Source::Version(to) => version.copied_from.is_some() && (to.is_none() || version.copied_from == *to),
+    };
+    let found = parcel.versions.iter().rev().find(is_it).or(parcel.newest());
+    found.map_or(0, |version| version.number)
 }
 
 /// Why a version cannot be had.

@@ -54,6 +54,25 @@ fn the_version_before_is_chosen_once() {
 }
 
 #[test]
+fn a_retry_is_told_of_its_own_version() {
+    let four = {
+        let mut state = state(3);
+        let parcel = Arc::clone(state.parcel(DB).unwrap());
+        let data = Data::new(vec![b'x'; 2]);
+        let new = NewVersion { data, copied_from: Some(2), rollout: Rollout::Rolling };
+        let changes = parcels::rotation(&state, &parcel, new, UnixMs(3)).unwrap().changes;
+        apply(&mut state, changes);
+        state
+    };
+    let own = |state: &State, source| written(state, state.parcel(DB).unwrap(), &source);
+    let given = |bytes: usize| Source::Given(Data::new(vec![b'x'; bytes]));
+    assert_eq!(own(&state(3), given(2)), 2, "another rotation came after it");
+    assert_eq!(own(&four, given(3)), 3);
+    assert_eq!([own(&four, Source::Version(Some(2))), own(&four, Source::Version(None))], [4, 4]);
+    assert_eq!(own(&four, given(9)), 4, "its own is not kept any more");
+}
+
+#[test]
 fn signals_go_with_live_rotations() {
     let options = |live, signal: &str| Some(RolloutOptions { live, signal: signal.to_owned() });
     assert_eq!(rollout_of(None).unwrap(), Rollout::Rolling);

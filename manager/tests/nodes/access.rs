@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use bytes::{Buf as _, BufMut as _, Bytes};
 use skep_core::change::{Change, Op};
 use skep_identity::ca::RootCa;
 use skep_identity::transport::{ChannelOptions, Refusal, channel, refusal};
@@ -16,54 +15,16 @@ use skep_proto::v1::secrets_client::SecretsClient;
 use skep_proto::v1::watch_client::WatchClient;
 use skep_proto::v1::{
     ClientRole, CreateClientRequest, CreateClientResponse, CreateSecretRequest, GetSecretRequest, JoinTokenRequest,
-    ListClientsRequest, ListNodesRequest, RemoveClientRequest, SecretSpec, UpdateNodeRequest, WatchRequest,
-    WriteOptions,
+    ListClientsRequest, ListNodesRequest, RemoveClientRequest, RenewClientRequest, RotateRootRequest, SecretSpec,
+    UpdateNodeRequest, WatchRequest, WriteOptions,
 };
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 
 use crate::swarm::{Swarm, soon};
-
-/// Messages as they are.
-#[derive(Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-}
 
 /// Calls a method with one empty message and says what comes first: the code of a refusal, or `Ok`.
 async fn call(channel: &Channel, rule: access::Rule) -> Status {
@@ -71,8 +32,8 @@ async fn call(channel: &Channel, rule: access::Rule) -> Status {
     let path = PathAndQuery::try_from(format!("/skep.v1.{}/{}", rule.service, rule.method)).unwrap();
     let asked = async {
         grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-        let request = Request::new(futures::stream::iter([Bytes::new()]));
-        let mut answers = grpc.streaming(request, path, Raw).await?.into_inner();
+        let request = Request::new(futures::stream::iter([()]));
+        let mut answers = grpc.streaming(request, path, ProstCodec::<(), ()>::default()).await?.into_inner();
         answers.message().await
     };
     match soon(&rule.to_string(), asked).await {
@@ -82,14 +43,14 @@ async fn call(channel: &Channel, rule: access::Rule) -> Status {
 }
 
 /// What a person has.
-struct Person {
-    id: ClientId,
-    credentials: ClientCredentials,
-    channel: Channel,
+pub(crate) struct Person {
+    pub(crate) id: ClientId,
+    pub(crate) credentials: ClientCredentials,
+    pub(crate) channel: Channel,
 }
 
 impl Person {
-    fn new(swarm: &Swarm, key: &ClientKey, made: &CreateClientResponse) -> Self {
+    pub(crate) fn new(swarm: &Swarm, key: &ClientKey, made: &CreateClientResponse) -> Self {
         let credentials =
             ClientCredentials::from_pem(&made.root_cert_pem, &made.cert_chain_pem, &key.to_pem()).unwrap();
         let channel = person_channel(swarm, &credentials);
@@ -97,7 +58,7 @@ impl Person {
     }
 }
 
-fn person_channel(swarm: &Swarm, credentials: &ClientCredentials) -> Channel {
+pub(crate) fn person_channel(swarm: &Swarm, credentials: &ClientCredentials) -> Channel {
     channel(vec![swarm.addr.to_string()], ClientTls::client(credentials).unwrap(), ChannelOptions::NODES)
 }
 
@@ -106,11 +67,24 @@ fn request(name: &str, role: ClientRole, key: &ClientKey) -> CreateClientRequest
     CreateClientRequest { name: name.into(), role: role.into(), csr_pem, ..CreateClientRequest::default() }
 }
 
-async fn person(swarm: &Swarm, name: &str, role: ClientRole) -> Person {
+/// Has a client made.
+pub(crate) async fn person(swarm: &Swarm, name: &str, role: ClientRole) -> Person {
     let key = ClientKey::generate().unwrap();
     let made = ClientsClient::new(swarm.operator()).create(request(name, role, &key)).await.unwrap().into_inner();
     assert_eq!(made.managers, [swarm.addr.to_string()]);
     Person::new(swarm, &key, &made)
+}
+
+/// Has another certificate made for a client, with a key of its own.
+pub(crate) async fn renewed(swarm: &Swarm, name: &str) -> Person {
+    let key = ClientKey::generate().unwrap();
+    let made = ClientsClient::new(swarm.operator()).renew(renewal(name, &key)).await.unwrap().into_inner();
+    Person::new(swarm, &key, &made)
+}
+
+fn renewal(name: &str, key: &ClientKey) -> RenewClientRequest {
+    let csr_pem = key.signing_request_pem().unwrap();
+    RenewClientRequest { reference: name.into(), csr_pem, ..RenewClientRequest::default() }
 }
 
 async fn remove(swarm: &Swarm, name: &str) {
@@ -182,6 +156,11 @@ async fn a_viewer_looks_and_gets_neither_secrets_nor_tokens() {
     let seen = prost::Message::encode_to_vec(&seen);
     assert!(!seen.windows(DATA.len()).any(|part| part == DATA));
     assert_eq!(seen.windows(2).filter(|part| part == b"db").count(), 1, "the control: its name is there");
+    // All that there is to be kept from them.
+    let mut cluster = skep_core::object::Cluster::clone(swarm.state().cluster().unwrap());
+    cluster.unlock_key = Some([5; 32]);
+    swarm.write(vec![Change::update(cluster.meta.version, Op::PutCluster(cluster))]).await;
+    ClustersClient::new(swarm.operator()).rotate_root(RotateRootRequest::default()).await.unwrap();
     let nodes = NodesClient::new(viewer.channel.clone()).list(ListNodesRequest { read: None }).await.unwrap();
     assert_eq!(nodes.into_inner().message().await.unwrap().unwrap().nodes.len(), 1);
     for person in [&viewer, &operator] {
@@ -190,7 +169,11 @@ async fn a_viewer_looks_and_gets_neither_secrets_nor_tokens() {
         assert_eq!(token.code(), Code::PermissionDenied);
         let cluster = clusters.get(skep_proto::v1::GetClusterRequest { read: None }).await.unwrap().into_inner();
         let cluster = cluster.cluster.unwrap();
-        assert!(cluster.root_key_pem.is_empty() && cluster.worker_token_secret.is_empty());
+        let kept = [&cluster.root_key_pem, &cluster.unlock_key];
+        assert!(kept.into_iter().all(|secret| secret.is_empty()), "{cluster:?}");
+        assert!(cluster.worker_token_secret.is_empty() && cluster.manager_token_secret.is_empty(), "{cluster:?}");
+        let next = cluster.root_rotation.expect("it was begun");
+        assert!(next.root_key_pem.is_empty() && !next.root_cert_pem.is_empty(), "{next:?}");
         let update = UpdateNodeRequest { reference: "self".into(), ..UpdateNodeRequest::default() };
         let update = NodesClient::new(person.channel.clone()).update(update).await.unwrap_err();
         assert_eq!(update.code(), Code::PermissionDenied);
@@ -275,6 +258,47 @@ async fn a_client_is_made_once_and_with_sense() {
         assert_eq!(clients.create(request.clone()).await.unwrap_err().code(), code, "{request:?}");
     }
     assert_eq!(swarm.state().client_count(), 1);
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_renewed_client_is_the_same_one() {
+    let swarm = Swarm::start().await;
+    let mut clients = ClientsClient::new(swarm.operator());
+    let before = person(&swarm, "alice", ClientRole::Viewer).await;
+    let (key, day_ms) = (ClientKey::generate().unwrap(), 24 * 3_600_000);
+    let write = Some(WriteOptions { request_id: vec![8; 16] });
+    let wanted = RenewClientRequest { write, cert_expiry_ms: day_ms, ..renewal("alice", &key) };
+    let first = clients.renew(wanted.clone()).await.unwrap().into_inner();
+    let again = clients.renew(wanted).await.unwrap().into_inner();
+    assert_eq!((&first.id, first.version), (&again.id, again.version), "a retry");
+    let stored = swarm.state().client(before.id).cloned().unwrap();
+    assert_eq!((stored.name.as_str(), stored.role, swarm.state().client_count()), ("alice", ClientRole::Viewer, 1));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    let ends_in = stored.cert_not_after.0 - i64::try_from(now).unwrap();
+    assert!((day_ms - 600_000..=day_ms).contains(&ends_in), "{ends_in} ms");
+    // The old one is good until it ends, or until its client goes.
+    let after = Person::new(&swarm, &key, &first);
+    assert_eq!(after.id, before.id);
+    for person in [&before, &after] {
+        ClientsClient::new(person.channel.clone()).list(ListClientsRequest { read: None }).await.unwrap();
+        let denied = ClientsClient::new(person.channel.clone()).renew(renewal("alice", &key)).await.unwrap_err();
+        assert_eq!(denied.code(), Code::PermissionDenied, "not by its holder");
+    }
+    let refused = [
+        (renewal("bob", &key), Code::NotFound),
+        (RenewClientRequest { cert_expiry_ms: 1, ..renewal("alice", &key) }, Code::InvalidArgument),
+        (RenewClientRequest { csr_pem: "x".into(), ..renewal("alice", &key) }, Code::InvalidArgument),
+    ];
+    for (request, code) in refused {
+        assert_eq!(clients.renew(request.clone()).await.unwrap_err().code(), code, "{request:?}");
+    }
+    assert_eq!(swarm.state().client(before.id).unwrap().meta.version, stored.meta.version, "nothing was written");
+    remove(&swarm, "alice").await;
+    for person in [&before, &after] {
+        let gone = ClientsClient::new(person.channel.clone()).list(ListClientsRequest { read: None }).await;
+        assert_eq!(gone.unwrap_err().code(), Code::Unauthenticated);
+    }
     swarm.stop().await;
 }
 

@@ -2,12 +2,13 @@
 //! the first answer, also when the first try took away what they name.
 
 use skep_proto::id::ServiceId;
+use skep_proto::v1::secrets_client::SecretsClient;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::services_client::ServicesClient;
 use skep_proto::v1::{
-    GetServiceRequest, GlobalMode, RemoveServiceRequest, ReplicatedMode, RollbackServiceRequest, ScaleServiceRequest,
-    ServiceHistoryRequest, ServiceSpec, TaskState, TaskTemplate, UpdatePolicy, UpdateServiceRequest, UpdateState,
-    WriteOptions,
+    CreateSecretRequest, GetServiceRequest, GlobalMode, RemoveServiceRequest, ReplicatedMode, RollbackServiceRequest,
+    RotateRequest, ScaleServiceRequest, SecretRef, SecretSpec, ServiceHistoryRequest, ServiceSpec, TaskState,
+    TaskTemplate, UpdatePolicy, UpdateServiceRequest, UpdateState, WriteOptions,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -87,6 +88,35 @@ async fn a_retried_removal_gets_the_first_answer() {
     assert_eq!(services.remove(remove(1)).await.unwrap().into_inner(), first);
     assert_eq!(services.remove(remove(2)).await.unwrap_err().code(), Code::NotFound);
     swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_retried_rotation_says_what_the_first_try_did() {
+    let mut operator = Operator::with_service(0).await;
+    let mut secrets = SecretsClient::new(operator.swarm.operator());
+    let spec = Some(SecretSpec { name: "db".into(), ..SecretSpec::default() });
+    secrets.create(CreateSecretRequest { spec, data: b"one".to_vec(), write: None }).await.unwrap();
+    let mut request = operator.changed("sleep").await;
+    let container = &mut request.spec.as_mut().unwrap().template.as_mut().unwrap().containers[0];
+    container.secrets.push(SecretRef { name: "db".into(), ..SecretRef::default() });
+    operator.services.update(request).await.unwrap();
+    let rotate = |data: &str, id: u8| RotateRequest {
+        reference: "db".into(),
+        data: data.into(),
+        write: write(id),
+        ..RotateRequest::default()
+    };
+    let first = secrets.rotate(rotate("two", 1)).await.unwrap().into_inner();
+    assert_eq!((first.payload_version, &first.service_ids), (2, &vec![operator.web.to_vec()]));
+    let again = secrets.rotate(rotate("two", 1)).await.unwrap().into_inner();
+    assert_eq!((again.payload_version, &again.service_ids), (2, &first.service_ids), "a retry");
+    assert_eq!(operator.template().containers[0].secrets[0].version, 2);
+    // Somebody else's rotation is not taken for one's own.
+    secrets.rotate(rotate("three", 2)).await.unwrap();
+    let late = secrets.rotate(rotate("two", 1)).await.unwrap().into_inner();
+    assert_eq!((late.payload_version, late.service_ids), (2, vec![]));
+    assert_eq!(operator.template().containers[0].secrets[0].version, 3);
+    operator.swarm.stop().await;
 }
 
 #[tokio::test]

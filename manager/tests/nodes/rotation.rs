@@ -7,16 +7,18 @@ use skep_identity::ca::{NodeGrant, RootCa};
 use skep_identity::{Credentials, JoinToken, LiveCredentials, NextRoot, NodeKey, Role, RootBundle, TokenSecret};
 use skep_proto::id::{ClusterId, NodeId};
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
+use skep_proto::v1::clients_client::ClientsClient;
 use skep_proto::v1::clusters_client::ClustersClient;
 use skep_proto::v1::session_down::Message as Down;
 use skep_proto::v1::session_up::Message as Up;
 use skep_proto::v1::{
-    GetClusterRequest, GetRootRequest, IssueRequest, NodeDescription, Register, RenewRequest, ReturningNode,
-    RotateRootRequest, WriteOptions,
+    ClientRole, GetClusterRequest, GetRootRequest, IssueRequest, ListClientsRequest, NodeDescription, Register,
+    RenewRequest, ReturningNode, RotateRootRequest, WriteOptions,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::access::{Person, person, person_channel, renewed};
 use crate::agent::{Agent, description};
 use crate::swarm::{MANAGER, MANAGER_SECRET, Swarm, WORKER_SECRET, member_channel, soon};
 
@@ -207,6 +209,61 @@ async fn another_change_takes_the_place_of_one_that_waits_and_a_retry_begins_non
         host.trust(1, &second).await;
         assert_eq!(host.live.current().facts().issuer, second);
     }
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn people_need_a_certificate_of_the_new_root_before_the_old_one_goes() {
+    let swarm = Swarm::start().await;
+    let looks = async |person: &Person| {
+        let channel = person_channel(&swarm, &person.credentials);
+        soon("look", ClientsClient::new(channel).list(ListClientsRequest { read: None })).await.map(drop)
+    };
+    let mut manager = Host::connect(&swarm, "manager", &swarm.credentials.clone()).await;
+    let ann = person(&swarm, "ann", ClientRole::Viewer).await;
+    let digest = rotate(&swarm, RotateRootRequest::default()).await.unwrap();
+    let (bob, renewed) = (person(&swarm, "bob", ClientRole::Admin).await, renewed(&swarm, "ann").await);
+    for made in [&bob, &renewed] {
+        assert_eq!(made.credentials.roots().certs().len(), 2, "good before and after");
+    }
+    // Before the manager knows the new root itself, and after; as long as both are trusted.
+    for is_told in [false, true] {
+        if is_told {
+            manager.trust(2, &digest).await;
+            manager.asked().await;
+        }
+        for person in [&ann, &bob, &renewed] {
+            looks(person).await.unwrap();
+        }
+    }
+    manager.renew().await;
+    manager.trust(1, &digest).await;
+    for person in [&bob, &renewed] {
+        looks(person).await.unwrap();
+    }
+    assert!(looks(&ann).await.is_err(), "her first certificate is of the old root");
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_of_a_given_root_is_answered_when_the_change_is_over() {
+    let swarm = Swarm::start().await;
+    let mut manager = Host::connect(&swarm, "manager", &swarm.credentials.clone()).await;
+    let own = RootCa::generate(ClusterId::new(9), SystemTime::now()).unwrap();
+    let request = RotateRootRequest {
+        root_cert_pem: own.cert().to_pem(),
+        root_key_pem: own.key_pem(),
+        write: Some(WriteOptions { request_id: vec![4; 16] }),
+        ..RotateRootRequest::default()
+    };
+    let digest = rotate(&swarm, request.clone()).await.unwrap();
+    manager.trust(2, &digest).await;
+    manager.asked().await;
+    manager.renew().await;
+    manager.trust(1, &digest).await;
+    assert_eq!(rotate(&swarm, request.clone()).await.unwrap(), digest);
+    let another = RotateRootRequest { write: None, ..request };
+    assert!(rotate(&swarm, another).await.unwrap_err().message().contains("is the swarm's root already"));
     swarm.stop().await;
 }
 

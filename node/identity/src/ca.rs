@@ -172,41 +172,45 @@ impl RootCa {
     /// Signs the key of a request (PKCS#10, DER or PEM) into a node certificate that says what `grant` says. Subject and
     /// extensions of the request are ignored; its own signature is checked, so nobody gets a certificate for another's key.
     pub fn issue(&self, request: &[u8], grant: &NodeGrant, now: SystemTime) -> Result<IssuedCertificate, CaError> {
-        if grant.validity < MIN_NODE_VALIDITY {
-            return Err(CaError::Validity(grant.validity));
+        let (id, role) = (grant.node_id.to_string(), grant.role.certificate_name());
+        let names = CertificateParams::new(vec![id.clone(), role.to_owned()]).map_err(CaError::Build)?;
+        self.sign(request, grant.validity, now, |params| {
+            params.subject_alt_names = names.subject_alt_names;
+            params.distinguished_name.push(DnType::OrganizationalUnitName, role);
+            params.distinguished_name.push(DnType::CommonName, id);
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        })
+    }
+
+    /// What all certificates have in common; `specify` says whose this one is and what for.
+    fn sign(
+        &self,
+        request: &[u8],
+        validity: Duration,
+        now: SystemTime,
+        specify: impl FnOnce(&mut CertificateParams),
+    ) -> Result<IssuedCertificate, CaError> {
+        if validity < MIN_NODE_VALIDITY {
+            return Err(CaError::Validity(validity));
         }
         let key = RequestKey::read(request)?;
-        let wanted = now.checked_add(grant.validity).ok_or(CaError::Clock)?;
-        let not_after = wanted.min(self.not_after);
+        let not_after = now.checked_add(validity).ok_or(CaError::Clock)?.min(self.not_after);
         if not_after.duration_since(now).map_or(true, |left| left < MIN_NODE_VALIDITY) {
             return Err(CaError::RootExpired);
         }
-        let mut params = base_params(now.checked_sub(BACKDATE).ok_or(CaError::Clock)?, not_after)?;
-        let names = vec![grant.node_id.to_string(), grant.role.certificate_name().to_owned()];
-        params.subject_alt_names = CertificateParams::new(names).map_err(CaError::Build)?.subject_alt_names;
+        let not_before = now.checked_sub(BACKDATE).ok_or(CaError::Clock)?;
+        let mut params = base_params(not_before, not_after)?;
         params.distinguished_name.push(DnType::OrganizationName, self.cluster_id().to_string());
-        params.distinguished_name.push(DnType::OrganizationalUnitName, grant.role.certificate_name());
-        params.distinguished_name.push(DnType::CommonName, grant.node_id.to_string());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
+        specify(&mut params);
         let issuer = Issuer::from_ca_cert_der(self.cert.der(), self.key.pair()).map_err(CaError::Build)?;
         let cert = params.signed_by(&key, &issuer).map_err(CaError::Build)?;
-        self.issued(&cert, &key, now, not_after)
-    }
-
-    fn issued(
-        &self,
-        cert: &rcgen::Certificate,
-        key: &RequestKey,
-        now: SystemTime,
-        not_after: SystemTime,
-    ) -> Result<IssuedCertificate, CaError> {
         let not_after = whole_seconds(not_after)?;
         let facts = NodeCertificate {
             issuer: self.cert.digest().as_bytes().to_vec(),
-            not_before_ms: unix_ms(now - BACKDATE),
+            not_before_ms: unix_ms(not_before),
             not_after_ms: unix_ms(not_after),
             key: key_digest(&key.0).to_vec(),
         };

@@ -254,6 +254,7 @@ impl Closer {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::{RootCa, testing};
 
     #[test]
     fn the_oldest_anonymous_connection_gives_way() {
@@ -284,5 +285,40 @@ mod tests {
         assert_eq!(list.admit(Party::Node(peer.clone()), &[]).unwrap_err(), Denied(peer.node_id));
         drop(before);
         assert_eq!(list.connections(peer.node_id), 0);
+    }
+
+    #[test]
+    fn who_was_let_in_by_a_root_of_the_past_is_put_out() {
+        let now = SystemTime::now();
+        let (old, other) = (testing::cluster(1), testing::cluster(2));
+        let next = crate::NextRoot::generate(&old, now).unwrap();
+        let list = DenyList::new();
+        let node = |ca: &RootCa, more: &str| {
+            let key = crate::NodeKey::generate().unwrap();
+            let issued = ca.issue(&key.signing_request().unwrap(), &testing::grant(7, crate::Role::Worker), now);
+            let chain = crate::pem::certificates(&(issued.unwrap().chain_pem + more)).unwrap();
+            list.admit(Party::Node(PeerIdentity::read(&chain[0]).unwrap()), &chain).unwrap()
+        };
+        let person = |ca: &RootCa| {
+            let key = crate::ClientKey::generate().unwrap();
+            let grant = crate::ClientGrant { client_id: skep_proto::id::ClientId::new(3), validity: testing::DAY };
+            let issued = ca.issue_client(key.signing_request_pem().unwrap().as_bytes(), &grant, now).unwrap();
+            let chain = crate::pem::certificates(&issued.chain_pem).unwrap();
+            list.admit(Party::Client(ClientIdentity::read(&chain[0]).unwrap()), &chain).unwrap()
+        };
+        let stay = [
+            node(&next.root, &next.cross_signed_pem),
+            node(&next.root, ""),
+            person(&next.root),
+            list.admit(Party::Anonymous, &[]).unwrap(),
+        ];
+        let go = [node(&old, ""), person(&old), node(&other, "")];
+        let close = |roots: &RootBundle| list.close_each(&list.untrusted(roots));
+        let both = RootBundle::from_pem(&(old.cert().to_pem() + &next.root.cert().to_pem())).unwrap();
+        assert_eq!(close(&both), 1, "of another cluster");
+        assert_eq!(close(&next.root.bundle()), 2);
+        assert!(go.iter().all(|admission| admission.closer().is_closed()));
+        assert!(stay.iter().all(|admission| !admission.closer().is_closed()));
+        assert_eq!(close(&next.root.bundle()), 0, "closed once only");
     }
 }

@@ -1682,7 +1682,7 @@ pub struct Client {
     pub name: ::prost::alloc::string::String,
     #[prost(enumeration = "ClientRole", tag = "4")]
     pub role: i32,
-    /// When its certificate ends.
+    /// When the newest of its certificates ends.
     #[prost(int64, tag = "5")]
     pub cert_not_after_ms: i64,
 }
@@ -4582,6 +4582,20 @@ pub struct CreateClientResponse {
     /// When the certificate ends.
     #[prost(int64, tag = "6")]
     pub cert_not_after_ms: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewClientRequest {
+    /// Id, name, or unique id prefix.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// As in `CreateClientRequest`.
+    #[prost(string, tag = "2")]
+    pub csr_pem: ::prost::alloc::string::String,
+    /// As in `CreateClientRequest`.
+    #[prost(int64, tag = "3")]
+    pub cert_expiry_ms: i64,
+    #[prost(message, optional, tag = "4")]
+    pub write: ::core::option::Option<WriteOptions>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveClientRequest {
@@ -10031,7 +10045,30 @@ pub mod clients_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clients", "Create"));
             self.inner.unary(req, path, codec).await
         }
-        /// From then on its certificate is worth nothing; calls under way end.
+        /// Signs another request for a client that there is: id, name and role stay. Certificates that it had before are good until
+        /// they end; who is to lose one is removed.
+        pub async fn renew(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateClientResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Clients/Renew");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Clients", "Renew"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// From then on its certificates are worth nothing; calls under way end.
         pub async fn remove(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveClientRequest>,
@@ -10091,7 +10128,16 @@ pub mod clients_server {
             tonic::Response<super::CreateClientResponse>,
             tonic::Status,
         >;
-        /// From then on its certificate is worth nothing; calls under way end.
+        /// Signs another request for a client that there is: id, name and role stay. Certificates that it had before are good until
+        /// they end; who is to lose one is removed.
+        async fn renew(
+            &self,
+            request: tonic::Request<super::RenewClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateClientResponse>,
+            tonic::Status,
+        >;
+        /// From then on its certificates are worth nothing; calls under way end.
         async fn remove(
             &self,
             request: tonic::Request<super::RemoveClientRequest>,
@@ -10295,6 +10341,51 @@ pub mod clients_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Clients/Renew" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewSvc<T: Clients>(pub Arc<T>);
+                    impl<
+                        T: Clients,
+                    > tonic::server::UnaryService<super::RenewClientRequest>
+                    for RenewSvc<T> {
+                        type Response = super::CreateClientResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Clients>::renew(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

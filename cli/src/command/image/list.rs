@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use skep_proto::v1::{ListImagesRequest, LocalImage};
 
 use crate::command::context::Context;
-use crate::command::listing::{self, ListFlags};
+use crate::command::listing::{self, ListFlags, TruncFlag};
 use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::{human, natural, time};
@@ -22,6 +22,8 @@ pub(crate) struct ListArgs {
     digests: bool,
     #[command(flatten)]
     flags: ListFlags,
+    #[command(flatten)]
+    trunc: TruncFlag,
 }
 
 const FIELDS: &[(&str, &str)] = &[
@@ -102,7 +104,7 @@ impl ListArgs {
 
     fn row(&self, image: &LocalImage, repository: &str, tag: &str, now_ms: i64) -> Map<String, Value> {
         let hex = image.digest.split_once(':').map_or(image.digest.as_str(), |(_, hex)| hex);
-        let id = if self.flags.no_trunc { image.digest.clone() } else { hex.chars().take(SHORT_DIGEST).collect() };
+        let id = if self.trunc.no_trunc { image.digest.clone() } else { hex.chars().take(SHORT_DIGEST).collect() };
         let created = image.created_at_ms;
         listing::row([
             ("Repository", repository.into()),
@@ -162,7 +164,12 @@ mod tests {
     }
 
     fn args(repository: Option<&str>) -> ListArgs {
-        ListArgs { repository: repository.map(str::to_owned), digests: false, flags: ListFlags::default() }
+        ListArgs {
+            repository: repository.map(str::to_owned),
+            digests: false,
+            flags: ListFlags::default(),
+            trunc: TruncFlag::default(),
+        }
     }
 
     fn images() -> Vec<LocalImage> {

@@ -6,7 +6,7 @@ use skep_proto::v1::{ListNetworksResponse, Network};
 
 use super::{answer, is_builtin, name};
 use crate::command::context::{Context, ReadFlags};
-use crate::command::listing::{self, ListFlags};
+use crate::command::listing::{self, ListFlags, TruncFlag};
 use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::{natural, time};
@@ -18,6 +18,8 @@ use crate::view::{self, state};
 pub(crate) struct LsArgs {
     #[command(flatten)]
     flags: ListFlags,
+    #[command(flatten)]
+    trunc: TruncFlag,
     #[command(flatten)]
     read: ReadFlags,
 }
@@ -52,7 +54,7 @@ pub(super) async fn run(context: &Context, args: &LsArgs) -> Result<(), Failure>
     let ListNetworksResponse { mut networks, unused_ids, .. } = answer(&client).await?;
     networks.retain(|network| matches(network, unused_ids.contains(&network.id), &filters));
     networks.sort_by(|a, b| natural::compare(name(a), name(b)));
-    let shorten = !args.flags.no_trunc;
+    let shorten = !args.trunc.no_trunc;
     let rows: Vec<_> = networks.iter().map(|network| row(network, shorten)).collect();
     listing::print(&NETWORKS, &rows, &format)
 }

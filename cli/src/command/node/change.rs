@@ -9,7 +9,7 @@ use super::get;
 use crate::client::{Client, write};
 use crate::command::conflict::{self, Attempt};
 use crate::command::context::Context;
-use crate::command::outcome::Outcome;
+use crate::command::outcome::{Outcome, remove_each};
 use crate::failure::Failure;
 use crate::output;
 use crate::parse::pair;
@@ -168,20 +168,16 @@ pub(super) async fn set_role(context: &Context, args: &RoleArgs, role: NodeRole)
 /// Removes each and prints what was named.
 pub(super) async fn remove(context: &Context, args: &RmArgs) -> Result<(), Failure> {
     let client = context.connect().await?;
-    let mut outcome = Outcome::default();
-    for reference in &args.nodes {
-        let result = write(|options| {
+    remove_each(&args.nodes, async |reference| {
+        let removed = write(|options| {
             let mut nodes = client.nodes();
-            let request = RemoveNodeRequest { reference: reference.clone(), force: args.force, write: Some(options) };
+            let request =
+                RemoveNodeRequest { reference: reference.to_owned(), force: args.force, write: Some(options) };
             async move { nodes.remove(request).await }
-        })
-        .await
-        .map_err(|status| Failure::from_lookup("node", reference, status));
-        if outcome.take(result)?.is_some() {
-            output::data(format!("{reference}\n"))?;
-        }
-    }
-    outcome.finish()
+        });
+        removed.await.map(drop).map_err(|status| Failure::from_lookup("node", reference, status))
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -9,18 +9,18 @@ use skep_proto::v1::{GetNodeRequest, InfoRequest, ListNodesRequest, ListTasksReq
 pub(super) use self::change::{AvailabilityName, RoleName};
 use super::context::{Context, ReadFlags};
 use super::inspect::{self, InspectFlags};
-use super::listing::{self, ListFlags};
+use super::listing::{self, LsArgs};
 use super::network;
 use super::outcome::Outcome;
 use super::task_table;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::format::Listing;
-use crate::output::natural;
+use crate::output::{natural, time};
 use crate::parse::filter::Filters;
 use crate::view::mesh::MeshView;
 use crate::view::node::NodeView;
-use crate::view::{self, state};
+use crate::view::{self, pretty_node, state};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum NodeCommand {
@@ -43,20 +43,15 @@ pub(crate) enum NodeCommand {
 }
 
 #[derive(Args, Clone, Debug)]
-pub(crate) struct LsArgs {
-    #[command(flatten)]
-    flags: ListFlags,
-    #[command(flatten)]
-    read: ReadFlags,
-}
-
-#[derive(Args, Clone, Debug)]
 pub(crate) struct InspectArgs {
     /// Id, unique prefix of one, hostname, or `self`.
     #[arg(required = true, value_name = "NODE")]
     nodes: Vec<String>,
     #[command(flatten)]
     flags: InspectFlags,
+    /// Print for a person.
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
     #[command(flatten)]
     read: ReadFlags,
 }
@@ -96,6 +91,12 @@ impl NodeCommand {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         match self {
             Self::Ls(args) => list(context, args).await,
+            Self::Inspect(args) if args.pretty => {
+                inspect::pretty(context, args.read, &args.nodes, async |client, reference| {
+                    Ok(pretty_node::text(&get(client, reference).await?, time::now_ms()))
+                })
+                .await
+            }
             Self::Inspect(args) => {
                 inspect::run(context, args.read, &args.nodes, &args.flags, async |client, reference| {
                     let node = get(client, reference).await?;

@@ -1,24 +1,15 @@
 //! `ls`.
 
-use clap::Args;
 use serde_json::{Map, Value};
 
 use super::api::{self, Kind};
-use crate::command::context::{Context, ReadFlags};
-use crate::command::listing::{self, ListFlags};
+use crate::command::context::Context;
+use crate::command::listing::{self, LsArgs};
 use crate::failure::Failure;
 use crate::output::format::Listing;
 use crate::output::{human, natural, time};
 use crate::parse::filter::Filters;
 use crate::view::{self, parcel::Parcel};
-
-#[derive(Args, Clone, Debug)]
-pub(crate) struct LsArgs {
-    #[command(flatten)]
-    flags: ListFlags,
-    #[command(flatten)]
-    read: ReadFlags,
-}
 
 /// Docker's fields, and what versions add.
 const FIELDS: &[(&str, &str)] = &[

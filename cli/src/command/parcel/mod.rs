@@ -10,12 +10,12 @@ mod rotate;
 use clap::{Args, Subcommand};
 
 use self::api::Kind;
-use super::context::{Context, ReadFlags};
-use super::inspect::{self, InspectFlags};
-use super::outcome::Outcome;
+use super::context::Context;
+use super::inspect;
+use super::listing::LsArgs;
+use super::outcome::remove_each;
 use crate::failure::Failure;
-use crate::output;
-use crate::view::parcel::ParcelView;
+use crate::view::{self, parcel::ParcelView};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ParcelCommand {
@@ -29,7 +29,7 @@ pub(crate) enum ParcelCommand {
     History(history::HistoryArgs),
     /// List them.
     #[command(visible_alias = "list")]
-    Ls(list::LsArgs),
+    Ls(LsArgs),
     /// Show everything about them. The data of secrets are never shown.
     Inspect(InspectArgs),
     /// Remove those that no service uses.
@@ -39,16 +39,11 @@ pub(crate) enum ParcelCommand {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct InspectArgs {
-    /// Name, id, or unique prefix of an id.
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
     #[command(flatten)]
-    flags: InspectFlags,
+    what: inspect::NamedArgs,
     /// Print for a person.
     #[arg(long, conflicts_with = "format")]
     pretty: bool,
-    #[command(flatten)]
-    read: ReadFlags,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -74,39 +69,22 @@ impl ParcelCommand {
             Self::Rollback(args) => rotate::roll_back(context, kind, args).await,
             Self::History(args) => history::run(context, kind, args).await,
             Self::Ls(args) => list::run(context, kind, args).await,
-            Self::Inspect(args) if args.pretty => pretty(context, kind, args).await,
-            Self::Inspect(args) => {
-                inspect::run(context, args.read, &args.names, &args.flags, async |client, reference| {
+            Self::Inspect(InspectArgs { what, pretty: true }) => {
+                inspect::pretty(context, what.read, &what.names, async |client, reference| {
+                    Ok(view::parcel::text(&api::get(client, kind, reference).await?))
+                })
+                .await
+            }
+            Self::Inspect(InspectArgs { what, pretty: false }) => {
+                inspect::run(context, what.read, &what.names, &what.flags, async |client, reference| {
                     Ok(ParcelView::new(api::get(client, kind, reference).await?))
                 })
                 .await
             }
-            Self::Rm(args) => remove(context, kind, args).await,
+            Self::Rm(args) => {
+                let client = context.connect().await?;
+                remove_each(&args.names, async |reference| api::remove(&client, kind, reference).await).await
+            }
         }
     }
-}
-
-/// Prints each for a person, with an empty line in between.
-async fn pretty(context: &Context, kind: Kind, args: &InspectArgs) -> Result<(), Failure> {
-    let client = context.connect_to_read(args.read).await?;
-    let mut outcome = Outcome::default();
-    let mut texts = Vec::new();
-    for reference in &args.names {
-        let found = outcome.take(api::get(&client, kind, reference).await)?;
-        texts.extend(found.map(|details| crate::view::parcel::text(&details)));
-    }
-    output::data(texts.join("\n"))?;
-    outcome.finish()
-}
-
-/// Removes each and prints what was named, as Docker does.
-async fn remove(context: &Context, kind: Kind, args: &RmArgs) -> Result<(), Failure> {
-    let client = context.connect().await?;
-    let mut outcome = Outcome::default();
-    for reference in &args.names {
-        if outcome.take(api::remove(&client, kind, reference).await)?.is_some() {
-            output::data(format!("{reference}\n"))?;
-        }
-    }
-    outcome.finish()
 }

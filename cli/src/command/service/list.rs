@@ -6,7 +6,7 @@ use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{ListServicesRequest, ServiceSummary};
 
 use crate::command::context::{Context, ReadFlags};
-use crate::command::listing::{self, ListFlags};
+use crate::command::listing::{self, ListFlags, TruncFlag};
 use crate::command::task_table::without_digest;
 use crate::failure::Failure;
 use crate::output::format::Listing;
@@ -18,6 +18,8 @@ use crate::view::{self, ports, template};
 pub(crate) struct LsArgs {
     #[command(flatten)]
     flags: ListFlags,
+    #[command(flatten)]
+    trunc: TruncFlag,
     #[command(flatten)]
     read: ReadFlags,
 }
@@ -49,8 +51,8 @@ pub(crate) async fn run(context: &Context, args: &LsArgs) -> Result<(), Failure>
     let mut services = client.read(list).await?;
     services.retain(|summary| matches(summary, &filters));
     services.sort_by(|a, b| natural::compare(name(a), name(b)));
-    let shorten = format.is_table() && !args.flags.no_trunc;
-    let rows: Vec<_> = services.iter().map(|summary| row(summary, shorten, args.flags.no_trunc)).collect();
+    let shorten = format.is_table() && !args.trunc.no_trunc;
+    let rows: Vec<_> = services.iter().map(|summary| row(summary, shorten, args.trunc.no_trunc)).collect();
     listing::print(&SERVICES, &rows, &format)
 }
 

@@ -92,7 +92,14 @@ impl ServiceCommand {
             Self::Rollback(args) => rollback::run(context, args).await,
             Self::History(args) => history::run(context, args).await,
             Self::Ls(args) => list::run(context, args).await,
-            Self::Inspect(args) if args.pretty => pretty(context, args).await,
+            Self::Inspect(args) if args.pretty => {
+                inspect::pretty(context, args.read, &args.services, async |client, reference| {
+                    let summary = get(client, reference).await?;
+                    let networks = networks(client, &summary).await?;
+                    Ok(pretty_service::text(&summary, &networks, time::now_ms()))
+                })
+                .await
+            }
             Self::Inspect(args) => {
                 inspect::run(context, args.read, &args.services, &args.flags, async |client, reference| {
                     let summary = get(client, reference).await?;
@@ -144,22 +151,6 @@ async fn networks(client: &Client, summary: &ServiceSummary) -> Result<Vec<Netwo
         Some(service) if !service.virtual_addresses.is_empty() => network::all(client).await,
         _ => Ok(Vec::new()),
     }
-}
-
-/// Prints each service for a person, with an empty line in between.
-async fn pretty(context: &Context, args: &InspectArgs) -> Result<(), Failure> {
-    let client = context.connect_to_read(args.read).await?;
-    let mut outcome = Outcome::default();
-    let mut texts = Vec::new();
-    for reference in &args.services {
-        let Some(summary) = outcome.take(get(&client, reference).await)? else {
-            continue;
-        };
-        let networks = networks(&client, &summary).await?;
-        texts.push(pretty_service::text(&summary, &networks, time::now_ms()));
-    }
-    output::data(texts.join("\n"))?;
-    outcome.finish()
 }
 
 async fn ps(context: &Context, args: &PsArgs) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::given;
 use crate::client::{Client, write};
+use crate::command::client;
 use crate::command::context::Context;
 use crate::failure::Failure;
 use crate::output;
@@ -67,10 +68,31 @@ pub(super) async fn run(context: &Context, args: &CaArgs) -> Result<(), Failure>
         async move { clusters.rotate_root(request).await }
     })
     .await?;
+    if !args.quiet
+        && let Some(warning) = people(&client).await
+    {
+        output::note(warning);
+    }
     if args.detach {
         return Ok(());
     }
     follow(&client, &answer.digest, args.quiet).await
+}
+
+/// What is said of people's certificates, which nobody renews but an admin. `None`: there are none.
+async fn people(client: &Client) -> Option<String> {
+    // The change has begun whatever is known of them.
+    let people = client::all(client).await.ok()?;
+    let names: Vec<&str> = people.iter().take(NAMED).map(|person| person.name.as_str()).collect();
+    let more = people.len().saturating_sub(names.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!names.is_empty()).then(|| {
+        format!(
+            "clients are refused once the old root is not trusted any more, until each has a file of `skep client renew NAME`: \
+             {}{more}",
+            names.join(", ")
+        )
+    })
 }
 
 /// The root in force.

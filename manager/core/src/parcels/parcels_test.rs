@@ -89,6 +89,8 @@ fn two_hundred_services_follow_in_one_transaction() {
     let mut state = swarm_with((0..200).map(|_| secret(1, false, "")));
     let rotation = rotate(&mut state, files::MAX_SECRET_BYTES, Rollout::Rolling, later(1));
     assert_eq!((rotation.version, rotation.services.len(), rotation.changes.len()), (2, 200, 402));
+    assert_eq!(reached(&state, DB, 2), rotation.services, "a retry hears of the same ones");
+    assert!(reached(&state, DB, 1).is_empty());
     assert!((1..=200).all(|number| version_of(&state, number) == 2));
     assert!(state.services().all(|service| service.update_state() == UpdateState::Updating));
     assert!(behind(&state, DB, 2, &Rollout::Rolling, later(1)).is_empty());
@@ -120,6 +122,7 @@ fn pinned_uses_are_passed_by() {
     let mut state = swarm_with([secret(1, false, ""), secret(1, true, "")]);
     let rotation = rotate(&mut state, 3, Rollout::Rolling, later(1));
     assert_eq!(rotation.services, [ServiceId::new(1)]);
+    assert_eq!(reached(&state, DB, 2), rotation.services);
     assert_eq!((version_of(&state, 1), version_of(&state, 2)), (2, 1));
     assert_eq!(pinned(&state, DB), [("web2".to_owned(), 1)]);
     assert_eq!(users(&state, DB).count(), 2);

@@ -117,9 +117,22 @@ where
 // Statuses are tonic's own currency between a handler and its helpers.
 #[allow(clippy::result_large_err)]
 fn read<B>(request: &Request<B>) -> Result<(Caller, Rule), Status> {
-    let rule = access::rule(request.uri().path()).ok_or_else(|| Status::unimplemented(""))?;
+    let path = request.uri().path();
+    let rule = access::rule(path).ok_or_else(|| Status::unimplemented(unknown(path)))?;
     let caller = request.extensions().get::<ConnectionInfo>().map(|info| info.caller.clone());
     Ok((caller.ok_or_else(|| Status::unauthenticated("the connection does not say who calls"))?, rule))
+}
+
+/// What is said of a method that the table does not have: a newer program may ask an older one. Empty for what is no name of
+/// a method.
+fn unknown(path: &str) -> String {
+    let is_name = |name: &str| !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric());
+    match path.strip_prefix("/skep.v1.").and_then(|path| path.split_once('/')) {
+        Some((service, method)) if is_name(service) && is_name(method) => {
+            format!("{service}.{method}: the version of skep that was asked does not know it, so upgrade it")
+        }
+        _ => String::new(),
+    }
 }
 
 /// Decides whether he may.

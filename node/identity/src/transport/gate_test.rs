@@ -151,6 +151,13 @@ async fn what_the_table_does_not_have_is_not_there() {
         assert_eq!(code(&call(&routes, path, Some(Caller::Local { uid: 0 })).await), Code::Unimplemented, "{path}");
     }
     assert_eq!(code(&call(&routes, WATCH, Some(Caller::Local { uid: 0 })).await), Code::Ok);
+    // A newer program learns which side is old.
+    let answer = call(&routes, "/skep.v1.Watch/Peek", Some(Caller::Local { uid: 0 })).await;
+    let said = Status::from_header_map(answer.headers()).unwrap();
+    assert!(said.message().starts_with("Watch.Peek: the version of skep that was asked does not know it"), "{said}");
+    let long = format!("/skep.v1.Watch/{}", "x".repeat(65));
+    let said = call(&routes, &long, Some(Caller::Local { uid: 0 })).await;
+    assert_eq!(Status::from_header_map(said.headers()).unwrap().message(), "");
 }
 
 #[tokio::test]
