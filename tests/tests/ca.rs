@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::Value;
 use skep_tests::{IDLE, Lab, call, channel, credentials, until, until_some};
 
@@ -196,7 +195,7 @@ fn open_connections_of_the_old_root_end_with_it() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         // It stays open, and calls by it need no other handshake.
         let thief = runtime.block_on(async { channel("10.90.0.1:2377", &stolen, true) });
-        let calls = || runtime.block_on(call(&thief, "CertificateAuthority.GetRoot", Bytes::new()));
+        let calls = || runtime.block_on(call(&thief, "CertificateAuthority.GetRoot"));
         calls().unwrap();
         let rotated = rotation.output().unwrap();
         assert!(rotated.status.success(), "{}", String::from_utf8_lossy(&rotated.stderr));

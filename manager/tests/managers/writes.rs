@@ -1,6 +1,5 @@
 //! Writes and reads at managers that do not lead.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use skep_core::apply::Refused;
