@@ -9,6 +9,7 @@ use crate::parse::{
     shell, since, size, ulimit,
 };
 use crate::registry;
+use crate::remote::{bundle, hosts, store};
 
 /// A value of a flag, given to the parser of every flag that takes one.
 pub fn value(text: &str, now_ns: i64) {
@@ -54,4 +55,25 @@ pub fn format(text: &str, data: &serde_json::Value) -> Result<String, String> {
 /// `~/.docker/config.json`, asked for the credential of an image's registry. Whether there is one.
 pub fn docker_config(json: &[u8], image: &str) -> bool {
     registry::from_config(json, image, "config.json".as_ref()).is_ok_and(|found| found.is_some())
+}
+
+/// Managers' addresses, as `skep context create` takes them.
+pub fn hosts(text: &str) -> Option<Vec<String>> {
+    hosts::parse(text).ok()
+}
+
+/// As they are shown.
+pub fn show_hosts(list: &[String]) -> String {
+    hosts::show(list)
+}
+
+/// A client's file, which a context is too. Gives what is written of it, and its addresses.
+pub fn bundle(text: &str) -> Option<(String, Vec<String>)> {
+    let (bundle, _credentials) = bundle::parse(text).ok()?;
+    Some((bundle.to_text(), bundle.hosts))
+}
+
+/// Whether a context may be called so; its name is a file's.
+pub fn context_name(text: &str) -> bool {
+    store::check_name(text).is_ok()
 }

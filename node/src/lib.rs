@@ -8,6 +8,8 @@ mod config;
 mod contacts;
 mod daemon;
 mod describe;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hardening;
 mod host;
 mod links;

@@ -134,6 +134,15 @@ impl Settings {
         };
         Ok(Self { own, keys, listen })
     }
+
+    fn public(&self) -> Option<Key> {
+        self.keys.first().map(PrivateKey::public)
+    }
+}
+
+/// What [`Mesh::configure`] would answer.
+pub(crate) fn public_key(request: &v1::ConfigureRequest) -> Result<Option<Key>, MeshError> {
+    Settings::read(None, request).map(|settings| settings.public())
 }
 
 /// The device.
@@ -342,6 +351,7 @@ impl Mesh {
     /// [`MeshError`] where the request makes no sense; nothing changed then.
     pub fn configure(&self, own: Option<NodeId>, request: &v1::ConfigureRequest) -> Result<Option<Key>, MeshError> {
         let settings = Settings::read(own, request)?;
+        let public = settings.public();
         let mut inner = self.lock();
         if inner.settings.own != settings.own {
             inner.number = None;
@@ -351,7 +361,7 @@ impl Mesh {
             tracing::warn!("{}", crate::netd::text(&error));
         }
         self.watch(&mut inner);
-        Ok(inner.settings.keys.first().map(PrivateKey::public))
+        Ok(public)
     }
 
     /// The number of its device among those of this process: with another one, networks are to be looked at again.

@@ -12,6 +12,7 @@ mod drain;
 pub(crate) mod keep;
 mod process;
 mod recover;
+pub(crate) mod request;
 mod restore;
 mod service;
 mod state;

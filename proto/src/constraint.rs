@@ -98,8 +98,10 @@ fn parse_key(key: &str) -> Option<Key> {
         ("node.labels.", Key::NodeLabel as fn(String) -> Key),
         ("engine.labels.", Key::EngineLabel as fn(String) -> Key),
     ] {
-        if lower.starts_with(prefix) && key.len() > prefix.len() {
-            return Some(make(key[prefix.len()..].to_owned()));
+        let name = key.get(prefix.len()..).filter(|name| lower.starts_with(prefix) && !name.is_empty());
+        // One with a part of an operator would be another constraint when it is written down.
+        if let Some(name) = name.filter(|name| !name.contains(['!', '='])) {
+            return Some(make(name.to_owned()));
         }
     }
     None
@@ -179,6 +181,15 @@ mod tests {
         assert!(matches!(Constraint::parse("node.id=="), Err(ConstraintError::Value(_))));
         assert!(matches!(Constraint::parse("node.ip==10.0.0.0/33"), Err(ConstraintError::Address(_))));
         assert!(parse_spread("node.hostname").is_err());
+    }
+
+    /// Written down, `node.labels.a! ==x` would be another constraint: `node.labels.a!==x`.
+    #[test]
+    fn a_label_with_a_part_of_an_operator_is_none() {
+        for text in ["node.labels.a! ==x", "node.labels.a= ==x", "engine.labels.! ==x"] {
+            assert!(matches!(Constraint::parse(text), Err(ConstraintError::Key { .. })), "{text}");
+        }
+        assert!(Constraint::parse("node.labels.a !=x").is_ok());
     }
 
     proptest! {

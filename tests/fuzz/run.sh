@@ -15,7 +15,7 @@ fi
 output=${CARGO_TARGET_DIR:-$PWD/../../target/fuzz}
 # Sanitizers are not in stable Rust; what they need lies beside it all the same.
 if [ "$sanitizer" != none ]; then export RUSTC_BOOTSTRAP=1; fi
-CARGO_TARGET_DIR=$output cargo fuzz build --fuzz-dir . --sanitizer "$sanitizer"
+CARGO_TARGET_DIR=$output cargo fuzz build --fuzz-dir . --sanitizer "$sanitizer" --codegen-units 16
 
 programs=$output/$(rustc -vV | sed -n 's/^host: //p')/release
 read -ra targets <<<"${FUZZ_TARGETS:-$(cargo fuzz list --fuzz-dir . | tr '\n' ' ')}"

@@ -129,7 +129,7 @@ fn names_of_group(name: &str) -> [String; 2] {
 }
 
 /// First id and count of each line of subuid(5) that is about one of `names`.
-fn listed(text: &str, names: &[String; 2]) -> Vec<(u32, u32)> {
+pub(crate) fn listed(text: &str, names: &[String; 2]) -> Vec<(u32, u32)> {
     let line = |line: &str| {
         let mut parts = line.trim().split(':');
         let of = parts.next()?;
@@ -140,7 +140,7 @@ fn listed(text: &str, names: &[String; 2]) -> Vec<(u32, u32)> {
 }
 
 /// One after the other, from the container's root on.
-fn ranges(of_host: impl IntoIterator<Item = (u32, u32)>) -> Result<Vec<IdRange>, RemapError> {
+pub(crate) fn ranges(of_host: impl IntoIterator<Item = (u32, u32)>) -> Result<Vec<IdRange>, RemapError> {
     let mut inside: u32 = 0;
     let range = |(first, count): (u32, u32)| {
         let bad = || RemapError::Range { first, count };

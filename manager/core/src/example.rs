@@ -8,8 +8,8 @@ use skep_proto::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::service_spec::Mode;
 use skep_proto::v1::{
-    Availability, ClusterSpec, ContainerSpec, GlobalMode, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState,
-    Platform, ReplicatedMode, ResourceSpec, Resources, RestartPolicy, ServiceSpec, SubnetSpec, TaskState, TaskStatus,
+    Availability, ContainerSpec, GlobalMode, NetworkSpec, NodeDescription, NodeRole, NodeSpec, NodeState, Platform,
+    ReplicatedMode, ResourceSpec, Resources, RestartPolicy, ServiceSpec, SubnetSpec, TaskState, TaskStatus,
     TaskTemplate,
 };
 
@@ -90,21 +90,7 @@ pub(crate) fn pending_tasks(state: &mut State, service: ServiceId) -> Vec<TaskId
 /// A state with a cluster and `nodes` ready workers, numbered from 1.
 pub(crate) fn swarm(nodes: u128) -> State {
     let mut state = State::default();
-    state.put(Cluster {
-        id: ClusterId::new(1),
-        meta: Meta::default(),
-        spec: ClusterSpec::default(),
-        root_cert_pem: String::new(),
-        root_key_pem: String::new(),
-        worker_token_secret: [0; 16],
-        manager_token_secret: [1; 16],
-        feature_level: crate::parcels::FEATURE_LEVEL,
-        last_raft_id: 1,
-        recovery_epoch: 0,
-        unlock_key: None,
-        data_key_epoch: 0,
-        root_rotation: None,
-    });
+    state.put(Cluster { feature_level: crate::parcels::FEATURE_LEVEL, ..Cluster::bare(ClusterId::new(1)) });
     for number in 1..=nodes {
         state.put(node(number).build());
     }

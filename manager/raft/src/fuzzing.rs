@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::{BasicNode, CommittedLeaderId, EntryPayload};
 
-use crate::crypto::{Cipher, KeyRing};
+use crate::crypto::{Cipher, KeyEncryptionKey, KeyRing};
+use crate::keys;
 use crate::store::snapshot_file;
 use crate::types::{Command, EngineMembership, Entry, LogId, Vote};
 use crate::{codec, wire};
@@ -69,8 +71,26 @@ pub fn snapshot_file(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(plain)
 }
 
-/// A message, a record and a file of each kind, for a corpus.
-pub fn samples() -> [Vec<Vec<u8>>; 3] {
+/// A directory's keys file, whose key-encryption key is 0; also as what lies beside it, that key's file. Whether it holds a
+/// data key, or a key-encryption key.
+pub fn keys_file(text: &[u8]) -> [bool; 2] {
+    let path = Path::new("keys");
+    let kek_text = std::str::from_utf8(text).unwrap_or_default();
+    let kek = keys::kek_in(path, kek_text).ok();
+    if let Some(kek) = &kek {
+        let again = keys::kek_in(path, &keys::kek_text(kek));
+        assert!(again.is_ok_and(|again| again.expose() == kek.expose()), "another key came back");
+    }
+    let Ok(file) = keys::parse(path, text) else { return [false, kek.is_some()] };
+    let opens = |file: &keys::KeysFile| keys::unwrap(path, file, &KeyEncryptionKey::new([0; 32]), "").ok();
+    // What is sealed has one form alone.
+    let again = keys::parse(path, &keys::text_of(&file));
+    assert!(again.is_ok_and(|again| opens(&again) == opens(&file)), "{file:?}");
+    [opens(&file).is_some(), kek.is_some()]
+}
+
+/// A message, a record, a snapshot's file and a keys file of each kind, for a corpus.
+pub fn samples() -> [Vec<Vec<u8>>; 4] {
     let id = LogId::new(CommittedLeaderId::new(2, 1), 7);
     let normal = Entry { log_id: id, payload: EntryPayload::Normal(Command(Bytes::from_static(b"entry"))) };
     let blank = Entry { log_id: id, payload: EntryPayload::Blank };
@@ -101,5 +121,9 @@ pub fn samples() -> [Vec<Vec<u8>>; 3] {
         writer.write_all(b"what is in a snapshot").ok()?;
         writer.finish().ok()
     });
-    [messages, records, file.into_iter().collect()]
+    let kek = KeyEncryptionKey::new([0; 32]);
+    let made = |id, epoch| keys::make(Path::new(""), "00".repeat(16), id, Some(&kek), epoch).ok();
+    let keys: Vec<_> = [made(1, 0), made(2, 7)].into_iter().flatten().map(|made| made.text).collect();
+    let keys = keys.into_iter().chain([keys::kek_text(&kek).as_bytes().to_vec()]).collect();
+    [messages, records, file.into_iter().collect(), keys]
 }

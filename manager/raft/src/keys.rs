@@ -73,7 +73,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct KeysFile {
+pub(crate) struct KeysFile {
     #[serde(flatten)]
     body: Body,
     /// Hex of an empty message sealed under the key-encryption key, with the body as its place.
@@ -126,7 +126,7 @@ pub(crate) fn create(dir: &Path, kek: Option<&KeyEncryptionKey>, epoch: u64) -> 
 pub(crate) struct Made {
     pub(crate) keys: Keys,
     /// The keys file that says so.
-    text: Vec<u8>,
+    pub(crate) text: Vec<u8>,
 }
 
 /// Makes the data key that takes over from `held`'s. With `kek` None its key file is written already, under its own name.
@@ -134,7 +134,7 @@ pub(crate) fn succeed(dir: &Path, held: &Held, kek: Option<&KeyEncryptionKey>, e
     make(dir, held.directory.clone(), held.id + 1, kek, epoch)
 }
 
-fn make(
+pub(crate) fn make(
     dir: &Path,
     directory: String,
     id: u32,
@@ -174,7 +174,11 @@ fn wrap(held: &Held, key: &[u8; 32]) -> Vec<u8> {
         epoch: held.epoch,
     };
     let seal = hex(&cipher.seal(&canonical(&body), b""));
-    let mut text = serde_json::to_vec_pretty(&KeysFile { body, seal }).expect("plain data always has a JSON form");
+    text_of(&KeysFile { body, seal })
+}
+
+pub(crate) fn text_of(file: &KeysFile) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(file).expect("plain data always has a JSON form");
     text.push(b'\n');
     text
 }
@@ -290,7 +294,7 @@ fn read(path: &Path) -> Result<KeysFile, StoreError> {
 }
 
 /// Checks the file, and answers the data key in use.
-fn unwrap(
+pub(crate) fn unwrap(
     path: &Path,
     file: &KeysFile,
     kek: &KeyEncryptionKey,
@@ -310,7 +314,7 @@ fn unwrap(
     Ok(Zeroizing::new(plain))
 }
 
-fn parse(path: &Path, text: &[u8]) -> Result<KeysFile, StoreError> {
+pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<KeysFile, StoreError> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,
@@ -335,9 +339,12 @@ fn place_of_key(directory: &str, id: u32) -> Vec<u8> {
 }
 
 fn write_kek(path: &Path, kek: &KeyEncryptionKey) -> Result<(), StoreError> {
+    disk::write_whole(path, kek_text(kek).as_bytes())
+}
+
+pub(crate) fn kek_text(kek: &KeyEncryptionKey) -> Zeroizing<String> {
     let key = Zeroizing::new(hex(kek.expose()));
-    let text = Zeroizing::new(format!("{KEK_HEADER}\n{}\n", key.as_str()));
-    disk::write_whole(path, text.as_bytes())
+    Zeroizing::new(format!("{KEK_HEADER}\n{}\n", key.as_str()))
 }
 
 fn read_kek(path: &Path) -> Result<KeyEncryptionKey, StoreError> {
@@ -353,6 +360,11 @@ fn read_kek(path: &Path) -> Result<KeyEncryptionKey, StoreError> {
         tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o7777),
             "the key file can be read by others than its owner; set its mode to 600");
     }
+    kek_in(path, &text)
+}
+
+/// The key in the text of the key file at `path`.
+pub(crate) fn kek_in(path: &Path, text: &str) -> Result<KeyEncryptionKey, StoreError> {
     let key = text
         .strip_prefix(KEK_HEADER)
         .and_then(|rest| unhex(rest.trim()))

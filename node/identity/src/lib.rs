@@ -10,6 +10,8 @@ mod chain;
 mod client;
 mod credentials;
 mod deny;
+#[doc(hidden)]
+pub mod fuzzing;
 mod join;
 mod key;
 mod mesh;

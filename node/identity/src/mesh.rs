@@ -3,7 +3,7 @@
 //! Used by the node, which tells the managers the public half and its own netd the private one. Never printed.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -29,7 +29,7 @@ pub struct MeshKey(StaticSecret);
 
 impl MeshKey {
     /// Makes a new key from the system's random source, clamped as RFC 7748 section 5 asks.
-    fn generate() -> Self {
+    pub(crate) fn generate() -> Self {
         let mut bytes = [0; 32];
         OsRng.fill_bytes(&mut bytes);
         bytes[0] &= 248;
@@ -60,8 +60,13 @@ impl MeshKey {
     pub(crate) fn read(dir: &Path, seals: &[UnlockKey]) -> Result<Self, StoreError> {
         let path = dir.join(MESH_KEY_FILE);
         let text = read_secret(&path)?;
+        Self::in_text(&text, path, seals)
+    }
+
+    /// As [`Self::read`], of the text of the file at `path`.
+    pub(crate) fn in_text(text: &str, path: PathBuf, seals: &[UnlockKey]) -> Result<Self, StoreError> {
         let sealed =
-            pem::sections(&text).and_then(|sections| sections.into_iter().find(|(label, _)| *label == SEALED_LABEL));
+            pem::sections(text).and_then(|sections| sections.into_iter().find(|(label, _)| *label == SEALED_LABEL));
         let bytes = match sealed {
             Some(_) if seals.is_empty() => return Err(StoreError::Sealed { path }),
             Some((_, sealed)) => {
@@ -76,12 +81,16 @@ impl MeshKey {
 
     /// Writes it, sealed if there is a key for that.
     pub(crate) fn save(&self, dir: &Path, seal: Option<&UnlockKey>) -> Result<(), StoreError> {
+        replace_secret(dir, MESH_KEY_FILE, self.to_text(seal).as_bytes())
+    }
+
+    /// The file's text, sealed if there is a key for that.
+    pub(crate) fn to_text(&self, seal: Option<&UnlockKey>) -> Zeroizing<String> {
         let secret = Zeroizing::new(self.secret());
-        let text = Zeroizing::new(match seal {
+        Zeroizing::new(match seal {
             Some(seal) => pem::encode(SEALED_LABEL, &seal.seal(PLACE, secret.as_slice())),
             None => format!("{}\n", BASE64.encode(*secret)),
-        });
-        replace_secret(dir, MESH_KEY_FILE, text.as_bytes())
+        })
     }
 
     /// What other hosts know it by.

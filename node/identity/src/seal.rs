@@ -36,12 +36,7 @@ pub fn reseal(dir: &Path, from: &[UnlockKey], to: Option<&UnlockKey>) -> Result<
     });
     if to.is_some() && keys.len() > 1 {
         // Each with all others: after one change that was cut short, another may be.
-        let each = keys
-            .iter()
-            .flat_map(|with| keys.iter().filter(move |other| *other != with).map(move |other| (with, other)));
-        let pairs: String =
-            each.map(|(with, other)| pem::encode(PAIR_LABEL, &with.seal(PAIR_PLACE, other.expose()))).collect();
-        replace_secret(dir, PAIR_FILE, pairs.as_bytes())?;
+        replace_secret(dir, PAIR_FILE, each_with_others(&keys).as_bytes())?;
     }
     // Who finds the node's key sealed asks for the unlock key: as long as anything is sealed, it is.
     match to {
@@ -72,6 +67,13 @@ fn reseal_mesh(dir: &Path, keys: &[UnlockKey], to: Option<&UnlockKey>) -> Result
         Err(error) if error.is_absent() => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// The text of the file of several keys.
+pub(crate) fn each_with_others(keys: &[UnlockKey]) -> String {
+    let each =
+        keys.iter().flat_map(|with| keys.iter().filter(move |other| *other != with).map(move |other| (with, other)));
+    each.map(|(with, other)| pem::encode(PAIR_LABEL, &with.seal(PAIR_PLACE, other.expose()))).collect()
 }
 
 /// Whether a file is sealed with `to`, or open, already.
@@ -106,12 +108,16 @@ pub fn settle(dir: &Path) -> Result<(), StoreError> {
 /// The keys whose place `key` was taking, and those that were taking its place. Empty: no change was cut short, or `key` is
 /// not of it.
 pub fn other_keys(dir: &Path, key: &UnlockKey) -> Result<Vec<UnlockKey>, StoreError> {
-    let text = match read_secret(&dir.join(PAIR_FILE)) {
-        Ok(text) => text,
-        Err(error) if error.is_absent() => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let halves = pem::sections(&text).unwrap_or_default();
+    match read_secret(&dir.join(PAIR_FILE)) {
+        Ok(text) => Ok(others_in(&text, key)),
+        Err(error) if error.is_absent() => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`other_keys`], of the file's text.
+pub(crate) fn others_in(text: &str, key: &UnlockKey) -> Vec<UnlockKey> {
+    let halves = pem::sections(text).unwrap_or_default();
     let opened = halves.iter().filter_map(|(_, sealed)| key.open(PAIR_PLACE, sealed).ok());
-    Ok(opened.filter_map(|bytes| bytes.as_slice().try_into().ok()).map(UnlockKey::new).collect())
+    opened.filter_map(|bytes| bytes.as_slice().try_into().ok()).map(UnlockKey::new).collect()
 }

@@ -193,10 +193,14 @@ pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>, StoreError> 
 
 /// All keys of a key file, at least one. Sealed ones are opened with any of `seals`.
 pub(crate) fn read_keys(path: &Path, seals: &[UnlockKey]) -> Result<Vec<NodeKey>, StoreError> {
-    let text = read_secret(path)?;
+    keys_in(&read_secret(path)?, path, seals)
+}
+
+/// As [`read_keys`], of the text of the file at `path`.
+pub(crate) fn keys_in(text: &str, path: &Path, seals: &[UnlockKey]) -> Result<Vec<NodeKey>, StoreError> {
     let unusable = |source| StoreError::Key { path: path.to_owned(), source };
     let mut keys = Vec::new();
-    for (label, der) in pem::sections(&text).ok_or_else(|| unusable(None))? {
+    for (label, der) in pem::sections(text).ok_or_else(|| unusable(None))? {
         let key = match label {
             SEALED_LABEL if seals.is_empty() => return Err(StoreError::Sealed { path: path.to_owned() }),
             SEALED_LABEL => seals

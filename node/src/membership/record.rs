@@ -55,9 +55,13 @@ impl Record {
     /// Reads it; an error says what to do about it.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| {
+        Self::parse(&text).with_context(|| {
             format!("{} is damaged: leave with `skep swarm leave --force` and join again", path.display())
         })
+    }
+
+    pub(crate) fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
     }
 
     /// Written whole: temporary file, fsync, rename, fsync of the folder.

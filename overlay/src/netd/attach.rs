@@ -3,39 +3,32 @@
 //! One task is worked on at a time by one caller; every step may be found done already. Runs on threads that may block.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 
 use skep_dns::{Origin, Upstream, View};
 use skep_netlink::{Inside, Namespace};
-use skep_proto::cidr::{address_from_wire, address_to_wire};
+use skep_proto::cidr::address_to_wire;
 use skep_proto::id::{NetworkId, ServiceId, TaskId};
 use skep_proto::v1;
 
 use super::define::{self, LOCAL};
+use super::request::{self, Place, task_of};
 use super::state::NetworkState;
 use super::{Attached, Netd, NetdError, keep, lock, text};
 use crate::endpoint::{self, Plug, Unplug, Wanted};
 use crate::host::Taken;
 use crate::network::remove_link;
 use crate::plan::ingress::Port;
-use crate::plan::mac_of;
 
 /// File with a sandbox's address on the host's own bridge, in its folder.
 const LEASE: &str = "local-address";
-/// Port of name servers.
-const DNS: u16 = 53;
 
 /// The name of a sandbox's device on a network's bridge.
 pub(super) fn device(task: TaskId) -> String {
     let id: String = task.to_string().chars().take(12).collect();
     format!("v-{id}")
-}
-
-/// The task that a request is about.
-fn task_of(request: &v1::AttachRequest) -> Result<TaskId, NetdError> {
-    TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))
 }
 
 /// What a network is, where a sandbox may come to it.
@@ -219,18 +212,12 @@ impl Netd {
         request: &v1::AttachRequest,
         defined: Defined,
     ) -> Result<Vec<Endpoint>, NetdError> {
-        let read = |endpoint: &v1::SandboxEndpoint| {
-            let id = NetworkId::from_wire(&endpoint.network_id).map_err(|source| NetdError::Id("network", source))?;
+        let find = |request::End { network: id, addresses }| {
             let known = lock(&self.networks).get(&id).cloned();
             let definition = known.and_then(|network| defined(&lock(&network))).ok_or(NetdError::NoTable(id))?;
-            let address = |bytes: &Vec<u8>| {
-                let problem = || NetdError::Refused(format!("an address of {} bytes on network {id}", bytes.len()));
-                address_from_wire(bytes).ok_or_else(problem)
-            };
-            let addresses = endpoint.addresses.iter().map(address).collect::<Result<_, _>>()?;
             Ok(Endpoint { id, definition, addresses })
         };
-        let mut endpoints = request.endpoints.iter().map(read).collect::<Result<Vec<_>, NetdError>>()?;
+        let mut endpoints = request::ends(request)?.into_iter().map(find).collect::<Result<Vec<_>, NetdError>>()?;
         if request.local_bridge {
             let addresses = vec![self.lease(task)?];
             endpoints.insert(0, Endpoint { id: LOCAL, definition: Arc::new(define::local()), addresses });
@@ -256,20 +243,7 @@ impl Netd {
         }
         state.holders.insert(task);
         state.ensure_live_lately(self)?;
-        let subnets = define::subnets(&each.definition)?;
-        let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
-        for address in &each.addresses {
-            let Some((prefix, gateway)) = define::place(&subnets, *address) else {
-                let network = define::name(&each.definition);
-                return Err(NetdError::Refused(format!("{address} is in no subnet of network {network}")));
-            };
-            addresses.push(prefix);
-            gateways.extend(gateway.filter(|_| !define::internal(&each.definition)));
-        }
-        let Some(mac) = mac_of(&each.addresses) else {
-            let network = define::name(&each.definition);
-            return Err(NetdError::Refused(format!("the task has no address on network {network}")));
-        };
+        let Place { addresses, gateways, mac } = request::place(&each.definition, &each.addresses)?;
         let (plug, unplug): (Plug<'a>, Unplug<'a>) = match state.live.clone() {
             Some(live) => {
                 let (name, again, other) = (name.to_owned(), name.to_owned(), Arc::clone(&live));
@@ -372,12 +346,7 @@ impl Netd {
             }
         }
         let dns = attached.request.dns.clone().unwrap_or_default();
-        let servers: Vec<SocketAddr> = dns
-            .nameservers
-            .iter()
-            .filter_map(|server| server.parse::<IpAddr>().ok())
-            .map(|server| SocketAddr::new(server, DNS))
-            .collect();
+        let servers = request::name_servers(&dns);
         let upstream = match (servers.is_empty(), way_out) {
             (false, _) => Upstream::servers(&servers, Origin::Namespace(self.sandboxes.net(&task.to_string()))),
             (true, true) => Upstream::Host,

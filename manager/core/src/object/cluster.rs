@@ -51,6 +51,26 @@ pub struct RootRotation {
 }
 
 impl Cluster {
+    /// A cluster with nothing in it but its id: no root, no client, the same token secrets each time. What founding gives a
+    /// swarm is put in before anybody is served.
+    pub fn bare(id: ClusterId) -> Self {
+        Self {
+            id,
+            meta: Meta::default(),
+            spec: ClusterSpec::default(),
+            root_cert_pem: String::new(),
+            root_key_pem: String::new(),
+            worker_token_secret: [0; 16],
+            manager_token_secret: [1; 16],
+            feature_level: 0,
+            last_raft_id: 1,
+            recovery_epoch: 0,
+            unlock_key: None,
+            data_key_epoch: 0,
+            root_rotation: None,
+        }
+    }
+
     /// All certificates whose signature is trusted, PEM: the root in force first.
     pub fn trusted_roots_pem(&self) -> String {
         let next = self.root_rotation.as_ref().map_or("", |rotation| &rotation.root_cert_pem);

@@ -155,21 +155,7 @@ fn cluster(spec: &ClusterSpec) {
 /// Two nodes, the routing mesh's network and one named `front`, a secret and a config.
 pub(crate) fn swarm() -> State {
     let mut state = State::default();
-    state.put(Cluster {
-        id: ClusterId::new(1),
-        meta: Meta::default(),
-        spec: ClusterSpec::default(),
-        root_cert_pem: String::new(),
-        root_key_pem: String::new(),
-        worker_token_secret: [0; 16],
-        manager_token_secret: [1; 16],
-        feature_level: network::FEATURE_LEVEL,
-        last_raft_id: 1,
-        recovery_epoch: 0,
-        unlock_key: None,
-        data_key_epoch: 0,
-        root_rotation: None,
-    });
+    state.put(Cluster { feature_level: network::FEATURE_LEVEL, ..Cluster::bare(ClusterId::new(1)) });
     for number in 1..=2 {
         state.put(made(number));
     }

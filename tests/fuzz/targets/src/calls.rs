@@ -10,17 +10,18 @@ use std::time::{Duration, SystemTime};
 use bytes::{Buf as _, BufMut as _};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use skep_core::object::{Cluster, Data, ManagerStatus, ParcelId, ParcelSpec};
+use skep_core::object::{Client, Cluster, Data, ManagerStatus, Meta, ParcelId, ParcelSpec};
 use skep_core::parcels;
 use skep_core::store::State;
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, NodeGrant, RootCa};
 use skep_identity::transport::ConnectionInfo;
-use skep_identity::{Caller, Credentials, LiveCredentials, NodeKey, PeerIdentity, Role};
+use skep_identity::{Caller, ClientIdentity, Credentials, LiveCredentials, NodeKey, PeerIdentity, Role};
 use skep_image::Reference;
 use skep_manager::fuzzing::Alone;
 use skep_manager::images::{Name, Registries, RemoteImage, ResolveError};
-use skep_proto::id::{ClusterId, NodeId, SecretId};
-use skep_proto::v1::{self, NodeRole, RegistryAuth};
+use skep_proto::id::{ClientId, ClusterId, NodeId, SecretId};
+use skep_proto::time::UnixMs;
+use skep_proto::v1::{self, ClientRole, NodeRole, RegistryAuth};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -96,7 +97,9 @@ async fn make(manager: &Alone, caller: u8, method: &str, messages: Vec<Vec<u8>>)
 }
 
 fn not_told(answer: &[u8]) {
-    assert!(!answer.windows(SECRET.len()).any(|part| part == SECRET), "a secret was told");
+    let tells = |secret: &[u8]| answer.windows(secret.len()).any(|part| part == secret);
+    assert!(!tells(SECRET), "a secret was told");
+    assert!(!tells(&BASE.root_key), "the root's key was told");
 }
 
 /// The answer, unless it does not come when everyone else had their turn a few times.
@@ -126,22 +129,36 @@ fn pieces(mut rest: &[u8]) -> Vec<Vec<u8>> {
     pieces
 }
 
-/// Where a call comes from: this host, a worker, another one, this manager, a node that nobody knows, a stranger.
+/// Where a call comes from: this host, a worker, another one, this manager, a node that nobody knows, a stranger; a viewer,
+/// an operator, an administrator.
 fn connection(caller: u8) -> ConnectionInfo {
     let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7), 40_000));
+    let not_after = SystemTime::now() + Duration::from_secs(3600);
     let node = |number: u128, role| {
-        let not_after = SystemTime::now() + Duration::from_secs(3600);
         let peer = PeerIdentity { node_id: NodeId::new(number), role, cluster_id: ClusterId::new(1), not_after };
         ConnectionInfo { caller: Caller::Node(peer), remote: Some(remote) }
     };
-    match caller % 6 {
+    let person = |number: usize| {
+        let identity = ClientIdentity { client_id: client_id(number), cluster_id: ClusterId::new(1), not_after };
+        ConnectionInfo { caller: Caller::Client(identity), remote: Some(remote) }
+    };
+    match caller % 9 {
         0 => ConnectionInfo { caller: Caller::Local { uid: 0 }, remote: None },
         1 => node(NODES[0], Role::Worker),
         2 => node(NODES[1], Role::Worker),
         3 => node(NODES[2], Role::Manager),
         4 => node(77, Role::Manager),
-        _ => ConnectionInfo { caller: Caller::Anonymous { addr: remote }, remote: Some(remote) },
+        5 => ConnectionInfo { caller: Caller::Anonymous { addr: remote }, remote: Some(remote) },
+        other => person(usize::from(other) - 6),
     }
+}
+
+/// People in the base state.
+const CLIENTS: [(&str, ClientRole); 3] =
+    [("viewer", ClientRole::Viewer), ("operator", ClientRole::Operator), ("admin", ClientRole::Admin)];
+
+fn client_id(number: usize) -> ClientId {
+    ClientId::new(40 + number as u128)
 }
 
 /// Messages as they are.
@@ -209,6 +226,8 @@ impl Registries for Named {
 /// What every input begins with.
 struct Base {
     state: State,
+    /// A line of the root's private key.
+    root_key: Vec<u8>,
     credentials: LiveCredentials,
 }
 
@@ -225,9 +244,11 @@ fn base() -> Result<Base, Box<dyn std::error::Error>> {
     let issued = authority.issue(&key.signing_request()?, &grant, SystemTime::now())?;
     let credentials = LiveCredentials::new(Credentials::new(key, &issued.chain_pem, authority.bundle())?);
 
+    let root_key_pem = authority.key_pem();
+    let root_key = root_key_pem.lines().nth(2).ok_or("a key has more lines than one")?.as_bytes().to_vec();
     let mut state = api::swarm();
     if let Some(cluster) = state.cluster().map(|cluster| Cluster::clone(cluster)) {
-        let (root_cert_pem, root_key_pem) = (authority.cert().to_pem(), authority.key_pem());
+        let root_cert_pem = authority.cert().to_pem();
         state.put(Cluster { root_cert_pem, root_key_pem, ..cluster });
     }
     let mut me = api::made(NODES[2]);
@@ -237,19 +258,24 @@ fn base() -> Result<Base, Box<dyn std::error::Error>> {
     me.spec = Arc::new(spec);
     me.status.addr = IpAddr::from(Ipv4Addr::new(192, 0, 2, 1)).to_string();
     state.put(me);
+    for (number, (name, role)) in CLIENTS.into_iter().enumerate() {
+        let (id, cert_not_after) = (client_id(number), UnixMs(i64::MAX / 2));
+        state.put(Client { id, meta: Meta::default(), name: name.to_owned(), role, cert_not_after });
+    }
     let spec = ParcelSpec { name: "db".to_owned(), ..ParcelSpec::default() };
     let secret = parcels::creation(ParcelId::Secret(SecretId::new(3)), spec, Data::new(SECRET.to_vec()), api::NOW);
     api::store(&mut state, secret);
     if !api::service_in(&mut state, &crate::seeds::service("web")) {
         return Err("the base state takes no service".into());
     }
-    Ok(Base { state, credentials })
+    Ok(Base { state, root_key, credentials })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use prost::Message as _;
+    use skep_proto::access;
 
     use super::*;
 
@@ -276,5 +302,19 @@ mod tests {
         make(&manager, 1, "Dispatch/Session", vec![hello.encode_to_vec()]).await;
         let known = manager.state().node(NodeId::new(NODES[0])).unwrap().hostname().to_owned();
         assert_eq!(known, "new", "it registered");
+    }
+
+    /// A fuzzer does not guess the names of methods.
+    #[test]
+    fn every_method_has_a_seed() {
+        // A node's own, another manager's Raft, other nodes' images: not what a manager serves here.
+        let elsewhere = ["Daemon", "Images", "Netd", "Peer", "Quorum"];
+        let seeds = crate::seeds::all();
+        let calls: Vec<_> = seeds.iter().filter(|(target, ..)| *target == "manager_calls").collect();
+        for rule in access::rules().filter(|rule| !elsewhere.contains(&rule.service)) {
+            let name = format!("{}/{}", rule.service, rule.method);
+            let named = |bytes: &[u8]| bytes.windows(name.len()).any(|part| part == name.as_bytes());
+            assert!(calls.iter().any(|(.., bytes)| named(bytes)), "{name}");
+        }
     }
 }

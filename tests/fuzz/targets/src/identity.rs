@@ -4,10 +4,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use skep_identity::ca::{DEFAULT_NODE_VALIDITY, NodeGrant, RootCa};
-use skep_identity::{Credentials, JoinToken, NodeKey, PeerIdentity, Role, RootBundle, ticket};
+use skep_identity::{Credentials, JoinToken, NodeKey, PeerIdentity, Role, RootBundle, UnlockKey, fuzzing, ticket};
 use skep_proto::id::{ClusterId, NodeId};
 
-use crate::text;
+use crate::{choose, text};
 
 /// `skep swarm join --token`.
 pub fn join_token(data: &[u8]) {
@@ -46,6 +46,30 @@ pub fn signing_request(data: &[u8]) {
 pub fn image_ticket(data: &[u8]) {
     let shown = ticket::verify(data, &authority().bundle(), ClusterId::new(1), NodeId::new(7), now());
     assert!(shown.is_err(), "{shown:?}");
+}
+
+/// `skep swarm unlock`.
+pub fn unlock_key(data: &[u8]) {
+    if let Ok(key) = text(data).parse::<UnlockKey>() {
+        // White space around it is allowed; nothing else has the same meaning.
+        assert_eq!(key.to_text().as_str(), text(data).trim());
+    }
+}
+
+/// A node's key, a host's WireGuard key, unlock keys of which one takes the place of another: open, and sealed.
+pub fn key_files(data: &[u8]) {
+    let (kind, rest) = choose(data);
+    let unlock = unlock_key_of_files();
+    match kind % 3 {
+        0 => drop(fuzzing::node_keys(text(rest), &unlock)),
+        1 => drop(fuzzing::mesh_key(text(rest), &unlock)),
+        _ => assert!(fuzzing::other_keys(text(rest), &unlock) <= rest.len() / 32),
+    }
+}
+
+/// What [`key_files`] are sealed with.
+pub(crate) fn unlock_key_of_files() -> UnlockKey {
+    UnlockKey::new([7; 32])
 }
 
 fn authority() -> &'static RootCa {

@@ -34,13 +34,14 @@ macro_rules! targets {
 targets! {
     api: api_requests constraint placeholders addresses identifiers;
     calls: manager_calls refusals;
-    command_line: cli_values cli_format docker_config;
-    identity: join_token certificates signing_request image_ticket;
+    command_line: cli_values cli_format docker_config contexts;
+    identity: join_token certificates signing_request image_ticket unlock_key key_files;
     images: image_reference image_manifest image_config image_change image_records layer_tar image_archive registry_answer
         registry_login;
-    managers: store_snapshot store_entry raft_message raft_record raft_snapshot;
-    network: dns wireguard vxlan tap_frame coalesce netlink network_table netd_kept probe_answer;
-    worker: shim_protocol shim_config secret_files worker_record container_files container_log assignments host_files;
+    managers: store_snapshot store_entry raft_message raft_record raft_snapshot raft_keys;
+    network: dns wireguard vxlan tap_frame coalesce netlink network_table netd_kept netd_requests probe_answer;
+    worker: shim_protocol shim_config secret_files worker_record container_files container_log assignments host_files
+        swarm_record seccomp_profile;
 }
 
 /// Bytes as text, as far as they are; most parsers take text.

@@ -56,3 +56,9 @@ pub fn raft_record(data: &[u8]) {
 pub fn raft_snapshot(data: &[u8]) {
     let _ = fuzzing::snapshot_file(data);
 }
+
+/// The file of the data key that log and snapshots are sealed with, and of the key that wraps it.
+pub fn raft_keys(data: &[u8]) {
+    let read = fuzzing::keys_file(data);
+    assert!(read != [true, true], "a file is one of both");
+}

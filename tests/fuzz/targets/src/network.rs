@@ -17,7 +17,7 @@ use skep_overlay::plan::balance::{Balance, Kind};
 use skep_overlay::plan::forwarding::{Forwarding, Way};
 use skep_overlay::table::{FollowedTable, Table};
 use skep_proto::id::{NetworkId, NodeId};
-use skep_proto::v1::NetworkTable;
+use skep_proto::v1::{AttachRequest, ConfigureRequest, Network as Definition, NetworkTable, Subnet};
 
 use crate::{choose, halves};
 
@@ -297,6 +297,38 @@ impl Plans {
 pub fn netd_kept(data: &[u8]) {
     let _ = skep_overlay::fuzzing::kept_table(NetworkId::new(7), data);
     skep_overlay::fuzzing::kept_message(data);
+}
+
+/// What an agent asks of netd: who this host is, and a sandbox.
+pub fn netd_requests(data: &[u8]) {
+    static NETWORK: LazyLock<Definition> = LazyLock::new(|| {
+        let subnet = |subnet: &str, gateway: &str| Subnet {
+            subnet: subnet.to_owned(),
+            gateway: gateway.to_owned(),
+            ..Subnet::default()
+        };
+        let subnets = vec![subnet("10.1.0.0/16", "10.1.0.1"), subnet("fd00::/64", "fd00::1")];
+        Definition { subnets, ..Definition::default() }
+    });
+    let (kind, rest) = choose(data);
+    if kind & 1 == 0 {
+        let Ok(request) = ConfigureRequest::decode(rest) else { return };
+        let key = skep_overlay::fuzzing::configure(&request);
+        assert!(key.is_none() || request.private_key.len() == 32, "a key has 32 bytes");
+    } else if let Ok(request) = AttachRequest::decode(rest)
+        && let Some(ends) = skep_overlay::fuzzing::attach(&request, &NETWORK)
+    {
+        let mut networks: Vec<_> = ends.iter().map(|(network, ..)| *network).collect();
+        networks.sort();
+        networks.dedup();
+        assert_eq!(networks.len(), request.endpoints.len(), "one endpoint on each network");
+        for (end, asked) in ends.iter().zip(&request.endpoints) {
+            let (_, addresses, gateways) = end;
+            assert!(addresses.len() == asked.addresses.len() && gateways.len() == addresses.len());
+            let own = ["10.1.0.0", "fd00::"];
+            assert!(addresses.iter().all(|one| own.contains(&one.network().to_string().as_str())), "{addresses:?}");
+        }
+    }
 }
 
 /// What comes back to a probe of another host: whatever that one, or one in between, sends.

@@ -154,9 +154,37 @@ pub fn container_log(data: &[u8]) {
 /// Files of the host, which name things that anybody on it may have named.
 pub fn host_files(data: &[u8]) {
     let (kind, rest) = choose(data);
-    if kind & 1 == 0 {
-        assert!(skep_dns::fuzzing::name_servers(text(rest)).len() <= 3);
-    } else {
-        let _ = skep_runtime::fuzzing::mountinfo(text(rest));
+    match kind % 3 {
+        0 => assert!(skep_dns::fuzzing::name_servers(text(rest)).len() <= 3),
+        1 => drop(skep_runtime::fuzzing::mountinfo(text(rest))),
+        _ => {
+            let ranges = skep_worker::fuzzing::subids(text(rest), "skep").unwrap_or_default();
+            let mut next = 0;
+            for range in ranges {
+                assert!(range.inside == next && range.outside > 0, "one after the other, none the host's root");
+                assert!(range.count > 0 && range.outside.checked_add(range.count).is_some());
+                next += range.count;
+            }
+        }
     }
+}
+
+/// What a member keeps in `swarm.json`; and addresses for `--listen-addr`.
+pub fn swarm_record(data: &[u8]) {
+    let manager = "192.0.2.1:2377";
+    if let Some((text, managers)) = skep_node::fuzzing::record(data, manager) {
+        assert!(managers.len() <= 16 && managers.first().is_some_and(|first| first == manager));
+        let again = skep_node::fuzzing::record(text.as_bytes(), manager);
+        assert_eq!(again, Some((text, managers)), "who was heard of already changes nothing");
+    }
+    if let Some(address) = skep_node::fuzzing::address(text(data)) {
+        assert_eq!(skep_node::fuzzing::address(&address.to_string()), Some(address));
+    }
+}
+
+/// `--security-opt seccomp=FILE`, for a container with a capability: rules, and the kernel's program.
+pub fn seccomp_profile(data: &[u8]) {
+    let size = skep_runtime::fuzzing::seccomp_profile(text(data), &["SYS_ADMIN".to_owned()], (5, 10));
+    // As much as the kernel takes, in whole instructions.
+    assert!(size.is_none_or(|size| size > 0 && size.is_multiple_of(8) && size <= 4096 * 8));
 }
