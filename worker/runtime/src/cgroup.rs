@@ -153,8 +153,10 @@ impl Cgroups {
                 setting(&mount.join(group), file, value)
             })
             .collect();
-        if !unified && let Some(v1) = self.with("devices") {
-            let folder = v1.mount.join(group);
+        if !unified {
+            // As above: a container whose devices nothing restricts does not begin.
+            let mount = self.with("devices").map(|v1| v1.mount.clone());
+            let folder = mount.unwrap_or_else(|| Path::new(crate::plan::CGROUP_ROOT).join("devices")).join(group);
             settings.push(setting(&folder, "devices.deny", "a".to_owned()));
             let allowed = devices::rules().into_iter().map(|rule| setting(&folder, "devices.allow", rule));
             settings.extend(allowed);
@@ -391,4 +393,28 @@ fn remove_tree(folder: &Path) {
     }
     // Processes that are still ending keep it for a moment; the next sweep gets it.
     let _ = fs::remove_dir(folder);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where nothing restricts devices the container must not begin: the monitor cannot write what it is told to.
+    #[test]
+    fn devices_are_restricted_or_there_is_no_container() {
+        let line = |name: &str, kind: &str, options: &str| {
+            format!("36 35 0:5 / /sys/fs/cgroup/{name} rw - {kind} {kind} rw,{options}\n")
+        };
+        let [memory, devices] = ["memory", "devices"].map(|name| line(name, "cgroup", name));
+        let denied = |mountinfo: &str| -> Vec<PathBuf> {
+            let settings = Cgroups::parse(mountinfo).settings(Path::new("g"), &ResourceLimits::default());
+            let denied = settings.into_iter().filter(|setting| setting.file.ends_with("/devices.deny"));
+            denied.map(|setting| setting.file.into()).collect()
+        };
+        let expected = [PathBuf::from("/sys/fs/cgroup/devices/g/devices.deny")];
+        assert_eq!(denied(&format!("{memory}{devices}")), expected);
+        assert_eq!(denied(&memory), expected, "the controller is not mounted");
+        assert_eq!(denied(&format!("{memory}{}", line("unified", "cgroup2", ""))), expected);
+        assert!(denied(&line("", "cgroup2", "")).is_empty(), "there a program does it");
+    }
 }

@@ -4,11 +4,14 @@
 use std::path::Path;
 
 use skep_shim::entry::Rlimit;
+use skep_shim::ids;
 use skep_shim::plan::{Mount as PlanMount, Plan, What};
 
 use crate::caps;
 use crate::cgroup::{Cgroups, View, devices};
-use crate::spec::{ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation, ResourceLimits, Ulimit};
+use crate::spec::{
+    ContainerSpec, Mount, MountKind, NetworkNamespace, Propagation, ResourceLimits, Ulimit, UserNamespace,
+};
 
 /// Paths that are covered, and paths that are made read-only; moby `oci/defaults.go`.
 pub(crate) const MASKED: [&str; 12] = [
@@ -37,6 +40,8 @@ pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Where the tiny init appears in the container.
 pub(crate) const INIT_PATH: &str = "/sbin/docker-init";
 
+/// Who may send echo requests (icmp(7)).
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 /// The group of terminals (Debian's and Docker's number).
 const TTY: u32 = 5;
 
@@ -128,7 +133,7 @@ pub(crate) fn plan(spec: &ContainerSpec, place: &Place<'_>) -> Result<Plan, Stri
         mounts: mounts(spec, place, &views),
         links,
         devices: if own_dev { own_devices() } else { Vec::new() },
-        sysctls: spec.sysctls.iter().map(|(key, value)| (key.replace('.', "/"), value.clone())).collect(),
+        sysctls: sysctls(spec)?,
         masked: MASKED.map(str::to_owned).to_vec(),
         read_only: READ_ONLY.map(str::to_owned).to_vec(),
         read_only_root: spec.read_only_root,
@@ -180,7 +185,7 @@ fn mounts(spec: &ContainerSpec, place: &Place<'_>, views: &[View]) -> Vec<PlanMo
     let shm = format!("mode=1777,size={SHM_BYTES}");
     let sealed = NO_SUID | NO_DEV | NO_EXEC;
     // The group "tty" as the container counts: mounted by the host's root.
-    let tty = spec.users.as_ref().map_or(Some(TTY), |users| skep_shim::ids::outside(&users.gids, TTY));
+    let tty = spec.users.as_ref().map_or(Some(TTY), |users| ids::outside(&users.gids, TTY));
     let terminals = tty.map_or(String::new(), |gid| format!(",gid={gid}"));
     let terminals = format!("ptmxmode=0666,mode=0620{terminals}");
     let mut mounts = vec![
@@ -246,6 +251,32 @@ fn own_mount(mount: &Mount) -> PlanMount {
 }
 
 /// The limits of each process. The error is a sentence.
+/// Kernel parameters by their files. They are written as the host's root, which counts groups as the host does.
+fn sysctls(spec: &ContainerSpec) -> Result<Vec<(String, String)>, String> {
+    let value = |key: &str, value: &str| match &spec.users {
+        Some(users) if key == PING_GROUPS => groups_of_host(users, value),
+        _ => Ok(value.to_owned()),
+    };
+    spec.sysctls.iter().map(|(key, text)| Ok((key.replace('.', "/"), value(key, text)?))).collect()
+}
+
+/// The first and the last group of some that follow each other, as the host counts them.
+fn groups_of_host(users: &UserNamespace, text: &str) -> Result<String, String> {
+    let mut groups = text.split_whitespace().map(|group| group.parse::<u32>().ok());
+    let (Some(Some(first)), Some(Some(last)), None) = (groups.next(), groups.next(), groups.next()) else {
+        // The kernel says what it thinks of it.
+        return Ok(text.to_owned());
+    };
+    // Of one range: between two of them there are groups of others.
+    let both = users.gids.iter().find_map(|range| {
+        let outside = |group| ids::outside(std::slice::from_ref(range), group);
+        Some((outside(first)?, outside(last)?))
+    });
+    let (first, last) =
+        both.ok_or_else(|| format!("{PING_GROUPS}={text}: the container does not have all these groups"))?;
+    Ok(format!("{first} {last}"))
+}
+
 pub(crate) fn rlimits(spec: &ContainerSpec, defaults: &[Ulimit]) -> Result<Vec<Rlimit>, String> {
     let number = |name: &str| {
         let known = RLIMITS.iter().position(|known| *known == name).and_then(|at| u32::try_from(at).ok());

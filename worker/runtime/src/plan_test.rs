@@ -51,6 +51,28 @@ fn bound(target: &str) -> Mount {
     Mount { target: target.into(), read_only: true, kind }
 }
 
+/// They are written as the host's root.
+#[test]
+fn groups_in_a_kernel_parameter_are_those_of_the_container() {
+    let range = |inside, outside, count| ids::IdRange { inside, outside, count };
+    let with = |groups: &str, remapped: bool| {
+        made_on(V1, |spec| {
+            let gids = vec![range(0, 100_000, 1000), range(1000, 500_000, 10)];
+            spec.users = remapped.then(|| UserNamespace { path: "/u".into(), uids: gids.clone(), gids });
+            spec.sysctls.insert(PING_GROUPS.into(), groups.into());
+        })
+        .map(|plan| plan.sysctls[0].1.clone())
+    };
+    assert_eq!(with("0 999", false).unwrap(), "0 999");
+    for (groups, expected) in [("0 999", "100000 100999"), ("1\t0", "100001 100000"), ("1000 1009", "500000 500009")] {
+        assert_eq!(with(groups, true).unwrap(), expected);
+    }
+    assert_eq!(with("all", true).unwrap(), "all", "the kernel refuses it");
+    for groups in ["0 2147483647", "0 1000", "5000 5000"] {
+        assert!(with(groups, true).unwrap_err().contains("does not have all"), "{groups}");
+    }
+}
+
 #[test]
 fn safe_by_default() {
     let plan = made(|_| {});

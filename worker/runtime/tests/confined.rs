@@ -92,12 +92,13 @@ async fn with_ids_of_its_own_it_is_a_container_as_any() {
         "a",
         "id; hostname; cat /source/open; cat /source/closed || echo closed; echo x > /source/new || echo not written; \
          stat -c %u /source/open; cat /run/secrets/s; stat -L -c %u:%g:%a /run/secrets/s; \
-         cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo err >&2; echo again > /dev/stdout; pwd; touch /srv/x && echo made",
+         cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range; echo err >&2; echo again > /dev/stdout; pwd; touch /srv/x && echo made",
     );
     spec.user = "web".into();
     spec.hostname = "victim".into();
     spec.cwd = "/made/for/it".into();
     spec.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "99".into());
+    spec.sysctls.insert("net.ipv4.ping_group_range".into(), "0 2000".into());
     fs::set_permissions(world.dir.path().join("layer/srv"), fs::Permissions::from_mode(0o777)).unwrap();
     let kind = MountKind::Bind { source, propagation: Propagation::Private, recursive: true };
     let place = MemoryPlace::Swappable("s".into());
@@ -116,11 +117,25 @@ async fn with_ids_of_its_own_it_is_a_container_as_any() {
     container.remove().await.unwrap();
     assert_eq!(
         out,
-        "uid=33(web) gid=34(web) groups=77(extra)\nvictim\nread\nclosed\nnot written\n65534\nsecret\n33:34:400\n99\nagain\n\
+        "uid=33(web) gid=34(web) groups=77(extra)\nvictim\nread\nclosed\nnot written\n65534\nsecret\n33:34:400\n99\n0\t2000\nagain\n\
          /made/for/it\nmade\n",
         "{status:?} {err}"
     );
     assert!(err.contains("err\n"));
+}
+
+/// A name in another encoding must not make a user the group of root, nor one who is in no groups.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_text_hide_nobody_in_an_images_users() {
+    let world = World::new();
+    for name in ["passwd", "group"] {
+        let path = world.dir.path().join("layer/etc").join(name);
+        let users = [&b"caf\xe9:x:50:\n"[..], &fs::read(&path).unwrap()].concat();
+        fs::write(&path, users).unwrap();
+    }
+    let mut spec = world.spec("a", "id");
+    spec.user = "33".into();
+    assert_eq!(world.run(spec).await.1, "uid=33(web) gid=34(web) groups=77(extra)\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,8 @@ impl IdRange {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split(':').map(|number| number.parse().ok());
         let mut next = || numbers.next()?;
-        Some(Self { inside: next()?, outside: next()?, count: next()? })
+        let range = Self { inside: next()?, outside: next()?, count: next()? };
+        numbers.next().is_none().then_some(range)
     }
 }
 
@@ -64,7 +65,7 @@ mod tests {
     fn a_range_is_written_as_it_is_read() {
         let range = IdRange { inside: 1, outside: 2, count: 3 };
         assert_eq!(IdRange::parse(&range.to_string()), Some(range));
-        for bad in ["1:2", "a:b:c", "-1:2:3", ""] {
+        for bad in ["1:2", "1:2:3:4", "a:b:c", "-1:2:3", ""] {
             assert_eq!(IdRange::parse(bad), None, "{bad}");
         }
     }

@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use crate::sys::{c_string, check, mount};
 
 const EMPTY: &CStr = c"";
+/// How often a path is looked up that others change meanwhile. runc's figure.
+const MOST_TRIES: u32 = 128;
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = check(result as i32)?;
@@ -138,19 +140,29 @@ impl Attributes {
     }
 }
 
-/// [`set`] for an attached mount by mount(2), not recursive for attributes. Needs the host's `/proc`.
+/// [`set`] for an attached mount by mount(2), not recursive for attributes. Needs the host's `/proc`. What the mount has of
+/// the four attributes it keeps: a remount that does not name one takes it away.
 pub(crate) fn set_the_old_way(tree: &OwnedFd, attributes: u64, propagation: u64) -> io::Result<()> {
     let path = c_string(&format!("/proc/self/fd/{}", tree.as_raw_fd()))?;
     if propagation != 0 {
         mount("", &path, "", propagation | libc::MS_REC, "")?;
     }
     // The numbers of the four attributes that a bind can have are those of mount(2)'s flags.
-    let flags = attributes
-        & (libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC);
-    if flags != 0 {
+    let four = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    if attributes & four != 0 {
+        let flags = (attributes | own_flags(tree)?) & four;
         mount("", &path, "", libc::MS_BIND | libc::MS_REMOUNT | flags, "")?;
     }
     Ok(())
+}
+
+/// The attributes of a mount that is open at its root (statvfs(3)); the four have the numbers of [`set`]'s.
+fn own_flags(tree: &OwnedFd) -> io::Result<u64> {
+    // SAFETY: all-zero is a valid value of this plain struct.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `found` has room for the answer.
+    check(unsafe { libc::fstatvfs(tree.as_raw_fd(), &raw mut found) })?;
+    Ok(found.f_flag)
 }
 
 /// How links on the way to a path are taken.
@@ -172,7 +184,9 @@ pub(crate) fn open_inside(root: &impl AsRawFd, path: &str, flags: libc::c_int, l
     if links == Links::Refuse {
         how.resolve |= libc::RESOLVE_NO_SYMLINKS;
     }
+    let mut tries = 0;
     loop {
+        tries += 1;
         // SAFETY: a C string and a struct with the kernel's layout and its size.
         let opened = owned(unsafe {
             libc::syscall(
@@ -184,8 +198,8 @@ pub(crate) fn open_inside(root: &impl AsRawFd, path: &str, flags: libc::c_int, l
             )
         });
         match opened {
-            // A rename elsewhere on the machine was in the way of a `..`.
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            // A rename elsewhere on the machine was in the way of a `..`. Who renames all the time keeps nobody here for ever.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries < MOST_TRIES => {}
             other => return other,
         }
     }

@@ -20,17 +20,17 @@ pub(super) fn look_up(root: &OwnedFd, plan: &Plan) -> Result<User, Failure> {
     user::resolve(&passwd, &group, &plan.user, &plan.groups).map_err(Failure::new)
 }
 
-/// The text of a file of the image; empty where it is not there or no text: then it knows nobody.
+/// The text of a file of the image, less what is no text in it; empty where it is not there: then it knows nobody.
 fn read(root: &OwnedFd, path: &str) -> String {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     // Looked at first: a device or a pipe must not even be opened.
     let is_file = tree::open_inside(root, path, libc::O_PATH, Links::Follow)
         .and_then(|named| tree::stat(&named))
         .is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFREG);
     if is_file && let Ok(file) = tree::open_inside(root, path, libc::O_RDONLY | libc::O_NONBLOCK, Links::Follow) {
-        let _ = File::from(file).take(MAX_FILE).read_to_string(&mut text);
+        let _ = File::from(file).take(MAX_FILE).read_to_end(&mut bytes);
     }
-    text
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Makes the user (the host's ids of it) the owner of the output: the command may open /dev/stdout anew, which its owner alone
