@@ -6,6 +6,7 @@ mod callers;
 mod clock;
 mod control;
 pub mod dispatch;
+mod figures;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod images;
@@ -24,6 +25,7 @@ pub mod sim;
 pub mod store;
 pub mod topic;
 
+pub use figures::{FigureSource, Figures, RaftFigures, SwarmFigures};
 pub use keys::{KeySeals, KeysAtStart};
 /// Deletes a stopped manager's files, its keys first.
 pub use skep_raft::erase as erase_files;

@@ -36,6 +36,7 @@ use crate::callers;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::dispatch::Dispatcher;
+use crate::figures::FigureSource;
 use crate::images::Registries;
 use crate::keys::{self, KeysAtStart};
 use crate::leader;
@@ -268,6 +269,11 @@ impl Manager {
             bail!("there are other managers to ask");
         }
         self.authority.renew_own(self.node, csr_pem).map_err(|status| anyhow::anyhow!("{}", status.message()))
+    }
+
+    /// Where its figures are read.
+    pub fn figures(&self) -> FigureSource {
+        FigureSource::new(self.store.clone(), self.raft.status())
     }
 
     /// Raft's status, for the daemon's own questions.

@@ -1,7 +1,7 @@
 //! What the daemon is told at start. Checked before anything is opened; the command line fills it in.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// Settings of one daemon.
@@ -9,6 +9,8 @@ use std::path::PathBuf;
 pub struct Config {
     /// Everything that survives a restart.
     pub data_dir: PathBuf,
+    /// Where figures are served to Prometheus, by plain http. `None`: nowhere.
+    pub metrics_addr: Option<SocketAddr>,
     /// Unix socket of the local API.
     pub socket: PathBuf,
     /// Group whose members may use the socket, by number; they have all rights of this host's root over skep. `None`: root

@@ -8,6 +8,7 @@ use anyhow::Context;
 use skep_identity::transport::{ByCertificate, bind_unix_for, gated, unix_incoming};
 use skep_proto::v1::daemon_server::DaemonServer;
 use skep_proto::v1::images_server::ImagesServer;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::service::Routes;
 use tower::layer::layer_fn;
@@ -18,6 +19,7 @@ use crate::hardening;
 use crate::host::Host;
 use crate::lock::DirLock;
 use crate::membership::Membership;
+use crate::metrics;
 use crate::service::{DaemonService, ImagesService};
 use crate::switch::{Control, ManagerRoutes, Switch};
 
@@ -47,7 +49,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     if let Some(parent) = config.socket.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    let (socket, group) = (config.socket.clone(), config.group);
+    let (socket, group, metrics_addr) = (config.socket.clone(), config.group, config.metrics_addr);
     let host = Arc::new(Host::open(config).await?);
     let routes = ManagerRoutes::new(Control::Starting("this daemon is starting: try again in a moment".to_owned()));
     let membership = Membership::new(Arc::clone(&host), routes.clone());
@@ -60,6 +62,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let own = gated(own, Arc::new(ByCertificate));
     // Beside the socket: whoever asks meanwhile hears that it is pending.
     membership.start();
+    if let Some(addr) = metrics_addr {
+        let listener = TcpListener::bind(addr).await;
+        let listener = listener.with_context(|| format!("--metrics-addr: cannot listen on {addr}"))?;
+        tokio::spawn(metrics::serve(listener, Arc::clone(&host), Arc::clone(&membership)));
+    }
     let listener = bind_unix_for(&socket, group).with_context(|| format!("cannot listen on {}", socket.display()))?;
     let switch = layer_fn(move |own: Routes| Switch { own, manager: routes.clone() });
     let server = tonic::transport::Server::builder().layer(switch).add_routes(own);

@@ -15,6 +15,7 @@ mod host;
 mod links;
 mod lock;
 mod membership;
+mod metrics;
 mod netd;
 mod registries;
 mod renewal;

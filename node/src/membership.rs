@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use skep_identity::{Credentials, LiveCredentials};
+use skep_manager::Figures;
 use skep_proto::v1::SwarmState;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
@@ -110,9 +111,14 @@ impl Membership {
         renewal::way_back(&credentials, SystemTime::now()).or_else(refused)
     }
 
-    /// End of this node's certificate. `None`: it has none.
-    pub(crate) fn certificate_end(&self) -> Option<SystemTime> {
-        self.view().map(|view| view.credentials.current().not_after())
+    /// This node's certificate and the roots that it trusts. `None`: it has none.
+    pub(crate) fn credentials(&self) -> Option<Arc<Credentials>> {
+        self.view().map(|view| view.credentials.current())
+    }
+
+    /// What this host's manager counts. `None`: none serves here.
+    pub(crate) fn figures(&self) -> Option<Figures> {
+        self.board.figures()
     }
 
     /// Containers that run here.

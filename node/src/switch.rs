@@ -14,6 +14,7 @@ use tonic::codegen::http::{Request, Response};
 use tonic::service::Routes;
 use tonic::{Status, server::NamedService};
 
+use skep_manager::Figures;
 use skep_proto::v1::daemon_server::DaemonServer;
 use skep_proto::v1::images_server::ImagesServer;
 
@@ -25,8 +26,8 @@ const STARTING: Duration = Duration::from_secs(10);
 /// What the control API is right now.
 #[derive(Clone, Debug)]
 pub(crate) enum Control {
-    /// A manager serves it.
-    Served(Routes),
+    /// A manager serves it, and counts.
+    Served(Routes, Counts),
     /// A manager, or the daemon itself, is starting: calls wait a moment, then hear this.
     Starting(String),
     /// This host is a manager that cannot serve for a reason that may pass: calls hear it and may try again.
@@ -35,6 +36,28 @@ pub(crate) enum Control {
     Locked,
     /// There is no manager here, or none that will serve by itself: calls hear why.
     Absent(String),
+}
+
+/// Where the figures of a manager that serves are read.
+#[derive(Clone)]
+pub(crate) struct Counts(Arc<dyn Fn() -> Figures + Send + Sync>);
+
+impl Counts {
+    /// Read by this.
+    pub(crate) fn of(read: impl Fn() -> Figures + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// The figures of now.
+    pub(crate) fn read(&self) -> Figures {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Counts")
+    }
 }
 
 /// The control API of this host, for the switch and for who changes it. Clones share it.
@@ -64,7 +87,7 @@ impl ManagerRoutes {
         // Out of time: whatever it is by then.
         let _ = tokio::time::timeout(within, settled).await;
         match self.get() {
-            Control::Served(routes) => Ok(routes),
+            Control::Served(routes, _) => Ok(routes),
             Control::Starting(reason) | Control::Halted(reason) => Err(Status::unavailable(reason)),
             Control::Locked => Err(locked()),
             Control::Absent(reason) => Err(Status::failed_precondition(reason)),
@@ -134,7 +157,7 @@ mod tests {
             async move { routes.settled(STARTING).await.map(drop) }
         });
         tokio::task::yield_now().await;
-        routes.set(Control::Served(Routes::default()));
+        routes.set(Control::Served(Routes::default(), Counts::of(Figures::default)));
         assert!(waiting.await.expect("no panic").is_ok());
         for (control, code) in [
             (Control::Starting("x".to_owned()), tonic::Code::Unavailable),

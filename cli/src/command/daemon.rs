@@ -2,7 +2,7 @@
 //! Both run without the command line's own runtime.
 
 use std::io::IsTerminal as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -32,6 +32,9 @@ pub(crate) struct DaemonArgs {
     /// Group whose members may use the socket: they can do with skep whatever root can [default: root alone].
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
+    /// Serve figures to Prometheus at http://ADDR:PORT/metrics, to whoever asks; 127.0.0.1:9323 is for this host alone.
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics_addr: Option<SocketAddr>,
     /// Cgroup below which containers run.
     #[arg(long, value_name = "CGROUP", default_value = "skep")]
     cgroup_parent: PathBuf,
@@ -103,6 +106,7 @@ fn config(args: DaemonArgs) -> Result<skep_node::Config, Failure> {
         data_dir: args.data_dir,
         socket: args.socket,
         group: args.group.as_deref().map(group).transpose()?,
+        metrics_addr: args.metrics_addr,
         cgroup_parent: args.cgroup_parent,
         hostname: args.hostname,
         boot_id: args.boot_id,

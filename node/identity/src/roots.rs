@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -42,25 +43,34 @@ pub enum RootError {
 pub struct RootCert {
     der: CertificateDer<'static>,
     cluster_id: ClusterId,
+    not_after: SystemTime,
 }
 
 impl RootCert {
     /// Reads a DER root certificate: it must be an authority and carry a cluster id as its organisation.
     pub fn from_der(der: CertificateDer<'static>) -> Result<Self, RootError> {
-        let cluster_id = {
+        let (cluster_id, not_after) = {
             let cert = peer::parse(&der).map_err(RootError::Certificate)?;
             if !cert.is_ca() {
                 return Err(RootError::NotAuthority);
             }
             let organisation = peer::only(cert.subject().iter_organization(), "O").map_err(RootError::Certificate)?;
-            organisation.parse().map_err(|_| RootError::Certificate(PeerError::ClusterId(organisation.to_owned())))?
+            let cluster_id = organisation.parse();
+            let cluster_id =
+                cluster_id.map_err(|_| RootError::Certificate(PeerError::ClusterId(organisation.to_owned())))?;
+            (cluster_id, peer::system_time(cert.validity().not_after).map_err(RootError::Certificate)?)
         };
-        Ok(Self { der, cluster_id })
+        Ok(Self { der, cluster_id, not_after })
     }
 
     /// The cluster that this root signs for.
     pub fn cluster_id(&self) -> ClusterId {
         self.cluster_id
+    }
+
+    /// Its end.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 
     /// SHA-256 of the DER form, as join tokens carry it.

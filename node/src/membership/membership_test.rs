@@ -51,6 +51,7 @@ async fn place(dir: &Path, peer_port: u16) -> (Arc<Membership>, Parent) {
     let config = Config {
         data_dir: dir.to_owned(),
         socket: dir.join("skep.sock"),
+        metrics_addr: None,
         group: None,
         peer_port,
         cgroup_parent: parent.0.clone(),

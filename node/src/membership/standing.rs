@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_identity::{PeerIdentity, Role};
+use skep_manager::Figures;
 use skep_proto::id::{ClusterId, NodeId};
 use skep_proto::v1::SwarmState;
 
@@ -29,7 +30,7 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    fn outside(state: SwarmState, error: String) -> Self {
+    pub(crate) fn outside(state: SwarmState, error: String) -> Self {
         Self { state, error, node: None, cluster: None, role: None, node_addr: String::new(), control: false }
     }
 }
@@ -51,14 +52,22 @@ impl Board {
         Self { place: Arc::new(Mutex::new(place)), trouble: Arc::default(), routes }
     }
 
+    /// What this host's manager counts. `None`: none serves here.
+    pub(crate) fn figures(&self) -> Option<Figures> {
+        match self.routes.get() {
+            Control::Served(_, counts) => Some(counts.read()),
+            Control::Starting(_) | Control::Halted(_) | Control::Locked | Control::Absent(_) => None,
+        }
+    }
+
     /// The host's place, and what its manager adds to it.
     pub(crate) fn standing(&self) -> Standing {
         let mut standing = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let control = self.routes.get();
-        standing.control = matches!(control, Control::Served(_));
+        standing.control = matches!(control, Control::Served(..));
         if standing.state == SwarmState::Active && standing.role == Some(Role::Manager) {
             match control {
-                Control::Served(_) => {
+                Control::Served(..) => {
                     standing.error.clone_from(&self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
                 }
                 Control::Starting(_) => standing.state = SwarmState::Pending,
@@ -137,6 +146,7 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::switch::Counts;
 
     #[test]
     fn a_managers_trouble_shows_and_a_workers_has_none() {
@@ -146,7 +156,7 @@ mod tests {
         board.control(Control::Halted("this manager's disk is full".to_owned()));
         let standing = board.standing();
         assert_eq!((standing.state, standing.error.as_str()), (SwarmState::Error, "this manager's disk is full"));
-        board.control(Control::Served(tonic::service::Routes::default()));
+        board.control(Control::Served(tonic::service::Routes::default(), Counts::of(Default::default)));
         let standing = board.standing();
         assert_eq!((standing.state, standing.control, standing.error.as_str()), (SwarmState::Active, true, ""));
         board.trouble("this manager's disk is full".to_owned());

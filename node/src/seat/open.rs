@@ -195,6 +195,10 @@ impl Manager {
         self.manager.routes()
     }
 
+    pub(super) fn figures(&self) -> skep_manager::FigureSource {
+        self.manager.figures()
+    }
+
     /// Waits until it hears a leader and has its state; an error if that state does not know this node.
     pub(super) async fn ready(&self) -> anyhow::Result<()> {
         self.manager.ready().await

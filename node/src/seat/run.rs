@@ -13,7 +13,7 @@ use super::open::{How, Manager};
 use super::{First, Order, SeatParts, SeatState};
 use crate::backoff::{Backoff, is_disk_full, may_pass, words};
 use crate::membership::{SeatPhase, SeatRecord};
-use crate::switch::Control;
+use crate::switch::{Control, Counts};
 
 /// A manager that ran this long before it ended did start well.
 const RAN_WELL: Duration = Duration::from_secs(30);
@@ -260,7 +260,8 @@ impl Runner {
     fn announce(&self, mut held: Box<Held>, ready: bool) -> Box<Held> {
         held.announced = true;
         held.ready |= ready;
-        self.parts.board.control(Control::Served(held.manager.routes()));
+        let source = held.manager.figures();
+        self.parts.board.control(Control::Served(held.manager.routes(), Counts::of(move || source.read())));
         self.state.send_replace(SeatState::Taken { ready: held.ready });
         held
     }

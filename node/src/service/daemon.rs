@@ -26,7 +26,7 @@ impl Daemon for DaemonService {
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         let standing = self.membership.standing();
         let role = standing.role.unwrap_or(Role::Worker);
-        let expires = self.membership.certificate_end();
+        let expires = self.membership.credentials().map(|credentials| credentials.not_after());
         let expires = expires.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
         Ok(Response::new(InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
