@@ -58,6 +58,7 @@ fn groups_in_a_kernel_parameter_are_those_of_the_container() {
     let with = |groups: &str, remapped: bool| {
         made_on(V1, |spec| {
             let gids = vec![range(0, 100_000, 1000), range(1000, 500_000, 10)];
+            spec.network = NetworkNamespace::Path("/n".into());
             spec.users = remapped.then(|| UserNamespace { path: "/u".into(), uids: gids.clone(), gids });
             spec.sysctls.insert(PING_GROUPS.into(), groups.into());
         })
