@@ -154,7 +154,7 @@ fn services_that_cannot_attach(lab: &Lab) {
     }
     lab.run(&["service", "rm", "first", "third"]).ok();
     let second = lab.running("second", 1, SOON).remove(0);
-    assert!(addresses(lab, &second, "tasks.second").contains("10.50.0.7"));
+    until("its own name", SOON, || addresses(lab, &second, "tasks.second").contains("10.50.0.7"));
     // A network is removed though its last task is only stopping: that is waited for.
     lab.run(&["service", "rm", "web", "second"]).ok();
     assert_eq!(lab.run(&["network", "rm", "fifty"]).ok(), "fifty");
