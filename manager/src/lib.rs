@@ -30,4 +30,4 @@ pub use keys::{KeySeals, KeysAtStart};
 /// Deletes a stopped manager's files, its keys first.
 pub use skep_raft::erase as erase_files;
 
-pub use manager::{Bootstrap, Ended, FIRST_RAFT_ID, Manager, ManagerConfig, ManagerStart, is_disk_full};
+pub use manager::{Bootstrap, Ended, FIRST_RAFT_ID, Manager, ManagerConfig, ManagerStart, has_state, is_disk_full};

@@ -2,7 +2,7 @@
 //! reverse. Called by the daemon.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,6 +134,11 @@ pub fn is_disk_full(error: &anyhow::Error) -> bool {
         cause.downcast_ref().is_some_and(StartError::is_disk_full)
             || cause.downcast_ref().is_some_and(StoreError::is_disk_full)
     })
+}
+
+/// Whether a directory holds the state of a manager that was completely made; what was cut short is made anew.
+pub fn has_state(dir: &Path) -> bool {
+    RaftNode::<Machine>::exists(dir)
 }
 
 /// A running manager. Dropped without [`Manager::shutdown`] it stops at once, as if it were killed.

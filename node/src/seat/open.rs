@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use skep_identity::{Anonymous, JoinToken, RootBundle, ServerTls, TokenSecret};
 use skep_manager::peers::{self, Entered, Serving};
-use skep_manager::{Bootstrap, Ended, FIRST_RAFT_ID, KeysAtStart, ManagerConfig, ManagerStart};
+use skep_manager::{Bootstrap, Ended, FIRST_RAFT_ID, KeysAtStart, ManagerConfig, ManagerStart, has_state};
 use skep_proto::v1::IssueResponse;
 use skep_worker::Connector;
 use tokio::sync::watch;
@@ -101,7 +101,7 @@ async fn plan(parts: &SeatParts, how: How, stop: &mut watch::Receiver<bool>) -> 
             Some(seat) => Ok(Plan::new(seat.raft_id, ManagerStart::Recover)),
             None => bail!("this node holds no manager's state to go on from"),
         },
-        How::Resume => match resume(parts.record.get().seat, is_complete(&dir), &dir)? {
+        How::Resume => match resume(parts.record.get().seat, has_state(&dir), &dir)? {
             Resume::Existing(raft_id) => Ok(Plan::new(raft_id, ManagerStart::Existing)),
             Resume::Join(raft_id) => Ok(Plan::new(raft_id, ManagerStart::Join)),
             Resume::Enter => {
@@ -150,12 +150,6 @@ const CONNECT: std::time::Duration = std::time::Duration::from_secs(3);
 
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-/// Whether Raft's files were completely made: a start that was cut short leaves its mark in the folder, and its half-made
-/// files are made anew.
-fn is_complete(dir: &Path) -> bool {
-    dir.exists() && !dir.join("initializing").exists()
 }
 
 /// How a seat is taken up again.
@@ -262,6 +256,19 @@ mod tests {
         assert_eq!(after(Some(SeatPhase::Taken), true), Ok(Resume::Existing(7)));
         assert_eq!(after(Some(SeatPhase::Founding), true), Ok(Resume::Existing(7)));
         assert_eq!(after(Some(SeatPhase::Leaving), false), Ok(Resume::Enter));
+    }
+
+    /// Raft makes the folder first, and marks it as unfinished next.
+    #[test]
+    fn a_folder_without_state_is_no_seat() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("lock"), "").unwrap();
+        let seat = SeatRecord { raft_id: 7, phase: SeatPhase::Entered };
+        assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Join(7));
+        std::fs::write(dir.path().join("keys"), "").unwrap();
+        assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Existing(7));
+        std::fs::write(dir.path().join("initializing"), "").unwrap();
+        assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Join(7));
     }
 
     #[test]
