@@ -175,7 +175,8 @@ async fn node(live: LiveCredentials, addr: String, hostname: String) -> Result<(
             message = down.message() => message?.context("the manager has ended the session")?,
         };
         match message.message {
-            Some(Down::Roots(roots)) => {
+            // Empty: the manager has not heard of them yet.
+            Some(Down::Roots(roots)) if !roots.root_certs_pem.is_empty() => {
                 let roots = RootBundle::from_pem(&roots.root_certs_pem)?;
                 live.replace(live.current().with_roots(roots)?);
                 say(Up::Description(describe())).await?;
@@ -185,7 +186,8 @@ async fn node(live: LiveCredentials, addr: String, hostname: String) -> Result<(
                 let request = RenewRequest { csr_pem: key.signing_request_pem()? };
                 let issued = CertificateAuthorityClient::new(open(&live, &addr)).renew(request).await?.into_inner();
                 let roots = RootBundle::from_pem(&issued.root_cert_pem)?;
-                live.replace(Credentials::new(key, &issued.cert_chain_pem, roots)?);
+                let trusted = live.current().roots().clone();
+                live.replace(Credentials::new(key, &issued.cert_chain_pem, roots)?.with_roots(trusted)?);
                 say(Up::Description(describe())).await?;
             }
             _ => {}
