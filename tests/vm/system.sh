@@ -55,7 +55,7 @@ UNIT
         ln -sf /dev/null "$work/root/etc/systemd/system/$unit"
     done
     rm -f "$vm"/system-*.ext4
-    mke2fs -q -t ext4 -d "$work/root" "$work/system.ext4" 2G
+    mke2fs -q -t ext4 -d "$work/root" "$work/system.ext4" 2G >/dev/null
     mv "$work/system.ext4" "$disk"
 fi
 echo "$kernel $disk"
