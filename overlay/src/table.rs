@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
-use skep_proto::v1;
+use skep_proto::v1::{self, EndpointState};
 
 pub use change::{RowChanges, TableChange};
 pub use wire::MalformedTable;
@@ -76,7 +76,7 @@ pub struct Endpoint {
     /// Names of this task alone.
     pub names: Vec<String>,
     /// Whether names and virtual addresses of its service lead to it.
-    pub serving: bool,
+    pub state: EndpointState,
 }
 
 /// A service on the network.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::upstream::Upstream;
 use crate::view::Network;
-use crate::zone::{Endpoint, EndpointId, Service, ServiceId};
+use crate::zone::{Endpoint, EndpointId, Service, ServiceId, Serving};
 
 fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -33,7 +33,7 @@ fn network(name: &str, number: u8) -> Arc<Network> {
                 service: Some(ServiceId([2; 16])),
                 addresses: vec![[10, 0, number, task].into()],
                 names: vec![format!("db.{task}.x")],
-                serving: task < 18,
+                serving: if task < 18 { Serving::Yes } else { Serving::No },
             };
             zone.put_endpoint(EndpointId([task; 16]), &row);
         }

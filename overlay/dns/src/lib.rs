@@ -19,7 +19,7 @@
 //!         service: Some(web),
 //!         addresses: vec!["10.0.1.3".parse()?],
 //!         names: vec!["web.1.q8xnzk".into()],
-//!         serving: true,
+//!         serving: Serving::Yes,
 //!     };
 //!     zone.put_endpoint(EndpointId([2; 16]), &endpoint);
 //!     Ok::<_, std::net::AddrParseError>(())
@@ -81,4 +81,4 @@ mod zone;
 pub use server::{Server, ServerError};
 pub use upstream::{NameServers, Origin, Upstream};
 pub use view::{Network, View};
-pub use zone::{Endpoint, EndpointId, Service, ServiceId, Zone};
+pub use zone::{Endpoint, EndpointId, Service, ServiceId, Serving, Zone};

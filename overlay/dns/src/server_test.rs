@@ -12,7 +12,7 @@ use super::*;
 use crate::upstream::upstream_test::{Fake, good, no_name, silent};
 use crate::upstream::{Origin, Upstream};
 use crate::view::Network;
-use crate::zone::{Endpoint, EndpointId, Service, ServiceId};
+use crate::zone::{Endpoint, EndpointId, Service, ServiceId, Serving};
 
 /// Loopback sockets with one port number, in place of 127.0.0.11:53 in a namespace.
 pub(crate) fn sockets() -> (std::net::UdpSocket, std::net::TcpListener, SocketAddr) {
@@ -46,7 +46,7 @@ pub(crate) fn endpoint(task: u32, serving: bool) -> Endpoint {
         service: Some(ServiceId([2; 16])),
         addresses: vec![Ipv4Addr::from(0x0a01_0010 + task).into()],
         names: vec![format!("db.{task}.q8xnzk5r2v7c1m4t9w3e6y0a{task}")],
-        serving,
+        serving: if serving { Serving::Yes } else { Serving::No },
     }
 }
 

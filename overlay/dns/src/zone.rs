@@ -47,8 +47,19 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Names of this task alone. The first is the answer to a reverse lookup.
     pub names: Vec<String>,
-    /// Whether names lead to it. One that does not serve is known by reverse lookup only.
-    pub serving: bool,
+    /// Whether names lead to it.
+    pub serving: Serving,
+}
+
+/// Whether names lead to an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Serving {
+    /// It is known by reverse lookup only.
+    #[default]
+    No,
+    /// Where no other that has the name, or is of the service, serves.
+    LastResort,
+    Yes,
 }
 
 #[derive(Debug)]
@@ -63,7 +74,7 @@ struct EndpointRow {
     v4: Option<Ipv4Addr>,
     v6: Option<Ipv6Addr>,
     names: Vec<Arc<str>>,
-    serving: bool,
+    serving: Serving,
 }
 
 impl EndpointRow {
@@ -79,7 +90,38 @@ struct Holders {
     /// Endpoints with this name as one of their own, those that do not serve included.
     endpoints: usize,
     /// Those of them that serve.
+    serving: Pools,
+}
+
+/// Those that one name leads to.
+#[derive(Debug, Default)]
+struct Pools {
     serving: Pool,
+    last_resort: Pool,
+}
+
+impl Pools {
+    fn insert(&mut self, id: EndpointId, row: &EndpointRow) {
+        let pool = match row.serving {
+            Serving::No => return,
+            Serving::LastResort => &mut self.last_resort,
+            Serving::Yes => &mut self.serving,
+        };
+        pool.insert(id, row.v4, row.v6);
+    }
+
+    fn remove(&mut self, id: EndpointId) {
+        self.serving.remove(id);
+        self.last_resort.remove(id);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.serving.is_empty() && self.last_resort.is_empty()
+    }
+
+    fn collect(&self, family: Family, found: &mut Vec<IpAddr>) {
+        collect(if self.serving.is_empty() { &self.last_resort } else { &self.serving }, family, found);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +167,7 @@ pub struct Zone {
     endpoints: HashMap<EndpointId, EndpointRow>,
     names: HashMap<Arc<str>, Holders>,
     /// The serving endpoints of each service that has any.
-    members: HashMap<ServiceId, Pool>,
+    members: HashMap<ServiceId, Pools>,
     reverse: HashMap<IpAddr, Owner>,
 }
 
@@ -180,13 +222,11 @@ impl Zone {
             }
             let (name, holders) = self.holders(name);
             holders.endpoints += 1;
-            if row.serving {
-                holders.serving.insert(id, row.v4, row.v6);
-            }
+            holders.serving.insert(id, &row);
             row.names.push(name);
         }
-        if let (Some(service), true) = (row.service, row.serving) {
-            self.members.entry(service).or_default().insert(id, row.v4, row.v6);
+        if let Some(service) = row.service.filter(|_| row.serving != Serving::No) {
+            self.members.entry(service).or_default().insert(id, &row);
         }
         for address in row.addresses() {
             self.reverse.insert(address, Owner::Endpoint(id));
@@ -255,7 +295,7 @@ impl Zone {
         let mut found = Vec::new();
         if let Some(holders) = self.names.get(name) {
             if holders.services.is_empty() {
-                collect(&holders.serving, family, &mut found);
+                holders.serving.collect(family, &mut found);
             }
             for id in &holders.services {
                 match self.services.get(id) {
@@ -278,8 +318,8 @@ impl Zone {
     }
 
     fn collect_members(&self, id: ServiceId, family: Family, found: &mut Vec<IpAddr>) {
-        if let Some(pool) = self.members.get(&id) {
-            collect(pool, family, found);
+        if let Some(pools) = self.members.get(&id) {
+            pools.collect(family, found);
         }
     }
 

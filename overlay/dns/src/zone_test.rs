@@ -18,7 +18,7 @@ fn endpoint(service: Option<u8>, address: &str, names: &[&str], serving: bool) -
         service: service.map(|number| ServiceId([number; 16])),
         addresses: vec![address.parse().unwrap()],
         names: names.iter().map(|&name| name.to_owned()).collect(),
-        serving,
+        serving: if serving { Serving::Yes } else { Serving::No },
     }
 }
 
@@ -87,20 +87,35 @@ fn an_address_that_went_to_another_row_stays_there() {
     assert_eq!((zone.name_of(address), zone.name_of("10.0.0.4".parse().unwrap())), (None, Some(None)));
 }
 
+#[test]
+fn the_last_resort_is_for_where_nothing_else_serves() {
+    let mut zone = Zone::default();
+    zone.put_service(ServiceId([1; 16]), &Service { names: vec!["web".to_owned()], virtual_addresses: vec![] });
+    let mut row = endpoint(Some(1), "10.0.0.5", &["own"], true);
+    row.serving = Serving::LastResort;
+    zone.put_endpoint(EndpointId([5; 16]), &row);
+    zone.put_endpoint(EndpointId([6; 16]), &endpoint(Some(1), "10.0.0.6", &[], true));
+    assert_eq!(zone.addresses("web", Family::V4), Some(vec![[10, 0, 0, 6].into()]));
+    assert_eq!(zone.addresses("own", Family::V4), Some(vec![[10, 0, 0, 5].into()]), "nothing else has that name");
+    zone.remove_endpoint(EndpointId([6; 16]));
+    assert_eq!(zone.addresses("tasks.web", Family::V4), Some(vec![[10, 0, 0, 5].into()]));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     PutService(u8, Vec<u8>, bool),
     RemoveService(u8),
-    PutEndpoint(u8, u8, Vec<u8>, bool),
+    PutEndpoint(u8, u8, Vec<u8>, Serving),
     RemoveEndpoint(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let names = || prop::collection::vec(0_u8..6, 0..3);
+    let serving = prop::sample::select(vec![Serving::No, Serving::LastResort, Serving::Yes]);
     prop_oneof![
         (0_u8..4, names(), any::<bool>()).prop_map(|(id, names, vip)| Step::PutService(id, names, vip)),
         (0_u8..4).prop_map(Step::RemoveService),
-        (0_u8..60, 0_u8..4, names(), any::<bool>())
+        (0_u8..60, 0_u8..4, names(), serving)
             .prop_map(|(id, service, names, serving)| Step::PutEndpoint(id, service, names, serving)),
         (0_u8..60).prop_map(Step::RemoveEndpoint),
     ]
@@ -115,7 +130,7 @@ fn service_row(id: u8, names: &[u8], vip: bool) -> Service {
     Service { names: texts(names), virtual_addresses: vip.then_some(address).into_iter().collect() }
 }
 
-fn endpoint_row(id: u8, service: u8, names: &[u8], serving: bool) -> Endpoint {
+fn endpoint_row(id: u8, service: u8, names: &[u8], serving: Serving) -> Endpoint {
     Endpoint {
         service: Some(ServiceId([service; 16])),
         addresses: vec![[10, 2, 0, id].into(), Ipv6Addr::from([u16::from(id); 8]).into()],

@@ -92,7 +92,7 @@ fn network() -> Arc<Network> {
                 service: Some(ServiceId([3; 16])),
                 addresses: vec![[10, 0, 1, 100 + task].into()],
                 names: vec![format!("db.{task}.x8k2")],
-                serving: true,
+                serving: skep_dns::Serving::Yes,
             };
             zone.put_endpoint(EndpointId([task; 16]), &row);
         }

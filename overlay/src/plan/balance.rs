@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Service, Transaction};
 use skep_proto::id::{ServiceId, TaskId};
+use skep_proto::v1::EndpointState;
 
 use crate::plan::ingress;
 use crate::table::{self, Table, TableChange};
@@ -25,8 +26,8 @@ pub struct Balance {
     kind: Kind,
     ipv6: bool,
     balancer: Balancer,
-    /// Serving tasks of each service, with their address of this family.
-    serving: HashMap<ServiceId, BTreeMap<TaskId, IpAddr>>,
+    /// Tasks of each service that take connections, with their address of this family.
+    serving: HashMap<ServiceId, Tasks>,
     /// By service, what it has in the kernel.
     held: BTreeMap<ServiceId, Vec<Held>>,
     /// Numbers that what is held goes by in the kernel.
@@ -40,6 +41,13 @@ struct Wanted {
     frontends: Vec<Frontend>,
     /// Where the containers listen; `None`: at the port that is connected to.
     target: Option<u16>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Tasks {
+    serving: BTreeMap<TaskId, IpAddr>,
+    /// They take connections where the others are none.
+    last_resort: BTreeMap<TaskId, IpAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -81,10 +89,8 @@ impl Balance {
             if let Some(row) = old {
                 self.forget(row.service, *task);
             }
-            if let Some(row) = new
-                && let Some(address) = self.address(row)
-            {
-                self.serving.entry(row.service).or_default().insert(*task, address);
+            if let Some(row) = new {
+                self.note(*task, row);
             }
         }
         let mut transaction = Transaction::new();
@@ -159,22 +165,28 @@ impl Balance {
         Some(number)
     }
 
+    fn note(&mut self, task: TaskId, row: &table::Endpoint) {
+        let address = row.addresses.iter().copied().find(|address| address.is_ipv6() == self.ipv6);
+        let Some(address) = address.filter(|_| row.state != EndpointState::Quiet) else { return };
+        let tasks = self.serving.entry(row.service).or_default();
+        let tasks = if row.state == EndpointState::Serving { &mut tasks.serving } else { &mut tasks.last_resort };
+        tasks.insert(task, address);
+    }
+
     fn forget(&mut self, service: ServiceId, task: TaskId) {
         if let Some(tasks) = self.serving.get_mut(&service) {
-            tasks.remove(&task);
-            if tasks.is_empty() {
+            tasks.serving.remove(&task);
+            tasks.last_resort.remove(&task);
+            if tasks.serving.is_empty() && tasks.last_resort.is_empty() {
                 self.serving.remove(&service);
             }
         }
     }
 
-    fn address(&self, row: &table::Endpoint) -> Option<IpAddr> {
-        row.addresses.iter().copied().find(|address| row.serving && address.is_ipv6() == self.ipv6)
-    }
-
     fn backends(&self, service: ServiceId, port: Option<u16>) -> Vec<Backend> {
-        let tasks = self.serving.get(&service);
-        tasks.into_iter().flat_map(BTreeMap::values).map(|address| Backend { address: *address, port }).collect()
+        let Some(tasks) = self.serving.get(&service) else { return Vec::new() };
+        let tasks = if tasks.serving.is_empty() { &tasks.last_resort } else { &tasks.serving };
+        tasks.values().map(|address| Backend { address: *address, port }).collect()
     }
 
     /// What a service is to have.

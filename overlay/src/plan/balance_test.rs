@@ -12,13 +12,13 @@ use skep_proto::v1;
 use super::*;
 use crate::table::Endpoint;
 
-fn endpoint(service: u128, last: u8, serving: bool) -> Arc<Endpoint> {
+fn endpoint(service: u128, last: u8, state: EndpointState) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         node: NodeId::new(1),
         service: ServiceId::new(service),
         addresses: vec![[10, 0, 0, last].into()],
         names: Vec::new(),
-        serving,
+        state,
     })
 }
 
@@ -48,15 +48,15 @@ fn numbers(balance: &Balance) -> Vec<u16> {
 proptest! {
     #[test]
     fn changes_lead_to_what_the_table_says(
-        steps in proptest::collection::vec((0u8..4, 0u128..8, 1u128..4, 0u8..9, any::<bool>()), 1..40)
+        steps in proptest::collection::vec((0u8..4, 0u128..8, 1u128..4, 0u8..9, 0i32..3), 1..40)
     ) {
         let mut table = Table::default();
         for kind in [Kind::Addresses, Kind::Ports] {
             let mut balance = Balance::new(kind, "t", false);
-            for (what, task, id, last, serving) in &steps {
+            for (what, task, id, last, state) in &steps {
                 let mut next = table.clone();
                 match what {
-                    0 => { next.endpoints.insert(TaskId::new(*task), endpoint(*id, *last, *serving)); }
+                    0 => { next.endpoints.insert(TaskId::new(*task), endpoint(*id, *last, EndpointState::try_from(*state).unwrap())); }
                     1 => { next.endpoints.remove(&TaskId::new(*task)); }
                     // Each service has numbers of its own, as the managers see to.
                     2 => { next.services.insert(ServiceId::new(*id), service(last / 3 * 3 + u8::try_from(*id).unwrap() % 3)); }
@@ -80,8 +80,8 @@ proptest! {
 fn only_serving_tasks_get_connections() {
     let mut table = Table::default();
     table.services.insert(ServiceId::new(1), service(7));
-    table.endpoints.insert(TaskId::new(1), endpoint(1, 5, true));
-    table.endpoints.insert(TaskId::new(2), endpoint(1, 6, false));
+    table.endpoints.insert(TaskId::new(1), endpoint(1, 5, EndpointState::Serving));
+    table.endpoints.insert(TaskId::new(2), endpoint(1, 6, EndpointState::Quiet));
     let mut balance = Balance::new(Kind::Addresses, "t", false);
     let _ = balance.change(&table, &table.all());
     let backend = Backend { address: [10, 0, 0, 5].into(), port: None };
@@ -91,4 +91,21 @@ fn only_serving_tasks_get_connections() {
     let published = Frontend::Published(Transport::Tcp, 8007);
     assert_eq!(ports.backends_of(published), Some([Backend { port: Some(80), ..backend }].as_slice()));
     assert_eq!(ports.served().collect::<Vec<_>>(), [published]);
+}
+
+#[test]
+fn tasks_of_nodes_that_are_down_get_connections_where_no_other_does() {
+    let mut table = Table::default();
+    table.services.insert(ServiceId::new(1), service(7));
+    table.endpoints.insert(TaskId::new(1), endpoint(1, 5, EndpointState::LastResort));
+    table.endpoints.insert(TaskId::new(2), endpoint(1, 6, EndpointState::Serving));
+    let mut balance = Balance::new(Kind::Addresses, "t", false);
+    let _ = balance.change(&table, &table.all());
+    let frontend = Frontend::Address([10, 0, 1, 7].into());
+    let backend = |last: u8| Backend { address: [10, 0, 0, last].into(), port: None };
+    assert_eq!(balance.backends_of(frontend), Some([backend(6)].as_slice()));
+    let before = table.clone();
+    table.endpoints.insert(TaskId::new(2), endpoint(1, 6, EndpointState::Quiet));
+    let _ = balance.change(&table, &table.since(&before));
+    assert_eq!(balance.backends_of(frontend), Some([backend(5)].as_slice()));
 }

@@ -56,6 +56,7 @@ mod tests {
     use std::sync::Arc;
 
     use skep_proto::id::{NodeId, TaskId};
+    use skep_proto::v1::EndpointState;
 
     use super::*;
     use crate::table::{Endpoint, Service};
@@ -63,7 +64,8 @@ mod tests {
     fn row(service: u128, last: u8, serving: bool) -> Arc<Endpoint> {
         let addresses = vec![[10, 0, 0, last].into()];
         let (node, service) = (NodeId::new(1), ServiceId::new(service));
-        Arc::new(Endpoint { node, service, addresses, names: Vec::new(), serving })
+        let state = if serving { EndpointState::Serving } else { EndpointState::Quiet };
+        Arc::new(Endpoint { node, service, addresses, names: Vec::new(), state })
     }
 
     fn vip(last: u8) -> IpAddr {

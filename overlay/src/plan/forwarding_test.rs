@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use skep_proto::id::ServiceId;
-use skep_proto::v1;
+use skep_proto::v1::{self, EndpointState};
 
 use super::*;
 use crate::table::{Endpoint, Peer};
@@ -18,7 +18,7 @@ fn endpoint(node: u128, last: u8) -> Arc<Endpoint> {
         service: ServiceId::new(1),
         addresses: vec![[10, 0, 0, last].into()],
         names: Vec::new(),
-        serving: true,
+        state: EndpointState::Serving,
     })
 }
 

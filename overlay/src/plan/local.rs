@@ -29,13 +29,15 @@ mod tests {
 
     use proptest::prelude::*;
     use skep_proto::id::{ServiceId, TaskId};
+    use skep_proto::v1::EndpointState;
 
     use super::*;
     use crate::table::Endpoint;
 
     fn row(node: u128, serving: bool) -> Arc<Endpoint> {
         let (node, service) = (NodeId::new(node), ServiceId::new(1));
-        Arc::new(Endpoint { node, service, addresses: Vec::new(), names: Vec::new(), serving })
+        let state = if serving { EndpointState::Serving } else { EndpointState::Quiet };
+        Arc::new(Endpoint { node, service, addresses: Vec::new(), names: Vec::new(), state })
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! Rows of a table as the name server has them.
 
-use skep_dns::{Endpoint, EndpointId, Service, ServiceId, Zone};
+use skep_dns::{Endpoint, EndpointId, Service, ServiceId, Serving, Zone};
+use skep_proto::v1::EndpointState;
 
 use crate::table::{self, Table, TableChange};
 
@@ -43,6 +44,10 @@ fn endpoint_row(row: &table::Endpoint) -> Endpoint {
         service: Some(ServiceId(row.service.value().to_be_bytes())),
         addresses: row.addresses.clone(),
         names: row.names.clone(),
-        serving: row.serving,
+        serving: match row.state {
+            EndpointState::Quiet => Serving::No,
+            EndpointState::LastResort => Serving::LastResort,
+            EndpointState::Serving => Serving::Yes,
+        },
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn whole(network: NetworkId, table: &Table) -> v1::NetworkTable {
         service_id: row.service.to_vec(),
         addresses: all(&row.addresses),
         names: row.names.clone(),
-        state: if row.serving { v1::EndpointState::Serving } else { v1::EndpointState::Quiet }.into(),
+        state: row.state.into(),
     };
     let service = |(id, row): (&ServiceId, &Arc<Service>)| v1::NetworkService {
         service_id: id.to_vec(),
@@ -113,7 +113,7 @@ fn endpoint(row: &v1::NetworkEndpoint) -> Result<Endpoint, MalformedTable> {
         service: id(&row.service_id, "service_id", ServiceId::from_wire)?,
         addresses: addresses(&row.addresses)?,
         names: row.names.clone(),
-        serving: row.state() == v1::EndpointState::Serving,
+        state: row.state(),
     })
 }
 

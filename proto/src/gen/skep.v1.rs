@@ -3032,6 +3032,9 @@ pub enum EndpointState {
     Quiet = 0,
     /// Its service's names and virtual addresses lead to it.
     Serving = 1,
+    /// Its node is down, and it ran there when it was last heard of: they lead to it where no other task of the service
+    /// serves.
+    LastResort = 2,
 }
 impl EndpointState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -3042,6 +3045,7 @@ impl EndpointState {
         match self {
             Self::Quiet => "ENDPOINT_STATE_QUIET",
             Self::Serving => "ENDPOINT_STATE_SERVING",
+            Self::LastResort => "ENDPOINT_STATE_LAST_RESORT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3049,6 +3053,7 @@ impl EndpointState {
         match value {
             "ENDPOINT_STATE_QUIET" => Some(Self::Quiet),
             "ENDPOINT_STATE_SERVING" => Some(Self::Serving),
+            "ENDPOINT_STATE_LAST_RESORT" => Some(Self::LastResort),
             _ => None,
         }
     }

@@ -7,7 +7,7 @@
 //! One such process lives as long as its container, so it is built small (static, non-PIE, no Rust runtime set-up:
 //! hence `no_main`) and holds next to nothing. It must never depend on the agent, never block on a client or on the
 //! log's disk, and never exit before `exit.json` is on the disk.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
 mod cgroup;
 mod clients;
@@ -30,7 +30,7 @@ use std::ffi::{CStr, c_char, c_int};
 ///
 /// # Safety
 /// `argv` holds `argc` C strings, as the C runtime passes them.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let mut args = Vec::new();
     for i in 1..usize::try_from(argc).unwrap_or(0) {

@@ -11,14 +11,19 @@ use skep_proto::id::NetworkId;
 use crate::object::{Network, NetworkAddresses, Subnet};
 use crate::store::{State, TakenAddresses};
 
-/// The address of each subnet that was given last, by network and family (true: IPv6).
+/// What was given last.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Cursors(BTreeMap<(NetworkId, bool), IpAddr>);
+pub struct Cursors {
+    /// The address of each subnet, by network and family (true: IPv6).
+    addresses: BTreeMap<(NetworkId, bool), IpAddr>,
+    /// The number of a node in the fabric.
+    pub(super) fabric_number: u32,
+}
 
 impl Cursors {
     /// Forgets networks that are gone.
     pub fn prune(&mut self, state: &State) {
-        self.0.retain(|(network, _), _| state.network(*network).is_some());
+        self.addresses.retain(|(network, _), _| state.network(*network).is_some());
     }
 }
 
@@ -90,7 +95,7 @@ impl<'a> Addresses<'a> {
     pub fn take(&mut self, addresses: &NetworkAddresses) {
         for address in addresses.iter() {
             self.taken.insert(addresses.network, address);
-            self.cursors.0.insert((addresses.network, address.is_ipv6()), address);
+            self.cursors.addresses.insert((addresses.network, address.is_ipv6()), address);
         }
     }
 
@@ -110,7 +115,7 @@ impl<'a> Addresses<'a> {
     fn next_free(&mut self, network: &Network, subnet: &Subnet) -> Option<IpAddr> {
         let (first, last) = given_range(subnet);
         let key = (network.id, !subnet.cidr.is_ipv4());
-        let (state, cursors) = (self.state, &mut self.cursors.0);
+        let (state, cursors) = (self.state, &mut self.cursors.addresses);
         let given = *cursors.entry(key).or_insert_with(|| newest(state, network.id, subnet).unwrap_or(last));
         let from = next(given).filter(|from| (first..=last).contains(from)).unwrap_or(first);
         self.taken

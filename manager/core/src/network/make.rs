@@ -75,7 +75,7 @@ pub fn make(state: &State, id: NetworkId, spec: NetworkSpec) -> Result<Network, 
     }
     subnets.sort_by_key(|subnet| subnet.cidr);
     let vni = match spec.driver() {
-        NetworkDriver::Overlay => Some(vni::choose(state).ok_or(NetworkError::NoVni)?),
+        NetworkDriver::Overlay => Some(vni::choose(state, id).ok_or(NetworkError::NoVni)?),
         NetworkDriver::Bridge | NetworkDriver::Macvlan => None,
     };
     Ok(Network { id, meta: Meta::default(), spec: Arc::new(spec), subnets, vni })

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use skep_proto::id::{NetworkId, NodeId};
@@ -30,7 +31,9 @@ fn pools_give_what_overlaps_with_nothing() {
     let v4: Vec<_> = made.iter().map(|network| network.subnets[0].cidr.to_string()).collect();
     assert_eq!(v4, ["10.0.2.0/24", "10.0.4.0/24", "10.0.5.0/24", "10.0.6.0/24"]);
     assert!(made.iter().all(|network| network.subnets[1].cidr.length() == 64));
-    assert_eq!(made[0].vni, Some(4096 + 9 + 1), "after the highest");
+    let vnis: BTreeSet<u32> = made.iter().filter_map(|network| network.vni).collect();
+    assert_eq!(vnis.len(), made.len());
+    assert!(vnis.iter().all(|vni| (vni::FIRST..=vni::LAST).contains(vni)));
     leader.check();
     let asked = |cidr: &str| {
         let subnet = SubnetSpec { subnet: cidr.into(), ..SubnetSpec::default() };
@@ -90,7 +93,7 @@ fn the_mesh_gets_its_usual_subnet_or_another() {
     let state = swarm(1);
     let usual = make_ingress(&state, MESH).unwrap();
     assert_eq!(usual.subnets[0].cidr.to_string(), "10.255.0.0/16");
-    assert!(usual.spec.ingress && usual.spec.driver() == NetworkDriver::Overlay && usual.vni == Some(4096));
+    assert!(usual.spec.ingress && usual.spec.driver() == NetworkDriver::Overlay && usual.vni.is_some());
     let mut state = swarm(1);
     state.put(network(3, "other", "10.255.3.0/24", false));
     assert_eq!(make_ingress(&state, MESH).unwrap().subnets[0].cidr.to_string(), "10.0.0.0/16");
@@ -134,4 +137,16 @@ fn a_network_in_use_stays_and_names_its_users() {
     assert!(refused.starts_with("there is no network for the routing mesh"), "{refused}");
     let id = FRONT;
     assert_eq!(leader.create(3, 1, |_, _| {}), format!("network {id} is not there (any more)"));
+}
+
+#[test]
+fn another_network_gets_another_vni_also_when_the_first_is_gone() {
+    let mut state = swarm(1);
+    let first = make_ingress(&state, MESH).unwrap();
+    let again = make_ingress(&state, NetworkId::new(77)).unwrap();
+    assert_ne!(first.vni, again.vni);
+    // Taken by another: the next one.
+    let own = first.vni.unwrap();
+    state.put(Network { vni: Some(own), ..network(3, "other", "10.77.3.0/24", false) });
+    assert_eq!(make_ingress(&state, MESH).unwrap().vni, Some(own + 1));
 }

@@ -20,8 +20,8 @@ pub fn plan(state: &State, cursors: &mut Cursors) -> Plan {
         return plan;
     }
     let mesh = state.ingress_network().map(|network| network.id);
+    let mut numbers = Numbers { state, last: state.last_fabric_number().max(cursors.fabric_number) };
     let mut addresses = Addresses::new(state, cursors);
-    let mut numbers = Numbers { state, last: state.last_fabric_number() };
     for node in state.nodes() {
         let has_overlays = node.description.as_ref().is_some_and(|description| description.fabric.is_some());
         let stale = node.ingress.is_some_and(|ingress| Some(ingress.network) != mesh);
@@ -47,6 +47,7 @@ pub fn plan(state: &State, cursors: &mut Cursors) -> Plan {
             plan.push(vec![Change::update(node.meta.version, Op::PutNode(changed))]);
         }
     }
+    cursors.fabric_number = numbers.last;
     plan
 }
 
@@ -58,8 +59,8 @@ struct Numbers<'a> {
 }
 
 impl Numbers<'_> {
-    /// The one after the highest, so that a freed one rests; when there is none, the lowest that is free. `None`: all are
-    /// taken.
+    /// The one after the highest and after the last one given, so that a freed one rests; when there is none, the lowest that
+    /// is free. `None`: all are taken.
     fn next(&mut self) -> Option<u32> {
         let state = self.state;
         let is_free = |number: &u32| state.node_by_fabric_number(*number).is_none();

@@ -31,6 +31,23 @@ fn numbers_in_the_fabric_rest_and_are_given_again_when_all_were() {
 }
 
 #[test]
+fn the_number_of_a_node_that_is_gone_rests() {
+    let mut leader = Leader::new("10.1.0.0/24");
+    let add = |leader: &mut Leader, number| {
+        let mut node = crate::example::node(number).build();
+        Arc::make_mut(node.description.as_mut().unwrap()).fabric = Some(FabricEndpoint::default());
+        leader.state.put(node);
+        let plan = plan_nodes(&leader.state, &mut leader.cursors);
+        leader.run(plan);
+        leader.state.node(NodeId::new(number)).unwrap().fabric_number
+    };
+    let first = add(&mut leader, 50).unwrap();
+    leader.apply(vec![Group(vec![Change::any(Op::RemoveNode(NodeId::new(50)))])]);
+    assert_eq!(leader.state.node_by_fabric_number(first), None);
+    assert_eq!(add(&mut leader, 51), Some(first + 1));
+}
+
+#[test]
 fn nodes_with_overlays_get_numbers_and_addresses() {
     let mut leader = Leader::new("10.1.0.0/24");
     assert_eq!(plan_nodes(&leader.state, &mut leader.cursors), Plan::default());

@@ -8,7 +8,8 @@ use skep_proto::cidr::address_to_wire;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::template::{self, Facts};
 use skep_proto::v1::{
-    EndpointState, NetworkDriver, NetworkEndpoint, NetworkPeer, NetworkService, PublishMode, TaskState, WantedState,
+    EndpointState, NetworkDriver, NetworkEndpoint, NetworkPeer, NetworkService, NodeState, PublishMode, TaskState,
+    WantedState,
 };
 
 use crate::event::Event;
@@ -178,7 +179,8 @@ fn by_node(
     fn fabric(node: &Node) -> Option<&skep_proto::v1::FabricEndpoint> {
         node.description.as_ref()?.fabric.as_ref()
     }
-    let place = |node: &Node| (node.fabric_number, node.ingress, fabric(node).cloned());
+    let is_down = |node: &Node| node.status.state == NodeState::Down;
+    let place = |node: &Node| (node.fabric_number, node.ingress, fabric(node).cloned(), is_down(node));
     let moved = before.map(place) != after.map(place);
     let words = |node: &Node| {
         let platform = node.description.as_ref().and_then(|description| description.platform.clone());
@@ -199,16 +201,26 @@ fn by_node(
 /// A task's row.
 fn endpoint(state: &State, network: &Network, task: &Task) -> Option<NetworkEndpoint> {
     let addresses = task.held_addresses().iter().find(|one| one.network == network.id)?;
-    let serving = task.state == TaskState::Running && task.wanted == WantedState::Running;
-    let status = if serving { EndpointState::Serving } else { EndpointState::Quiet };
     Some(NetworkEndpoint {
         task_id: task.id.to_vec(),
         node_id: task.node?.to_vec(),
         service_id: task.service().to_vec(),
         addresses: addresses.iter().map(address_to_wire).collect(),
         names: state.revision(task.revision).map(|revision| names(state, revision, task)).unwrap_or_default(),
-        state: status.into(),
+        state: endpoint_state(state, task).into(),
     })
+}
+
+/// A container may outlive its agent, so one that has no other in its place is better than none.
+fn endpoint_state(state: &State, task: &Task) -> EndpointState {
+    if task.state != TaskState::Running || task.wanted != WantedState::Running {
+        return EndpointState::Quiet;
+    }
+    let node = task.node.and_then(|node| state.node(node));
+    match node.map(|node| node.status.state) {
+        Some(NodeState::Down) => EndpointState::LastResort,
+        _ => EndpointState::Serving,
+    }
 }
 
 /// Names of one task: the hostname that its user chose, and `service.slot.task`.

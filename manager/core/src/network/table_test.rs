@@ -72,6 +72,20 @@ fn a_task_serves_while_it_runs_and_is_to_run() {
     assert_eq!(row.names, ["web-1".to_owned(), format!("web.1.{}", tasks[0])]);
     observe(&mut state, tasks[0], TaskState::Running, START);
     assert_eq!(endpoint_of(&state, tasks[0]).unwrap().state(), EndpointState::Serving);
+    let node = |state: &mut State, status| {
+        let before = Object::Node(Arc::clone(state.node(NodeId::new(1)).unwrap()));
+        let mut node = Node::clone(state.node(NodeId::new(1)).unwrap());
+        node.status.state = status;
+        state.put(node);
+        let after = Object::Node(Arc::clone(state.node(NodeId::new(1)).unwrap()));
+        touched(&Event { key: before.key(), version: 2, before: Some(before), after: Some(after) }, state)
+    };
+    let row = Touched::Row(FRONT, RowKey::Endpoint(tasks[0]));
+    assert!(node(&mut state, NodeState::Down).contains(&row));
+    assert_eq!(endpoint_of(&state, tasks[0]).unwrap().state(), EndpointState::LastResort);
+    assert!(node(&mut state, NodeState::Ready).contains(&row));
+    assert_eq!(endpoint_of(&state, tasks[0]).unwrap().state(), EndpointState::Serving);
+    assert!(node(&mut state, NodeState::Disconnected).is_empty(), "it says that it is there");
     let draining = Task { wanted: WantedState::Draining, ..Task::clone(state.task(tasks[0]).unwrap()) };
     state.put(draining);
     assert_eq!(endpoint_of(&state, tasks[0]).unwrap().state(), EndpointState::Quiet);

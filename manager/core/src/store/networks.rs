@@ -312,11 +312,6 @@ impl State {
         self.networks.by_vni.get(&vni).copied()
     }
 
-    /// The highest VXLAN network identifier that is in use.
-    pub fn last_vni(&self) -> Option<u32> {
-        self.networks.by_vni.get_max().map(|(vni, _)| *vni)
-    }
-
     /// The network of the routing mesh.
     pub fn ingress_network(&self) -> Option<&Arc<Network>> {
         self.network(*self.networks.ingress.get_min()?)

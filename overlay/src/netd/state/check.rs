@@ -6,7 +6,7 @@ use std::sync::Arc;
 use skep_netlink::nft::Content;
 use skep_netlink::{Namespace, NetlinkError};
 use skep_proto::id::{NodeId, TaskId};
-use skep_proto::v1::{CheckArea, NetworkFinding};
+use skep_proto::v1::{CheckArea, EndpointState, NetworkFinding};
 
 use super::{NetworkState, define};
 use crate::check::paths::{Path, Way};
@@ -158,7 +158,7 @@ impl NetworkState {
             let task = self.members.keys().next()?;
             let namespace = Namespace::open(&netd.sandboxes.net(&task.to_string())).ok()?;
             let mut paths: Vec<Path> = Vec::new();
-            for row in self.followed.current().endpoints.values().filter(|row| row.serving) {
+            for row in self.followed.current().endpoints.values().filter(|row| row.state == EndpointState::Serving) {
                 let there = peers.iter().any(|(node, _)| *node == row.node);
                 let tried = || paths.iter().filter(|path| path.peer == row.node).count();
                 if let Some(address) = row.addresses.first().filter(|_| there && tried() < TRIED) {

@@ -1,5 +1,5 @@
 //! What the fuzz targets do with their bytes: each function takes whatever bytes and must not panic, nor may what it checks
-//! be untrue. Plain Rust: cargo-fuzz calls them by the programs in `../fuzz_targets`, and `tests/corpus.rs` gives each one
+//! be untrue. Plain Rust: cargo-fuzz calls them by the program `../fuzz.rs`, and `tests/corpus.rs` gives each one
 //! its seed corpus in the ordinary test run.
 
 mod api;
@@ -15,13 +15,12 @@ mod worker;
 /// A target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Of the program and of the folder of its corpus.
+    /// Also of the folder of its corpus.
     pub name: &'static str,
     /// What it does.
     pub run: fn(&[u8]),
 }
 
-/// The names become the programs' too: `fuzz_targets/NAME.rs`.
 macro_rules! targets {
     ($($module:ident: $($name:ident)+;)+) => {
         $($(pub use $module::$name;)+)+

@@ -34,7 +34,7 @@ pub fn dns(data: &[u8]) {
                     service: Some(ServiceId([2; 16])),
                     addresses: vec![IpAddr::from([10, 1, 0, task])],
                     names: vec![format!("db.{task}.q8xnzk5r2v7c1m4t9w3e6y0a")],
-                    serving: true,
+                    serving: skep_dns::Serving::Yes,
                 };
                 zone.put_endpoint(EndpointId([task; 16]), &endpoint);
             }

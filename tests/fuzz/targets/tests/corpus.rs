@@ -1,4 +1,4 @@
-//! Every target with its seed corpus, once, in the ordinary test run; and that each target is a program, with a corpus.
+//! Every target with its seed corpus, once, in the ordinary test run; and that each target has one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,15 +18,11 @@ fn names(folder: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_target_is_a_program_with_a_corpus() {
+fn every_target_has_a_corpus() {
     let targets: BTreeSet<String> = TARGETS.iter().map(|target| target.name.to_owned()).collect();
     assert_eq!(targets.len(), TARGETS.len());
-    let programs: BTreeSet<String> = targets.iter().map(|name| format!("{name}.rs")).collect();
-    assert_eq!(names(&folder("fuzz_targets")), programs);
     assert_eq!(names(&folder("corpus")), targets);
-    let manifest = fs::read_to_string(folder("Cargo.toml")).unwrap();
     for name in &targets {
-        assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} is not in Cargo.toml");
         assert!(!names(&folder("corpus").join(name)).is_empty(), "{name} has no seeds");
     }
 }

@@ -1,4 +1,0 @@
-//! See `image_records` in `skep_fuzz_targets`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| skep_fuzz_targets::image_records(data));

@@ -1,4 +1,0 @@
-//! See `registry_answer` in `skep_fuzz_targets`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| skep_fuzz_targets::registry_answer(data));

@@ -1,4 +1,0 @@
-//! See `shim_config` in `skep_fuzz_targets`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| skep_fuzz_targets::shim_config(data));
