@@ -49,6 +49,8 @@ struct State {
     meant: Meant,
     /// The kernel is left as it was found: those who know what is published have not all said so yet.
     held: bool,
+    /// The kernel is not as it is meant to be: it refused.
+    stale: bool,
     /// What is left of [`PATIENCE`].
     patience: Duration,
     claims: publish::Claims,
@@ -87,7 +89,7 @@ impl Host {
         (state.held, state.patience) = (false, Duration::ZERO);
         match state.meant == Meant::default() {
             true => Ok(()),
-            false => self.complete(&state),
+            false => self.complete(&mut state),
         }
     }
 
@@ -120,7 +122,7 @@ impl Host {
             return Ok(());
         }
         let before = std::mem::replace(&mut state.meant.forward, wanted);
-        let done = self.complete(&state);
+        let done = self.complete(&mut state);
         if done.is_err() {
             state.meant.forward = before;
         }
@@ -129,9 +131,12 @@ impl Host {
 
     /// Makes right what others may have taken away meanwhile: a firewall that was loaded afresh flushes everything.
     pub fn check(&self) -> Result<(), NetlinkError> {
-        let state = self.lock();
+        let mut state = self.lock();
         if !state.meant.forward[0] || state.held {
             return Ok(());
+        }
+        if state.stale {
+            return self.complete(&mut state);
         }
         self.open_ways(&state)?;
         let tables = self.nft.tables()?;
@@ -158,12 +163,13 @@ impl Host {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn complete(&self, state: &State) -> Result<(), NetlinkError> {
+    fn complete(&self, state: &mut State) -> Result<(), NetlinkError> {
         if state.held {
             return Ok(());
         }
-        self.open_ways(state)?;
-        self.commit(state)
+        let done = self.open_ways(state).and_then(|()| self.commit(state));
+        state.stale = done.is_err();
+        done
     }
 
     fn open_ways(&self, state: &State) -> Result<(), NetlinkError> {
@@ -243,17 +249,21 @@ impl Host {
         parent: &str,
         inner: &str,
         mac: MacAddress,
+        mtu: Option<u32>,
         sandbox: &Namespace,
     ) -> Result<(), NetlinkError> {
         use std::os::fd::AsFd;
+        let refuse = |problem| Err(NetlinkError::Invalid { action: format!("make a macvlan on {parent}"), problem });
         let Some(link) = self.rtnetlink.link(parent)? else {
-            let problem = "this host has no such device; the network's option `parent` names it".to_owned();
-            return Err(NetlinkError::Invalid { action: format!("make a macvlan on {parent}"), problem });
+            return refuse("this host has no such device; the network's option `parent` names it".to_owned());
         };
+        if let Some(mtu) = mtu.filter(|mtu| *mtu > link.mtu) {
+            return refuse(format!("the network's option `mtu` is {mtu}, and the device's own is {}", link.mtu));
+        }
         let mut changes = Changes::new();
         let kind = LinkKind::Macvlan(Macvlan { parent: link.index });
         let namespace = Some(sandbox.as_fd());
-        changes.add_link(&NewLink { mac: Some(mac), namespace, ..NewLink::new(inner, kind) });
+        changes.add_link(&NewLink { mac: Some(mac), mtu, namespace, ..NewLink::new(inner, kind) });
         self.rtnetlink.apply(&changes)
     }
 

@@ -189,7 +189,7 @@ impl Netd {
         let start = self.instance.bytes().fold(0u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let mut free = None;
         for index in (0..out::INDICES).map(|step| start.wrapping_add(step) % out::INDICES) {
-            if !taken.contains(&index) && !self.host.has_out(index)? {
+            if !out::is_reserved(index) && !taken.contains(&index) && !self.host.has_out(index)? {
                 free = Some(index);
                 break;
             }

@@ -27,8 +27,10 @@ pub use tables::{HeldTables, TableMessage};
 const ANSWER: Duration = Duration::from_secs(30);
 /// Until something is asked again that netd could not do for want of something else.
 const AGAIN: Duration = Duration::from_millis(200);
-/// How long the removal of a task waits for a netd that is not there; later netd is told when it comes.
+/// How long the removal of a task waits for a netd that is not there, or does not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Until netd is asked again to detach a sandbox.
+const DETACH_AGAIN: Duration = Duration::from_secs(2);
 
 /// The host's networks. Clones are cheap, and one.
 #[derive(Debug, Clone)]
@@ -160,26 +162,45 @@ impl Networks {
         Arc::clone(turns.entry(task).or_default())
     }
 
-    /// Detaches a sandbox; no error if it is not attached. Without a netd it is done when one comes.
-    pub async fn detach(&self, task: TaskId) -> Result<(), ExecError> {
-        let _turn = self.turn(task).lock_owned().await;
+    /// Detaches a sandbox; no error if it is not attached. What netd cannot do now it is asked again, and without a netd that
+    /// is done when one comes: nobody has to wait for it.
+    pub async fn detach(&self, task: TaskId) {
+        let turn = self.turn(task).lock_owned().await;
         self.wanted().remove(&task);
-        let mut netd = self.0.netd.clone();
-        let there = tokio::time::timeout(PATIENCE, netd.wait_for(Option::is_some)).await;
-        let Some(channel) = there.ok().and_then(|known| known.ok()?.clone()) else {
-            tracing::warn!(%task, "netd does not run: a task's networks are taken down when it does");
-            return Ok(());
+        let why = match tokio::time::timeout(PATIENCE, self.channel_or_end()).await {
+            Ok(None) => return,
+            Ok(Some(channel)) => match self.call_detach(channel, task).await {
+                Ok(()) => return,
+                Err(status) => status.message().to_owned(),
+            },
+            Err(_) => "netd does not run".to_owned(),
         };
-        let _settled = self.0.settled.read().await;
-        match call(NetdClient::new(channel).detach(DetachRequest { task_id: task.to_vec() })).await {
-            Err(status) if is_passing(&status) => {
-                tracing::warn!(%task, error = status.message(), "a task's networks are taken down when netd answers again");
-                Ok(())
+        drop(turn);
+        tracing::warn!(%task, error = why, "a task's networks are taken down later");
+        tokio::spawn(self.clone().detach_later(task));
+    }
+
+    /// Detaches it once netd can, unless it is wanted again meanwhile. Ends with the node's part.
+    async fn detach_later(self, task: TaskId) {
+        loop {
+            tokio::time::sleep(DETACH_AGAIN).await;
+            let Some(channel) = self.channel_or_end().await else { return };
+            let _turn = self.turn(task).lock_owned().await;
+            if self.wanted().contains_key(&task) {
+                return;
             }
-            answer => answer.map(drop).map_err(|status| {
-                ExecError::new(format!("cannot detach the task from its networks: {}", status.message()))
-            }),
+            match self.call_detach(channel, task).await {
+                Ok(()) => return,
+                Err(status) => {
+                    tracing::warn!(%task, error = status.message(), "netd cannot take down a task's networks");
+                }
+            }
         }
+    }
+
+    async fn call_detach(&self, channel: Channel, task: TaskId) -> Result<(), Status> {
+        let _settled = self.0.settled.read().await;
+        call(NetdClient::new(channel).detach(DetachRequest { task_id: task.to_vec() })).await.map(drop)
     }
 
     /// Takes note of a sandbox that an earlier agent had attached, and that is to stay.
@@ -245,6 +266,7 @@ impl Networks {
             // One that cannot be taken down must not hold up all others.
             if let Err(status) = call(netd.detach(DetachRequest { task_id: task.to_vec() })).await {
                 tracing::warn!(%task, error = status.message(), "netd cannot take them down");
+                tokio::spawn(self.clone().detach_later(*task));
             }
         }
         for (task, lost) in wanted.iter().filter(|(task, one)| one.attached && !attached.contains(task)) {
@@ -261,11 +283,16 @@ impl Networks {
         if netd.borrow_and_update().is_none() {
             progress("waiting for this host's netd, which keeps its networks".to_owned());
         }
-        match netd.wait_for(Option::is_some).await.map(|channel| channel.clone()) {
-            Ok(Some(channel)) => channel,
+        match self.channel_or_end().await {
+            Some(channel) => channel,
             // The node's part is going, and whoever waits here with it.
-            Ok(None) | Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
+    }
+
+    /// A connection, as soon as there is one. `None`: there will be none any more.
+    async fn channel_or_end(&self) -> Option<Channel> {
+        self.0.netd.clone().wait_for(Option::is_some).await.ok()?.clone()
     }
 
     /// Returns when netd has these tables.

@@ -189,9 +189,22 @@ async fn a_task_waits_for_netd_and_its_table_and_is_attached() {
     let said = said.lock().unwrap().join("; ");
     assert!(said.contains("waiting for this host's netd") && said.contains("who else is on"), "{said}");
     assert!(said.contains("no number yet"), "{said}");
-    host.networks.detach(TASK).await.unwrap();
+    host.networks.detach(TASK).await;
     assert_eq!(fake.has().calls.last().unwrap(), "detach 1");
     assert!(fake.has().sandboxes.is_empty() && !host.networks.wanted().contains_key(&TASK));
+}
+
+#[tokio::test]
+async fn what_netd_cannot_take_down_now_it_is_asked_again() {
+    let (host, fake) = (host(), Fake::default());
+    *fake.has() = Has { versions: [(NETWORK, 4)].into(), sandboxes: vec![TASK], stuck: Some(TASK), ..Has::default() };
+    host.networks.adopt(TASK, request(TASK));
+    host.netd.send_replace(Some(fake.serve().await.0));
+    host.until_held(held(1, &[4])).await;
+    host.networks.detach(TASK).await;
+    assert_eq!(fake.has().sandboxes, [TASK]);
+    fake.has().stuck = None;
+    until(|| fake.has().sandboxes.is_empty()).await;
 }
 
 #[tokio::test]

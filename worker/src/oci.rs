@@ -470,10 +470,15 @@ impl Inner {
     async fn remove(&self, task: TaskId) -> Result<(), ExecError> {
         let containers: Vec<Container> =
             self.tasks().get(&task).map(|entry| entry.containers.values().cloned().collect()).unwrap_or_default();
+        for container in &containers {
+            container.end().await.map_err(|error| failed("end a container", error))?;
+        }
+        // First: managers give its addresses and ports to others already, and a container's files may take long, or stay.
+        let shared = self.remove_shared(task).await;
         for container in containers {
             container.remove().await.map_err(|error| failed("remove a container", error))?;
         }
-        self.remove_shared(task).await?;
+        shared?;
         // Last: its leases keep the images, its sender the log followers.
         let entry = self.tasks().remove(&task);
         // They were used until now.

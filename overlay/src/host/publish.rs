@@ -103,7 +103,7 @@ impl Host {
         ports.extend(put.iter().filter(|(port, _)| led(port)).copied());
         let before = std::mem::replace(&mut state.meant.ports, ports);
         let changed = state.meant.ports != before;
-        if changed && let Err(error) = self.complete(&state) {
+        if changed && let Err(error) = self.complete(&mut state) {
             state.meant.ports = before;
             return Err(error.into());
         }

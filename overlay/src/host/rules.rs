@@ -88,11 +88,13 @@ fn lead_in(transaction: &mut Transaction, table: &Table, ipv6: bool, meant: &Mea
 fn lead_out(transaction: &mut Transaction, table: &Table, ipv6: bool) {
     let (rule, all) = (|| Rule::new(table.family), out::all(ipv6));
     transaction.add_base_chain(table, "postrouting", BaseChain::new(ChainType::Nat, Hook::Postrouting, 100));
-    transaction.add_rule(table, "postrouting", &rule().source(all).destination_not(all).masquerade());
+    let to_network = || rule().output_device_prefix(out::DEVICES);
     // A task that reaches a port of its own host: its network would get a packet from its own address.
     transaction.add_rule(table, "postrouting", &rule().source(all).was_redirected().masquerade());
+    // By device, not by destination: clouds have services at link-local addresses too (169.254.169.254).
+    transaction.add_rule(table, "postrouting", &to_network().source(all).verdict(Verdict::Accept));
+    transaction.add_rule(table, "postrouting", &rule().source(all).masquerade());
     if !ipv6 {
-        let to_network = rule().output_device_prefix(out::DEVICES);
-        transaction.add_rule(table, "postrouting", &to_network.source(LOOPBACK).masquerade());
+        transaction.add_rule(table, "postrouting", &to_network().source(LOOPBACK).masquerade());
     }
 }

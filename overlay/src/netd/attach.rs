@@ -152,6 +152,9 @@ impl Netd {
         for each in endpoints {
             wanted.push(self.endpoint(task, each, &name, defined)?);
         }
+        if taken == Taken::Refuse {
+            self.displace(task, request)?;
+        }
         self.runtime.block_on(self.names.remove(&task.to_string()));
         let opened = endpoint::ensure(&path, &wanted, !endpoints.is_empty())?;
         let nft = Arc::new(opened.nft);
@@ -196,6 +199,25 @@ impl Netd {
         // A table that came meanwhile did not know that there is a name server.
         self.refresh_names(task);
         Ok(response)
+    }
+
+    /// Takes sandboxes off networks where they have an address that managers gave to this one since: their tasks have ended,
+    /// and are not taken down yet.
+    fn displace(&self, task: TaskId, request: &v1::AttachRequest) -> Result<(), NetdError> {
+        let shares = |had: &v1::SandboxEndpoint, end: &v1::SandboxEndpoint| {
+            had.network_id == end.network_id && had.addresses.iter().any(|address| end.addresses.contains(address))
+        };
+        let mut over = Vec::new();
+        for (other, attached) in lock(&self.attached).iter().filter(|(other, _)| **other != task) {
+            let had = attached.request.endpoints.iter();
+            let lost = had.filter(|had| request.endpoints.iter().any(|end| shares(had, end)));
+            over.extend(lost.filter_map(|had| Some((*other, NetworkId::from_wire(&had.network_id).ok()?))));
+        }
+        for (other, network) in over {
+            tracing::info!(task = %other, by = %task, %network, "its address is another task's by now");
+            self.leave(other, network)?;
+        }
+        Ok(())
     }
 
     /// Ports that the routing mesh publishes for a service, as far as its table says.
@@ -255,7 +277,9 @@ impl Netd {
                     let network = define::name(&each.definition);
                     return Err(NetdError::Refused(format!("macvlan network {network} has no option `parent`")));
                 };
-                let plug = move |inner: &str, sandbox: &Namespace| self.host.plug_macvlan(&parent, inner, mac, sandbox);
+                let mtu = define::option(&each.definition, "mtu").and_then(|mtu| mtu.parse().ok());
+                let plug =
+                    move |inner: &str, sandbox: &Namespace| self.host.plug_macvlan(&parent, inner, mac, mtu, sandbox);
                 (Box::new(plug), Box::new(|| Ok(())))
             }
         };
@@ -310,6 +334,18 @@ impl Netd {
         }
         self.remove_sandbox(task)?;
         Ok(())
+    }
+
+    /// Removes what is left of networks that nothing needs any more: the netd before this one ended in the middle of that.
+    pub(super) fn tidy_networks(&self) {
+        let found = fs::read_dir(self.networks_dir()).into_iter().flatten().flatten();
+        for id in found.filter_map(|entry| entry.file_name().to_str()?.parse::<NetworkId>().ok()) {
+            let network = self.network(id);
+            if let Err(error) = lock(&network).tidy(self) {
+                tracing::warn!(network = %id, "what is left of it is not removed: {}", text(&error));
+            }
+            self.forget(&network, id);
+        }
     }
 
     /// Removes a sandbox's devices, also those that no network of ours has the other end of, and its folder.

@@ -176,6 +176,7 @@ impl Netd {
         for network in self.all_networks() {
             lock(&network).try_again(self);
         }
+        self.tidy_networks();
         if let Err(error) = self.host.release() {
             tracing::warn!("published ports are not as they should be: {}", text(&error));
         }

@@ -14,6 +14,12 @@ pub const V6: Prefix =
 /// What the names of the host's ends begin with.
 pub const DEVICES: &str = "sk-";
 
+/// Whether a number's addresses are anybody else's by custom: clouds serve metadata, names and time to their machines in
+/// 169.254.169.0/24, and to containers in 169.254.170.0/24.
+pub fn is_reserved(index: u16) -> bool {
+    matches!(v4(index).0.octets()[2], 169 | 170)
+}
+
 /// All pairs of a family.
 pub fn all(ipv6: bool) -> Prefix {
     if ipv6 { V6 } else { V4 }
@@ -64,5 +70,8 @@ mod tests {
             ["169.254.255.254/31 169.254.255.255/31", "fd73:6b65:7000::fffe/127 fd73:6b65:7000::ffff/127"]
         );
         assert_eq!(inner(3, true).to_string(), "fd73:6b65:7000::7");
+        let reserved: Vec<u16> = (0..INDICES).filter(|index| is_reserved(*index)).collect();
+        assert_eq!(reserved.len(), 256);
+        assert_eq!(v4(reserved[0]).0.to_string(), "169.254.169.0");
     }
 }

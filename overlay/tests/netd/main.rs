@@ -6,6 +6,7 @@ mod check;
 mod draining;
 mod encrypted;
 mod firewall;
+mod given;
 mod kept;
 mod lab;
 mod ports;

@@ -157,6 +157,11 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         spec.options.insert("parent".into(), "eth7".into());
     };
     refused(&host, &network(5, macvlan), "10.5.1.1", "no such device");
+    let wide = |spec: &mut skep_proto::v1::NetworkSpec| {
+        macvlan(spec);
+        spec.options.extend([("parent".into(), "eth0".into()), ("mtu".into(), "1600".into())]);
+    };
+    refused(&host, &network(5, wide), "10.5.1.1", "`mtu` is 1600, and the device's own is 1500");
     // Who is not told a key has no encrypted networks.
     host.who.private_key.clear();
     assert!(host.configure().unwrap().public_key.is_empty());
@@ -227,12 +232,15 @@ fn many_at_once_of_both_families_and_on_the_hosts_own_network() {
     let mut lan = network(77, |spec| {
         spec.driver = skep_proto::v1::NetworkDriver::Macvlan.into();
         spec.options.insert("parent".into(), "eth0".into());
+        spec.options.insert("mtu".into(), "1400".into());
     });
     lan.subnets[0].subnet = "10.77.0.0/24".into();
     lan.subnets[0].gateway = "10.77.0.100".into();
     host.know(&lan);
     let one = host.attach(&attach_request(40, &[(&lan, ip("10.77.0.40"))]));
     assert!(ping(&one, "10.77.0.100") && ping(&one, "10.77.0.2") && ping(&lab.outside, "10.77.0.40"));
+    let link = one.enter(skep_netlink::Inside::rtnetlink).unwrap().link("eth0").unwrap().unwrap();
+    assert_eq!(link.mtu, 1400);
     host.detach(task_id(40));
     assert!(is_silent(&lab.outside, "10.77.0.40"));
 }

@@ -286,3 +286,20 @@ fn a_large_underlay_carries_large_packets_all_the_way() {
         "{error}"
     );
 }
+
+/// Clouds serve metadata at 169.254.169.254, outside of the machine.
+#[test]
+fn a_task_reaches_link_local_services_outside() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.host(1);
+    assert!(run(&lab.outside, "ip address add 169.254.169.254/32 dev eth0").status.success());
+    assert!(run(&host.namespace, "ip route add 169.254.169.254 dev eth0").status.success());
+    serve(&lab.outside, 80, "metadata");
+    let net = network(5, |_| {});
+    host.know(&net);
+    let sandbox = host.attach(&attach_request(1, &[(&net, own(1))]));
+    assert_eq!(who(&sandbox, SocketAddr::from(([169, 254, 169, 254], 80))).unwrap(), "metadata");
+}

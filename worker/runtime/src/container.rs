@@ -259,12 +259,18 @@ impl Container {
         self.inner.cgroups.usage(&self.inner.cgroup)
     }
 
-    /// Removes what is left of an ended container (not its logs). Idempotent. A container that still runs is killed.
-    pub async fn remove(&self) -> Result<(), RuntimeError> {
+    /// Kills it if it still runs, and waits for its end. Idempotent.
+    pub async fn end(&self) -> Result<(), RuntimeError> {
         if !matches!(self.state(), State::Exited(_)) {
             self.kill_all().await?;
             self.wait().await;
         }
+        Ok(())
+    }
+
+    /// Removes what is left of an ended container (not its logs). Idempotent. A container that still runs is killed.
+    pub async fn remove(&self) -> Result<(), RuntimeError> {
+        self.end().await?;
         // The monitor removes the groups too, after its last word: another container of this name must not lose its own.
         let mut state = self.inner.state.clone();
         let gone = async { while state.changed().await.is_ok() {} };

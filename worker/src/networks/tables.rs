@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 const BATCH_ROWS: usize = 100_000;
 /// Between two calls, in times of what the last one took: a host on which hundreds of tasks start, each a change in the
 /// namespaces of all the others, has better things to do.
-const REST: u32 = 4;
+const REST: u32 = 8;
 /// At most, so that a change is in force well within 200 ms.
 const LONGEST_REST: Duration = Duration::from_millis(100);
 /// Rows that wait for a netd that is not there, about.

@@ -109,7 +109,7 @@ impl Inner {
         let made = self.making(task).lock_owned().await;
         let attached = self.tasks().get(&task).is_some_and(|entry| entry.attached);
         if attached {
-            self.networks.detach(task).await?;
+            self.networks.detach(task).await;
         }
         blocking(move || {
             let _made = made;
