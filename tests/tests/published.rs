@@ -4,7 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use skep_tests::{Lab, busybox, nginx, socat, until_some};
+use skep_tests::{Lab, busybox, nginx, socat, until, until_some};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -73,6 +73,24 @@ fn datagrams_are_balanced_too() {
             if said.stdout == "hello\n" { Ok(()) } else { Err(format!("{said:?}")) }
         });
     }
+}
+
+#[test]
+fn connections_pass_over_a_host_that_died() {
+    let lab = Lab::up("died", 3, &[]);
+    lab.skep_with_input(1, &["image", "load"], &nginx("nginx:1").archive()).ok();
+    let flags = ["--name", "web", "--mode", "global", "--publish", "80:8080", "nginx:1"];
+    lab.run(&[&["service", "create"][..], &flags].concat()).ok();
+    lab.running("web", 3, SOON);
+    answers(&lab, 1, "10.90.0.2:80");
+    lab.command(&["power-off", "3"]).ok();
+    // Nobody says that the task there has ended: it is wanted still. One in three would fail.
+    let all = || (0..24).all(|_| page(&lab, 1, "10.90.0.2:80").is_ok());
+    until("all connections to be answered", SOON, all);
+    assert!(all() && all());
+    lab.command(&["start", "3"]).ok();
+    lab.running("web", 3, SOON);
+    answers(&lab, 1, "10.90.0.3:80");
 }
 
 #[test]

@@ -28,6 +28,8 @@ struct Has {
     hangs: bool,
     /// A sandbox that cannot be taken down.
     stuck: Option<TaskId>,
+    /// Versions that the kernel does not take.
+    refused: Vec<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +79,10 @@ impl Netd for Fake {
             if table.complete || table.applies_to == have {
                 if table.end {
                     has.versions.insert(id, table.version);
+                }
+                if has.refused.contains(&table.version) {
+                    let error = "the kernel refuses".to_owned();
+                    answer.faults.push(NetworkFault { network_id: table.network_id, error, needs_complete: false });
                 }
             } else if !table.dropped {
                 let error = "a gap".to_owned();
@@ -238,6 +244,23 @@ async fn tables_go_in_order_and_a_gap_is_asked_for_anew() {
     // The node has no task on it any more.
     host.send(1, NetworkTable { dropped: true, ..table(0, 0, false) });
     host.until_held(held(1, &[])).await;
+}
+
+#[tokio::test]
+async fn what_the_kernel_refused_is_not_told_as_applied() {
+    let (host, fake) = (host(), Fake::default());
+    fake.has().refused = vec![5, 6];
+    host.netd.send_replace(Some(fake.serve().await.0));
+    host.send(0, table(0, 3, true));
+    host.until_held(held(0, &[3])).await;
+    host.send(0, table(3, 5, true));
+    until(|| fake.has().versions[&NETWORK] == 5).await;
+    host.send(0, table(5, 6, true));
+    // The answer before it has been taken by then.
+    until(|| fake.has().versions[&NETWORK] == 6).await;
+    assert_eq!(*host.networks.0.held.borrow(), held(0, &[3]));
+    host.send(0, table(6, 7, true));
+    host.until_held(held(0, &[7])).await;
 }
 
 #[tokio::test]

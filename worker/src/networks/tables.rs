@@ -175,13 +175,11 @@ async fn apply(
     // The last word on each network counts.
     let gone: BTreeMap<Vec<u8>, bool> = tables.iter().map(|table| (table.network_id.clone(), table.dropped)).collect();
     let answer = super::call(netd.apply(ApplyTablesRequest { tables })).await?;
-    let mut lost = Vec::new();
+    let (mut lost, mut refused) = (Vec::new(), Vec::new());
     for fault in &answer.faults {
         let Ok(id) = NetworkId::from_wire(&fault.network_id) else { continue };
         tracing::warn!(network = %id, error = fault.error, "a network of this host is not as it ought to be");
-        if fault.needs_complete {
-            lost.push(id);
-        }
+        if fault.needs_complete { &mut lost } else { &mut refused }.push(id);
     }
     held.send_modify(|held| {
         let versions = Arc::make_mut(&mut held.versions);
@@ -189,10 +187,11 @@ async fn apply(
             let Ok(id) = NetworkId::from_wire(&one.object_id) else { continue };
             let is_gone = one.version == 0 || gone.get(&one.object_id) == Some(&true);
             if is_gone {
-                versions.remove(&id)
-            } else {
-                versions.insert(id, one.version)
-            };
+                versions.remove(&id);
+            } else if !(refused.contains(&id) && versions.contains_key(&id)) {
+                // What the kernel refused is not in force: tasks that drain are waited for, until a later version is.
+                versions.insert(id, one.version);
+            }
         }
         for id in &lost {
             versions.remove(id);
