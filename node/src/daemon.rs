@@ -29,6 +29,7 @@ const FORCED: u8 = 143;
 /// Runs until SIGTERM or SIGINT. Errors are about the start; after it the daemon stays up and reports through its API.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     hardening::no_dumps()?;
+    hardening::open_files();
     // Before anything is opened: a second daemon must not touch the first one's files.
     let lock = DirLock::take(&config.data_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

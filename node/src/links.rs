@@ -14,7 +14,7 @@ use skep_identity::transport::{
 use skep_identity::{Anonymous, Caller, ClientTls, DenyList, Expected, LiveCredentials, Role, ServerTls, ticket};
 use skep_proto::id::NodeId;
 use skep_proto::v1::peer_server::PeerServer;
-use skep_worker::{ConnectError, Connector, TicketCheck};
+use skep_worker::{ConnectError, Connector, Grant, TicketCheck};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -87,7 +87,7 @@ struct Tickets {
 }
 
 impl TicketCheck for Tickets {
-    fn image(&self, request: &Request<()>, bytes: &[u8]) -> Result<String, Status> {
+    fn image(&self, request: &Request<()>, bytes: &[u8]) -> Result<Grant, Status> {
         let bearer = Caller::of(request)?.require_node()?.node_id;
         let own = self.live.current();
         let ticket = ticket::verify(bytes, own.roots(), own.cluster_id(), bearer, SystemTime::now())
@@ -95,7 +95,7 @@ impl TicketCheck for Tickets {
         if self.deny.is_denied(ticket.signer.node_id) {
             return Err(Status::permission_denied("the ticket's signer was removed from the swarm"));
         }
-        Ok(ticket.digest)
+        Ok(Grant { image: ticket.digest, bearer })
     }
 }
 

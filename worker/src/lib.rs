@@ -37,6 +37,6 @@ pub use executor::{Executor, NodeFacts};
 pub use gc::GcPolicy;
 pub use networks::Networks;
 pub use oci::{OciConfig, OciExecutor, cgroup_layout, confinement, monitors_cgroup, sandboxes_dir};
-pub use peer::{PeerService, TicketCheck};
+pub use peer::{Grant, PeerService, TicketCheck};
 pub use remap::{Remap, RemapError};
 pub use session::{ConnectError, Connector, ManagerLink, SessionState, SessionTiming};

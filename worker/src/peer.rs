@@ -2,27 +2,46 @@
 //!
 //! Mounted by the node on its port for other nodes, behind mutual TLS. It serves nothing but blobs of the ticket's image,
 //! and never fetches or writes anything.
+//!
+//! A node that asks and does not read holds up itself alone: one node has a part of the streams, and what is not read for a
+//! while gives back the node's stream and the image, though not the reader's own part before it has hung up.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::pin::Pin as StdPin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::Stream;
 use skep_image::{Digest, Store, StoreError};
+use skep_proto::id::NodeId;
 use skep_proto::v1::peer_server::Peer;
 use skep_proto::v1::{BlobChunk, FetchBlobRequest};
-use std::pin::Pin as StdPin;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status};
 
 /// Bytes in one chunk.
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// Blobs sent at the same time: enough for a network, few enough for a disk.
 const MAX_STREAMS: usize = 16;
+/// Of these for one node: nearly three images at once with all the layers that are fetched together, and as many for others.
+pub(crate) const MAX_OF_BEARER: usize = MAX_STREAMS / 2;
+/// How long a reader may take for one chunk.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// What a ticket is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The image's digest.
+    pub image: String,
+    /// The node that it was made out to, and that shows it.
+    pub bearer: NodeId,
+}
 
 /// Judges tickets; given by the node, which has the roots.
 pub trait TicketCheck: Send + Sync + 'static {
-    /// The digest of the image that `ticket` lets the caller of `request` fetch, or why not.
-    fn image(&self, request: &Request<()>, ticket: &[u8]) -> Result<String, Status>;
+    /// The image that `ticket` lets the caller of `request` fetch, or why not.
+    fn image(&self, request: &Request<()>, ticket: &[u8]) -> Result<Grant, Status>;
 }
 
 /// The service.
@@ -31,6 +50,9 @@ pub struct PeerService {
     store: Store,
     tickets: Arc<dyn TicketCheck>,
     streams: Arc<Semaphore>,
+    /// Those of each node that has some, or waits for one.
+    bearers: Arc<Mutex<HashMap<NodeId, Arc<Semaphore>>>>,
+    read_within: Duration,
 }
 
 impl std::fmt::Debug for PeerService {
@@ -42,8 +64,31 @@ impl std::fmt::Debug for PeerService {
 impl PeerService {
     /// Serves from `store` whoever `tickets` accepts.
     pub fn new(store: Store, tickets: Arc<dyn TicketCheck>) -> Self {
-        Self { store, tickets, streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
+        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+        Self { store, tickets, streams, bearers: Arc::default(), read_within: READ_WITHIN }
     }
+
+    /// With less patience for readers.
+    #[cfg(test)]
+    pub(crate) fn patient_for(self, read_within: Duration) -> Self {
+        Self { read_within, ..self }
+    }
+
+    /// A stream of the node's own part.
+    async fn turn(&self, bearer: NodeId) -> Result<OwnedSemaphorePermit, Status> {
+        let own = {
+            let mut bearers = self.bearers.lock().unwrap_or_else(PoisonError::into_inner);
+            // Permits, and those who wait for one, hold theirs.
+            bearers.retain(|_, own| Arc::strong_count(own) > 1);
+            let own = bearers.entry(bearer).or_insert_with(|| Arc::new(Semaphore::new(MAX_OF_BEARER)));
+            Arc::clone(own)
+        };
+        permit(own).await
+    }
+}
+
+async fn permit(streams: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
+    streams.acquire_owned().await.map_err(|_| Status::unavailable("the node is shutting down"))
 }
 
 /// The answer's chunks.
@@ -56,9 +101,9 @@ impl Peer for PeerService {
     async fn fetch_blob(&self, request: Request<FetchBlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Request::from_parts(metadata, extensions, ());
-        let image = digest(&self.tickets.image(&caller, &message.ticket)?)?;
+        let Grant { image, bearer } = self.tickets.image(&caller, &message.ticket)?;
+        let image = digest(&image)?;
         let blob = digest(&message.digest)?;
-        let pin = self.store.pin(&image);
         let closure = self
             .store
             .image_closure(&image)
@@ -66,10 +111,10 @@ impl Peer for PeerService {
         if !closure.contains(&blob) {
             return Err(Status::permission_denied(format!("{blob} is not part of the ticket's image {image}")));
         }
-        let permit = Arc::clone(&self.streams)
-            .acquire_owned()
-            .await
-            .map_err(|_| Status::unavailable("the node is shutting down"))?;
+        let own = self.turn(bearer).await?;
+        let stream = permit(Arc::clone(&self.streams)).await?;
+        // Not before: whoever waits must not keep an image here. One that went meanwhile is not found.
+        let pin = self.store.pin(&image);
         let (size_bytes, mut file) = self.store.open_blob(&blob).await.map_err(|error| match error {
             StoreError::NoBlob(_) => Status::not_found(error.to_string()),
             other => Status::internal(other.to_string()),
@@ -77,20 +122,61 @@ impl Peer for PeerService {
         if message.offset > size_bytes {
             return Err(Status::out_of_range(format!("the blob has {size_bytes} bytes")));
         }
-        let failed = |error: std::io::Error| Status::internal(format!("cannot read the blob: {error}"));
-        file.seek(std::io::SeekFrom::Start(message.offset)).await.map_err(failed)?;
-        let first = (file, size_bytes, true, (pin, permit));
-        let chunks = futures::stream::try_unfold(first, move |(mut file, size, first, guards)| async move {
-            let mut data = Vec::with_capacity(CHUNK_BYTES);
-            (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await.map_err(failed)?;
-            if data.is_empty() && !first {
-                return Ok(None);
-            }
-            let chunk = BlobChunk { size_bytes: if first { size } else { 0 }, data };
-            Ok(Some((chunk, (file, size, false, guards))))
+        file.seek(std::io::SeekFrom::Start(message.offset)).await.map_err(unreadable)?;
+        let (sender, chunks) = mpsc::channel(1);
+        let read_within = self.read_within;
+        tokio::spawn(async move {
+            let _held = (pin, stream);
+            send(file, size_bytes, sender, read_within).await;
         });
-        Ok(Response::new(Box::pin(chunks)))
+        Ok(Response::new(Box::pin(answer(chunks, size_bytes - message.offset, own))))
     }
+}
+
+/// Reads a file from where it is into chunks, until its end or until nobody takes them.
+async fn send(
+    mut file: impl AsyncRead + Unpin,
+    size_bytes: u64,
+    chunks: mpsc::Sender<Result<BlobChunk, Status>>,
+    read_within: Duration,
+) {
+    let mut is_first = true;
+    loop {
+        let mut data = Vec::with_capacity(CHUNK_BYTES);
+        let read = (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await;
+        let chunk = match read {
+            Ok(0) if !is_first => return,
+            Ok(_) => Ok(BlobChunk { size_bytes: if is_first { size_bytes } else { 0 }, data }),
+            Err(error) => Err(unreadable(error)),
+        };
+        let is_last = chunk.is_err();
+        is_first = false;
+        if chunks.send_timeout(chunk, read_within).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// The chunks as they come, and an error where they end too soon: `missing` bytes are to come.
+fn answer(
+    chunks: mpsc::Receiver<Result<BlobChunk, Status>>,
+    missing: u64,
+    own: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<BlobChunk, Status>> + Send {
+    futures::stream::try_unfold((chunks, missing, own), |(mut chunks, missing, own)| async move {
+        match chunks.recv().await.transpose()? {
+            Some(chunk) => {
+                let missing = missing.saturating_sub(chunk.data.len() as u64);
+                Ok(Some((chunk, (chunks, missing, own))))
+            }
+            None if missing == 0 => Ok(None),
+            None => Err(Status::aborted("the blob was not read for too long: ask for the rest again")),
+        }
+    })
+}
+
+fn unreadable(error: std::io::Error) -> Status {
+    Status::internal(format!("cannot read the blob: {error}"))
 }
 
 fn digest(text: &str) -> Result<Digest, Status> {

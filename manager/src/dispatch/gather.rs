@@ -26,15 +26,15 @@ pub(super) struct Gather {
 }
 
 impl Gather {
-    /// Of a node that has just described itself.
-    pub(super) fn new(now: Instant) -> Self {
+    /// Of a node whose next description is not to be written before `describe_at`.
+    pub(super) fn new(describe_at: Instant) -> Self {
         Self {
             writing: false,
             batches: Vec::new(),
             changes: Vec::new(),
             place: HashMap::new(),
             description: None,
-            describe_at: now + DESCRIBE_EVERY,
+            describe_at,
         }
     }
 
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn of_many_descriptions_one_a_second_is_written_and_the_last_is() {
         let begin = Instant::now();
-        let mut gather = Gather::new(begin);
+        let mut gather = Gather::new(begin + DESCRIBE_EVERY);
         let mut written = Vec::new();
         for ms in 0..3_500_u64 {
             let now = begin + Duration::from_millis(ms);

@@ -90,6 +90,8 @@ pub(crate) const MESSAGE_BYTES: usize = 1 << 10;
 pub(crate) const STATUS_CONTAINERS: usize = 64;
 /// Bytes of a container's name or id in a status; the rest is cut off.
 pub(crate) const CONTAINER_NAME_BYTES: usize = 128;
+/// Bytes of a failed health check's output in a status; the rest is cut off.
+pub(crate) const HEALTH_OUTPUT_BYTES: usize = 4 << 10;
 /// Images of one node in the index.
 pub(crate) const HELD_IMAGES: usize = 10_000;
 

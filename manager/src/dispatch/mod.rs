@@ -5,6 +5,7 @@
 //! | `service.rs` | the gRPC service |
 //! | `session.rs` | one node's session, from registration to its end |
 //! | `sessions.rs` | who is connected; what was sent, for resuming |
+//! | `registrations.rs` | one registration of each node at a time |
 //! | `number.rs` | assignment messages, numbered and cut to size |
 //! | `statuses.rs`, `gather.rs`, `reports.rs` | what nodes report: checked, the latest of each node, written together |
 //! | `observe.rs` | the changes to a node's observed part |
@@ -38,6 +39,7 @@ mod number;
 mod observe;
 mod pulse;
 pub(crate) mod reach;
+mod registrations;
 mod relay;
 mod reports;
 mod service;
@@ -77,6 +79,7 @@ use self::networks::{AppliedTables, NodesView};
 pub use self::networks::{Follower, NetworkTables};
 pub(crate) use self::observe::{is_hostname, stored_role};
 use self::reach::{Reach, Route};
+use self::registrations::Registrations;
 use self::relay::Order;
 use self::reports::Reports;
 use self::sessions::{End, Sessions};
@@ -103,6 +106,7 @@ struct Shared {
     networks: NetworkTables,
     applied: AppliedTables,
     sessions: Sessions,
+    registrations: Registrations,
     reach: Reach,
     logs: LogStreams,
     checks: NodeChecks,
@@ -134,6 +138,7 @@ impl Dispatcher {
             links,
             images: ImageIndex::default(),
             sessions,
+            registrations: Registrations::default(),
             reach,
             view,
             bond: Bond::new(),
@@ -367,6 +372,7 @@ async fn sweep(dispatcher: Dispatcher) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         dispatcher.0.sessions.sweep(Instant::now());
+        dispatcher.0.registrations.sweep(tokio::time::Instant::now());
         let state = dispatcher.0.store.state();
         dispatcher.0.images.retain(|node| state.node(node).is_some());
         dispatcher.0.applied.retain(|node| state.node(node).is_some());

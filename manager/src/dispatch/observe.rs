@@ -110,13 +110,18 @@ pub(crate) fn stored_role(role: Role) -> NodeRole {
     }
 }
 
-/// The node has a session, from `addr`.
-pub(crate) fn registered(node: &Node, description: NodeDescription, role: Role, addr: String, now: UnixMs) -> Change {
-    let description = Arc::new(description);
-    let same = node.description.as_ref() == Some(&description);
+/// The node has a session, from `addr`. Without a description the stored one stays.
+pub(crate) fn registered(
+    node: &Node,
+    description: Option<NodeDescription>,
+    role: Role,
+    addr: String,
+    now: UnixMs,
+) -> Change {
+    let description = description.filter(|description| node.description.as_deref() != Some(description));
     change(NodeObserved {
         node: Some(node.id),
-        description: (!same).then_some(description),
+        description: description.map(Arc::new),
         status: Some(status(node, NodeState::Ready, String::new(), addr, now)),
         role: Some(stored_role(role)),
     })
@@ -217,15 +222,17 @@ mod tests {
         let described = NodeDescription { hostname: "host1".into(), ..NodeDescription::default() };
         let mut known = node(NodeState::Ready);
         known.description = Some(Arc::new(described.clone()));
-        let change = registered(&known, described.clone(), Role::Manager, "10.0.0.2".into(), UnixMs(9));
+        let change = registered(&known, Some(described.clone()), Role::Manager, "10.0.0.2".into(), UnixMs(9));
         let seen = observed(&change);
         assert_eq!(seen.description, None);
         assert_eq!(seen.role, Some(NodeRole::Manager));
         let status = seen.status.clone().unwrap();
         assert_eq!((status.since, status.addr.as_str(), status.message.as_str()), (UnixMs(5), "10.0.0.2", ""));
-        let change = registered(&node(NodeState::Down), described, Role::Worker, String::new(), UnixMs(9));
+        let change = registered(&node(NodeState::Down), Some(described), Role::Worker, String::new(), UnixMs(9));
         assert_eq!(observed(&change).status.clone().unwrap().since, UnixMs(9));
         assert!(observed(&change).description.is_some());
+        let change = registered(&node(NodeState::Down), None, Role::Worker, String::new(), UnixMs(9));
+        assert!(observed(&change).description.is_none());
     }
 
     #[test]

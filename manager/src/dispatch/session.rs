@@ -15,6 +15,7 @@ use futures::{FutureExt as _, Stream, StreamExt as _};
 use skep_core::assign::AssignmentSet;
 use skep_core::change::Change;
 use skep_core::network::table::networks_of_node;
+use skep_core::object::Node;
 use skep_identity::PeerIdentity;
 use skep_proto::id::{NodeId, SessionId};
 use skep_proto::v1;
@@ -63,6 +64,8 @@ struct Registration {
     /// What the node is told of the swarm at first.
     told: ClusterView,
     tables: Follower,
+    /// What it says of itself, if that came too soon after the last time.
+    description: Option<NodeDescription>,
 }
 
 /// How a session comes to its end.
@@ -144,11 +147,16 @@ impl Session {
         let session = SessionId::from_wire_opt(&session_id)
             .map_err(|error| Status::invalid_argument(format!("the session id: {error}")))?;
 
+        let registrations = &self.dispatcher.0.registrations;
+        let Some(_turn) = registrations.turn(self.node()).await else {
+            return Err(end_status(End::Replaced).into());
+        };
         let store = self.dispatcher.store();
         let Some(known) = store.state().node(self.node()).cloned() else {
             return Err(self.unknown().await);
         };
         self.check_fabric(&mut description);
+        let (description, later) = self.when_to_describe(&known, description);
         // From here on silence counts, so that a node that is written down as ready is watched.
         self.dispatcher.heard(self.node());
         let change = observe::registered(&known, description, self.peer.role, self.addr.clone(), store.now());
@@ -167,7 +175,26 @@ impl Session {
         let begun = self.dispatcher.sessions().begin(self.node(), registered, resume, self.urgent.clone());
         self.dispatcher.0.applied.update(self.node(), &networks);
         let tables = self.dispatcher.0.networks.follow(self.node(), &networks);
-        Ok(Registration { begun, registered, told, tables })
+        Ok(Registration { begun, registered, told, tables, description: later })
+    }
+
+    /// A description to be written with the registration, or one that is to wait: it is news, and another was written a moment
+    /// ago.
+    fn when_to_describe(
+        &self,
+        known: &Node,
+        description: NodeDescription,
+    ) -> (Option<NodeDescription>, Option<NodeDescription>) {
+        if known.description.as_deref() == Some(&description) {
+            return (None, None);
+        }
+        let (registrations, now) = (&self.dispatcher.0.registrations, Instant::now());
+        // A node that is not described yet cannot wait: nothing could be placed on it.
+        if known.description.is_some() && registrations.describe_at(self.node()).is_some_and(|at| at > now) {
+            return (None, Some(description));
+        }
+        registrations.described(self.node(), now);
+        (Some(description), None)
     }
 
     /// The state does not know the node: it was removed, or this manager is behind.
@@ -185,7 +212,7 @@ impl Session {
         registration: Registration,
         up: impl Stream<Item = Result<SessionUp, Status>> + Unpin + Send,
     ) -> Over {
-        let Registration { begun, registered, told, tables } = registration;
+        let Registration { begun, registered, told, tables, description } = registration;
         let Begun { session, connection, resumed, ended } = begun;
         if self.dispatcher.reach().is_superseded(self.node(), registered) {
             return end_status(End::Replaced).into();
@@ -203,7 +230,7 @@ impl Session {
         tokio::select! {
             biased;
             why = ended => end_status(why.unwrap_or(End::Stopping)).into(),
-            over = self.read(connection, up) => over,
+            over = self.read(connection, description, up) => over,
             over = self.assign(connection, resumed, told, tables) => over,
         }
     }
@@ -220,9 +247,19 @@ impl Session {
 
     // --- what the node says ---
 
-    async fn read(&self, connection: u64, mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin) -> Over {
+    /// `description` waits since the registration.
+    async fn read(
+        &self,
+        connection: u64,
+        description: Option<NodeDescription>,
+        mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin,
+    ) -> Over {
         let mut working = Works::new();
-        let mut gather = Gather::new(Instant::now());
+        let describe_at = self.dispatcher.0.registrations.describe_at(self.node());
+        let mut gather = Gather::new(describe_at.unwrap_or_else(Instant::now));
+        if let Some(description) = description {
+            gather.describe(description);
+        }
         let mut leaving = false;
         loop {
             working.extend(self.statuses(&mut gather));
@@ -276,14 +313,21 @@ impl Session {
         }
     }
 
-    /// The node has said all it wants to say: what it said last is stored and acknowledged.
+    /// The node has said all it wants to say: what it said last is stored and acknowledged, at its time.
     async fn finish(&self, mut working: Works, mut gather: Gather) -> Over {
-        working.extend(self.describe(&mut gather));
         loop {
             working.extend(self.statuses(&mut gather));
-            let Some(done) = working.next().await else { return Over::Gone };
-            if let Err(over) = self.acknowledge(done, &mut gather).await {
-                return over;
+            let describe_at = gather.description_due();
+            tokio::select! {
+                Some(done) = working.next() => {
+                    if let Err(over) = self.acknowledge(done, &mut gather).await {
+                        return over;
+                    }
+                }
+                () = sleep_until(describe_at.unwrap_or_else(Instant::now)), if describe_at.is_some() => {
+                    working.extend(self.describe(&mut gather));
+                }
+                else => return Over::Gone,
             }
         }
     }
@@ -365,10 +409,14 @@ impl Session {
 
     /// Writes what the node says of itself, if that is news.
     fn describe(&self, gather: &mut Gather) -> Option<WorkDone> {
-        let description = gather.description(Instant::now())?;
+        let now = Instant::now();
+        let description = gather.description(now)?;
         let state = self.dispatcher.store().state();
-        let is_known = state.node(self.node())?.description.as_deref() == Some(&description);
-        (!is_known).then(|| self.observe(observe::described(self.node(), description)))
+        if state.node(self.node())?.description.as_deref() == Some(&description) {
+            return None;
+        }
+        self.dispatcher.0.registrations.described(self.node(), now);
+        Some(self.observe(observe::described(self.node(), description)))
     }
 
     fn images(&self, held: &HeldImages) -> Option<WorkDone> {

@@ -10,7 +10,7 @@ use skep_proto::id::{NodeId, TaskId};
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{self, ContainerStatus, TaskState, TaskStatus};
 
-use super::limits::{CONTAINER_NAME_BYTES, ERROR_BYTES, MESSAGE_BYTES, STATUS_CONTAINERS};
+use super::limits::{CONTAINER_NAME_BYTES, ERROR_BYTES, HEALTH_OUTPUT_BYTES, MESSAGE_BYTES, STATUS_CONTAINERS};
 
 /// A batch after the checks.
 #[derive(Debug, Default)]
@@ -101,20 +101,23 @@ fn trimmed(mut status: TaskStatus) -> TaskStatus {
     for container in &mut status.containers {
         truncate(&mut container.name, CONTAINER_NAME_BYTES);
         truncate(&mut container.container_id, CONTAINER_NAME_BYTES);
+        truncate(&mut container.health_output, HEALTH_OUTPUT_BYTES);
     }
     status
 }
 
-/// Cuts a text at a character's boundary.
+/// Cuts a text at a character's boundary, and gives back what it took.
 fn truncate(text: &mut String, bytes: usize) {
     if text.len() > bytes {
         text.truncate(text.floor_char_boundary(bytes));
+        text.shrink_to_fit();
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use prost::Message as _;
     use skep_core::object::{Meta, RevisionKey, Slot, Task};
     use skep_proto::id::ServiceId;
     use skep_proto::v1::{Refusal, WantedState};
@@ -222,7 +225,10 @@ mod tests {
         status.error = "ä".repeat(ERROR_BYTES);
         status.refusals = vec![Refusal::default()];
         status.containers = vec![ContainerStatus::default(); STATUS_CONTAINERS + 1];
+        status.message = "x".repeat(MESSAGE_BYTES + 1);
         status.containers[0].name = "x".repeat(CONTAINER_NAME_BYTES + 1);
+        status.containers[0].container_id = "x".repeat(CONTAINER_NAME_BYTES + 1);
+        status.containers[0].health_output = "x".repeat(1_400_000);
         let checked = check(&state(), ME, vec![report], NOW);
         let Op::ObserveTask(observed) = &checked.changes[0].op else {
             panic!("not a report");
@@ -230,7 +236,12 @@ mod tests {
         assert_eq!(observed.status.error.len(), ERROR_BYTES);
         assert!(observed.status.refusals.is_empty());
         assert_eq!(observed.status.containers.len(), STATUS_CONTAINERS);
-        assert_eq!(observed.status.containers[0].name.len(), CONTAINER_NAME_BYTES);
+        assert_eq!(observed.status.message.len(), MESSAGE_BYTES);
+        let container = &observed.status.containers[0];
+        assert_eq!((container.name.len(), container.container_id.len()), (CONTAINER_NAME_BYTES, CONTAINER_NAME_BYTES));
+        assert_eq!(container.health_output.len(), HEALTH_OUTPUT_BYTES);
+        let most = ERROR_BYTES + MESSAGE_BYTES + STATUS_CONTAINERS * (2 * CONTAINER_NAME_BYTES + HEALTH_OUTPUT_BYTES);
+        assert!(observed.status.encoded_len() < most, "something else in it has no bound");
     }
 
     #[test]

@@ -173,6 +173,29 @@ async fn a_node_that_describes_itself_without_end_fills_no_log() {
 }
 
 #[tokio::test]
+async fn a_node_that_registers_without_end_fills_no_log_and_its_last_word_is_stored() {
+    let swarm = Swarm::start().await;
+    let host = swarm.join("host2").await;
+    let mut agents = vec![Agent::connect(&host, "host2").await];
+    let hostname = || swarm.node(host.id).hostname().to_owned();
+    let (started, mut written) = (std::time::Instant::now(), std::collections::BTreeSet::new());
+    for number in 0..30 {
+        let mut agent = Agent::connect(&host, &format!("host{number}")).await;
+        written.insert(hostname());
+        // Nor is a session that ends at once a way around.
+        agent.say(Up::Description(description(&format!("late{number}")))).await;
+        agent.hang_up();
+        agents.push(agent);
+    }
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
+    assert!(written.len() <= seconds + 2, "{written:?} in {seconds} s");
+    swarm.until("the last", |state| state.node(host.id).unwrap().hostname() == "late29").await;
+    let _agent = Agent::connect(&host, "last").await;
+    swarm.until("what it says as it registers", |state| state.node(host.id).unwrap().hostname() == "last").await;
+    swarm.stop().await;
+}
+
+#[tokio::test]
 async fn last_words_are_stored_and_acknowledged() {
     let swarm = Swarm::start().await;
     let host = swarm.join("host2").await;

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use futures::task::AtomicWaker;
 use rustls::pki_types::CertificateDer;
 use skep_proto::id::NodeId;
+use tracing::debug;
 
 use crate::RootBundle;
 use crate::chain::{self, CLOCK_TOLERANCE};
@@ -20,6 +21,12 @@ use crate::peer::PeerIdentity;
 
 /// Connections without a certificate at a time: joining nodes, which need a second each. Beyond it the oldest ends.
 pub(crate) const MAX_ANONYMOUS: usize = 256;
+/// Connections that one node has made to this daemon at a time, on all its ports together. An honest one has a session, two
+/// for Raft, one to renew by, one for each image that it fetches: a dozen. Beyond it the oldest ends, not the newest: what a
+/// node left half open on its side of a cut must not keep it out.
+pub(crate) const MAX_OF_NODE: usize = 64;
+/// The same for one person, whose certificate a whole pipeline may share: each command that waits or follows has one.
+pub(crate) const MAX_OF_CLIENT: usize = 256;
 
 /// The node was removed from the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +48,7 @@ struct Inner {
 #[derive(Debug)]
 struct Live {
     party: Party,
+    side: Side,
     /// What it showed, its own certificate first.
     shown: Arc<[CertificateDer<'static>]>,
     closer: Arc<Closer>,
@@ -49,6 +57,15 @@ struct Live {
 /// A live connection, for [`DenyList::close_each`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionId(u64);
+
+/// Which end of a connection this daemon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The other one came: how often is the other's doing, and so bounded.
+    Accepted,
+    /// This daemon went: nobody else can make these many, nor have them closed by coming often.
+    Made,
+}
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
@@ -72,6 +89,25 @@ impl Party {
             Self::Anonymous => None,
             Self::Node(peer) => Some(peer.not_after),
             Self::Client(client) => Some(client.not_after),
+        }
+    }
+
+    /// How many connections it may have made here at a time.
+    fn most(&self) -> usize {
+        match self {
+            Self::Anonymous => MAX_ANONYMOUS,
+            Self::Node(_) => MAX_OF_NODE,
+            Self::Client(_) => MAX_OF_CLIENT,
+        }
+    }
+
+    /// Whether both are one, as far as bounds go: those without a certificate share theirs.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Anonymous, Self::Anonymous) => true,
+            (Self::Node(one), Self::Node(other)) => one.node_id == other.node_id,
+            (Self::Client(one), Self::Client(other)) => one.client_id == other.client_id,
+            _ => false,
         }
     }
 
@@ -155,19 +191,20 @@ impl DenyList {
     }
 
     /// Registers a connection, with the certificates that it showed; the answer belongs into it, and unregisters it when
-    /// dropped.
-    pub(crate) fn admit(&self, party: Party, shown: &[CertificateDer<'_>]) -> Result<Admission, Denied> {
+    /// dropped. Of an accepted one the party's oldest gives way where it has as many as it may.
+    pub(crate) fn admit(&self, side: Side, party: Party, shown: &[CertificateDer<'_>]) -> Result<Admission, Denied> {
         let shown = shown.iter().map(|cert| cert.clone().into_owned()).collect();
         let mut inner = self.lock();
-        match &party {
-            Party::Node(peer) if inner.denied.contains(&peer.node_id) => return Err(Denied(peer.node_id)),
-            Party::Node(_) | Party::Client(_) => {}
-            Party::Anonymous => inner.make_room_for_anonymous(),
+        if let Some(node) = party.node().filter(|node| inner.denied.contains(node)) {
+            return Err(Denied(node));
+        }
+        if side == Side::Accepted {
+            inner.make_room(&party);
         }
         let id = inner.next;
         inner.next += 1;
         let closer = Arc::new(Closer::default());
-        inner.live.insert(id, Live { party, shown, closer: Arc::clone(&closer) });
+        inner.live.insert(id, Live { party, side, shown, closer: Arc::clone(&closer) });
         Ok(Admission { list: self.clone(), id, closer })
     }
 
@@ -184,14 +221,18 @@ impl Inner {
         chosen.filter(|live| live.closer.close()).count()
     }
 
-    fn make_room_for_anonymous(&self) {
-        let is_open = |live: &&Live| matches!(live.party, Party::Anonymous) && !live.closer.is_closed();
+    /// Closes the party's oldest accepted connection, if it has as many as it may. A look at all that are live: far less work
+    /// than the handshake before it.
+    fn make_room(&self, party: &Party) {
+        let is_open =
+            |live: &&Live| live.side == Side::Accepted && live.party.is_same(party) && !live.closer.is_closed();
         let mut open = self.live.values().filter(is_open);
         let oldest = open.next();
         if let Some(oldest) = oldest
-            && open.count() + 1 >= MAX_ANONYMOUS
+            && open.count() + 1 >= party.most()
+            && oldest.closer.close()
         {
-            oldest.closer.close();
+            debug!(?party, "too many connections of one party: closed its oldest");
         }
     }
 }
@@ -256,35 +297,59 @@ mod tests {
     use super::*;
     use crate::{RootCa, testing};
 
+    fn node(id: u128) -> Party {
+        Party::Node(PeerIdentity {
+            node_id: NodeId::new(id),
+            role: crate::Role::Worker,
+            cluster_id: skep_proto::id::ClusterId::new(1),
+            not_after: SystemTime::UNIX_EPOCH,
+        })
+    }
+
+    fn client(id: u128) -> Party {
+        let client_id = skep_proto::id::ClientId::new(id);
+        let cluster_id = skep_proto::id::ClusterId::new(1);
+        Party::Client(ClientIdentity { client_id, cluster_id, not_after: SystemTime::UNIX_EPOCH })
+    }
+
     #[test]
-    fn the_oldest_anonymous_connection_gives_way() {
-        let list = DenyList::new();
-        let admitted: Vec<Admission> = (0..MAX_ANONYMOUS).map(|_| list.admit(Party::Anonymous, &[]).unwrap()).collect();
-        assert!(admitted.iter().all(|admission| !admission.closer().is_closed()));
-        let one_more = list.admit(Party::Anonymous, &[]).unwrap();
-        assert!(admitted[0].closer().is_closed());
-        assert!(admitted[1..].iter().all(|admission| !admission.closer().is_closed()));
-        let another = list.admit(Party::Anonymous, &[]).unwrap();
-        assert!(admitted[1].closer().is_closed());
-        assert!(!one_more.closer().is_closed() && !another.closer().is_closed());
+    fn the_oldest_connection_of_a_party_gives_way() {
+        for (party, other, most) in [
+            (Party::Anonymous, node(1), MAX_ANONYMOUS),
+            (node(1), node(2), MAX_OF_NODE),
+            (client(1), client(2), MAX_OF_CLIENT),
+        ] {
+            let list = DenyList::new();
+            let admit = |side, party: &Party| list.admit(side, party.clone(), &[]).unwrap();
+            let others = [admit(Side::Accepted, &other), admit(Side::Made, &party)];
+            let admitted: Vec<Admission> = (0..most).map(|_| admit(Side::Accepted, &party)).collect();
+            assert!(admitted.iter().all(|admission| !admission.closer().is_closed()));
+            let one_more = admit(Side::Accepted, &party);
+            assert!(admitted[0].closer().is_closed());
+            assert!(admitted[1..].iter().all(|admission| !admission.closer().is_closed()));
+            let another = admit(Side::Accepted, &party);
+            assert!(admitted[1].closer().is_closed());
+            assert!(!one_more.closer().is_closed() && !another.closer().is_closed());
+            // Neither what this daemon made itself is counted, nor are others made to pay.
+            let made = admit(Side::Made, &party);
+            assert!(!admitted[2].closer().is_closed() && !made.closer().is_closed());
+            assert!(others.iter().all(|admission| !admission.closer().is_closed()));
+        }
     }
 
     #[test]
     fn nobody_slips_in_between_denial_and_admission() {
         let list = DenyList::new();
-        let peer = PeerIdentity {
-            node_id: NodeId::new(1),
-            role: crate::Role::Worker,
-            cluster_id: skep_proto::id::ClusterId::new(1),
-            not_after: SystemTime::UNIX_EPOCH,
-        };
-        let before = list.admit(Party::Node(peer.clone()), &[]).unwrap();
-        assert_eq!(list.deny(peer.node_id), 1);
-        assert_eq!(list.deny(peer.node_id), 0, "closed once only");
+        let id = NodeId::new(1);
+        let before = list.admit(Side::Accepted, node(1), &[]).unwrap();
+        assert_eq!(list.deny(id), 1);
+        assert_eq!(list.deny(id), 0, "closed once only");
         assert!(before.closer().is_closed());
-        assert_eq!(list.admit(Party::Node(peer.clone()), &[]).unwrap_err(), Denied(peer.node_id));
+        for side in [Side::Accepted, Side::Made] {
+            assert_eq!(list.admit(side, node(1), &[]).unwrap_err(), Denied(id));
+        }
         drop(before);
-        assert_eq!(list.connections(peer.node_id), 0);
+        assert_eq!(list.connections(id), 0);
     }
 
     #[test]
@@ -297,20 +362,20 @@ mod tests {
             let key = crate::NodeKey::generate().unwrap();
             let issued = ca.issue(&key.signing_request().unwrap(), &testing::grant(7, crate::Role::Worker), now);
             let chain = crate::pem::certificates(&(issued.unwrap().chain_pem + more)).unwrap();
-            list.admit(Party::Node(PeerIdentity::read(&chain[0]).unwrap()), &chain).unwrap()
+            list.admit(Side::Accepted, Party::Node(PeerIdentity::read(&chain[0]).unwrap()), &chain).unwrap()
         };
         let person = |ca: &RootCa| {
             let key = crate::ClientKey::generate().unwrap();
             let grant = crate::ClientGrant { client_id: skep_proto::id::ClientId::new(3), validity: testing::DAY };
             let issued = ca.issue_client(key.signing_request_pem().unwrap().as_bytes(), &grant, now).unwrap();
             let chain = crate::pem::certificates(&issued.chain_pem).unwrap();
-            list.admit(Party::Client(ClientIdentity::read(&chain[0]).unwrap()), &chain).unwrap()
+            list.admit(Side::Accepted, Party::Client(ClientIdentity::read(&chain[0]).unwrap()), &chain).unwrap()
         };
         let stay = [
             node(&next.root, &next.cross_signed_pem),
             node(&next.root, ""),
             person(&next.root),
-            list.admit(Party::Anonymous, &[]).unwrap(),
+            list.admit(Side::Accepted, Party::Anonymous, &[]).unwrap(),
         ];
         let go = [node(&old, ""), person(&old), node(&other, "")];
         let close = |roots: &RootBundle| list.close_each(&list.untrusted(roots));

@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::*;
-use crate::peer::{PeerService, TicketCheck};
+use crate::peer::{CHUNK_BYTES, Grant, MAX_OF_BEARER, PeerService, TicketCheck};
 use crate::session::ConnectError;
 
 struct Plain;
@@ -27,14 +27,15 @@ impl Connector for Plain {
     }
 }
 
-/// Accepts `ticket for <digest>`.
+/// Accepts `ticket for <digest>`, of a node whose number may stand after a space.
 struct Tickets;
 
 impl TicketCheck for Tickets {
-    fn image(&self, _request: &Request<()>, ticket: &[u8]) -> Result<String, Status> {
+    fn image(&self, _request: &Request<()>, ticket: &[u8]) -> Result<Grant, Status> {
         let text = String::from_utf8_lossy(ticket);
-        let digest = text.strip_prefix("ticket for ").ok_or_else(|| Status::permission_denied("expired"))?;
-        Ok(digest.to_owned())
+        let text = text.strip_prefix("ticket for ").ok_or_else(|| Status::permission_denied("expired"))?;
+        let (image, bearer) = text.split_once(' ').unwrap_or((text, "1"));
+        Ok(Grant { image: image.to_owned(), bearer: NodeId::new(bearer.parse().unwrap()) })
     }
 }
 
@@ -223,6 +224,49 @@ async fn only_blobs_of_the_tickets_image_are_served() {
     assert_eq!(whole.size_bytes, whole.data.len() as u64);
     let mut rest = ask(digest.to_string(), ticket, 10).await.unwrap();
     assert_eq!(rest.message().await.unwrap().unwrap().data, &whole.data[10..]);
+}
+
+#[tokio::test]
+async fn who_does_not_read_holds_up_nobody_else() {
+    use futures::StreamExt;
+    use skep_proto::v1::FetchBlobRequest;
+    use skep_proto::v1::peer_server::Peer;
+    let there = tempfile::tempdir().unwrap();
+    let holder = images(there.path());
+    let image = import(&holder).await;
+    let (mut layer, mut size) = (image, 0);
+    for blob in holder.store().image_closure(&image).unwrap() {
+        let (bytes, _) = holder.store().open_blob(&blob).await.unwrap();
+        (layer, size) = if bytes > size { (blob, bytes) } else { (layer, size) };
+    }
+    assert!(size > 2 * CHUNK_BYTES as u64, "one chunk waits to be read, and one to be sent");
+    let service = PeerService::new(holder.store().clone(), Arc::new(Tickets)).patient_for(Duration::from_millis(200));
+    let fetch = |bearer: u32| {
+        let ticket = format!("ticket for {image} {bearer}").into_bytes();
+        let request = FetchBlobRequest { digest: layer.to_string(), ticket, offset: 0 };
+        let asked = service.fetch_blob(Request::new(request));
+        async { tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap().unwrap().into_inner() }
+    };
+    let mut unread = Vec::new();
+    for _ in 0..MAX_OF_BEARER {
+        unread.push(fetch(1).await);
+    }
+    let mut more = Box::pin(fetch(1));
+    assert!(futures::poll!(more.as_mut()).is_pending());
+    // Another node is served as ever, as soon as it asks.
+    let whole: Vec<_> = fetch(2).await.collect().await;
+    assert_eq!(whole.into_iter().map(|chunk| chunk.unwrap().data.len() as u64).sum::<u64>(), size);
+    // Two of the kind have all streams, until what is not read is given up.
+    for _ in 0..MAX_OF_BEARER {
+        unread.push(fetch(3).await);
+    }
+    drop(fetch(4).await);
+    // Who still holds such streams open has no others for them.
+    assert!(futures::poll!(more.as_mut()).is_pending());
+    let given_up: Vec<_> = unread.swap_remove(0).collect().await;
+    let end = given_up.last().unwrap().as_ref().unwrap_err();
+    assert_eq!(end.code(), tonic::Code::Aborted, "not mistaken for the end of the blob");
+    drop(more.await);
 }
 
 #[test]

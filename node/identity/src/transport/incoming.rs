@@ -2,6 +2,8 @@
 //!
 //! Every handshake is a task of its own with a deadline, so a silent or slow client holds up nobody. At the bound the
 //! oldest unfinished handshake gives way: honest ones take milliseconds, so a flood of silent clients only evicts itself.
+//! Who is through is bounded too: in number by the deny list (`deny.rs`), and in silence, until HTTP/2 has begun and its
+//! keepalive takes over.
 //! Dropping the stream closes the listener and aborts unfinished handshakes; nothing outlives it.
 
 use std::collections::VecDeque;
@@ -20,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use crate::client::{self, ClientIdentity};
-use crate::deny::{Denied, Party};
+use crate::deny::{Denied, Party, Side};
 use crate::peer::{PeerError, PeerIdentity};
 use crate::tls::ServerTls;
 use crate::transport::refusal::explain;
@@ -29,19 +31,22 @@ use crate::transport::{Caller, ConnectionInfo, ServerConnection};
 /// Pause after a failed accept (no file descriptors left, mostly), so that the loop does not spin.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Bounds of unfinished handshakes.
+/// Bounds of what is no connection in use yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcceptLimits {
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
     /// How many may be unfinished at a time, at least 1.
     pub unfinished: usize,
+    /// How long a caller may take after it to begin to speak HTTP/2.
+    pub preface_timeout: Duration,
 }
 
 impl Default for AcceptLimits {
-    /// 5 s, and 512: a thousand nodes that reconnect at once, with room, at two file descriptors a connection in all.
+    /// 5 s, and 512: a thousand nodes that reconnect at once, with room, at two file descriptors a connection in all. 10 s:
+    /// honest callers speak at once, however busy their host is.
     fn default() -> Self {
-        Self { handshake_timeout: Duration::from_secs(5), unfinished: 512 }
+        Self { handshake_timeout: Duration::from_secs(5), unfinished: 512, preface_timeout: Duration::from_secs(10) }
     }
 }
 
@@ -78,7 +83,7 @@ impl Incoming {
             debug!("too many unfinished handshakes: gave up the oldest");
             oldest.abort();
         }
-        let handshake = accept(stream, addr, self.tls.clone(), self.limits.handshake_timeout);
+        let handshake = accept(stream, addr, self.tls.clone(), self.limits);
         self.order.push_back(self.handshakes.spawn(handshake));
     }
 
@@ -164,8 +169,9 @@ async fn accept(
     stream: TcpStream,
     addr: SocketAddr,
     tls: ServerTls,
-    within: Duration,
+    limits: AcceptLimits,
 ) -> Result<ServerConnection, HandshakeError> {
+    let within = limits.handshake_timeout;
     // A failure costs latency, not correctness.
     let _ = stream.set_nodelay(true);
     let stream = tokio::time::timeout(within, TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream))
@@ -185,6 +191,8 @@ async fn accept(
         Party::Node(peer) => Caller::Node(peer),
         Party::Client(client) => Caller::Client(client),
     };
-    let admission = tls.deny.admit(party, shown).map_err(|source| HandshakeError::Denied { addr, source })?;
-    Ok(ServerConnection::new(stream, admission, ConnectionInfo { caller, remote: Some(addr) }))
+    let admission = tls.deny.admit(Side::Accepted, party, shown);
+    let admission = admission.map_err(|source| HandshakeError::Denied { addr, source })?;
+    let info = ConnectionInfo { caller, remote: Some(addr) };
+    Ok(ServerConnection::new(stream, admission, info, limits.preface_timeout))
 }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::deny::Party;
+use crate::deny::{Party, Side};
 use crate::peer::PeerIdentity;
 use crate::tls::ClientTls;
 use crate::transport::refusal::explain;
@@ -147,7 +147,7 @@ async fn handshake(addr: &str, tls: &ClientTls) -> io::Result<ClientConnection> 
             let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let leaf = shown.first().ok_or_else(|| io::Error::other("the server showed no certificate"))?;
             let peer = PeerIdentity::read(leaf).map_err(io::Error::other)?;
-            Some(deny.admit(Party::Node(peer), shown).map_err(io::Error::other)?)
+            Some(deny.admit(Side::Made, Party::Node(peer), shown).map_err(io::Error::other)?)
         }
     };
     Ok(ClientConnection::new(stream, admission))

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::deny::MAX_OF_NODE;
 use crate::testing::{DAY, HOUR, Host, ask, cluster, grant, live, member, member_since, now, soon, until};
 use crate::transport::{AcceptLimits, ChannelOptions, Refusal, channel, connect, connect_stream, refusal};
 use crate::{
@@ -253,7 +254,7 @@ async fn renewed_certificates_are_used_by_the_next_handshake() {
 #[tokio::test]
 async fn silent_clients_hold_up_nobody() {
     let ca = cluster(1);
-    let limits = AcceptLimits { handshake_timeout: DAY, unfinished: 4 };
+    let limits = AcceptLimits { handshake_timeout: DAY, unfinished: 4, ..AcceptLimits::default() };
     let host = Host::start_with(&live(&ca, 1, Role::Manager), Anonymous::Allowed, limits, String::new()).await;
     let mut silent = Vec::new();
     for _ in 0..32 {
@@ -271,11 +272,65 @@ async fn silent_clients_hold_up_nobody() {
 #[tokio::test]
 async fn a_silent_client_is_hung_up_on() {
     let ca = cluster(1);
-    let limits = AcceptLimits { handshake_timeout: Duration::from_millis(50), unfinished: 4 };
+    let limits = AcceptLimits { handshake_timeout: Duration::from_millis(50), ..AcceptLimits::default() };
     let host = Host::start_with(&live(&ca, 1, Role::Manager), Anonymous::Allowed, limits, String::new()).await;
     let mut silent = TcpStream::connect(host.addr).await.unwrap();
     silent.write_all(&[22, 3, 1]).await.unwrap();
     assert!(matches!(soon(silent.read(&mut [0])).await, Ok(0) | Err(_)));
+}
+
+/// A member's TLS connection that says nothing.
+async fn silent_member(host: &Host, tls: &ClientTls) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let stream = TcpStream::connect(host.addr).await.unwrap();
+    let name = ServerName::try_from("skep-manager").unwrap();
+    soon(tokio_rustls::TlsConnector::from(Arc::clone(&tls.config)).connect(name, stream)).await.unwrap()
+}
+
+/// Until the other side has hung up.
+async fn hung_up(mut stream: tokio_rustls::client::TlsStream<TcpStream>) {
+    soon(async { while !matches!(stream.read(&mut [0; 64]).await, Ok(0) | Err(_)) {} }).await;
+}
+
+#[tokio::test]
+async fn a_member_that_never_speaks_is_hung_up_on() {
+    let ca = cluster(1);
+    let limits = AcceptLimits { preface_timeout: Duration::from_millis(50), ..AcceptLimits::default() };
+    let host = Host::start_with(&live(&ca, 1, Role::Manager), Anonymous::Allowed, limits, String::new()).await;
+    let tls = impostor(&member(&ca, 2, Role::Worker), &ca.bundle());
+    hung_up(silent_member(&host, &tls).await).await;
+    // Nor does it help to begin and never end.
+    let mut slow = silent_member(&host, &tls).await;
+    slow.write_all(b"PRI * HTTP/2.0").await.unwrap();
+    hung_up(slow).await;
+    until(|| host.deny.connections(NodeId::new(2)) == 0).await;
+    // Who has spoken may be silent for as long as keepalive finds it there.
+    let honest = call(&host, &live(&ca, 3, Role::Worker), Expected::manager());
+    assert_eq!(ask(&honest, "who").await.unwrap(), "worker 3");
+    hung_up(silent_member(&host, &tls).await).await;
+    assert_eq!(host.deny.connections(NodeId::new(3)), 1);
+    assert_eq!(ask(&honest, "who").await.unwrap(), "worker 3");
+}
+
+#[tokio::test]
+async fn a_flood_of_one_members_connections_ends_its_own_oldest_alone() {
+    let ca = cluster(1);
+    let host = Host::start(&live(&ca, 1, Role::Manager)).await;
+    let good = call(&host, &live(&ca, 3, Role::Worker), Expected::manager());
+    assert_eq!(ask(&good, "who").await.unwrap(), "worker 3");
+    let tls = impostor(&member(&ca, 2, Role::Worker), &ca.bundle());
+    let mut silent = std::collections::VecDeque::new();
+    for _ in 0..MAX_OF_NODE + 8 {
+        silent.push_back(silent_member(&host, &tls).await);
+    }
+    for oldest in silent.drain(..8) {
+        hung_up(oldest).await;
+    }
+    until(|| host.deny.connections(NodeId::new(2)) == MAX_OF_NODE).await;
+    // The node itself is let in all the same, whatever it left behind.
+    let back = call(&host, &live(&ca, 2, Role::Worker), Expected::manager());
+    assert_eq!(ask(&back, "who").await.unwrap(), "worker 2");
+    assert_eq!(ask(&good, "who").await.unwrap(), "worker 3");
+    assert_eq!(host.deny.connections(NodeId::new(3)), 1, "the good connection was not touched");
 }
 
 #[tokio::test]
