@@ -24,7 +24,8 @@ pub(crate) enum LockError {
 pub(crate) struct DirLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
 
 impl DirLock {
-    /// Takes `<dir>/lock`; makes the directory (0700) where it is missing.
+    /// Takes `<dir>/lock`; makes the directory where it is missing. Nobody but its owner may enter it from then on: files of
+    /// containers lie below, set-user-id programs among them.
     pub(crate) fn take(dir: &Path) -> Result<Self, LockError> {
         let failed = |source| LockError::Io { path: dir.to_owned(), source };
         make_private(dir).map_err(failed)?;
@@ -46,8 +47,13 @@ impl DirLock {
 }
 
 fn make_private(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    // One that an administrator made, or systemd, has another.
+    if fs::metadata(dir)?.permissions().mode() & 0o7777 == 0o700 {
+        return Ok(());
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
 #[cfg(test)]
@@ -63,5 +69,16 @@ mod tests {
         assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         drop(held);
         DirLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_was_open_to_others_is_closed() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let open = dir.path().join("skep");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
+        DirLock::take(&open).unwrap();
+        assert_eq!(fs::metadata(&open).unwrap().permissions().mode() & 0o7777, 0o700);
     }
 }

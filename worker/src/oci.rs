@@ -239,7 +239,8 @@ async fn open_host(config: &OciConfig, layout: &Layout) -> Result<Host, ExecErro
     };
     let (sandboxes, tasks) = (layout.sandboxes(), layout.tasks());
     blocking(move || {
-        std::fs::create_dir_all(&tasks).map_err(|error| failed("make the folder of the tasks' logs", error))?;
+        skep_runtime::disk::make_private(&tasks)
+            .map_err(|error| failed("make the folder of the tasks' logs", error))?;
         // Only a hint.
         let _ = skep_runtime::disk::spread(&tasks);
         let runtime = Runtime::new(runtime).map_err(|error| failed("open the container runtime", error))?;

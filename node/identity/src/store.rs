@@ -3,7 +3,8 @@
 //! On a manager of a locked swarm the key is sealed with the unlock key (`seal.rs`), and only who has that can load it.
 //! Each file is replaced whole (temporary file, fsync, rename, fsync of the directory). A renewal that is cut off between
 //! two files loses nothing: while key and certificate change, `node.key` holds the new and the old key, and loading takes
-//! the one that the certificate is for. Roots are written first: a rotation adds the new root before certificates by it.
+//! the one that the certificate is for; `root.crt` holds the new and the old roots, since a node that was away for a whole
+//! change of the root gets others than it had.
 //! What a file with a key held before is overwritten where it lies; that it is still to be done is seen by a second name of it
 //! (`.node.key.old`), so that a crash in between leaves nothing that [`sweep`] does not find.
 
@@ -134,22 +135,33 @@ impl Credentials {
     /// that goes is overwritten.
     pub fn save(&self, dir: &Path, seal: Option<&UnlockKey>, others: &[UnlockKey]) -> Result<(), StoreError> {
         make_dir(dir).map_err(|source| StoreError::Write { path: dir.to_owned(), source })?;
-        let key_path = dir.join(KEY_FILE);
+        self.steps(dir, seal, others).iter().try_for_each(|step| step.run(dir))
+    }
+
+    /// What [`Self::save`] writes, in this order.
+    pub(crate) fn steps(&self, dir: &Path, seal: Option<&UnlockKey>, others: &[UnlockKey]) -> Vec<Step> {
         let own = self.key().to_pem(seal);
         // A key file that cannot be read holds nothing that could be lost.
         let seals: Vec<UnlockKey> = seal.into_iter().chain(others).cloned().collect();
-        let previous = read_keys(&key_path, &seals).unwrap_or_default();
+        let previous = read_keys(&dir.join(KEY_FILE), &seals).unwrap_or_default();
         let mut both = own.clone();
         for key in previous.iter().filter(|key| key.public_point() != self.key().public_point()) {
             both.push_str(&key.to_pem(seal));
         }
-        replace(dir, ROOT_FILE, self.roots().to_pem().as_bytes(), 0o644)?;
-        replace_secret(dir, KEY_FILE, both.as_bytes())?;
-        replace(dir, CERT_FILE, self.chain_pem().as_bytes(), 0o644)?;
-        if both != own {
-            replace_secret(dir, KEY_FILE, own.as_bytes())?;
-        }
-        Ok(())
+        let (roots, all_roots) = (self.roots().to_pem(), self.with_roots_before(dir).to_pem());
+        let last_key = (both != own).then(|| Step::Key(own));
+        let last_roots = (all_roots != roots).then(|| Step::Roots(roots));
+        let steps = [Step::Roots(all_roots), Step::Key(both), Step::Certificate(self.chain_pem())];
+        steps.into_iter().chain(last_key).chain(last_roots).collect()
+    }
+
+    /// The roots, and those in `dir` that the certificate there may need. Roots of another swarm are no loss, nor is a file
+    /// that cannot be read.
+    fn with_roots_before(&self, dir: &Path) -> RootBundle {
+        let before = read(&dir.join(ROOT_FILE)).ok().and_then(|text| RootBundle::from_pem(&text).ok());
+        let own = self.roots().certs();
+        let former = before.iter().flat_map(|bundle| bundle.certs()).filter(|root| !own.contains(root));
+        RootBundle::new(own.iter().chain(former).cloned()).unwrap_or_else(|_| self.roots().clone())
     }
 
     /// Removes the credentials (`swarm leave`), the keys first. Files that are not there are no error.
@@ -173,6 +185,23 @@ impl Credentials {
                 Err(StoreError::Write { path: dir.to_owned(), source })
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// One file of credentials with its content.
+pub(crate) enum Step {
+    Roots(String),
+    Key(Zeroizing<String>),
+    Certificate(String),
+}
+
+impl Step {
+    pub(crate) fn run(&self, dir: &Path) -> Result<(), StoreError> {
+        match self {
+            Self::Roots(text) => replace(dir, ROOT_FILE, text.as_bytes(), 0o644),
+            Self::Key(text) => replace_secret(dir, KEY_FILE, text.as_bytes()),
+            Self::Certificate(text) => replace(dir, CERT_FILE, text.as_bytes(), 0o644),
         }
     }
 }

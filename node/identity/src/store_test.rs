@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::key::NodeKey;
-use crate::store::{CERT_FILE, KEY_FILE, ROOT_FILE, StoreError, sweep};
+use crate::store::{CERT_FILE, KEY_FILE, ROOT_FILE, Step, StoreError, sweep};
 use crate::testing::{cluster, grant, member, now};
-use crate::{Credentials, CredentialsError, Role};
+use crate::{Credentials, CredentialsError, Role, UnlockKey};
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -38,29 +38,52 @@ fn credentials_round_trip_and_the_key_is_private() {
     assert!(Credentials::load(&path).unwrap_err().is_absent());
 }
 
+/// A renewal, and a way back after a whole change of the root, which was missed: the roots are others then.
 #[test]
 fn a_renewal_cut_off_at_any_file_leaves_usable_credentials() {
-    let ca = cluster(1);
-    let (old, new) = (member(&ca, 1, Role::Worker), renewed(&ca));
-    let (before, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    old.save(before.path(), None, &[]).unwrap();
-    new.save(after.path(), None, &[]).unwrap();
-    let both_keys = format!("{}{}", new.key().to_pem(None).as_str(), old.key().to_pem(None).as_str());
+    let (ca, next) = (cluster(1), cluster(1));
+    let seal = UnlockKey::generate();
+    for (authority, seal) in [(&ca, None), (&next, None), (&ca, Some(&seal)), (&next, Some(&seal))] {
+        let keys: Vec<UnlockKey> = seal.into_iter().cloned().collect();
+        let (old, new) = (member(&ca, 1, Role::Worker), renewed(authority));
+        let mut written = 0;
+        for done in 0.. {
+            let work = tempfile::tempdir().unwrap();
+            old.save(work.path(), seal, &[]).unwrap();
+            let steps = new.steps(work.path(), seal, &[]);
+            if done > steps.len() {
+                break;
+            }
+            steps[..done].iter().for_each(|step| step.run(work.path()).unwrap());
+            let found = Credentials::unlock(work.path(), &keys).unwrap();
+            let is_new = steps[..done].iter().any(|step| matches!(step, Step::Certificate(_)));
+            let expected = if is_new { &new } else { &old };
+            assert_eq!(found.chain_pem(), expected.chain_pem(), "after {done} files");
+            written = done;
 
-    // What is on disk after each step of `save`, as its documentation gives them.
-    let work = tempfile::tempdir().unwrap();
-    old.save(work.path(), None, &[]).unwrap();
-    std::fs::write(work.path().join(KEY_FILE), &both_keys).unwrap();
-    assert_eq!(Credentials::load(work.path()).unwrap().role(), Role::Worker);
-    std::fs::copy(after.path().join(CERT_FILE), work.path().join(CERT_FILE)).unwrap();
-    assert_eq!(Credentials::load(work.path()).unwrap().role(), Role::Manager);
+            // The next renewal keeps the key that is in use and drops what is left over.
+            let third = renewed(authority);
+            third.save(work.path(), seal, &[]).unwrap();
+            let found = Credentials::unlock(work.path(), &keys).unwrap();
+            assert_eq!(found.chain_pem(), third.chain_pem());
+            assert_eq!(found.roots().certs(), third.roots().certs(), "no other root is trusted in the end");
+            let keys = std::fs::read_to_string(work.path().join(KEY_FILE)).unwrap();
+            assert_eq!(keys.matches("BEGIN ").count(), 1);
+        }
+        assert!(written >= 4, "{written} files");
+    }
+}
 
-    // The next renewal keeps the key that is in use and drops what is left over.
-    let third = renewed(&ca);
-    third.save(work.path(), None, &[]).unwrap();
-    assert_eq!(Credentials::load(work.path()).unwrap().chain_pem(), third.chain_pem());
-    let keys = std::fs::read_to_string(work.path().join(KEY_FILE)).unwrap();
-    assert_eq!(keys.matches("BEGIN PRIVATE KEY").count(), 1);
+/// A folder of another swarm is no reason to fail, and none to trust it.
+#[test]
+fn roots_of_another_swarm_are_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    member(&cluster(2), 1, Role::Worker).save(dir.path(), None, &[]).unwrap();
+    let own = member(&cluster(1), 1, Role::Worker);
+    own.steps(dir.path(), None, &[])[0].run(dir.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(dir.path().join(ROOT_FILE)).unwrap(), own.roots().to_pem());
+    own.save(dir.path(), None, &[]).unwrap();
+    assert_eq!(Credentials::load(dir.path()).unwrap().chain_pem(), own.chain_pem());
 }
 
 #[test]
@@ -141,7 +164,7 @@ fn damage_is_told_apart() {
     assert!(matches!(error, StoreError::Credentials { source: CredentialsError::KeyMismatch, .. }));
 
     reset();
-    std::fs::write(file(KEY_FILE), saved.key().to_pem(Some(&crate::UnlockKey::generate()))).unwrap();
+    std::fs::write(file(KEY_FILE), saved.key().to_pem(Some(&UnlockKey::generate()))).unwrap();
     let error = Credentials::load(dir.path()).unwrap_err();
     assert!(error.to_string().ends_with("is sealed: this manager needs its unlock key"));
 

@@ -103,7 +103,6 @@ async fn plan(parts: &SeatParts, how: How, stop: &mut watch::Receiver<bool>) -> 
         },
         How::Resume => match resume(parts.record.get().seat, has_state(&dir), &dir)? {
             Resume::Existing(raft_id) => Ok(Plan::new(raft_id, ManagerStart::Existing)),
-            Resume::Join(raft_id) => Ok(Plan::new(raft_id, ManagerStart::Join)),
             Resume::Enter => {
                 let Entered { raft_id, unlock_key, data_key_epoch } = tokio::select! {
                     entered = enter(parts) => entered?,
@@ -155,10 +154,9 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 /// How a seat is taken up again.
 #[derive(Debug, PartialEq, Eq)]
 enum Resume {
-    /// There is no seat: ask the managers for one.
+    /// There is no seat, or Raft never started under the id that was given: ask the managers. They give the same id again, and
+    /// what the files are to be sealed with, which nothing here remembers.
     Enter,
-    /// The id was given, but Raft never started under it.
-    Join(u64),
     Existing(u64),
 }
 
@@ -167,13 +165,12 @@ fn resume(seat: Option<SeatRecord>, files: bool, dir: &Path) -> anyhow::Result<R
         (Some(SeatRecord { phase: SeatPhase::Founding, .. }), false) => {
             bail!("the swarm was never completely made: leave with `skep swarm leave --force`, then init again")
         }
-        (Some(SeatRecord { phase: SeatPhase::Entered, raft_id }), false) => Ok(Resume::Join(raft_id)),
         (Some(SeatRecord { phase: SeatPhase::Taken, .. }), false) => bail!(
             "{} is missing, which holds this manager's state: is its disk mounted? If it is lost, leave with `skep \
              swarm leave --force` and join again",
             dir.display()
         ),
-        (None | Some(SeatRecord { phase: SeatPhase::Leaving, .. }), false) => Ok(Resume::Enter),
+        (None | Some(SeatRecord { phase: SeatPhase::Entered | SeatPhase::Leaving, .. }), false) => Ok(Resume::Enter),
         (Some(SeatRecord { phase: SeatPhase::Leaving, .. }), true) => {
             bail!("{} holds what is left of an earlier seat among the managers", dir.display())
         }
@@ -251,7 +248,8 @@ mod tests {
     #[test]
     fn a_kill_at_any_point_leaves_what_to_go_on_with() {
         assert_eq!(after(None, false), Ok(Resume::Enter));
-        assert_eq!(after(Some(SeatPhase::Entered), false), Ok(Resume::Join(7)));
+        // It may have ended before its keys were sealed: Raft's files would lie there open.
+        assert_eq!(after(Some(SeatPhase::Entered), false), Ok(Resume::Enter));
         assert_eq!(after(Some(SeatPhase::Entered), true), Ok(Resume::Existing(7)));
         assert_eq!(after(Some(SeatPhase::Taken), true), Ok(Resume::Existing(7)));
         assert_eq!(after(Some(SeatPhase::Founding), true), Ok(Resume::Existing(7)));
@@ -264,11 +262,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("lock"), "").unwrap();
         let seat = SeatRecord { raft_id: 7, phase: SeatPhase::Entered };
-        assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Join(7));
+        assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Enter);
         std::fs::write(dir.path().join("keys"), "").unwrap();
         assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Existing(7));
         std::fs::write(dir.path().join("initializing"), "").unwrap();
-        assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Join(7));
+        assert_eq!(resume(Some(seat), has_state(dir.path()), dir.path()).unwrap(), Resume::Enter);
     }
 
     #[test]

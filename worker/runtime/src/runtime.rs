@@ -105,6 +105,7 @@ impl Runtime {
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         let mount_point = config.dir.join(MOUNT_POINT);
         let run = config.dir.join("run");
+        disk::make_private(&config.dir).map_err(RuntimeError::io("make", &config.dir))?;
         for folder in [&mount_point, &run] {
             fs::create_dir_all(folder).map_err(RuntimeError::io("make", folder))?;
         }

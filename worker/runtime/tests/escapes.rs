@@ -382,6 +382,13 @@ async fn a_container_has_a_keyring_of_its_own() {
                 spec.seccomp = seccomp;
                 out += &world.run(spec).await.1;
             }
+            // Nor has a command in it the agent's.
+            let mut spec = world.spec("commands", "sleep 1000");
+            spec.seccomp = Seccomp::Unconfined;
+            let container = world.runtime.create(spec.clone()).await.unwrap();
+            let running = world.runtime.exec(&container, Arc::new(spec), vec!["search".into()]).await.unwrap();
+            out += &format!("{:?}\n", running.finish(SOON, 64).await.unwrap().0);
+            container.remove().await.unwrap();
             out
         });
         (outside.code(), out)
@@ -389,7 +396,7 @@ async fn a_container_has_a_keyring_of_its_own() {
     .await
     .unwrap();
     assert_eq!(found.0, Some(0), "the control: a child of the thread has its keyring");
-    assert_eq!(found.1, format!("{}\n{}\n", libc::EPERM, libc::ENOKEY));
+    assert_eq!(found.1, format!("{}\n{}\nExited({})\n", libc::EPERM, libc::ENOKEY, libc::ENOKEY));
 }
 
 /// What a container that has got hold of `/proc/<pid>/exe` of its makers could overwrite (CVE-2019-5736).
@@ -462,6 +469,43 @@ async fn processes_of_the_host_are_not_seen_not_signalled_not_traced() {
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].parse::<u32>().unwrap() <= 4, "its own alone: {out}");
     assert_eq!((&lines[1..], alive), (&["end"][..], true), "{err}");
+}
+
+/// A container that may look into every process that it sees: one on its way into it with the host's root would be a way to
+/// the host's files, one without the filter or with more capabilities another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_on_its_way_in_has_nothing_that_the_container_has_not() {
+    let world = World::new();
+    assert!(held_here().contains(&"SYS_PTRACE".to_owned()));
+    let secret = world.dir.path().join("secret");
+    fs::write(&secret, "the host's\n").unwrap();
+    let script = format!(
+        "( while ! [ -e /tmp/over ]; do cat /proc/[0-9]*/status 2>/dev/null | grep -E '^(CapBnd|Seccomp):'; done | sort -u > /tmp/rights ) & \
+         echo begun; while ! [ -e /tmp/over ]; do for root in /proc/[0-9]*/root; do \
+         [ -e $root{secret} ] && cat $root{secret} 2>/dev/null; done; done; wait; cat /tmp/rights; echo end",
+        secret = secret.display()
+    );
+    let mut spec = world.spec("a", &script);
+    spec.capabilities.push("SYS_PTRACE".into());
+    spec.apparmor = AppArmor::Unconfined;
+    let (log_dir, spec) = (spec.log_dir.clone(), Arc::new(spec));
+    let container = world.runtime.create(ContainerSpec::clone(&spec)).await.unwrap();
+    until("it has begun", || fs::read_to_string(log_dir.join("container.log")).is_ok_and(|log| log.contains("begun")))
+        .await;
+    // The control: who may look, sees the host's file where the host's root is.
+    assert!(fs::exists(format!("/proc/self/root{}", secret.display())).unwrap());
+    for command in ["true"; 200].into_iter().chain(["echo > /tmp/over"]) {
+        let command = ["sh", "-c", command].map(str::to_owned).to_vec();
+        let running = world.runtime.exec(&container, Arc::clone(&spec), command).await.unwrap();
+        let (end, out) = running.finish(SOON, 4096).await.unwrap();
+        assert_eq!(end, skep_runtime::ExecEnd::Exited(0), "{out:?}");
+    }
+    container.wait().await;
+    let (out, err) = said(&log_dir).await;
+    container.remove().await.unwrap();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 4, "one set of rights, and no file: {out}{err}");
+    assert!(lines[1].starts_with("CapBnd:") && lines[2] == "Seccomp:\t2" && lines[3] == "end", "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

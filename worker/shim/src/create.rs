@@ -22,13 +22,14 @@ mod users;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 
 use skep_shim::config::ShimConfig;
 use skep_shim::plan::Plan;
 use skep_shim::user::{self, User};
 
 use crate::program::{Command, FAILED, Refusal};
+use crate::report::Report;
 use crate::rights::{self, Rights};
 use crate::sys;
 use users::Users;
@@ -96,7 +97,7 @@ pub(crate) fn begin(config: &ShimConfig, memory: Option<&OwnedFd>, output: [File
     if made.pid != 0 {
         return Ok(Creation { pid: made.pid, report, text: Vec::new() });
     }
-    let mut report = Report(report_write.as_raw_fd());
+    let mut report = Report::new(&report_write);
     let said = if external {
         external::run(config, memory, &output)
     } else {
@@ -140,28 +141,6 @@ fn verdict(text: &[u8], pid: i32) -> Verdict {
     match rest.strip_prefix("failed ").and_then(|rest| rest.split_once(' ')) {
         Some((code, sentence)) => Verdict::Failed(code.parse().unwrap_or(FAILED), sentence.to_owned()),
         None => Verdict::Silent,
-    }
-}
-
-/// The child's end of the pipe, by its number: it stays open until execve(2) or the end, whatever else is closed.
-struct Report(RawFd);
-
-impl Report {
-    /// Where it is kept when all other descriptors go.
-    const PLACE: RawFd = 3;
-
-    /// Whether somebody may hear it. The pipe holds it all.
-    fn say(&self, text: &str) -> bool {
-        // SAFETY: the text lives through the call; a number that is no descriptor is an error.
-        let written = unsafe { libc::write(self.0, text.as_ptr().cast(), text.len()) };
-        written >= 0
-    }
-
-    /// Closes every descriptor but the first three and this.
-    fn stay_alone(&mut self) -> io::Result<()> {
-        sys::keep_first(self.0, Self::PLACE)?;
-        self.0 = Self::PLACE;
-        Ok(())
     }
 }
 

@@ -2,19 +2,21 @@
 //!
 //! Started by the agent, from memory (a process in a container must never see a program of the host that it could
 //! write to, CVE-2019-5736), with the connection as descriptor 0 and the command's output as 1 and 2. This process stays
-//! outside; its one child enters (`enter.rs`). An end of the connection, also by the agent's death, kills the command and
-//! all that it started, which a cgroup of its own keeps together.
+//! outside; a child enters and leaves the command behind, as another child of this one (`enter.rs`). An end of the connection,
+//! also by the agent's death, kills the command and all that it started, which a cgroup of its own keeps together.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use skep_shim::entry::Entry;
 use skep_shim::protocol;
 
 use crate::cgroup::Killer;
-use crate::{enter, sys};
+use crate::enter::{self, Way};
+use crate::sys;
 
 /// Docker's code for a command that could not be begun.
 const FAILED: i32 = 125;
@@ -44,8 +46,8 @@ pub(crate) fn run() -> i32 {
 fn serve(entry: &Entry, agent: &UnixStream) -> Result<Option<i32>, (i32, String)> {
     let words = |what: &'static str| move |error: io::Error| (FAILED, format!("{what}: {}", sys::words(&error)));
     sys::block_signals().map_err(words("cannot block signals"))?;
-    // SAFETY: plain numbers and a C string. Not dumpable: no process of the container may look into the child before it
-    // has become the command; execve(2) ends that.
+    // SAFETY: plain numbers and a C string. Not dumpable: no process of the container that lacks CAP_SYS_PTRACE may look into
+    // a child before it has become the command; execve(2) ends that.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, c"skep-exec".as_ptr());
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
@@ -56,21 +58,20 @@ fn serve(entry: &Entry, agent: &UnixStream) -> Result<Option<i32>, (i32, String)
     let own_users = has_own_users(entry.pid).map_err(words("the container does not run"))?;
     make_group(entry).map_err(words("cannot make a cgroup"))?;
     let (mut report, report_write) = sys::pipe().map_err(words("cannot make a pipe"))?;
-    // Only for children: this process stays where it is.
-    sys::enter_namespaces(&container, libc::CLONE_NEWPID).map_err(words("cannot enter the container"))?;
+    let born = sys::shared_pid().map_err(words("cannot share memory"))?;
     // SAFETY: this process has one thread, so the child may do all that it may.
-    let child = unsafe { libc::fork() };
-    match child {
+    let entering = unsafe { libc::fork() };
+    match entering {
         -1 => return Err(words("cannot make a process")(io::Error::last_os_error())),
-        0 => enter::run(entry, &container, own_users, report_write),
+        0 => enter::run(&Way { entry, container: &container, own_users, born }, &report_write),
         _ => drop(report_write),
     }
     drop(container);
-    let code = wait(entry, agent, &children, child);
-    let mut said = String::new();
-    // It closed with the command's begin, or with the child.
-    let _ = report.read_to_string(&mut said);
-    match said.split_once(' ') {
+    let code = wait(entry, agent, &children, entering, born);
+    let mut said = Vec::new();
+    // Nothing more is said after the command's begin, or a child's end.
+    let _ = report.read_to_end(&mut said);
+    match String::from_utf8_lossy(&said).split_once(' ') {
         Some((code, sentence)) => Err((code.parse().unwrap_or(FAILED), sentence.to_owned())),
         None => Ok(code),
     }
@@ -109,9 +110,10 @@ fn killer(entry: &Entry) -> Killer<'_> {
     Killer { kill_file: &entry.kill_file, freezer: &entry.freezer, procs_file: &entry.procs_file }
 }
 
-/// Waits for the child's end, or kills it when the connection ends.
-fn wait(entry: &Entry, agent: &UnixStream, children: &OwnedFd, child: i32) -> Option<i32> {
+/// Waits for the command's end, or kills it when the connection ends. `entering` is the process that makes it.
+fn wait(entry: &Entry, agent: &UnixStream, children: &OwnedFd, entering: i32, born: &'static AtomicI32) -> Option<i32> {
     let mut deadline: Option<u64> = None;
+    let mut on_its_way = true;
     loop {
         let watch = |fd| libc::pollfd { fd, events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
         let mut fds = [watch(children.as_raw_fd()), watch(agent.as_raw_fd())];
@@ -125,17 +127,22 @@ fn wait(entry: &Entry, agent: &UnixStream, children: &OwnedFd, child: i32) -> Op
         }
         sys::drain_signals(children);
         while let Some(ended) = sys::reap() {
-            if ended.pid == child {
+            // A command can have more children made for this process (clone(2), CLONE_PARENT): they do not count.
+            let command = born.load(Ordering::Relaxed);
+            if ended.pid == command || (ended.pid == entering && command == 0) {
                 return deadline.is_none().then_some(ended.code);
             }
+            on_its_way &= ended.pid != entering;
         }
         if deadline.is_none() && fds.get(1).is_some_and(|agent| agent.revents != 0) {
             deadline = Some(sys::monotonic_ms() + KILL_WITHIN_MS);
         }
         if let Some(deadline) = deadline {
             killer(entry).kill_all();
-            // It may not have joined the group yet.
-            let _ = sys::kill(child, libc::SIGKILL);
+            // It may not have joined the group yet; the command is in it from its first moment.
+            if on_its_way {
+                let _ = sys::kill(entering, libc::SIGKILL);
+            }
             if sys::monotonic_ms() > deadline {
                 return None;
             }

@@ -19,6 +19,7 @@ mod init;
 mod log;
 mod monitor;
 mod program;
+mod report;
 mod rights;
 mod store;
 mod sys;

@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString, c_int};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicI32;
 
 /// Sets the soft limit of core files to nothing (setrlimit(2)): what a crash would write may hold secrets.
 pub(crate) fn no_core_files() {
@@ -184,6 +185,31 @@ pub(crate) fn mount(source: &str, target: &CStr, kind: &str, flags: libc::c_ulon
         .map(drop)
 }
 
+/// A place that this process and those that it makes from now on share, for one process id; 0 at first.
+pub(crate) fn shared_pid() -> io::Result<&'static AtomicI32> {
+    let (read_write, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: new memory, zeroed and aligned to a page, that is never unmapped.
+    unsafe {
+        match libc::mmap(std::ptr::null_mut(), size_of::<AtomicI32>(), read_write, shared, -1, 0) {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            place => Ok(&*place.cast::<AtomicI32>()),
+        }
+    }
+}
+
+/// fork(2) of a child of this process' parent. Its id is in `born` before it runs; 0 in the new one.
+pub(crate) fn fork_sibling(born: &'static AtomicI32) -> io::Result<i32> {
+    let flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+    // Here flags come first, on all processors but s390, and the place for the id third on all.
+    // SAFETY: no stack: the process has one thread, and the child gets a copy of all memory, so it may do all that this one
+    // may. The place lives for ever.
+    let pid = unsafe {
+        let none = 0_usize;
+        libc::syscall(libc::SYS_clone, flags as libc::c_long, none, born.as_ptr(), none, none)
+    };
+    check(pid as c_int)
+}
+
 /// The child's way back from [`block_signals`]: what a program expects to begin with.
 pub(crate) fn default_signals() {
     // SAFETY: an all-zero sigset_t is a valid value for sigemptyset to fill; defaults run no handler.
@@ -285,14 +311,6 @@ pub(crate) fn keep_first(kept: RawFd, place: RawFd) -> io::Result<()> {
         unsafe { libc::close(number) };
     }
     Ok(())
-}
-
-/// Lets no descriptor past the first three through exec, whoever left it open (close_range(2), Linux 5.11).
-pub(crate) fn close_on_exec() -> io::Result<()> {
-    let first: libc::c_uint = 3;
-    // SAFETY: plain numbers; nothing is closed now.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } as c_int)
-        .map(drop)
 }
 
 /// Takes every capability out of the bounding set that is not in `kept` (capabilities(7)).
