@@ -5,7 +5,7 @@ PROFILE ?= dev
 BIN     := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/skep
 # Debian packages: what skep is built with, and the real parts that the tests run.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config make curl iproute2 nftables
-TEST_PACKAGES  := busybox-static redis-server nginx-light docker-registry skopeo faketime iputils-ping wireguard-go wireguard-tools bind9-dnsutils musl-tools tcpdump socat
+TEST_PACKAGES  := busybox-static runc redis-server nginx-light docker-registry skopeo faketime iputils-ping wireguard-go wireguard-tools bind9-dnsutils musl-tools tcpdump socat
 # What `make bench-net` measures with.
 BENCH_PACKAGES := iperf3 wrk
 
