@@ -1,5 +1,5 @@
 //! The certificate authority: a change of the root under load with managers that restart and a worker that is off; a root
-//! from outside; and a swarm whose certificates all ran out while it was off.
+//! from outside; and swarms whose certificates all ran out while they were off, with their root and without.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -276,6 +276,38 @@ fn a_swarm_whose_certificates_ran_out_comes_back_without_being_made_anew() {
     assert!(joined.contains("is back in its swarm as a worker"), "{joined}");
     lab.settled(1, SOON);
     assert_eq!(inspect(&lab, "host2")["ID"], id, "it is the node that it was");
+    assert_eq!(lab.pids(&lab.running("spread", 2, SOON)), processes, "no task was restarted");
+    assert_eq!(lab.run(&["swarm", "doctor"]).code, 0);
+}
+
+/// All certificates end with the root that signed them: then there is nobody whom to ask, and nothing to sign with.
+#[test]
+fn a_swarm_whose_root_ran_out_gets_another() {
+    let lab = Lab::with_busybox("cagone-root", 2);
+    lab.create("spread", &["--mode", "global", "--failover-delay", "1h"], &IDLE);
+    let processes = lab.pids(&lab.running("spread", 2, SOON));
+    let before = root(&lab);
+    for host in [1, 2] {
+        lab.command(&["kill", &host.to_string()]).ok();
+        lab.start_on_clock(host, "+21y");
+    }
+    until_some("the doctor to say what is to be done", SOON, || {
+        let said = lab.run(&["swarm", "doctor"]);
+        let told = said.stdout.contains("the root certificate") && said.stdout.contains("`skep swarm ca --rotate`");
+        if told { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+    let printed = finished(rotation(&lab, 1));
+    assert_ne!(printed, before);
+    assert_eq!(root(&lab).trim(), printed, "nobody is waited for");
+    let token = lab.run(&["swarm", "join-token", "--quiet", "worker"]).ok();
+    // The manager's own certificate may be a moment away.
+    until_some("the worker to come back", SOON, || {
+        let said = lab.skep(2, &["swarm", "join", "--token", &token, "10.90.0.1:2377"]);
+        let is_back = said.stdout.contains("is back in its swarm as a worker");
+        if is_back { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+    lab.settled(1, SOON);
+    assert_eq!(issuers(&lab, 2).len(), 1);
     assert_eq!(lab.pids(&lab.running("spread", 2, SOON)), processes, "no task was restarted");
     assert_eq!(lab.run(&["swarm", "doctor"]).code, 0);
 }

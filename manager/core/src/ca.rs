@@ -28,6 +28,9 @@ pub const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How far hosts' clocks may be apart: a certificate is accepted this long after its end (`skep_identity::CLOCK_TOLERANCE`).
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 
+/// What is to be left of a root's life for a change to another one; of a short life, a third.
+const ROOT_WARNING: Duration = Duration::from_secs(90 * 24 * 3600);
+
 /// Life of node certificates unless the spec says otherwise.
 const DEFAULT_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -50,6 +53,26 @@ fn word(state: NodeState) -> &'static str {
         NodeState::Disconnected => "disconnected",
         NodeState::Unknown => "not heard of yet",
         NodeState::Ready => "ready",
+    }
+}
+
+/// From when to when a root certificate is valid: who can read certificates tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootLife {
+    pub not_before: UnixMs,
+    pub not_after: UnixMs,
+}
+
+impl RootLife {
+    /// Whether it is time for another one. No certificate outlives its root, so all end with it, at one moment.
+    pub fn is_late(self, now: UnixMs) -> bool {
+        let life = self.not_after.since(self.not_before);
+        self.not_after.minus(ROOT_WARNING.min(life / 3)) < now
+    }
+
+    /// Whether it has ended for everybody, whatever their clocks, and every certificate of it.
+    pub fn has_ended(self, now: UnixMs) -> bool {
+        self.not_after.plus(CLOCK_TOLERANCE) < now
     }
 }
 

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use skep_proto::time::UnixMs;
 use skep_proto::v1::{self, Severity};
 
+use crate::ca::RootLife;
 use crate::store::State;
 
 /// Something wrong with the state.
@@ -57,9 +58,10 @@ pub fn networks(state: &State) -> Vec<Finding> {
     findings
 }
 
-/// The answer to `skep swarm doctor`: also what time does to certificates.
-pub fn report(state: &State, now: UnixMs) -> v1::DoctorResponse {
+/// The answer to `skep swarm doctor`: also what time does to certificates. `root` is the life of the root that signs.
+pub fn report(state: &State, root: Option<RootLife>, now: UnixMs) -> v1::DoctorResponse {
     let mut findings = check(state);
+    certificates::root(root, now, &mut findings);
     certificates::certificates(state, now, &mut findings);
     certificates::rotation(state, now, &mut findings);
     let findings = findings.into_iter().map(|finding| v1::Finding {

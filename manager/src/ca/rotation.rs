@@ -1,5 +1,5 @@
 //! Drives a change of the root on the leader: asks nodes to renew their certificates, and takes the old root away when
-//! `skep_core::ca` says that nobody needs it any more. All it knows is in the state: another leader goes on where this one
+//! `skep_core::ca` says that nobody needs it any more, or when it has ended itself. All it knows is in the state: another leader goes on where this one
 //! ended.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use skep_proto::id::NodeId;
 use skep_proto::time::UnixMs;
 use tracing::{info, warn};
 
+use super::signing;
 use crate::dispatch::Dispatcher;
 use crate::store::Store;
 use crate::topic::Topic;
@@ -34,7 +35,7 @@ pub(crate) async fn drive(store: Store, dispatcher: Dispatcher) {
                 asked.clear();
                 IDLE
             }
-            Some(progress) if progress.is_done() => {
+            Some(progress) if progress.is_done() || is_over(&state, now) => {
                 finish(&store, &state, &progress).await;
                 WAITING
             }
@@ -65,6 +66,12 @@ pub(crate) async fn drive(store: Store, dispatcher: Dispatcher) {
     }
 }
 
+/// The old root has ended, and all that it signed: there is nobody whom to keep it for, and no host comes in by it.
+fn is_over(state: &State, now: UnixMs) -> bool {
+    let old = state.cluster().and_then(|cluster| signing::life(&cluster.root_cert_pem));
+    old.is_some_and(|life| life.has_ended(now))
+}
+
 async fn finish(store: &Store, state: &State, progress: &ca::Progress) {
     let Some(cluster) = state.cluster() else { return };
     let Some(done) = ca::finished(cluster, rand::random(), rand::random()) else { return };
@@ -80,5 +87,46 @@ async fn finish(store: &Store, state: &State, progress: &ca::Progress) {
         }
         // Another write came between: it is decided anew.
         Err(error) => warn!(%error, "the new root is not in force yet: it is tried again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::SystemTime;
+
+    use skep_core::object::Cluster;
+    use skep_identity::RootCa;
+    use skep_identity::ca::ROOT_VALIDITY;
+    use skep_proto::id::ClusterId;
+
+    use super::*;
+
+    #[test]
+    fn a_root_that_has_ended_is_waited_for_by_nobody() {
+        let now = SystemTime::now();
+        let unix = now.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let minute = Duration::from_secs(60);
+        for left in [minute, Duration::ZERO] {
+            assert!(
+                !is_over(&with_root(now - ROOT_VALIDITY + left), at(unix)),
+                "certificates of it are still accepted"
+            );
+        }
+        assert!(is_over(&with_root(now - ROOT_VALIDITY - ca::CLOCK_TOLERANCE - minute), at(unix)));
+        assert!(!is_over(&State::default(), at(unix)), "there is no root");
+    }
+
+    fn at(unix: Duration) -> UnixMs {
+        UnixMs(i64::try_from(unix.as_millis()).unwrap())
+    }
+
+    /// A swarm whose root was made then.
+    fn with_root(made: SystemTime) -> State {
+        let id = ClusterId::new(1);
+        let root_cert_pem = RootCa::generate(id, made).unwrap().cert().to_pem();
+        let mut state = State::default();
+        state.put(Cluster { root_cert_pem, ..Cluster::bare(id) });
+        state
     }
 }

@@ -2,10 +2,12 @@
 //! one, whose certificates then come with that root as the one in force signed it. Read from the cluster object.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use skep_core::ca::RootLife;
 use skep_core::object::Cluster;
 use skep_identity::{CaError, ClientGrant, IssuedCertificate, NodeGrant, RootBundle, RootCa, RootDigest};
+use skep_proto::time::UnixMs;
 
 /// Keys and certificates of one state of the cluster object.
 pub(crate) struct Signing {
@@ -52,6 +54,22 @@ impl Signing {
     pub(crate) fn token_root(&self) -> RootDigest {
         self.token_root
     }
+}
+
+/// The life of a root certificate (PEM); `None`: it cannot be read.
+pub(crate) fn life(root_pem: &str) -> Option<RootLife> {
+    let unix_ms = |time: SystemTime| {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        UnixMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    };
+    let roots = RootBundle::from_pem(root_pem).ok()?;
+    let root = roots.certs().first()?;
+    Some(RootLife { not_before: unix_ms(root.not_before()), not_after: unix_ms(root.not_after()) })
+}
+
+/// The life of the root that signs now.
+pub(crate) fn life_of_signer(cluster: &Cluster) -> Option<RootLife> {
+    life(cluster.root_rotation.as_ref().map_or(&cluster.root_cert_pem, |next| &next.root_cert_pem))
 }
 
 /// The authority as last read: its keys are not parsed for every certificate.

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use super::error::IntoStatus;
 use super::services::request_id;
 use super::{ATTEMPTS, Control, read, roots};
+use crate::ca::signing::life_of_signer;
 use crate::keys;
 use crate::store::{WriteError, Written};
 
@@ -124,7 +125,8 @@ impl Clusters for Control {
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
         let (state, now) = (self.store.state(), self.store.now());
         // It looks at everything: not on a thread that serves others.
-        let report = tokio::task::spawn_blocking(move || doctor::report(&state, now)).await;
+        let root = state.cluster().and_then(|cluster| life_of_signer(cluster));
+        let report = tokio::task::spawn_blocking(move || doctor::report(&state, root, now)).await;
         report.map(Response::new).map_err(|error| Status::internal(format!("the validator failed: {error}")))
     }
 }

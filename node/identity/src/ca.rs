@@ -54,7 +54,11 @@ pub enum CaError {
     #[error("a node certificate's validity is at least 1 h, not {} s", .0.as_secs())]
     Validity(Duration),
     /// The root itself has ended or ends within the hour.
-    #[error("the root certificate has expired: it cannot sign any more")]
+    #[error(
+        "the swarm's root certificate has ended, or ends within the hour, and signs nothing any more: give the swarm another \
+         with `skep swarm ca --rotate` on a manager; where the managers have no quorum, run `skep swarm init \
+         --force-new-cluster` on one of them first"
+    )]
     RootExpired,
     /// The subject of a root is of a form that cannot be written again.
     #[error("the root's subject is of an unusual form: write it in UTF8String or PrintableString, each attribute once")]

@@ -43,13 +43,14 @@ pub enum RootError {
 pub struct RootCert {
     der: CertificateDer<'static>,
     cluster_id: ClusterId,
+    not_before: SystemTime,
     not_after: SystemTime,
 }
 
 impl RootCert {
     /// Reads a DER root certificate: it must be an authority and carry a cluster id as its organisation.
     pub fn from_der(der: CertificateDer<'static>) -> Result<Self, RootError> {
-        let (cluster_id, not_after) = {
+        let (cluster_id, not_before, not_after) = {
             let cert = peer::parse(&der).map_err(RootError::Certificate)?;
             if !cert.is_ca() {
                 return Err(RootError::NotAuthority);
@@ -58,14 +59,20 @@ impl RootCert {
             let cluster_id = organisation.parse();
             let cluster_id =
                 cluster_id.map_err(|_| RootError::Certificate(PeerError::ClusterId(organisation.to_owned())))?;
-            (cluster_id, peer::system_time(cert.validity().not_after).map_err(RootError::Certificate)?)
+            let time = |time| peer::system_time(time).map_err(RootError::Certificate);
+            (cluster_id, time(cert.validity().not_before)?, time(cert.validity().not_after)?)
         };
-        Ok(Self { der, cluster_id, not_after })
+        Ok(Self { der, cluster_id, not_before, not_after })
     }
 
     /// The cluster that this root signs for.
     pub fn cluster_id(&self) -> ClusterId {
         self.cluster_id
+    }
+
+    /// Its start.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
     }
 
     /// Its end.

@@ -86,12 +86,15 @@ impl NextRoot {
         Self::checked(current, root, now)
     }
 
-    /// Signs a certificate for nobody and looks whether everybody would believe it.
+    /// Signs a certificate for nobody and looks whether everybody would believe it. Who trusts the root in force alone believes
+    /// it by what that root signs, which ends with it: a root that is about to end, or has ended, leads nobody any further, and
+    /// is no reason against the next one.
     fn checked(current: &RootCa, root: RootCa, now: SystemTime) -> Result<Self, GivenError> {
         let cross_signed = current.cross_sign(root.cert(), now).map_err(GivenError::CrossSign)?;
         let cross_signed_pem = pem::encode_certificates(&[cross_signed]);
         let grant = NodeGrant { node_id: NodeId::new(0), role: Role::Worker, validity: ca::MIN_NODE_VALIDITY };
-        for trusted in [current.bundle(), root.bundle()] {
+        let leads_on = current.not_after() >= now + grant.validity;
+        for trusted in leads_on.then(|| current.bundle()).into_iter().chain([root.bundle()]) {
             let key = NodeKey::generate().map_err(|error| GivenError::Unusable(CaError::Key(error)))?;
             let request = key.signing_request().map_err(|error| GivenError::Unusable(CaError::Key(error)))?;
             let leaf = root.issue(&request, &grant, now).map_err(GivenError::Unusable)?;
@@ -130,8 +133,9 @@ impl RootCa {
         let unreadable = |error| CaError::Root(crate::RootError::Certificate(error));
         let parsed = peer::parse(next.der()).map_err(unreadable)?;
         let end = peer::system_time(parsed.validity().not_after).map_err(|_| CaError::Clock)?;
-        let start = now.checked_sub(BACKDATE).ok_or(CaError::Clock)?;
-        let mut params = ca::base_params(start, end.min(self.not_after()))?;
+        let end = end.min(self.not_after());
+        let start = now.min(end).checked_sub(BACKDATE).ok_or(CaError::Clock)?;
+        let mut params = ca::base_params(start, end)?;
         params.distinguished_name = name_of(parsed.subject()).ok_or(CaError::Subject)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

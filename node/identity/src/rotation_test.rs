@@ -101,6 +101,26 @@ fn a_root_can_come_from_outside() {
 }
 
 #[test]
+fn a_root_that_is_about_to_end_or_has_ended_is_replaced() {
+    for end in [now() + 2 * HOUR, now() + HOUR / 2, now() - DAY] {
+        let (cert, key) = outside(|params| params.not_after = end.into());
+        let old = RootCa::from_pem(&cert, &key).unwrap();
+        let next = NextRoot::generate(&old, now()).unwrap();
+        let last = next.root.bundle();
+        assert!(believes(&last, &renewed(&next, 1, last.clone())), "{end:?}");
+        // Who trusts both believes it, whatever became of the former one.
+        assert!(believes(&both(&old, &next), &renewed(&next, 1, both(&old, &next))), "{end:?}");
+        let key = NodeKey::generate().unwrap();
+        let issued = next.root.issue(&key.signing_request().unwrap(), &grant(1, Role::Worker), now()).unwrap();
+        let chain_pem = format!("{}{}", issued.chain_pem, next.cross_signed_pem);
+        let chain = crate::pem::certificates(&chain_pem).unwrap();
+        assert_eq!(chain::verify(&old.bundle(), &chain[0], &chain[1..], now()).is_ok(), end > now(), "{end:?}");
+        let (cert, key) = outside(|_| {});
+        NextRoot::given(&old, &cert, &key, DAY, now()).unwrap();
+    }
+}
+
+#[test]
 fn an_intermediate_of_somebody_is_a_root_of_its_own() {
     let upper_key = KeyPair::generate().unwrap();
     let mut upper = CertificateParams::default();

@@ -21,6 +21,30 @@ fn days(count: u64) -> Duration {
     Duration::from_secs(count * 86_400)
 }
 
+#[test]
+fn a_roots_end_is_told_of_in_time() {
+    let (life, year) = (|days: i64| RootLife { not_before: UnixMs(0), not_after: UnixMs(days * DAY) }, 365);
+    for (days, late_at) in [(20 * year, 20 * year - 90), (year, year - 90), (30, 20)] {
+        assert!(!life(days).is_late(UnixMs(late_at * DAY)), "{days} days");
+        assert!(life(days).is_late(UnixMs(late_at * DAY + 1)), "{days} days");
+    }
+    // A certificate is accepted for a while after its end.
+    let end = UnixMs(30 * DAY).plus(CLOCK_TOLERANCE);
+    assert!(!life(30).has_ended(end) && life(30).has_ended(UnixMs(end.0 + 1)));
+    let said = |now| {
+        let report = doctor::report(&State::default(), Some(life(30)), now);
+        report
+            .findings
+            .into_iter()
+            .map(|finding| format!("{}: {}", finding.object, finding.message))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(said(UnixMs(19 * DAY)), Vec::<String>::new());
+    let late = said(UnixMs(25 * DAY));
+    assert!(late[0].starts_with("the root certificate: it ends in 5 d") && late[0].contains("ca --rotate"), "{late:?}");
+    assert!(said(UnixMs(32 * DAY))[0].starts_with("the root certificate: it ended 2 d ago"));
+}
+
 fn rotation(digest: [u8; 32]) -> RootRotation {
     RootRotation {
         root_cert_pem: format!("root {digest:?}"),
@@ -128,7 +152,7 @@ fn the_doctor_tells_of_certificates_that_end_and_of_nodes_that_are_waited_for() 
     }
     let told = |state: &State| -> Vec<String> {
         let findings =
-            doctor::report(state, NOW).findings.into_iter().filter(|found| found.severity() != Severity::Error);
+            doctor::report(state, None, NOW).findings.into_iter().filter(|found| found.severity() != Severity::Error);
         findings.map(|finding| format!("{}: {}", finding.object, finding.message)).collect()
     };
     let found = told(&state);

@@ -1,4 +1,4 @@
-//! Certificates: whose life is nearly over, and what a change of the root waits for.
+//! Certificates: whose life is nearly over, the root's too, and what a change of the root waits for.
 
 use std::time::Duration;
 
@@ -7,13 +7,35 @@ use skep_proto::v1::NodeCertificate;
 
 use super::Finding;
 use super::rules::Report;
-use crate::ca::{self, Why};
+use crate::ca::{self, RootLife, Why};
 use crate::store::{ObjectKey, State};
 
 /// A node renews its certificate before so much of its life is left, in percent; less of it means that it cannot.
 const LEFT: i64 = 20;
 /// Names in one message.
 const NAMES: usize = 5;
+
+/// The root, with which every certificate ends.
+pub(super) fn root(life: Option<RootLife>, now: UnixMs, findings: &mut Vec<Finding>) {
+    let Some(life) = life else { return };
+    let mut report = Report::on(findings, "the root certificate");
+    if now > life.not_after {
+        report.warning(true, || {
+            format!(
+                "it ended {} ago, and every certificate of the swarm with it: give the swarm another with `skep swarm ca \
+                 --rotate`, then bring its other nodes back with `skep swarm join --token TOKEN MANAGER`",
+                words(now.since(life.not_after))
+            )
+        });
+        return;
+    }
+    report.warning(life.is_late(now), || {
+        format!(
+            "it ends in {}, and every certificate of the swarm with it: give the swarm another with `skep swarm ca --rotate`",
+            words(life.not_after.since(now))
+        )
+    });
+}
 
 /// Certificates that have ended, or are about to.
 pub(super) fn certificates(state: &State, now: UnixMs, findings: &mut Vec<Finding>) {

@@ -41,7 +41,7 @@ fn only(state: &State) -> (Severity, String) {
 fn a_healthy_state_has_no_findings() {
     let (state, _) = healthy();
     assert_eq!(check(&state), vec![]);
-    let report = report(&state, START);
+    let report = report(&state, None, START);
     assert!(report.findings.is_empty());
     assert_eq!(report.checked.get("tasks"), Some(&3));
     assert_eq!(check(&State::default()), vec![]);
