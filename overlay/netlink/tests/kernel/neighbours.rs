@@ -83,13 +83,16 @@ fn the_error_names_the_entry() {
         text.starts_with("cannot put neighbour 02:42:00:00:00:09 behind 192.0.2.1 on device number 77: "),
         "{text}"
     );
-    assert_eq!(place.rtnetlink.neighbours().unwrap().len(), 1199, "the others are there");
+    // The table is one for all namespaces: while another's entries make it grow, the kernel may leave some out of a list.
+    let count = || place.rtnetlink.neighbours().unwrap().len();
+    let are_there = || (0..100).any(|_| count() == 1199);
+    assert!(are_there(), "{} of the others are there", count());
     // So many refusals that the kernel has to be asked for room to tell them.
     let wrong: Vec<_> = (0..3000)
         .map(|n| NeighbourChange::Put(Neighbour::Tunnel { device: 77, mac: mac(n), remote: [192, 0, 2, 1].into() }))
         .collect();
     assert!(place.rtnetlink.change_neighbours(&wrong).is_err());
-    assert_eq!(place.rtnetlink.neighbours().unwrap().len(), 1199);
+    assert!(are_there(), "{} are there", count());
 }
 
 #[test]
