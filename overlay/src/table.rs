@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
-use skep_proto::v1::{self, EndpointState};
+use skep_proto::v1;
 
 pub use change::{RowChanges, TableChange};
 pub use wire::MalformedTable;
@@ -66,6 +66,17 @@ impl Default for DataPathPort {
     }
 }
 
+/// What a task on the network may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointState {
+    /// It is reached by its address only.
+    Quiet,
+    /// Its host is down: its service's names and virtual addresses lead to it where no other task of the service serves.
+    LastResort,
+    /// They lead to it.
+    Serving,
+}
+
 /// A task on the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -75,7 +86,6 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Names of this task alone.
     pub names: Vec<String>,
-    /// Whether names and virtual addresses of its service lead to it.
     pub state: EndpointState,
 }
 

@@ -301,7 +301,7 @@ fn endpoint_view(endpoint: &v1::NetworkEndpoint, prefixes: &Prefixes, hostname: 
         service_id: super::id(&endpoint.service_id),
         node_id: super::id(&endpoint.node_id),
         node_hostname: hostname(&endpoint.node_id),
-        serving: endpoint.state() == v1::EndpointState::Serving,
+        serving: endpoint.state() == v1::EndpointState::Serving && !endpoint.last_resort,
     }
 }
 

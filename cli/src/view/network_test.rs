@@ -23,6 +23,7 @@ fn answer() -> v1::GetNetworkResponse {
         addresses: vec![vec![10, 9, 0, 7], [vec![0xfd], vec![0; 14], vec![7]].concat()],
         names: vec!["chosen".to_owned(), "web.1.x".to_owned()],
         state: 0,
+        last_resort: false,
     };
     endpoint.set_state(v1::EndpointState::Serving);
     v1::GetNetworkResponse {

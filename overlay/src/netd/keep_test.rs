@@ -16,6 +16,7 @@ fn endpoint(id: u128, last: u8) -> v1::NetworkEndpoint {
         addresses: vec![vec![10, 0, 1, last]],
         names: vec![format!("task{id}")],
         state: 1,
+        last_resort: false,
     }
 }
 

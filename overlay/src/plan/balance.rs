@@ -6,10 +6,9 @@ use std::net::IpAddr;
 
 use skep_netlink::nft::{Backend, Backends, Balancer, Frontend, Service, Transaction};
 use skep_proto::id::{ServiceId, TaskId};
-use skep_proto::v1::EndpointState;
 
 use crate::plan::ingress;
-use crate::table::{self, Table, TableChange};
+use crate::table::{self, EndpointState, Table, TableChange};
 
 /// What is balanced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -56,10 +56,9 @@ mod tests {
     use std::sync::Arc;
 
     use skep_proto::id::{NodeId, TaskId};
-    use skep_proto::v1::EndpointState;
 
     use super::*;
-    use crate::table::{Endpoint, Service};
+    use crate::table::{Endpoint, EndpointState, Service};
 
     fn row(service: u128, last: u8, serving: bool) -> Arc<Endpoint> {
         let addresses = vec![[10, 0, 0, last].into()];

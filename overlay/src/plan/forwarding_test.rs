@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use skep_proto::id::ServiceId;
-use skep_proto::v1::{self, EndpointState};
+use skep_proto::v1;
 
 use super::*;
-use crate::table::{Endpoint, Peer};
+use crate::table::{Endpoint, EndpointState, Peer};
 
 fn endpoint(node: u128, last: u8) -> Arc<Endpoint> {
     Arc::new(Endpoint {

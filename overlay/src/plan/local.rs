@@ -29,10 +29,9 @@ mod tests {
 
     use proptest::prelude::*;
     use skep_proto::id::{ServiceId, TaskId};
-    use skep_proto::v1::EndpointState;
 
     use super::*;
-    use crate::table::Endpoint;
+    use crate::table::{Endpoint, EndpointState};
 
     fn row(node: u128, serving: bool) -> Arc<Endpoint> {
         let (node, service) = (NodeId::new(node), ServiceId::new(1));

@@ -1,9 +1,8 @@
 //! Rows of a table as the name server has them.
 
 use skep_dns::{Endpoint, EndpointId, Service, ServiceId, Serving, Zone};
-use skep_proto::v1::EndpointState;
 
-use crate::table::{self, Table, TableChange};
+use crate::table::{self, EndpointState, Table, TableChange};
 
 /// Brings a network's names up to date.
 pub fn change(zone: &mut Zone, change: &TableChange) {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use skep_proto::id::{NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::v1;
 
-use super::{FollowedTable, TableError};
+use super::{EndpointState, FollowedTable, TableError};
 
 const NETWORK: NetworkId = NetworkId::new(1);
 
@@ -45,6 +45,17 @@ fn a_table_in_several_messages_counts_when_it_is_whole() {
     let change = table.current().all();
     assert_eq!((change.network, change.endpoints.len()), (true, 2));
     assert_eq!((table.current().version, table.current().endpoints.len()), (5, 2));
+}
+
+#[test]
+fn a_last_resort_serves_for_those_who_do_not_know_such_rows() {
+    let mut row = endpoint(1, 1);
+    row.set_state(v1::EndpointState::Serving);
+    row.last_resort = true;
+    let mut table = FollowedTable::default();
+    table.take(NETWORK, &whole(5, vec![row.clone()])).unwrap();
+    assert_eq!(table.current().endpoints[&TaskId::new(1)].state, EndpointState::LastResort);
+    assert_eq!(table.current().message(NETWORK).put_endpoints, [row]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use skep_proto::cidr::address_to_wire;
 use skep_proto::id::{IdError, NetworkId, NodeId, ServiceId, TaskId};
 use skep_proto::v1;
 
-use super::{DataPathPort, Endpoint, Peer, Service, Table};
+use super::{DataPathPort, Endpoint, EndpointState, Peer, Service, Table};
 
 /// What cannot be in a table.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -79,7 +79,12 @@ pub(super) fn whole(network: NetworkId, table: &Table) -> v1::NetworkTable {
         service_id: row.service.to_vec(),
         addresses: all(&row.addresses),
         names: row.names.clone(),
-        state: row.state.into(),
+        state: match row.state {
+            EndpointState::Quiet => v1::EndpointState::Quiet,
+            EndpointState::LastResort | EndpointState::Serving => v1::EndpointState::Serving,
+        }
+        .into(),
+        last_resort: row.state == EndpointState::LastResort,
     };
     let service = |(id, row): (&ServiceId, &Arc<Service>)| v1::NetworkService {
         service_id: id.to_vec(),
@@ -113,7 +118,11 @@ fn endpoint(row: &v1::NetworkEndpoint) -> Result<Endpoint, MalformedTable> {
         service: id(&row.service_id, "service_id", ServiceId::from_wire)?,
         addresses: addresses(&row.addresses)?,
         names: row.names.clone(),
-        state: row.state(),
+        state: match (row.state(), row.last_resort) {
+            (v1::EndpointState::Quiet, _) => EndpointState::Quiet,
+            (v1::EndpointState::Serving, true) => EndpointState::LastResort,
+            (v1::EndpointState::Serving, false) => EndpointState::Serving,
+        },
     })
 }
 

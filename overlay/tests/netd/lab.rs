@@ -366,6 +366,7 @@ pub(crate) fn endpoint(host: u8, task: u128, service: u128, address: IpAddr, ser
         addresses: vec![skep_proto::cidr::address_to_wire(address)],
         names: vec![format!("task{task}")],
         state: i32::from(serving),
+        last_resort: false,
     }
 }
 

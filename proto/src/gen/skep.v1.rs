@@ -2905,6 +2905,11 @@ pub struct NetworkEndpoint {
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(enumeration = "EndpointState", tag = "6")]
     pub state: i32,
+    /// Of a serving one: its node is down, and it ran there when it was last heard of. Its service leads to it where no other
+    /// task of it serves. (Not a state: a netd lives on until its host's next boot, and one that does not know a state takes
+    /// it for the first.)
+    #[prost(bool, tag = "7")]
+    pub last_resort: bool,
 }
 /// A service on a network.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3032,9 +3037,6 @@ pub enum EndpointState {
     Quiet = 0,
     /// Its service's names and virtual addresses lead to it.
     Serving = 1,
-    /// Its node is down, and it ran there when it was last heard of: they lead to it where no other task of the service
-    /// serves.
-    LastResort = 2,
 }
 impl EndpointState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -3045,7 +3047,6 @@ impl EndpointState {
         match self {
             Self::Quiet => "ENDPOINT_STATE_QUIET",
             Self::Serving => "ENDPOINT_STATE_SERVING",
-            Self::LastResort => "ENDPOINT_STATE_LAST_RESORT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3053,7 +3054,6 @@ impl EndpointState {
         match value {
             "ENDPOINT_STATE_QUIET" => Some(Self::Quiet),
             "ENDPOINT_STATE_SERVING" => Some(Self::Serving),
-            "ENDPOINT_STATE_LAST_RESORT" => Some(Self::LastResort),
             _ => None,
         }
     }
@@ -10990,9 +10990,10 @@ pub struct FetchBlobRequest {
     #[prost(uint64, tag = "3")]
     pub offset: u64,
 }
+/// Chunks without anything come while the others' streams leave no room for this one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BlobChunk {
-    /// Whole size; set in the first chunk.
+    /// Whole size; set in the first chunk of the blob.
     #[prost(uint64, tag = "1")]
     pub size_bytes: u64,
     /// At most 256 KiB.

@@ -207,20 +207,22 @@ fn endpoint(state: &State, network: &Network, task: &Task) -> Option<NetworkEndp
         service_id: task.service().to_vec(),
         addresses: addresses.iter().map(address_to_wire).collect(),
         names: state.revision(task.revision).map(|revision| names(state, revision, task)).unwrap_or_default(),
-        state: endpoint_state(state, task).into(),
+        state: endpoint_state(task).into(),
+        last_resort: is_last_resort(state, task),
     })
 }
 
+fn endpoint_state(task: &Task) -> EndpointState {
+    match task.state == TaskState::Running && task.wanted == WantedState::Running {
+        true => EndpointState::Serving,
+        false => EndpointState::Quiet,
+    }
+}
+
 /// A container may outlive its agent, so one that has no other in its place is better than none.
-fn endpoint_state(state: &State, task: &Task) -> EndpointState {
-    if task.state != TaskState::Running || task.wanted != WantedState::Running {
-        return EndpointState::Quiet;
-    }
+fn is_last_resort(state: &State, task: &Task) -> bool {
     let node = task.node.and_then(|node| state.node(node));
-    match node.map(|node| node.status.state) {
-        Some(NodeState::Down) => EndpointState::LastResort,
-        _ => EndpointState::Serving,
-    }
+    endpoint_state(task) == EndpointState::Serving && node.is_some_and(|node| node.status.state == NodeState::Down)
 }
 
 /// Names of one task: the hostname that its user chose, and `service.slot.task`.

@@ -82,13 +82,14 @@ fn a_task_serves_while_it_runs_and_is_to_run() {
     };
     let row = Touched::Row(FRONT, RowKey::Endpoint(tasks[0]));
     assert!(node(&mut state, NodeState::Down).contains(&row));
-    assert_eq!(endpoint_of(&state, tasks[0]).unwrap().state(), EndpointState::LastResort);
+    let row_of = |state: &State| endpoint_of(state, tasks[0]).unwrap();
+    assert_eq!((row_of(&state).state(), row_of(&state).last_resort), (EndpointState::Serving, true));
     assert!(node(&mut state, NodeState::Ready).contains(&row));
-    assert_eq!(endpoint_of(&state, tasks[0]).unwrap().state(), EndpointState::Serving);
+    assert_eq!((row_of(&state).state(), row_of(&state).last_resort), (EndpointState::Serving, false));
     assert!(node(&mut state, NodeState::Disconnected).is_empty(), "it says that it is there");
     let draining = Task { wanted: WantedState::Draining, ..Task::clone(state.task(tasks[0]).unwrap()) };
     state.put(draining);
-    assert_eq!(endpoint_of(&state, tasks[0]).unwrap().state(), EndpointState::Quiet);
+    assert_eq!(row_of(&state).state(), EndpointState::Quiet);
     observe(&mut state, tasks[0], TaskState::Shutdown, START);
     assert_eq!((endpoint_of(&state, tasks[0]), endpoint_of(&state, tasks[2])), (None, None));
     assert_eq!(members(&state, FRONT), [NodeId::new(2)].into());

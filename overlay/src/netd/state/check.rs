@@ -6,7 +6,7 @@ use std::sync::Arc;
 use skep_netlink::nft::Content;
 use skep_netlink::{Namespace, NetlinkError};
 use skep_proto::id::{NodeId, TaskId};
-use skep_proto::v1::{CheckArea, EndpointState, NetworkFinding};
+use skep_proto::v1::{CheckArea, NetworkFinding};
 
 use super::{NetworkState, define};
 use crate::check::paths::{Path, Way};
@@ -15,7 +15,7 @@ use crate::check::{About as _, devices, error, rules};
 use crate::netd::{Netd, text};
 use crate::network::{LiveNetwork, OverlayPort, PORT, out_name};
 use crate::plan::mtu::{Carrier, cost};
-use crate::table::Peer;
+use crate::table::{EndpointState, Peer};
 
 /// Tasks of another host that are tried on one network.
 const TRIED: usize = 2;

@@ -79,5 +79,6 @@ fn endpoint(task: u8) -> v1::NetworkEndpoint {
         addresses: vec![vec![10, 0, 1, task]],
         names: vec![format!("web.{task}")],
         state: 1,
+        last_resort: false,
     }
 }

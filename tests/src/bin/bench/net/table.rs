@@ -112,6 +112,7 @@ impl Network {
             addresses: vec![address_to_wire(self.address(row.task))],
             names: vec![format!("task{}", row.task)],
             state: i32::from(row.serving),
+            last_resort: false,
         }
     }
 
