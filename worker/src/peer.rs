@@ -4,10 +4,12 @@
 //! and never fetches or writes anything.
 //!
 //! A node that asks and does not read holds up itself alone: one node has a part of the streams, and what is not read for a
-//! while gives back the node's stream and the image, though not the reader's own part before it has hung up.
+//! while gives back the node's stream and the image, though not the reader's own part before it has hung up. Whoever waits
+//! for its turn is answered at once, and told again and again that it is still to come.
 
 use std::collections::HashMap;
-use std::pin::Pin as StdPin;
+use std::convert::Infallible;
+use std::pin::{Pin as StdPin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +18,9 @@ use skep_image::{Digest, Store, StoreError};
 use skep_proto::id::NodeId;
 use skep_proto::v1::peer_server::Peer;
 use skep_proto::v1::{BlobChunk, FetchBlobRequest};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 /// Bytes in one chunk.
@@ -25,9 +28,11 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 /// Blobs sent at the same time: enough for a network, few enough for a disk.
 const MAX_STREAMS: usize = 16;
 /// Of these for one node: nearly three images at once with all the layers that are fetched together, and as many for others.
-pub(crate) const MAX_OF_BEARER: usize = MAX_STREAMS / 2;
+const MAX_OF_BEARER: usize = MAX_STREAMS / 2;
 /// How long a reader may take for one chunk.
 const READ_WITHIN: Duration = Duration::from_secs(30);
+/// How often in that time it hears that its turn is still to come: it bears no longer silence either.
+const TOLD: u32 = 6;
 
 /// What a ticket is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +79,14 @@ impl PeerService {
         Self { read_within, ..self }
     }
 
+    /// How many streams a node may still have, and all nodes together.
+    #[cfg(test)]
+    pub(crate) fn free(&self, bearer: NodeId) -> (usize, usize) {
+        let bearers = self.bearers.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = bearers.get(&bearer).map_or(MAX_OF_BEARER, |own| own.available_permits());
+        (own, self.streams.available_permits())
+    }
+
     /// A stream of the node's own part.
     async fn turn(&self, bearer: NodeId) -> Result<OwnedSemaphorePermit, Status> {
         let own = {
@@ -91,12 +104,12 @@ async fn permit(streams: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status>
     streams.acquire_owned().await.map_err(|_| Status::unavailable("the node is shutting down"))
 }
 
-/// The answer's chunks.
-type Chunks = StdPin<Box<dyn Stream<Item = Result<BlobChunk, Status>> + Send>>;
+/// Where an answer's chunks go.
+type Chunks = mpsc::Sender<Result<BlobChunk, Status>>;
 
 #[tonic::async_trait]
 impl Peer for PeerService {
-    type FetchBlobStream = Chunks;
+    type FetchBlobStream = StdPin<Box<dyn Stream<Item = Result<BlobChunk, Status>> + Send>>;
 
     async fn fetch_blob(&self, request: Request<FetchBlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
         let (metadata, extensions, message) = request.into_parts();
@@ -111,35 +124,82 @@ impl Peer for PeerService {
         if !closure.contains(&blob) {
             return Err(Status::permission_denied(format!("{blob} is not part of the ticket's image {image}")));
         }
-        let own = self.turn(bearer).await?;
-        let stream = permit(Arc::clone(&self.streams)).await?;
-        // Not before: whoever waits must not keep an image here. One that went meanwhile is not found.
-        let pin = self.store.pin(&image);
-        let (size_bytes, mut file) = self.store.open_blob(&blob).await.map_err(|error| match error {
+        let (size_bytes, _) = self.open(&blob, message.offset).await?;
+        let (sender, chunks) = mpsc::channel(1);
+        let (reader, hung_up) = oneshot::channel();
+        let asked = Asked { bearer, image, blob, offset: message.offset };
+        tokio::spawn(self.clone().serve(asked, sender, hung_up));
+        Ok(Response::new(Box::pin(answer(chunks, size_bytes - message.offset, reader))))
+    }
+}
+
+/// What is asked for, once it is granted.
+struct Asked {
+    bearer: NodeId,
+    image: Digest,
+    blob: Digest,
+    offset: u64,
+}
+
+impl PeerService {
+    /// A blob's size, and its file from there on.
+    async fn open(&self, blob: &Digest, offset: u64) -> Result<(u64, File), Status> {
+        let (size_bytes, mut file) = self.store.open_blob(blob).await.map_err(|error| match error {
             StoreError::NoBlob(_) => Status::not_found(error.to_string()),
             other => Status::internal(other.to_string()),
         })?;
-        if message.offset > size_bytes {
+        if offset > size_bytes {
             return Err(Status::out_of_range(format!("the blob has {size_bytes} bytes")));
         }
-        file.seek(std::io::SeekFrom::Start(message.offset)).await.map_err(unreadable)?;
-        let (sender, chunks) = mpsc::channel(1);
-        let read_within = self.read_within;
-        tokio::spawn(async move {
-            let _held = (pin, stream);
-            send(file, size_bytes, sender, read_within).await;
-        });
-        Ok(Response::new(Box::pin(answer(chunks, size_bytes - message.offset, own))))
+        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(unreadable)?;
+        Ok((size_bytes, file))
+    }
+
+    /// Sends a blob when its turn has come.
+    async fn serve(self, asked: Asked, chunks: Chunks, hung_up: oneshot::Receiver<Infallible>) {
+        let turns = async {
+            let own = self.turn(asked.bearer).await?;
+            Ok((own, permit(Arc::clone(&self.streams)).await?))
+        };
+        let Some(turns) = waiting(turns, &chunks, self.read_within / TOLD).await else { return };
+        let own = match turns {
+            Ok((own, stream)) => {
+                // Not before: whoever waits must not keep an image here. One that went meanwhile is not found.
+                let pin = self.store.pin(&asked.image);
+                match self.open(&asked.blob, asked.offset).await {
+                    Ok((size_bytes, file)) => send(file, size_bytes, &chunks, self.read_within).await,
+                    Err(status) => drop(chunks.send_timeout(Err(status), self.read_within).await),
+                }
+                drop((pin, stream));
+                own
+            }
+            Err(status) => return drop(chunks.send_timeout(Err(status), self.read_within).await),
+        };
+        drop(chunks);
+        // Who keeps streams open without reading them has no others for them.
+        let _ = hung_up.await;
+        drop(own);
+    }
+}
+
+/// Waits, and lets the reader hear of it. `None`: it has hung up.
+async fn waiting<T>(turn: impl Future<Output = T>, chunks: &Chunks, told_every: Duration) -> Option<T> {
+    let mut turn = pin!(turn);
+    loop {
+        tokio::select! {
+            biased;
+            done = turn.as_mut() => return Some(done),
+            () = chunks.closed() => return None,
+            () = tokio::time::sleep(told_every) => {
+                // One that it has not read yet says the same.
+                let _ = chunks.try_send(Ok(BlobChunk::default()));
+            }
+        }
     }
 }
 
 /// Reads a file from where it is into chunks, until its end or until nobody takes them.
-async fn send(
-    mut file: impl AsyncRead + Unpin,
-    size_bytes: u64,
-    chunks: mpsc::Sender<Result<BlobChunk, Status>>,
-    read_within: Duration,
-) {
+async fn send(mut file: File, size_bytes: u64, chunks: &Chunks, read_within: Duration) {
     let mut is_first = true;
     loop {
         let mut data = Vec::with_capacity(CHUNK_BYTES);
@@ -157,17 +217,17 @@ async fn send(
     }
 }
 
-/// The chunks as they come, and an error where they end too soon: `missing` bytes are to come.
+/// The chunks as they come, and an error where they end too soon: `missing` bytes are to come. `reader` goes with the answer.
 fn answer(
     chunks: mpsc::Receiver<Result<BlobChunk, Status>>,
     missing: u64,
-    own: OwnedSemaphorePermit,
+    reader: oneshot::Sender<Infallible>,
 ) -> impl Stream<Item = Result<BlobChunk, Status>> + Send {
-    futures::stream::try_unfold((chunks, missing, own), |(mut chunks, missing, own)| async move {
+    futures::stream::try_unfold((chunks, missing, reader), |(mut chunks, missing, reader)| async move {
         match chunks.recv().await.transpose()? {
             Some(chunk) => {
                 let missing = missing.saturating_sub(chunk.data.len() as u64);
-                Ok(Some((chunk, (chunks, missing, own))))
+                Ok(Some((chunk, (chunks, missing, reader))))
             }
             None if missing == 0 => Ok(None),
             None => Err(Status::aborted("the blob was not read for too long: ask for the rest again")),

@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::*;
-use crate::peer::{CHUNK_BYTES, Grant, MAX_OF_BEARER, PeerService, TicketCheck};
+use crate::peer::{CHUNK_BYTES, Grant, PeerService, TicketCheck};
 use crate::session::ConnectError;
 
 struct Plain;
@@ -107,6 +107,15 @@ async fn serve(images: &Images) -> SocketAddr {
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
     addr
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let reached = tokio::time::timeout(Duration::from_secs(30), async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(reached.await.is_ok());
 }
 
 fn job(credential: bool) -> TaskJob {
@@ -245,28 +254,40 @@ async fn who_does_not_read_holds_up_nobody_else() {
         let ticket = format!("ticket for {image} {bearer}").into_bytes();
         let request = FetchBlobRequest { digest: layer.to_string(), ticket, offset: 0 };
         let asked = service.fetch_blob(Request::new(request));
-        async { tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap().unwrap().into_inner() }
+        async { asked.await.unwrap().into_inner() }
     };
+    let free = |bearer: u128| service.free(NodeId::new(bearer));
+    let whole = async |stream: <PeerService as Peer>::FetchBlobStream| {
+        let lengths = stream.map(|chunk| chunk.unwrap().data.len() as u64);
+        assert_eq!(lengths.fold(0, async |sum, length| sum + length).await, size);
+    };
+    let (of_one, of_all) = free(1);
+    assert!(of_one < of_all);
     let mut unread = Vec::new();
-    for _ in 0..MAX_OF_BEARER {
+    for _ in 0..of_one {
         unread.push(fetch(1).await);
     }
-    let mut more = Box::pin(fetch(1));
-    assert!(futures::poll!(more.as_mut()).is_pending());
+    until(|| free(1).0 == 0).await;
+    let mut more = fetch(1).await;
+    assert!(more.next().await.unwrap().unwrap().data.is_empty(), "it is told that its turn is still to come");
     // Another node is served as ever, as soon as it asks.
-    let whole: Vec<_> = fetch(2).await.collect().await;
-    assert_eq!(whole.into_iter().map(|chunk| chunk.unwrap().data.len() as u64).sum::<u64>(), size);
+    whole(fetch(2).await).await;
     // Two of the kind have all streams, until what is not read is given up.
-    for _ in 0..MAX_OF_BEARER {
+    for _ in 0..of_one {
         unread.push(fetch(3).await);
     }
-    drop(fetch(4).await);
+    until(|| free(3).0 == 0).await;
+    whole(fetch(4).await).await;
+    until(|| free(1).1 == of_all).await;
     // Who still holds such streams open has no others for them.
-    assert!(futures::poll!(more.as_mut()).is_pending());
+    assert!(more.next().await.unwrap().unwrap().data.is_empty());
     let given_up: Vec<_> = unread.swap_remove(0).collect().await;
     let end = given_up.last().unwrap().as_ref().unwrap_err();
     assert_eq!(end.code(), tonic::Code::Aborted, "not mistaken for the end of the blob");
-    drop(more.await);
+    whole(more).await;
+    // Nor does who went away while he waited keep anything.
+    drop((fetch(3).await, unread));
+    until(|| free(3) == (of_one, of_all)).await;
 }
 
 #[test]
