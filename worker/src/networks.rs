@@ -7,7 +7,7 @@
 
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub use tables::{HeldTables, TableMessage};
 const ANSWER: Duration = Duration::from_secs(30);
 /// Until something is asked again that netd could not do for want of something else.
 const AGAIN: Duration = Duration::from_millis(200);
-/// How long the removal of a task waits for a netd that is not there, or does not answer.
+/// How long the removal of a task waits for a netd that is not there, or does not answer: it is asked again.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Until netd is asked again to detach a sandbox.
 const DETACH_AGAIN: Duration = Duration::from_secs(2);
@@ -46,6 +46,8 @@ struct Inner {
     settled: RwLock<()>,
     /// Tasks that are being attached or detached.
     turns: Mutex<BTreeMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Tasks that are detached later, each by one who waits for that.
+    late: Mutex<BTreeSet<TaskId>>,
     held: watch::Sender<HeldTables>,
     messages: mpsc::UnboundedSender<TableMessage>,
     /// Taken by `run`.
@@ -78,6 +80,7 @@ impl Networks {
             wanted: Mutex::default(),
             settled: RwLock::default(),
             turns: Mutex::default(),
+            late: Mutex::default(),
             held: watch::channel(HeldTables::default()).0,
             messages,
             queue: Mutex::new(Some(queue)),
@@ -107,7 +110,7 @@ impl Networks {
         request: AttachRequest,
         progress: impl Fn(String) + Sync,
     ) -> Result<AttachResponse, ExecError> {
-        self.wanted().insert(task, Wanted { request: request.clone(), attached: false });
+        let _wish = Wish::new(self, task, &request);
         let ids = request.endpoints.iter().filter_map(|endpoint| NetworkId::from_wire(&endpoint.network_id).ok());
         let ids: Vec<NetworkId> = ids.collect();
         let mut trouble = String::new();
@@ -149,6 +152,10 @@ impl Networks {
         let calling = tokio::spawn(async move {
             let _turn = turn;
             let _settled = networks.0.settled.read().await;
+            // Who was cancelled meanwhile would take addresses and ports from the task that they were given to since.
+            if !networks.wanted().contains_key(&task) {
+                return Err(Status::cancelled("the task is not wanted any more"));
+            }
             call(NetdClient::new(channel).attach(request)).await
         });
         calling.await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
@@ -165,37 +172,46 @@ impl Networks {
     /// Detaches a sandbox; no error if it is not attached. What netd cannot do now it is asked again, and without a netd that
     /// is done when one comes: nobody has to wait for it.
     pub async fn detach(&self, task: TaskId) {
-        let turn = self.turn(task).lock_owned().await;
+        // At once: an attachment that has not begun yet does not begin.
         self.wanted().remove(&task);
-        let why = match tokio::time::timeout(PATIENCE, self.channel_or_end()).await {
-            Ok(None) => return,
-            Ok(Some(channel)) => match self.call_detach(channel, task).await {
-                Ok(()) => return,
-                Err(status) => status.message().to_owned(),
-            },
-            Err(_) => "netd does not run".to_owned(),
+        let asked = async {
+            let _turn = self.turn(task).lock_owned().await;
+            match self.channel_or_end().await {
+                Some(channel) => self.call_detach(channel, task).await,
+                None => Ok(()),
+            }
         };
-        drop(turn);
+        let why = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(())) => return,
+            Ok(Err(status)) => status.message().to_owned(),
+            Err(_) => "netd does not run, or does not answer".to_owned(),
+        };
         tracing::warn!(%task, error = why, "a task's networks are taken down later");
-        tokio::spawn(self.clone().detach_later(task));
+        self.detach_later(task);
     }
 
     /// Detaches it once netd can, unless it is wanted again meanwhile. Ends with the node's part.
-    async fn detach_later(self, task: TaskId) {
-        loop {
-            tokio::time::sleep(DETACH_AGAIN).await;
-            let Some(channel) = self.channel_or_end().await else { return };
-            let _turn = self.turn(task).lock_owned().await;
-            if self.wanted().contains_key(&task) {
-                return;
-            }
-            match self.call_detach(channel, task).await {
-                Ok(()) => return,
-                Err(status) => {
-                    tracing::warn!(%task, error = status.message(), "netd cannot take down a task's networks");
-                }
-            }
+    fn detach_later(&self, task: TaskId) {
+        if !self.late().insert(task) {
+            return;
         }
+        let this = self.clone();
+        tokio::spawn(async move { while !this.detached_after_a_while(task).await {} });
+    }
+
+    /// Whether nothing is left to be done.
+    async fn detached_after_a_while(&self, task: TaskId) -> bool {
+        tokio::time::sleep(DETACH_AGAIN).await;
+        let Some(channel) = self.channel_or_end().await else { return true };
+        let _turn = self.turn(task).lock_owned().await;
+        if !self.wanted().contains_key(&task)
+            && let Err(status) = self.call_detach(channel, task).await
+        {
+            tracing::warn!(%task, error = status.message(), "netd cannot take down a task's networks");
+            return false;
+        }
+        self.late().remove(&task);
+        true
     }
 
     async fn call_detach(&self, channel: Channel, task: TaskId) -> Result<(), Status> {
@@ -266,7 +282,7 @@ impl Networks {
             // One that cannot be taken down must not hold up all others.
             if let Err(status) = call(netd.detach(DetachRequest { task_id: task.to_vec() })).await {
                 tracing::warn!(%task, error = status.message(), "netd cannot take them down");
-                tokio::spawn(self.clone().detach_later(*task));
+                self.detach_later(*task);
             }
         }
         for (task, lost) in wanted.iter().filter(|(task, one)| one.attached && !attached.contains(task)) {
@@ -308,6 +324,32 @@ impl Networks {
 
     fn wanted(&self) -> MutexGuard<'_, BTreeMap<TaskId, Wanted>> {
         self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn late(&self) -> MutexGuard<'_, BTreeSet<TaskId>> {
+        self.0.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A sandbox that is being attached: not wanted any more when this goes before it was.
+struct Wish<'a> {
+    networks: &'a Networks,
+    task: TaskId,
+}
+
+impl<'a> Wish<'a> {
+    fn new(networks: &'a Networks, task: TaskId, request: &AttachRequest) -> Self {
+        networks.wanted().insert(task, Wanted { request: request.clone(), attached: false });
+        Self { networks, task }
+    }
+}
+
+impl Drop for Wish<'_> {
+    fn drop(&mut self) {
+        let mut wanted = self.networks.wanted();
+        if wanted.get(&self.task).is_some_and(|wish| !wish.attached) {
+            wanted.remove(&self.task);
+        }
     }
 }
 

@@ -26,8 +26,9 @@ struct Has {
     refusals: Vec<Status>,
     /// The next call of `apply` is never answered.
     hangs: bool,
-    /// A sandbox that cannot be taken down.
+    /// A sandbox that cannot be taken down, and how often that was asked.
     stuck: Option<TaskId>,
+    stuck_asked: u32,
     /// Versions that the kernel does not take.
     refused: Vec<u64>,
 }
@@ -109,6 +110,7 @@ impl Netd for Fake {
         let mut has = self.has();
         let task = TaskId::from_wire(&request.into_inner().task_id).unwrap();
         if has.stuck == Some(task) {
+            has.stuck_asked += 1;
             return Err(Status::internal("the device is busy"));
         }
         has.calls.push(format!("detach {}", task.value()));
@@ -209,8 +211,37 @@ async fn what_netd_cannot_take_down_now_it_is_asked_again() {
     host.until_held(held(1, &[4])).await;
     host.networks.detach(TASK).await;
     assert_eq!(fake.has().sandboxes, [TASK]);
+    // A netd that comes back is asked each time, and nobody more goes on asking.
+    for _ in 0..3 {
+        let asked = fake.has().stuck_asked;
+        host.netd.send_replace(Some(fake.serve().await.0));
+        until(|| fake.has().stuck_asked > asked).await;
+    }
+    assert_eq!(host.networks.0.late.lock().unwrap().len(), 1);
     fake.has().stuck = None;
     until(|| fake.has().sandboxes.is_empty()).await;
+    until(|| host.networks.late().is_empty()).await;
+}
+
+#[tokio::test]
+async fn who_is_cancelled_before_netd_is_asked_is_not_attached() {
+    let (host, fake) = (host(), Fake::default());
+    fake.has().versions = [(NETWORK, 4)].into();
+    host.netd.send_replace(Some(fake.serve().await.0));
+    host.until_held(held(1, &[4])).await;
+    // As while netd's sandboxes are compared with the wanted ones.
+    let comparing = host.networks.0.settled.write().await;
+    {
+        let mut attaching = Box::pin(host.networks.attach(TASK, request(TASK), |_| {}));
+        // Until it waits for that.
+        while Arc::strong_count(&host.networks.turn(TASK)) < 3 {
+            assert!(futures::poll!(attaching.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(comparing);
+    host.networks.detach(TASK).await;
+    assert_eq!(fake.has().calls, ["detach 1"]);
 }
 
 #[tokio::test]
