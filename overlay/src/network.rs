@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use skep_fabric::tap;
-use skep_netlink::link::{Bridge, Link, LinkChange, LinkKind, NewLink, Vxlan, VxlanLink};
+use skep_netlink::link::{Bridge, Link, LinkChange, LinkKind, LinkRef, NewLink, Vxlan, VxlanLink};
 use skep_netlink::neighbour::{Neighbour, NeighbourChange};
 use skep_netlink::nft::{
     BaseChain, ChainType, ConnectionState, Element, Family, Hook, Nft, Rule, Selector, Set, Table, Transaction,
@@ -416,7 +417,14 @@ impl LiveNetwork {
         let mut changes = Changes::new();
         let kind = LinkKind::Veth(Box::new(peer));
         changes.add_link(&NewLink { mtu, master: Some(BRIDGE), up: true, ..NewLink::new(name, kind) });
-        self.rtnetlink.apply(&changes)
+        match self.rtnetlink.apply(&changes) {
+            // Of a sandbox of the same task, whose namespace is not gone yet.
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                self.unplug(name)?;
+                self.rtnetlink.apply(&changes)
+            }
+            applied => applied,
+        }
     }
 
     /// Waits until the bridge forwards between a sandbox's device and the way to other hosts: the kernel begins with that
@@ -435,6 +443,13 @@ impl LiveNetwork {
         }
         self.way_forwards.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Takes the device of a sandbox that ends off the bridge; its pair goes with the sandbox's namespace, in the background.
+    /// To delete it takes the kernel tens of milliseconds (`rcu_barrier`), in which whoever has the network waits.
+    /// Idempotent.
+    pub fn disconnect(&self, name: &str) -> Result<(), NetlinkError> {
+        cut_off(&self.rtnetlink, name)
     }
 
     /// Removes a sandbox's pair of devices. Idempotent.
@@ -549,7 +564,18 @@ fn remove_dir(dir: &Path) -> Result<(), NetworkError> {
 pub fn remove_link(rtnetlink: &Rtnetlink, name: &str) -> Result<(), NetlinkError> {
     let mut changes = Changes::new();
     changes.delete_link(name);
-    match rtnetlink.apply(&changes) {
+    apply_if_there(rtnetlink, &changes)
+}
+
+/// Takes a device down, and off its bridge. Idempotent.
+pub fn cut_off(rtnetlink: &Rtnetlink, link: impl Into<LinkRef>) -> Result<(), NetlinkError> {
+    let mut changes = Changes::new();
+    changes.change_link(link, &LinkChange { up: Some(false), master: Some(0), ..LinkChange::default() });
+    apply_if_there(rtnetlink, &changes)
+}
+
+fn apply_if_there(rtnetlink: &Rtnetlink, changes: &Changes) -> Result<(), NetlinkError> {
+    match rtnetlink.apply(changes) {
         Err(error) if !error.is_absent() => Err(error),
         _ => Ok(()),
     }

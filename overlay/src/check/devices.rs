@@ -84,7 +84,10 @@ fn device_of(name: &str, link: Option<&Link>, device: &str, what: &str, mtu: Opt
 
 /// Tasks' ends on the bridge.
 fn plugged(name: &str, wanted: &Wanted, devices: &NetworkDevices) -> Vec<NetworkFinding> {
-    let on_bridge = devices.links.iter().filter(|link| link.name.starts_with("v-"));
+    // Those that are down and on no bridge are of sandboxes that the kernel is removing.
+    let is_going = |link: &&Link| !link.up && link.master.is_none() && !devices.tasks.contains(&link.name);
+    let of_tasks = devices.links.iter().filter(|link| link.name.starts_with("v-"));
+    let on_bridge = of_tasks.filter(|link| !is_going(link));
     let (ours, others): (Vec<&Link>, Vec<&Link>) = on_bridge.partition(|link| devices.tasks.contains(&link.name));
     let mut found = Vec::new();
     for link in ours {
@@ -214,6 +217,8 @@ mod tests {
         one(|devices| devices.links[3].up = false, "its device v-1 is down");
         one(|devices| devices.links[3].mtu = 1400, "device v-1 of a task of network a on this host has an MTU of 1400");
         one(|devices| devices.links.push(link("v-2", 1450)), "devices of tasks that are not there: v-2");
+        let going = problems(|devices| devices.links.push(Link { up: false, ..link("v-2", 1450) }));
+        assert_eq!(going, [] as [&str; 0]);
         one(|devices| devices.entries = (2, 1), "lacks 2 entries that lead to other hosts, and has 1");
     }
 

@@ -15,11 +15,11 @@ use skep_proto::v1;
 
 use super::define::{self, LOCAL};
 use super::request::{self, Place, task_of};
-use super::state::NetworkState;
+use super::state::{NetworkState, Then};
 use super::{Attached, Netd, NetdError, keep, lock, text};
 use crate::endpoint::{self, Plug, Unplug, Wanted};
 use crate::host::Taken;
-use crate::network::remove_link;
+use crate::network::{cut_off, remove_link};
 use crate::plan::ingress::Port;
 
 /// File with a sandbox's address on the host's own bridge, in its folder.
@@ -119,7 +119,7 @@ impl Netd {
         match &made {
             Ok(_) => {
                 for id in left {
-                    self.leave(task, id)?;
+                    self.leave(task, id, Then::Stays)?;
                 }
                 if let Some(attached) = lock(&self.attached).get_mut(&task) {
                     attached.networks = networks;
@@ -201,23 +201,39 @@ impl Netd {
         Ok(response)
     }
 
-    /// Takes sandboxes off networks where they have an address that managers gave to this one since: their tasks have ended,
-    /// and are not taken down yet.
+    /// Takes sandboxes off their networks that have an address or a port of the host that managers gave to this one since:
+    /// their tasks have ended, and are not taken down yet.
     fn displace(&self, task: TaskId, request: &v1::AttachRequest) -> Result<(), NetdError> {
-        let shares = |had: &v1::SandboxEndpoint, end: &v1::SandboxEndpoint| {
-            had.network_id == end.network_id && had.addresses.iter().any(|address| end.addresses.contains(address))
-        };
-        let mut over = Vec::new();
-        for (other, attached) in lock(&self.attached).iter().filter(|(other, _)| **other != task) {
-            let had = attached.request.endpoints.iter();
-            let lost = had.filter(|had| request.endpoints.iter().any(|end| shares(had, end)));
-            over.extend(lost.filter_map(|had| Some((*other, NetworkId::from_wire(&had.network_id).ok()?))));
-        }
-        for (other, network) in over {
-            tracing::info!(task = %other, by = %task, %network, "its address is another task's by now");
-            self.leave(other, network)?;
+        let is_over = |had: &Attached| request::clash(&had.request, request);
+        let over: Vec<(TaskId, Vec<NetworkId>)> = lock(&self.attached)
+            .iter()
+            .filter(|(other, had)| **other != task && is_over(had))
+            .map(|(other, had)| (*other, had.networks.clone()))
+            .collect();
+        for (other, networks) in over {
+            tracing::info!(task = %other, by = %task, "what it had on its networks is another task's by now");
+            for id in networks {
+                self.leave(other, id, Then::Ends)?;
+            }
+            self.note_displaced(other);
         }
         Ok(())
+    }
+
+    /// The next netd must not restore what a sandbox was displaced from. It stays known: nobody attaches it anew.
+    fn note_displaced(&self, task: TaskId) {
+        let request = {
+            let mut attached = lock(&self.attached);
+            let Some(known) = attached.get_mut(&task) else { return };
+            known.networks.clear();
+            let request = &mut known.request;
+            (request.endpoints, request.host_ports, request.local_bridge) = (Vec::new(), Vec::new(), false);
+            request.clone()
+        };
+        if let Err(error) = keep::write(&self.request_file(task), &request) {
+            // Its folder may be gone by now.
+            tracing::debug!(task = %task, "cannot keep what its sandbox is: {error}");
+        }
     }
 
     /// Ports that the routing mesh publishes for a service, as far as its table says.
@@ -303,7 +319,7 @@ impl Netd {
     fn detach_from(&self, task: TaskId, networks: &[NetworkId]) -> Result<(), NetdError> {
         self.runtime.block_on(self.names.remove(&task.to_string()));
         for id in networks {
-            self.leave(task, *id)?;
+            self.leave(task, *id, Then::Ends)?;
         }
         self.remove_sandbox(task)?;
         lock(&self.attached).remove(&task);
@@ -311,9 +327,9 @@ impl Netd {
     }
 
     /// Takes a sandbox off a network.
-    fn leave(&self, task: TaskId, id: NetworkId) -> Result<(), NetdError> {
+    fn leave(&self, task: TaskId, id: NetworkId, then: Then) -> Result<(), NetdError> {
         let network = self.network(id);
-        lock(&network).leave(self, task, &device(task))?;
+        lock(&network).leave(self, task, &device(task), then)?;
         self.forget(&network, id);
         Ok(())
     }
@@ -348,14 +364,15 @@ impl Netd {
         }
     }
 
-    /// Removes a sandbox's devices, also those that no network of ours has the other end of, and its folder.
+    /// Removes a sandbox's folder, and with it its namespace.
     fn remove_sandbox(&self, task: TaskId) -> Result<(), NetdError> {
         let name = task.to_string();
-        // Processes may hold the namespace for a while yet.
+        // Processes may hold it for a while yet: no device of it has its addresses any more.
         if let Ok(namespace) = Namespace::open(&self.sandboxes.net(&name)) {
             let rtnetlink = namespace.enter(Inside::rtnetlink)?;
             for link in rtnetlink.links()?.iter().filter(|link| link.name.starts_with("eth")) {
-                remove_link(&rtnetlink, &link.name)?;
+                // The network's own namespace may be going, and its pair with it.
+                cut_off(&rtnetlink, link.index)?;
             }
         }
         lock(&self.leases).remove(&task);

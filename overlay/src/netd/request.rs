@@ -10,6 +10,7 @@ use skep_proto::v1;
 
 use super::NetdError;
 use super::define::{self, LOCAL};
+use crate::plan::ingress::Port;
 use crate::plan::mac_of;
 
 /// Port of name servers.
@@ -52,6 +53,17 @@ pub(crate) fn ends(request: &v1::AttachRequest) -> Result<Vec<End>, NetdError> {
         Ok(End { network, addresses })
     };
     request.endpoints.iter().map(read).collect()
+}
+
+/// Whether two tasks are to have the same address of a network, or the same port of the host: one of them has ended.
+pub(crate) fn clash(one: &v1::AttachRequest, other: &v1::AttachRequest) -> bool {
+    let same_end = |one: &v1::SandboxEndpoint, other: &v1::SandboxEndpoint| {
+        one.network_id == other.network_id && one.addresses.iter().any(|address| other.addresses.contains(address))
+    };
+    let place = |port: Port| (port.transport, port.published);
+    let mut ports = one.host_ports.iter().filter_map(Port::of).map(place);
+    one.endpoints.iter().any(|one| other.endpoints.iter().any(|other| same_end(one, other)))
+        || ports.any(|one| other.host_ports.iter().filter_map(Port::of).any(|other| place(other) == one))
 }
 
 /// Where these addresses are on a network.
@@ -98,6 +110,23 @@ mod tests {
             assert!(error.contains("one endpoint"), "{error}");
         }
         assert!(super::ends(&asked(&[front], &[10, 1, 0])).unwrap_err().to_string().contains("3 bytes"));
+    }
+
+    #[test]
+    fn tasks_clash_by_an_address_or_a_port_of_the_host() {
+        let [front, back] = [NetworkId::new(7), NetworkId::new(8)];
+        let one = asked(&[front], &[10, 1, 0, 7]);
+        assert!(clash(&one, &asked(&[back, front], &[10, 1, 0, 7])));
+        assert!(!clash(&one, &asked(&[back], &[10, 1, 0, 7])) && !clash(&one, &asked(&[front], &[10, 1, 0, 8])));
+        let published = |published_port, protocol: v1::Protocol| {
+            let protocol = protocol.into();
+            let port = v1::PortSpec { published_port, target_port: 80, protocol, ..v1::PortSpec::default() };
+            v1::AttachRequest { host_ports: vec![port], ..v1::AttachRequest::default() }
+        };
+        let web = published(80, v1::Protocol::Tcp);
+        assert!(clash(&web, &published(80, v1::Protocol::Tcp)));
+        assert!(!clash(&web, &published(80, v1::Protocol::Udp)) && !clash(&web, &published(81, v1::Protocol::Tcp)));
+        assert!(!clash(&published(0, v1::Protocol::Tcp), &published(0, v1::Protocol::Tcp)), "it is none yet");
     }
 
     #[test]

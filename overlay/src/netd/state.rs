@@ -39,6 +39,15 @@ pub(super) struct Member {
     stale: bool,
 }
 
+/// What becomes of a sandbox that leaves a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It is on other networks still.
+    Stays,
+    /// It ends, and its devices with it.
+    Ends,
+}
+
 /// A network on this host.
 pub(super) struct NetworkState {
     pub(super) id: NetworkId,
@@ -496,9 +505,11 @@ impl NetworkState {
     }
 
     /// Forgets a sandbox; the network goes with the last.
-    pub(super) fn leave(&mut self, netd: &Netd, task: TaskId, device: &str) -> Result<(), NetdError> {
-        if let Some(live) = &self.live {
-            live.unplug(device)?;
+    pub(super) fn leave(&mut self, netd: &Netd, task: TaskId, device: &str, then: Then) -> Result<(), NetdError> {
+        match (&self.live, then) {
+            (Some(live), Then::Ends) => live.disconnect(device)?,
+            (Some(live), Then::Stays) => live.unplug(device)?,
+            (None, _) => {}
         }
         self.members.remove(&task);
         self.join_ports(netd, task, Vec::new(), Taken::Insist)?;

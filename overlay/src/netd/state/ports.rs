@@ -46,7 +46,6 @@ impl NetworkState {
             return Ok(());
         }
         let gone: Vec<_> = old.iter().map(on_host).collect();
-        let displaced = self.displace_ports(&ports);
         if !ports.is_empty() {
             self.host_ports.insert(task, ports);
         }
@@ -62,20 +61,8 @@ impl NetworkState {
         netd.publish(&[], &gone, Taken::LeaveOut)?;
         if let (Some(live), Some(index)) = (&self.live, self.index) {
             netd.end_host_ports(live, index, &old);
-            netd.end_host_ports(live, index, &displaced);
         }
         published
-    }
-
-    /// Takes ports off tasks that have ended and are not taken down yet: managers gave them to another since.
-    fn displace_ports(&mut self, ports: &[(Port, IpAddr)]) -> Vec<(Port, IpAddr)> {
-        let is_given = |had: &(Port, IpAddr)| ports.iter().any(|given| on_host(given) == on_host(had));
-        let mut displaced = Vec::new();
-        self.host_ports.retain(|_, had| {
-            displaced.extend(had.extract_if(.., |had| is_given(had)));
-            !had.is_empty()
-        });
-        displaced
     }
 
     /// Those of mode host.
