@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use skep_netlink::NetlinkError;
@@ -109,6 +109,20 @@ struct Attached {
     response: Option<v1::AttachResponse>,
     /// Networks that it is on, or may be.
     networks: Vec<NetworkId>,
+    /// Its place in the order of those that were first asked for.
+    number: u64,
+    /// Managers gave its place to another task: it has ended.
+    displaced: bool,
+}
+
+impl Attached {
+    /// It keeps nothing. Returns the networks that it has to leave.
+    fn displace(&mut self) -> Vec<NetworkId> {
+        let request = &mut self.request;
+        (request.endpoints, request.host_ports, request.local_bridge) = (Vec::new(), Vec::new(), false);
+        self.displaced = true;
+        self.networks.clone()
+    }
 }
 
 /// Everything that netd keeps. Locks are taken in the order of the fields, each network's own after all of them but
@@ -128,6 +142,8 @@ struct Netd {
     tasks: Mutex<BTreeMap<TaskId, Arc<Mutex<()>>>>,
     config: RwLock<Config>,
     attached: Mutex<BTreeMap<TaskId, Attached>>,
+    /// How many sandboxes were asked for.
+    asked: AtomicU64,
     networks: Mutex<BTreeMap<NetworkId, Arc<Mutex<NetworkState>>>>,
     /// Numbers of ways out that are taken.
     indices: Mutex<BTreeSet<u16>>,

@@ -452,6 +452,13 @@ impl LiveNetwork {
         cut_off(&self.rtnetlink, name)
     }
 
+    /// Puts a sandbox's device on the bridge again. Idempotent.
+    pub fn reconnect(&self, name: &str) -> Result<(), NetlinkError> {
+        let mut changes = Changes::new();
+        changes.change_link(name, &LinkChange { up: Some(true), master: Some(BRIDGE), ..LinkChange::default() });
+        self.rtnetlink.apply(&changes)
+    }
+
     /// Removes a sandbox's pair of devices. Idempotent.
     pub fn unplug(&self, name: &str) -> Result<(), NetlinkError> {
         remove_link(&self.rtnetlink, name)

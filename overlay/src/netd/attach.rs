@@ -6,6 +6,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use skep_dns::{Origin, Upstream, View};
 use skep_netlink::{Inside, Namespace};
@@ -57,9 +58,15 @@ impl Netd {
     /// Does so where it is missing still. `None`: it was attached or detached meanwhile.
     pub(super) fn attach_missing(&self, request: v1::AttachRequest) -> Result<Option<v1::AttachResponse>, NetdError> {
         let task = task_of(&request)?;
-        self.in_turn(task, || match self.is_missing(task) {
-            true => self.attach_noted(task, request, |state| state.definition.clone()).map(Some),
-            false => Ok(None),
+        self.in_turn(task, || {
+            if !self.is_missing(task) {
+                return Ok(None);
+            }
+            if !Namespace::is_at(&self.sandboxes.net(&task.to_string())) {
+                // Whoever made it removed it: to make it anew would take its place from others.
+                return self.detach_in_turn(task).map(|()| None);
+            }
+            self.attach_noted(task, request, |state| state.definition.clone()).map(Some)
         })
     }
 
@@ -109,32 +116,53 @@ impl Netd {
         let endpoints = self.endpoints(task, &request, defined)?;
         let networks: Vec<NetworkId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
         // Whatever becomes of this, a detach knows where to look.
-        let left: Vec<NetworkId> =
-            before.into_iter().flat_map(|before| before.networks).filter(|id| !networks.contains(id)).collect();
+        let had = before.iter().flat_map(|before| &before.networks);
+        let left: Vec<NetworkId> = had.filter(|id| !networks.contains(id)).copied().collect();
         let all = networks.iter().chain(&left).copied().collect();
-        let asked = Attached { request: request.clone(), response: None, networks: all };
+        let known = before.map(|before| (before.number, before.displaced));
+        let (number, displaced) = known.unwrap_or_else(|| (self.asked.fetch_add(1, Ordering::Relaxed), false));
+        let asked = Attached { request: request.clone(), response: None, networks: all, number, displaced };
         lock(&self.attached).insert(task, asked.clone());
         let taken = if fresh { Taken::Refuse } else { Taken::Insist };
-        let made = self.attach_all(task, &request, &endpoints, defined, taken);
-        match &made {
-            Ok(_) => {
-                for id in left {
-                    self.leave(task, id, Then::Stays)?;
-                }
-                if let Some(attached) = lock(&self.attached).get_mut(&task) {
-                    attached.networks = networks;
-                }
-                if let Err(error) = keep::write(&self.request_file(task), &request) {
-                    tracing::warn!(task = %task, "cannot keep what its sandbox is: {error}");
-                }
-            }
-            Err(_) if fresh => {
-                // The first error is the one to tell.
-                let _ = self.detach_from(task, &asked.networks);
-            }
-            Err(_) => {}
+        let made = self
+            .attach_all(task, &request, &endpoints, defined, taken)
+            .and_then(|response| self.keep_attached(task, &request, networks, left).map(|()| response));
+        // The first error is the one to tell.
+        if made.is_err() && fresh {
+            let _ = self.detach_from(task, &asked.networks);
+        } else if self.refuse_displaced(task).is_err() {
+            let _ = asked.networks.iter().try_for_each(|id| self.leave(task, *id, Then::Ends));
         }
         made
+    }
+
+    /// What is left to be done when a sandbox is attached.
+    fn keep_attached(
+        &self,
+        task: TaskId,
+        request: &v1::AttachRequest,
+        networks: Vec<NetworkId>,
+        left: Vec<NetworkId>,
+    ) -> Result<(), NetdError> {
+        for id in left {
+            self.leave(task, id, Then::Stays)?;
+        }
+        if let Some(attached) = lock(&self.attached).get_mut(&task) {
+            attached.networks = networks;
+        }
+        self.refuse_displaced(task)?;
+        if let Err(error) = keep::write(&self.request_file(task), request) {
+            tracing::warn!(task = %task, "cannot keep what its sandbox is: {error}");
+        }
+        // Now that it has all of it to leave again.
+        self.refuse_displaced(task)
+    }
+
+    fn refuse_displaced(&self, task: TaskId) -> Result<(), NetdError> {
+        match lock(&self.attached).get(&task).is_some_and(|known| known.displaced) {
+            true => Err(NetdError::Refused("its addresses or ports were given to another task since".to_owned())),
+            false => Ok(()),
+        }
     }
 
     fn attach_all(
@@ -155,6 +183,7 @@ impl Netd {
         if taken == Taken::Refuse {
             self.displace(task, request)?;
         }
+        self.refuse_displaced(task)?;
         self.runtime.block_on(self.names.remove(&task.to_string()));
         let opened = endpoint::ensure(&path, &wanted, !endpoints.is_empty())?;
         let nft = Arc::new(opened.nft);
@@ -173,6 +202,10 @@ impl Netd {
             }
         }
         for network in live {
+            if taken == Taken::Insist {
+                // A netd may have ended while it cut the sandbox off.
+                network.reconnect(&name)?;
+            }
             network.wait_forwarding(&name)?;
         }
         if !ports.is_empty() {
@@ -188,13 +221,12 @@ impl Netd {
             name_server: opened.sockets.is_some(),
             ports: mesh.map_or_else(Vec::new, |each| self.published(each.id, &request.service_id)),
         };
-        let networks = endpoints.iter().map(|endpoint| endpoint.id).collect();
-        let attached = Attached { request: request.clone(), response: Some(response.clone()), networks };
+        let networks: Vec<NetworkId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
         if let Some((udp, tcp)) = opened.sockets {
-            self.names.add(&task.to_string(), udp, tcp, self.view(task, &attached))?;
+            self.names.add(&task.to_string(), udp, tcp, self.view(task, request, &networks))?;
         }
         if let Some(known) = lock(&self.attached).get_mut(&task) {
-            known.response = attached.response;
+            known.response = Some(response.clone());
         }
         // A table that came meanwhile did not know that there is a name server.
         self.refresh_names(task);
@@ -202,38 +234,30 @@ impl Netd {
     }
 
     /// Takes sandboxes off their networks that have an address or a port of the host that managers gave to this one since:
-    /// their tasks have ended, and are not taken down yet.
+    /// their tasks have ended, and are not taken down yet, or are not even whole yet.
     fn displace(&self, task: TaskId, request: &v1::AttachRequest) -> Result<(), NetdError> {
-        let is_over = |had: &Attached| request::clash(&had.request, request);
-        let over: Vec<(TaskId, Vec<NetworkId>)> = lock(&self.attached)
-            .iter()
-            .filter(|(other, had)| **other != task && is_over(had))
-            .map(|(other, had)| (*other, had.networks.clone()))
-            .collect();
+        let over: Vec<(TaskId, Vec<NetworkId>)> = {
+            let mut attached = lock(&self.attached);
+            let own = attached.get(&task).map(|own| own.number);
+            let is_over = |had: &Attached| Some(had.number) < own && request::clash(&had.request, request);
+            let over = attached.iter_mut().filter(|(other, had)| **other != task && is_over(had));
+            over.map(|(other, had)| (*other, had.displace())).collect()
+        };
         for (other, networks) in over {
             tracing::info!(task = %other, by = %task, "what it had on its networks is another task's by now");
             for id in networks {
                 self.leave(other, id, Then::Ends)?;
             }
-            self.note_displaced(other);
+            self.cut_off(other)?;
+            // The next netd must not restore it, nor this one try it again.
+            self.find_sandbox(other);
+            let displaced = lock(&self.attached).get(&other).map(|had| had.request.clone());
+            if let Some(Err(error)) = displaced.map(|request| keep::write(&self.request_file(other), &request)) {
+                // Its folder may be gone by now.
+                tracing::debug!(task = %other, "cannot keep what its sandbox is: {error}");
+            }
         }
         Ok(())
-    }
-
-    /// The next netd must not restore what a sandbox was displaced from. It stays known: nobody attaches it anew.
-    fn note_displaced(&self, task: TaskId) {
-        let request = {
-            let mut attached = lock(&self.attached);
-            let Some(known) = attached.get_mut(&task) else { return };
-            known.networks.clear();
-            let request = &mut known.request;
-            (request.endpoints, request.host_ports, request.local_bridge) = (Vec::new(), Vec::new(), false);
-            request.clone()
-        };
-        if let Err(error) = keep::write(&self.request_file(task), &request) {
-            // Its folder may be gone by now.
-            tracing::debug!(task = %task, "cannot keep what its sandbox is: {error}");
-        }
     }
 
     /// Ports that the routing mesh publishes for a service, as far as its table says.
@@ -306,14 +330,16 @@ impl Netd {
     /// Removes a sandbox. Idempotent.
     pub(super) fn detach(&self, request: &v1::DetachRequest) -> Result<(), NetdError> {
         let task = TaskId::from_wire(&request.task_id).map_err(|source| NetdError::Id("task", source))?;
-        self.in_turn(task, || {
-            self.find_sandbox(task);
-            let networks = lock(&self.attached).get(&task).map(|attached| attached.networks.clone());
-            match networks {
-                Some(networks) => self.detach_from(task, &networks),
-                None => self.detach_found(task),
-            }
-        })
+        self.in_turn(task, || self.detach_in_turn(task))
+    }
+
+    fn detach_in_turn(&self, task: TaskId) -> Result<(), NetdError> {
+        self.find_sandbox(task);
+        let networks = lock(&self.attached).get(&task).map(|attached| attached.networks.clone());
+        match networks {
+            Some(networks) => self.detach_from(task, &networks),
+            None => self.detach_found(task),
+        }
     }
 
     fn detach_from(&self, task: TaskId, networks: &[NetworkId]) -> Result<(), NetdError> {
@@ -364,27 +390,32 @@ impl Netd {
         }
     }
 
-    /// Removes a sandbox's folder, and with it its namespace.
-    fn remove_sandbox(&self, task: TaskId) -> Result<(), NetdError> {
-        let name = task.to_string();
-        // Processes may hold it for a while yet: no device of it has its addresses any more.
-        if let Ok(namespace) = Namespace::open(&self.sandboxes.net(&name)) {
+    /// Takes a sandbox's own devices down: whoever holds its namespace, none of them has its addresses any more.
+    fn cut_off(&self, task: TaskId) -> Result<(), NetdError> {
+        if let Ok(namespace) = Namespace::open(&self.sandboxes.net(&task.to_string())) {
             let rtnetlink = namespace.enter(Inside::rtnetlink)?;
             for link in rtnetlink.links()?.iter().filter(|link| link.name.starts_with("eth")) {
                 // The network's own namespace may be going, and its pair with it.
                 cut_off(&rtnetlink, link.index)?;
             }
         }
+        Ok(())
+    }
+
+    /// Removes a sandbox's folder, and its namespace with the last process in it.
+    fn remove_sandbox(&self, task: TaskId) -> Result<(), NetdError> {
+        let name = task.to_string();
+        self.cut_off(task)?;
         lock(&self.leases).remove(&task);
         self.sandboxes.remove(&name)?;
         Ok(())
     }
 
     /// What the sandbox's name server sees.
-    fn view(&self, task: TaskId, attached: &Attached) -> View {
+    fn view(&self, task: TaskId, request: &v1::AttachRequest, on: &[NetworkId]) -> View {
         let (mut networks, mut names, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
         let mut way_out = false;
-        for id in &attached.networks {
+        for id in on {
             let network = self.network(*id);
             let state = lock(&network);
             let Some(definition) = &state.definition else { continue };
@@ -398,7 +429,7 @@ impl Netd {
                 addresses.extend(row.addresses.iter().copied());
             }
         }
-        let dns = attached.request.dns.clone().unwrap_or_default();
+        let dns = request.dns.clone().unwrap_or_default();
         let servers = request::name_servers(&dns);
         let upstream = match (servers.is_empty(), way_out) {
             (false, _) => Upstream::servers(&servers, Origin::Namespace(self.sandboxes.net(&task.to_string()))),
@@ -412,7 +443,7 @@ impl Netd {
     pub(super) fn refresh_names(&self, task: TaskId) {
         let attached = lock(&self.attached).get(&task).cloned();
         if let Some(attached) = attached {
-            self.names.update(&task.to_string(), self.view(task, &attached));
+            self.names.update(&task.to_string(), self.view(task, &attached.request, &attached.networks));
         }
     }
 

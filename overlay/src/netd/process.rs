@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -125,6 +125,7 @@ async fn serve(options: Options, runtime: tokio::runtime::Handle) -> Result<(), 
         tasks: Mutex::default(),
         config: RwLock::default(),
         attached: Mutex::default(),
+        asked: AtomicU64::new(0),
         missing: Mutex::default(),
         networks: Mutex::default(),
         indices: Mutex::default(),

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use nix::sys::signal::Signal;
-use skep_netlink::link::Link;
-use skep_netlink::{Inside, Namespace};
+use skep_netlink::link::{Link, LinkChange};
+use skep_netlink::{Changes, Inside, Namespace, Rtnetlink};
 use skep_overlay::Sandboxes;
 use skep_proto::v1;
 
@@ -27,6 +27,12 @@ fn request(net: &v1::Network, number: u128, address: IpAddr, ports: &[u16]) -> v
     };
     let host_ports = ports.iter().map(port).collect();
     v1::AttachRequest { host_ports, ..attach_request(number, &[(net, address)]) }
+}
+
+/// The namespace of the only network.
+fn network_of(host: &Host<'_>) -> Rtnetlink {
+    let folder = std::fs::read_dir(host.dir.join("networks")).unwrap().next().unwrap().unwrap().path();
+    Namespace::open(&folder.join("net")).unwrap().enter(Inside::rtnetlink).unwrap()
 }
 
 fn task(host: &Host<'_>, net: &v1::Network, number: u128, address: IpAddr) -> Namespace {
@@ -102,8 +108,7 @@ fn the_devices_of_a_task_that_ended_are_cut_off_and_go_with_its_namespace() {
     let net = network(5, |_| {});
     host.know(&net);
     let client = host.attach(&attach_request(9, &[(&net, address(9))]));
-    let folder = std::fs::read_dir(host.dir.join("networks")).unwrap().next().unwrap().unwrap().path();
-    let bridge = Namespace::open(&folder.join("net")).unwrap().enter(Inside::rtnetlink).unwrap();
+    let bridge = network_of(&host);
     let ended = host.attach(&attach_request(1, &[(&net, address(1))]));
     let before = bridge.links().unwrap();
     host.detach(task_id(1));
@@ -121,6 +126,50 @@ fn the_devices_of_a_task_that_ended_are_cut_off_and_go_with_its_namespace() {
 }
 
 #[test]
+fn a_task_has_the_address_of_the_underlay_that_another_had() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.host(1);
+    let mut lan = network(77, |spec| {
+        spec.driver = v1::NetworkDriver::Macvlan.into();
+        spec.options.insert("parent".into(), "eth0".into());
+    });
+    lan.subnets[0].subnet = "10.77.0.0/24".into();
+    lan.subnets[0].gateway = "10.77.0.100".into();
+    host.know(&lan);
+    let [ended, given] = [1, 2].map(|number| host.attach(&attach_request(number, &[(&lan, [10, 77, 0, 40].into())])));
+    assert!(ping(&given, "10.77.0.100") && is_silent(&ended, "10.77.0.100"));
+}
+
+#[test]
+fn a_task_that_was_half_cut_off_is_whole_with_the_next_netd() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut host = lab.host(1);
+    let net = network(5, |_| {});
+    host.know(&net);
+    let client = host.attach(&attach_request(9, &[(&net, address(9))]));
+    let sandbox = task(&host, &net, 1, address(1));
+    let bridge = network_of(&host);
+    let device =
+        |links: Vec<Link>| links.into_iter().find(|link| link.name.starts_with(&format!("v-{}", task_id(1))[..14]));
+    let index = device(bridge.links().unwrap()).unwrap().index;
+    let mut changes = Changes::new();
+    changes.change_link(index, &LinkChange { up: Some(false), master: Some(0), ..LinkChange::default() });
+    bridge.apply(&changes).unwrap();
+    assert!(is_silent(&client, "10.5.1.1"));
+    host.signal(Signal::SIGKILL);
+    let state = host.start_alone();
+    assert_eq!(state.sandboxes.len(), 2);
+    assert_eq!(who(&client, SocketAddr::new(address(1), 80)).unwrap(), "task1");
+    drop(sandbox);
+}
+
+#[test]
 fn a_network_that_was_being_removed_goes_with_the_next_netd() {
     if !root() {
         return;
@@ -131,11 +180,10 @@ fn a_network_that_was_being_removed_goes_with_the_next_netd() {
     host.know(&net);
     host.attach(&attach_request(1, &[(&net, address(1))]));
     let networks = host.dir.join("networks");
-    let folder = std::fs::read_dir(&networks).unwrap().next().unwrap().unwrap().path();
+    let network = network_of(&host);
     host.signal(Signal::SIGKILL);
     // The sandbox is gone already, as in the middle of a detach.
     Sandboxes::open(&host.dir.join("sandboxes")).unwrap().remove(&task_id(1).to_string()).unwrap();
-    let network = Namespace::open(&folder.join("net")).unwrap().enter(Inside::rtnetlink).unwrap();
     until("its device is there still", || {
         network.links().unwrap().iter().all(|link| !link.name.starts_with("v-")).then_some(())
     });
