@@ -30,6 +30,9 @@ pub use publish::Taken;
 
 /// What an Ethernet carries, where the underlay's device is not known.
 const ETHERNET: u32 = 1500;
+/// The name of a macvlan device until it is where it belongs: older kernels (6.1) refuse a name that a device of the host has,
+/// though the new one is made elsewhere.
+const ARRIVING: &str = "skep-arriving";
 
 /// For how long it waits in all for ports that an earlier netd has still: that one is about to be gone.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -260,11 +263,17 @@ impl Host {
         if let Some(mtu) = mtu.filter(|mtu| *mtu > link.mtu) {
             return refuse(format!("the network's option `mtu` is {mtu}, and the device's own is {}", link.mtu));
         }
+        let there = sandbox.enter(Inside::rtnetlink)?;
+        remove_link(&there, ARRIVING)?;
         let mut changes = Changes::new();
         let kind = LinkKind::Macvlan(Macvlan { parent: link.index });
         let namespace = Some(sandbox.as_fd());
-        changes.add_link(&NewLink { mac: Some(mac), mtu, namespace, ..NewLink::new(inner, kind) });
-        self.rtnetlink.apply(&changes)
+        changes.add_link(&NewLink { mac: Some(mac), mtu, namespace, ..NewLink::new(ARRIVING, kind) });
+        self.rtnetlink.apply(&changes)?;
+        let Some(arrived) = there.link(ARRIVING)? else { return refuse("it is not there".to_owned()) };
+        let mut changes = Changes::new();
+        changes.change_link(arrived.index, &LinkChange { name: Some(inner.to_owned()), ..LinkChange::default() });
+        there.apply(&changes)
     }
 
     /// The largest packet of the device that has an address; Ethernet's where none has it.

@@ -156,7 +156,9 @@ async fn system_calls_that_lead_out_are_refused() {
         spec.apparmor = AppArmor::Unconfined;
     })
     .await;
-    assert_eq!(wrong(&admin, |call| Some(call.admin)), none, "with CAP_SYS_ADMIN, as Docker has it");
+    // Older kernels (6.1) take it for CAP_SYSLOG.
+    let expected = |call: &Call| (call.name != "syslog").then_some(call.admin);
+    assert_eq!(wrong(&admin, expected), none, "with CAP_SYS_ADMIN, as Docker has it");
     let free = results(&world, "free", |spec| {
         spec.apparmor = AppArmor::Unconfined;
         spec.seccomp = Seccomp::Unconfined;
@@ -613,7 +615,8 @@ async fn a_null_device_that_is_something_else_covers_nothing_with_it() {
                 container.wait().await;
                 let (out, err) = said(&spec.log_dir).await;
                 container.remove().await.unwrap();
-                assert_eq!(out, "harmless\nend\n", "{err}");
+                // The latter where what covers it is on a file system without devices.
+                assert!(["harmless\nend\n", "end\n"].contains(&out.as_str()), "{out}: {err}");
             }
             Err(error) => assert!(error.to_string().contains("/dev"), "{error}"),
         }

@@ -195,6 +195,8 @@ fn resolve_ports(
 /// host's own listeners, on every host in mode ingress: managers, image transfers and the mesh would lead into a container.
 fn swarm_ports(state: &State) -> BTreeMap<(Protocol, u32), (&'static str, &str)> {
     let mut ports = BTreeMap::new();
+    let asked = state.cluster().map_or(0, |cluster| cluster.spec.data_path_port);
+    let data_path_port = if asked == 0 { DATA_PATH_PORT } else { asked };
     for node in state.nodes() {
         let description = node.description.as_deref();
         let fabric = description.and_then(|description| description.fabric.as_ref());
@@ -209,11 +211,8 @@ fn swarm_ports(state: &State) -> BTreeMap<(Protocol, u32), (&'static str, &str)>
                 ports.entry((protocol, number)).or_insert((what, node.hostname()));
             }
         }
-        if fabric.is_some_and(|fabric| !fabric.vxlan_addr.is_empty()) {
-            let asked = state.cluster().map_or(0, |cluster| cluster.spec.data_path_port);
-            let number = if asked == 0 { DATA_PATH_PORT } else { asked };
-            ports.entry((Protocol::Udp, number)).or_insert(("the overlays' data path", node.hostname()));
-        }
+        // Also on one that has not told of its networks yet.
+        ports.entry((Protocol::Udp, data_path_port)).or_insert(("the overlays' data path", node.hostname()));
     }
     ports
 }

@@ -18,6 +18,11 @@ use crate::object::{ManagerStatus, Meta, Node, Revision, Service};
 #[test]
 fn ports_that_nodes_listen_on_are_not_published() {
     let mut leader = Leader::new("10.1.0.0/24");
+    let refused = leader.create(1, 1, |spec, _| {
+        publish(spec, &[4789]);
+        spec.endpoint.as_mut().unwrap().ports[0].set_protocol(Protocol::Udp);
+    });
+    assert!(refused.contains("is the overlays' data path, of node"), "before a node tells: {refused}");
     let mut node = Node::clone(leader.state.nodes().next().unwrap());
     node.manager = Some(ManagerStatus { raft_id: 1, addr: "192.0.2.1:2377".into() });
     let fabric = Some(FabricEndpoint {
