@@ -98,7 +98,7 @@ fn setup(inside: &Inside, wanted: &[Wanted<'_>], name_server: bool, fresh: bool)
             Some(link) if link.mac == Some(endpoint.mac) => link.index,
             found => {
                 if found.is_some() {
-                    crate::network::remove_link(&rtnetlink, &name)?;
+                    crate::link::remove(&rtnetlink, &name)?;
                 }
                 if !fresh {
                     // Its other end may be left of a sandbox that was half made.

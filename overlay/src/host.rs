@@ -18,7 +18,7 @@ use skep_netlink::nft::Nft;
 use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
 
-use crate::network::remove_link;
+use crate::link;
 use crate::plan::out;
 
 pub mod firewall;
@@ -243,7 +243,7 @@ impl Host {
 
     /// Deletes a device of ours. Idempotent.
     pub fn remove_link(&self, name: &str) -> Result<(), NetlinkError> {
-        remove_link(&self.rtnetlink, name)
+        link::remove(&self.rtnetlink, name)
     }
 
     /// Puts a second address of one of the host's devices into a sandbox.
@@ -264,13 +264,13 @@ impl Host {
             return refuse(format!("the network's option `mtu` is {mtu}, and the device's own is {}", link.mtu));
         }
         let there = sandbox.enter(Inside::rtnetlink)?;
-        remove_link(&there, ARRIVING)?;
+        link::remove(&there, ARRIVING)?;
         let mut changes = Changes::new();
         let kind = LinkKind::Macvlan(Macvlan { parent: link.index });
         let namespace = Some(sandbox.as_fd());
         changes.add_link(&NewLink { mac: Some(mac), mtu, namespace, ..NewLink::new(ARRIVING, kind) });
         self.rtnetlink.apply(&changes)?;
-        let Some(arrived) = there.link(ARRIVING)? else { return refuse("it is not there".to_owned()) };
+        let Some(arrived) = there.link(ARRIVING)? else { return refuse("it did not come to the sandbox".to_owned()) };
         let mut changes = Changes::new();
         changes.change_link(arrived.index, &LinkChange { name: Some(inner.to_owned()), ..LinkChange::default() });
         there.apply(&changes)

@@ -11,6 +11,7 @@ pub mod endpoint;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod host;
+pub mod link;
 pub mod mesh;
 pub mod netd;
 pub mod network;

@@ -8,6 +8,7 @@
 mod attach;
 mod check;
 mod define;
+mod displace;
 mod drain;
 pub(crate) mod keep;
 mod process;
@@ -113,16 +114,6 @@ struct Attached {
     number: u64,
     /// Managers gave its place to another task: it has ended.
     displaced: bool,
-}
-
-impl Attached {
-    /// It keeps nothing. Returns the networks that it has to leave.
-    fn displace(&mut self) -> Vec<NetworkId> {
-        let request = &mut self.request;
-        (request.endpoints, request.host_ports, request.local_bridge) = (Vec::new(), Vec::new(), false);
-        self.displaced = true;
-        self.networks.clone()
-    }
 }
 
 /// Everything that netd keeps. Locks are taken in the order of the fields, each network's own after all of them but

@@ -6,6 +6,7 @@
 //! is, and what is wrong is made right, so that a netd that was killed anywhere goes on. Never touches sandboxes.
 
 mod check;
+pub mod plug;
 
 use std::fs;
 use std::io;
@@ -13,12 +14,10 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
 
-use nix::errno::Errno;
 use skep_fabric::tap;
-use skep_netlink::link::{Bridge, Link, LinkChange, LinkKind, LinkRef, NewLink, Vxlan, VxlanLink};
+use skep_netlink::link::{Bridge, Link, LinkChange, LinkKind, NewLink, Vxlan, VxlanLink};
 use skep_netlink::neighbour::{Neighbour, NeighbourChange};
 use skep_netlink::nft::{
     BaseChain, ChainType, ConnectionState, Element, Family, Hook, Nft, Rule, Selector, Set, Table, Transaction,
@@ -29,6 +28,7 @@ use skep_netlink::sysctl::{Scope, Sysctl};
 use skep_netlink::{Changes, Inside, MacAddress, Namespace, NetlinkError, Prefix, Rtnetlink};
 
 use crate::host::Host;
+use crate::link;
 use crate::mesh::{self, Mesh, MeshError};
 use crate::plan;
 use crate::plan::ingress::Port;
@@ -48,9 +48,6 @@ const INDEX: &str = "index";
 const OVERLAY: &str = "overlay";
 /// What a way out carries at least.
 const ETHERNET: u32 = 1500;
-/// How long a bridge's port may take until it forwards: the kernel's linkwatch, on a host under load.
-const FORWARDING: Duration = Duration::from_secs(5);
-
 /// Why a network cannot be made or changed on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -287,7 +284,7 @@ impl LiveNetwork {
             return Ok(());
         }
         if found.is_some() {
-            remove_link(&self.rtnetlink, OVERLAY)?;
+            link::remove(&self.rtnetlink, OVERLAY)?;
         }
         let mut changes = Changes::new();
         changes.add_link(&NewLink {
@@ -307,7 +304,7 @@ impl LiveNetwork {
         let mtu = self.wanted.mtu;
         let is_tap = found.is_some_and(|link| link.kind.as_deref() == Some("tun"));
         if found.is_some() && !is_tap {
-            remove_link(&self.rtnetlink, OVERLAY)?;
+            link::remove(&self.rtnetlink, OVERLAY)?;
         }
         if !is_tap || found.is_some_and(|link| link.mtu != mtu) {
             mesh.detach(vni);
@@ -409,66 +406,6 @@ impl LiveNetwork {
         &self.nft
     }
 
-    /// Plugs a sandbox in: a pair of devices, `name` on the bridge and `inner` in the sandbox, which is down still.
-    pub fn plug(&self, name: &str, inner: &str, mac: MacAddress, sandbox: &Namespace) -> Result<(), NetlinkError> {
-        let mtu = Some(self.wanted.mtu);
-        let namespace = Some(sandbox.as_fd());
-        let peer = NewLink { mtu, mac: Some(mac), namespace, ..NewLink::new(inner, LinkKind::Peer) };
-        let mut changes = Changes::new();
-        let kind = LinkKind::Veth(Box::new(peer));
-        changes.add_link(&NewLink { mtu, master: Some(BRIDGE), up: true, ..NewLink::new(name, kind) });
-        match self.rtnetlink.apply(&changes) {
-            // Of a sandbox of the same task, whose namespace is not gone yet.
-            Err(error) if error.errno() == Some(Errno::EEXIST) => {
-                self.unplug(name)?;
-                self.rtnetlink.apply(&changes)
-            }
-            applied => applied,
-        }
-    }
-
-    /// Waits until the bridge forwards between a sandbox's device and the way to other hosts: the kernel begins with that
-    /// a moment after both ends are up, and loses frames until then.
-    pub fn wait_forwarding(&self, name: &str) -> Result<(), NetlinkError> {
-        let deadline = Instant::now() + FORWARDING;
-        let asks = self.wanted.port != OverlayPort::Local && !self.way_forwards.load(Ordering::Relaxed);
-        for name in [Some(name), asks.then_some(OVERLAY)].into_iter().flatten() {
-            while !self.rtnetlink.link(name)?.is_some_and(|link| link.forwarding) {
-                if Instant::now() > deadline {
-                    let problem = format!("its bridge does not forward after {} s", FORWARDING.as_secs());
-                    return Err(NetlinkError::Invalid { action: format!("connect device {name}"), problem });
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        self.way_forwards.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes the device of a sandbox that ends off the bridge; its pair goes with the sandbox's namespace, in the background.
-    /// To delete it takes the kernel tens of milliseconds (`rcu_barrier`), in which whoever has the network waits.
-    /// Idempotent.
-    pub fn disconnect(&self, name: &str) -> Result<(), NetlinkError> {
-        cut_off(&self.rtnetlink, name)
-    }
-
-    /// Puts a sandbox's device on the bridge again. Idempotent.
-    pub fn reconnect(&self, name: &str) -> Result<(), NetlinkError> {
-        let mut changes = Changes::new();
-        changes.change_link(name, &LinkChange { up: Some(true), master: Some(BRIDGE), ..LinkChange::default() });
-        self.rtnetlink.apply(&changes)
-    }
-
-    /// Removes a sandbox's pair of devices. Idempotent.
-    pub fn unplug(&self, name: &str) -> Result<(), NetlinkError> {
-        remove_link(&self.rtnetlink, name)
-    }
-
-    /// Whether any sandbox is plugged in.
-    pub fn has_sandboxes(&self) -> Result<bool, NetlinkError> {
-        plugged(&self.rtnetlink)
-    }
-
     /// Changes entries for other hosts' endpoints.
     pub fn change_neighbours(&self, changes: &[NeighbourChange]) -> Result<(), NetlinkError> {
         if changes.is_empty() {
@@ -530,22 +467,10 @@ impl LiveNetwork {
     pub fn remove(&self) -> Result<(), NetworkError> {
         // Not left to the namespace's end: that comes later, and a VXLAN's number would be taken until then.
         for name in [OVERLAY, "out0", "br0"] {
-            remove_link(&self.rtnetlink, name)?;
+            link::remove(&self.rtnetlink, name)?;
         }
         remove_dir(&self.dir)
     }
-}
-
-/// Whether any sandbox is plugged into the network in a folder, where there is one.
-pub fn has_sandboxes(dir: &Path) -> Result<bool, NetlinkError> {
-    match Namespace::open(&dir.join(NET)) {
-        Ok(namespace) => plugged(&namespace.enter(Inside::rtnetlink)?),
-        Err(_) => Ok(false),
-    }
-}
-
-fn plugged(rtnetlink: &Rtnetlink) -> Result<bool, NetlinkError> {
-    Ok(rtnetlink.links()?.iter().any(|link| link.master == Some(BRIDGE) && link.name != OVERLAY))
 }
 
 /// Removes the network in a folder, whatever it was.
@@ -553,7 +478,7 @@ pub fn remove(dir: &Path) -> Result<(), NetworkError> {
     if let Ok(namespace) = Namespace::open(&dir.join(NET)) {
         let rtnetlink = namespace.enter(Inside::rtnetlink)?;
         for name in [OVERLAY, "out0", "br0"] {
-            remove_link(&rtnetlink, name)?;
+            link::remove(&rtnetlink, name)?;
         }
     }
     remove_dir(dir)
@@ -563,27 +488,6 @@ fn remove_dir(dir: &Path) -> Result<(), NetworkError> {
     Namespace::remove(&dir.join(NET))?;
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", dir)(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Deletes a device. Idempotent.
-pub fn remove_link(rtnetlink: &Rtnetlink, name: &str) -> Result<(), NetlinkError> {
-    let mut changes = Changes::new();
-    changes.delete_link(name);
-    apply_if_there(rtnetlink, &changes)
-}
-
-/// Takes a device down, and off its bridge. Idempotent.
-pub fn cut_off(rtnetlink: &Rtnetlink, link: impl Into<LinkRef>) -> Result<(), NetlinkError> {
-    let mut changes = Changes::new();
-    changes.change_link(link, &LinkChange { up: Some(false), master: Some(0), ..LinkChange::default() });
-    apply_if_there(rtnetlink, &changes)
-}
-
-fn apply_if_there(rtnetlink: &Rtnetlink, changes: &Changes) -> Result<(), NetlinkError> {
-    match rtnetlink.apply(changes) {
-        Err(error) if !error.is_absent() => Err(error),
         _ => Ok(()),
     }
 }

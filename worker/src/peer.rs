@@ -49,6 +49,14 @@ pub trait TicketCheck: Send + Sync + 'static {
     fn image(&self, request: &Request<()>, ticket: &[u8]) -> Result<Grant, Status>;
 }
 
+/// What is asked for, once it is granted.
+struct Asked {
+    bearer: NodeId,
+    image: Digest,
+    blob: Digest,
+    offset: u64,
+}
+
 /// The service.
 #[derive(Clone)]
 pub struct PeerService {
@@ -98,6 +106,51 @@ impl PeerService {
         };
         permit(own).await
     }
+
+    /// A blob's size, and its file from there on.
+    async fn open(&self, blob: &Digest, offset: u64) -> Result<(u64, File), Status> {
+        let (size_bytes, mut file) = self.store.open_blob(blob).await.map_err(|error| match error {
+            StoreError::NoBlob(_) => Status::not_found(error.to_string()),
+            other => Status::internal(other.to_string()),
+        })?;
+        if offset > size_bytes {
+            return Err(Status::out_of_range(format!("the blob has {size_bytes} bytes")));
+        }
+        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(unreadable)?;
+        Ok((size_bytes, file))
+    }
+
+    /// Sends a blob when its turn has come, and ends with its reader.
+    async fn serve(self, asked: Asked, chunks: Chunks, hung_up: oneshot::Receiver<Infallible>) {
+        let turns = async {
+            let own = self.turn(asked.bearer).await?;
+            Ok((own, permit(Arc::clone(&self.streams)).await?))
+        };
+        let Some(turns) = waiting(turns, &chunks, self.read_within / TOLD).await else { return };
+        match self.send_in_turn(turns, &asked, &chunks).await {
+            Ok(_own) => {
+                drop(chunks);
+                // Who keeps streams open without reading them has no others for them.
+                let _ = hung_up.await;
+            }
+            Err(status) => drop(chunks.send_timeout(Err(status), self.read_within).await),
+        }
+    }
+
+    /// Gives back the reader's own part of the streams.
+    async fn send_in_turn(
+        &self,
+        turns: Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Status>,
+        asked: &Asked,
+        chunks: &Chunks,
+    ) -> Result<OwnedSemaphorePermit, Status> {
+        let (own, _stream) = turns?;
+        // Not before: whoever waits must not keep an image here. One that went meanwhile is not found.
+        let _pin = self.store.pin(&asked.image);
+        let (size_bytes, file) = self.open(&asked.blob, asked.offset).await?;
+        send(file, size_bytes, chunks, self.read_within).await;
+        Ok(own)
+    }
 }
 
 async fn permit(streams: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
@@ -130,55 +183,6 @@ impl Peer for PeerService {
         let asked = Asked { bearer, image, blob, offset: message.offset };
         tokio::spawn(self.clone().serve(asked, sender, hung_up));
         Ok(Response::new(Box::pin(answer(chunks, size_bytes - message.offset, reader))))
-    }
-}
-
-/// What is asked for, once it is granted.
-struct Asked {
-    bearer: NodeId,
-    image: Digest,
-    blob: Digest,
-    offset: u64,
-}
-
-impl PeerService {
-    /// A blob's size, and its file from there on.
-    async fn open(&self, blob: &Digest, offset: u64) -> Result<(u64, File), Status> {
-        let (size_bytes, mut file) = self.store.open_blob(blob).await.map_err(|error| match error {
-            StoreError::NoBlob(_) => Status::not_found(error.to_string()),
-            other => Status::internal(other.to_string()),
-        })?;
-        if offset > size_bytes {
-            return Err(Status::out_of_range(format!("the blob has {size_bytes} bytes")));
-        }
-        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(unreadable)?;
-        Ok((size_bytes, file))
-    }
-
-    /// Sends a blob when its turn has come.
-    async fn serve(self, asked: Asked, chunks: Chunks, hung_up: oneshot::Receiver<Infallible>) {
-        let turns = async {
-            let own = self.turn(asked.bearer).await?;
-            Ok((own, permit(Arc::clone(&self.streams)).await?))
-        };
-        let Some(turns) = waiting(turns, &chunks, self.read_within / TOLD).await else { return };
-        let own = match turns {
-            Ok((own, stream)) => {
-                // Not before: whoever waits must not keep an image here. One that went meanwhile is not found.
-                let pin = self.store.pin(&asked.image);
-                match self.open(&asked.blob, asked.offset).await {
-                    Ok((size_bytes, file)) => send(file, size_bytes, &chunks, self.read_within).await,
-                    Err(status) => drop(chunks.send_timeout(Err(status), self.read_within).await),
-                }
-                drop((pin, stream));
-                own
-            }
-            Err(status) => return drop(chunks.send_timeout(Err(status), self.read_within).await),
-        };
-        drop(chunks);
-        // Who keeps streams open without reading them has no others for them.
-        let _ = hung_up.await;
-        drop(own);
     }
 }
 

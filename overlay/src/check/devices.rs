@@ -84,11 +84,10 @@ fn device_of(name: &str, link: Option<&Link>, device: &str, what: &str, mtu: Opt
 
 /// Tasks' ends on the bridge.
 fn plugged(name: &str, wanted: &Wanted, devices: &NetworkDevices) -> Vec<NetworkFinding> {
-    // Those that are down and on no bridge are of sandboxes that the kernel is removing.
-    let is_going = |link: &&Link| !link.up && link.master.is_none() && !devices.tasks.contains(&link.name);
     let of_tasks = devices.links.iter().filter(|link| link.name.starts_with("v-"));
-    let on_bridge = of_tasks.filter(|link| !is_going(link));
-    let (ours, others): (Vec<&Link>, Vec<&Link>) = on_bridge.partition(|link| devices.tasks.contains(&link.name));
+    let (ours, mut others): (Vec<&Link>, Vec<&Link>) = of_tasks.partition(|link| devices.tasks.contains(&link.name));
+    // Those that are cut off are of sandboxes that the kernel is removing.
+    others.retain(|link| link.up || link.master.is_some());
     let mut found = Vec::new();
     for link in ours {
         let device = &link.name;

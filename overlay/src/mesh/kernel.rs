@@ -78,7 +78,7 @@ pub(super) fn remove(dir: &Path) -> Result<(), MeshError> {
     let path = dir.join(NET);
     if let Ok(namespace) = Namespace::open(&path) {
         // Not left to the namespace's end: that comes later, and the UDP port would be taken until then.
-        crate::network::remove_link(&namespace.enter(Inside::rtnetlink)?, DEVICE)?;
+        crate::link::remove(&namespace.enter(Inside::rtnetlink)?, DEVICE)?;
     }
     if dir.exists() {
         Namespace::remove(&path)?;
@@ -242,7 +242,7 @@ impl Kernel {
 
     /// Removes the device. Networks' VXLAN devices stay, and send again through the next one.
     pub(super) fn stop(&self) -> Result<(), MeshError> {
-        Ok(crate::network::remove_link(&self.rtnetlink, DEVICE)?)
+        Ok(crate::link::remove(&self.rtnetlink, DEVICE)?)
     }
 }
 

@@ -15,12 +15,13 @@ use skep_proto::id::{NetworkId, ServiceId, TaskId};
 use skep_proto::v1;
 
 use super::define::{self, LOCAL};
+use super::displace::displaced;
 use super::request::{self, Place, task_of};
 use super::state::{NetworkState, Then};
 use super::{Attached, Netd, NetdError, keep, lock, text};
 use crate::endpoint::{self, Plug, Unplug, Wanted};
 use crate::host::Taken;
-use crate::network::{cut_off, remove_link};
+use crate::link;
 use crate::plan::ingress::Port;
 
 /// File with a sandbox's address on the host's own bridge, in its folder.
@@ -94,7 +95,10 @@ impl Netd {
         let made = self.attach_in_turn(task, request.clone(), defined);
         match &made {
             Ok(_) => self.find_sandbox(task),
-            Err(error) if there => self.lose_sandbox(task, Some(request), text(error)),
+            // One that was displaced has ended: nothing of it is lost.
+            Err(error) if there && self.refuse_displaced(task).is_ok() => {
+                self.lose_sandbox(task, Some(request), text(error))
+            }
             Err(_) => {}
         }
         made
@@ -118,22 +122,32 @@ impl Netd {
         // Whatever becomes of this, a detach knows where to look.
         let had = before.iter().flat_map(|before| &before.networks);
         let left: Vec<NetworkId> = had.filter(|id| !networks.contains(id)).copied().collect();
-        let all = networks.iter().chain(&left).copied().collect();
-        let known = before.map(|before| (before.number, before.displaced));
-        let (number, displaced) = known.unwrap_or_else(|| (self.asked.fetch_add(1, Ordering::Relaxed), false));
-        let asked = Attached { request: request.clone(), response: None, networks: all, number, displaced };
-        lock(&self.attached).insert(task, asked.clone());
+        let all: Vec<NetworkId> = networks.iter().chain(&left).copied().collect();
+        self.note_asked(task, &request, all.clone())?;
         let taken = if fresh { Taken::Refuse } else { Taken::Insist };
         let made = self
             .attach_all(task, &request, &endpoints, defined, taken)
             .and_then(|response| self.keep_attached(task, &request, networks, left).map(|()| response));
         // The first error is the one to tell.
         if made.is_err() && fresh {
-            let _ = self.detach_from(task, &asked.networks);
+            let _ = self.detach_from(task, &all);
         } else if self.refuse_displaced(task).is_err() {
-            let _ = asked.networks.iter().try_for_each(|id| self.leave(task, *id, Then::Ends));
+            let _ = all.iter().try_for_each(|id| self.leave(task, *id, Then::Ends));
         }
         made
+    }
+
+    /// Takes note of what is asked for, and in what order.
+    fn note_asked(&self, task: TaskId, request: &v1::AttachRequest, networks: Vec<NetworkId>) -> Result<(), NetdError> {
+        let mut attached = lock(&self.attached);
+        let number = match attached.get(&task) {
+            Some(known) if known.displaced => return Err(displaced()),
+            Some(known) => known.number,
+            None => self.asked.fetch_add(1, Ordering::Relaxed),
+        };
+        let asked = Attached { request: request.clone(), response: None, networks, number, displaced: false };
+        attached.insert(task, asked);
+        Ok(())
     }
 
     /// What is left to be done when a sandbox is attached.
@@ -158,13 +172,6 @@ impl Netd {
         self.refuse_displaced(task)
     }
 
-    fn refuse_displaced(&self, task: TaskId) -> Result<(), NetdError> {
-        match lock(&self.attached).get(&task).is_some_and(|known| known.displaced) {
-            true => Err(NetdError::Refused("its addresses or ports were given to another task since".to_owned())),
-            false => Ok(()),
-        }
-    }
-
     fn attach_all(
         &self,
         task: TaskId,
@@ -181,7 +188,7 @@ impl Netd {
             wanted.push(self.endpoint(task, each, &name, defined)?);
         }
         if taken == Taken::Refuse {
-            self.displace(task, request)?;
+            self.displace(task)?;
         }
         self.refuse_displaced(task)?;
         self.runtime.block_on(self.names.remove(&task.to_string()));
@@ -231,33 +238,6 @@ impl Netd {
         // A table that came meanwhile did not know that there is a name server.
         self.refresh_names(task);
         Ok(response)
-    }
-
-    /// Takes sandboxes off their networks that have an address or a port of the host that managers gave to this one since:
-    /// their tasks have ended, and are not taken down yet, or are not even whole yet.
-    fn displace(&self, task: TaskId, request: &v1::AttachRequest) -> Result<(), NetdError> {
-        let over: Vec<(TaskId, Vec<NetworkId>)> = {
-            let mut attached = lock(&self.attached);
-            let own = attached.get(&task).map(|own| own.number);
-            let is_over = |had: &Attached| Some(had.number) < own && request::clash(&had.request, request);
-            let over = attached.iter_mut().filter(|(other, had)| **other != task && is_over(had));
-            over.map(|(other, had)| (*other, had.displace())).collect()
-        };
-        for (other, networks) in over {
-            tracing::info!(task = %other, by = %task, "what it had on its networks is another task's by now");
-            for id in networks {
-                self.leave(other, id, Then::Ends)?;
-            }
-            self.cut_off(other)?;
-            // The next netd must not restore it, nor this one try it again.
-            self.find_sandbox(other);
-            let displaced = lock(&self.attached).get(&other).map(|had| had.request.clone());
-            if let Some(Err(error)) = displaced.map(|request| keep::write(&self.request_file(other), &request)) {
-                // Its folder may be gone by now.
-                tracing::debug!(task = %other, "cannot keep what its sandbox is: {error}");
-            }
-        }
-        Ok(())
     }
 
     /// Ports that the routing mesh publishes for a service, as far as its table says.
@@ -353,7 +333,7 @@ impl Netd {
     }
 
     /// Takes a sandbox off a network.
-    fn leave(&self, task: TaskId, id: NetworkId, then: Then) -> Result<(), NetdError> {
+    pub(super) fn leave(&self, task: TaskId, id: NetworkId, then: Then) -> Result<(), NetdError> {
         let network = self.network(id);
         lock(&network).leave(self, task, &device(task), then)?;
         self.forget(&network, id);
@@ -368,7 +348,7 @@ impl Netd {
                 continue;
             };
             if let Ok(namespace) = Namespace::open(&dir.join("net")) {
-                remove_link(&namespace.enter(Inside::rtnetlink)?, &device(task))?;
+                link::remove(&namespace.enter(Inside::rtnetlink)?, &device(task))?;
             }
             let network = self.network(id);
             lock(&network).tidy(self)?;
@@ -391,12 +371,12 @@ impl Netd {
     }
 
     /// Takes a sandbox's own devices down: whoever holds its namespace, none of them has its addresses any more.
-    fn cut_off(&self, task: TaskId) -> Result<(), NetdError> {
+    pub(super) fn cut_off(&self, task: TaskId) -> Result<(), NetdError> {
         if let Ok(namespace) = Namespace::open(&self.sandboxes.net(&task.to_string())) {
             let rtnetlink = namespace.enter(Inside::rtnetlink)?;
-            for link in rtnetlink.links()?.iter().filter(|link| link.name.starts_with("eth")) {
+            for device in rtnetlink.links()?.iter().filter(|device| device.name.starts_with("eth")) {
                 // The network's own namespace may be going, and its pair with it.
-                cut_off(&rtnetlink, link.index)?;
+                link::cut_off(&rtnetlink, device.index)?;
             }
         }
         Ok(())

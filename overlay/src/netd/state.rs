@@ -18,7 +18,7 @@ use skep_proto::v1;
 use super::keep::{Journal, KeptTable};
 use super::{Netd, NetdError, define};
 use crate::host::{Published, Taken};
-use crate::network::{self, LiveNetwork, OverlayPort, PORT};
+use crate::network::{self, LiveNetwork, OverlayPort, PORT, plug};
 use crate::plan::balance::{Balance, Kind};
 use crate::plan::drain;
 use crate::plan::forwarding::{Forwarding, Way};
@@ -525,7 +525,7 @@ impl NetworkState {
         // Of sandboxes that an earlier netd made and nobody has claimed yet.
         let found = match &self.live {
             Some(live) => live.has_sandboxes()?,
-            None => network::has_sandboxes(&netd.network_dir(self.id))?,
+            None => plug::has_sandboxes(&netd.network_dir(self.id))?,
         };
         if found {
             return Ok(());

@@ -4,9 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use nix::sys::signal::Signal;
-use skep_netlink::link::{Link, LinkChange};
-use skep_netlink::{Changes, Inside, Namespace, Rtnetlink};
-use skep_overlay::Sandboxes;
+use skep_netlink::link::Link;
+use skep_netlink::{Inside, Namespace, Rtnetlink};
+use skep_overlay::{Sandboxes, link};
 use skep_proto::v1;
 
 use crate::lab::*;
@@ -132,12 +132,7 @@ fn a_task_has_the_address_of_the_underlay_that_another_had() {
     }
     let lab = Lab::new();
     let host = lab.host(1);
-    let mut lan = network(77, |spec| {
-        spec.driver = v1::NetworkDriver::Macvlan.into();
-        spec.options.insert("parent".into(), "eth0".into());
-    });
-    lan.subnets[0].subnet = "10.77.0.0/24".into();
-    lan.subnets[0].gateway = "10.77.0.100".into();
+    let lan = lan(|_| {});
     host.know(&lan);
     let [ended, given] = [1, 2].map(|number| host.attach(&attach_request(number, &[(&lan, [10, 77, 0, 40].into())])));
     assert!(ping(&given, "10.77.0.100") && is_silent(&ended, "10.77.0.100"));
@@ -153,14 +148,12 @@ fn a_task_that_was_half_cut_off_is_whole_with_the_next_netd() {
     let net = network(5, |_| {});
     host.know(&net);
     let client = host.attach(&attach_request(9, &[(&net, address(9))]));
-    let sandbox = task(&host, &net, 1, address(1));
     let bridge = network_of(&host);
-    let device =
-        |links: Vec<Link>| links.into_iter().find(|link| link.name.starts_with(&format!("v-{}", task_id(1))[..14]));
-    let index = device(bridge.links().unwrap()).unwrap().index;
-    let mut changes = Changes::new();
-    changes.change_link(index, &LinkChange { up: Some(false), master: Some(0), ..LinkChange::default() });
-    bridge.apply(&changes).unwrap();
+    let others = bridge.links().unwrap();
+    let sandbox = task(&host, &net, 1, address(1));
+    let is_new = |link: &Link| others.iter().all(|other| other.name != link.name);
+    let device = bridge.links().unwrap().into_iter().find(is_new).unwrap();
+    link::cut_off(&bridge, device.index).unwrap();
     assert!(is_silent(&client, "10.5.1.1"));
     host.signal(Signal::SIGKILL);
     let state = host.start_alone();

@@ -357,6 +357,18 @@ pub(crate) fn network(number: u8, change: impl FnOnce(&mut v1::NetworkSpec)) -> 
     }
 }
 
+/// A network of driver macvlan with addresses of the underlay.
+pub(crate) fn lan(change: impl FnOnce(&mut v1::NetworkSpec)) -> v1::Network {
+    let mut lan = network(77, |spec| {
+        spec.driver = v1::NetworkDriver::Macvlan.into();
+        spec.options.insert("parent".into(), "eth0".into());
+        change(spec);
+    });
+    lan.subnets[0].subnet = "10.77.0.0/24".into();
+    lan.subnets[0].gateway = "10.77.0.100".into();
+    lan
+}
+
 /// A row of a task.
 pub(crate) fn endpoint(host: u8, task: u128, service: u128, address: IpAddr, serving: bool) -> v1::NetworkEndpoint {
     v1::NetworkEndpoint {
